@@ -1,0 +1,3 @@
+//! bcache-bench
+
+fn main() {}

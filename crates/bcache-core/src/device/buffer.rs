@@ -1,0 +1,74 @@
+//! Buffers that O_DIRECT takes as they are.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// A page, aligned as one: no device wants more.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE]);
+
+const PAGE: usize = 4096;
+
+/// A byte buffer that begins on a page boundary and owns whole pages.
+#[derive(Clone)]
+pub struct AlignedBuf {
+    pages: Vec<Page>,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// A buffer of `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        let pages = Page::new_vec_zeroed(len.div_ceil(PAGE)).unwrap_or_default();
+        Self { pages, len }
+    }
+
+    /// A copy of `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut buf = Self::zeroed(bytes.len());
+        buf.copy_from_slice(bytes);
+        buf
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let bytes = self.pages.as_bytes();
+        bytes.get(..self.len).unwrap_or(bytes)
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let len = self.len;
+        let bytes = self.pages.as_mut_bytes();
+        let end = len.min(bytes.len());
+        bytes.split_at_mut(end).0
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_of_their_length() {
+        for len in [0, 1, 512, 4096, 4097, 1 << 20] {
+            let mut buf = AlignedBuf::zeroed(len);
+            assert_eq!(buf.len(), len);
+            assert_eq!(buf.as_ptr().addr() % PAGE, 0);
+            buf.fill(0xa5);
+            assert!(AlignedBuf::copy_of(&buf).iter().all(|&b| b == 0xa5));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Opening block devices and image files.

@@ -1,0 +1,236 @@
+//! Block devices and image files.
+//!
+//! Two traits keep inspection from writing by type: [`ReadDevice`] is all that reading code can
+//! ask for; [`BlockDevice`] adds writing. Both are synchronous and object-safe. Offsets and lengths
+//! are in bytes. Decorators for tests are in [`testkit`] (feature `testkit`).
+
+pub mod buffer;
+pub mod file;
+pub mod holders;
+pub mod probe;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::units::Sectors;
+
+pub use buffer::AlignedBuf;
+
+/// What stands behind a device handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A block device.
+    Block,
+    /// A regular file holding an image of a device.
+    Image,
+    /// Memory, in tests.
+    Memory,
+}
+
+/// The facts about a device that do not change while it is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The path it was opened by.
+    pub path: PathBuf,
+    /// Device or image.
+    pub kind: DeviceKind,
+    /// Size in bytes; for an image this need not be a whole number of sectors.
+    pub size_bytes: u64,
+    /// Smallest unit the device reads and writes, in bytes (512 for an image).
+    pub logical_block_bytes: u32,
+    /// Smallest unit it writes without a read-modify-write, in bytes.
+    pub physical_block_bytes: u32,
+    /// Size in sectors of the whole disk that holds the device: differs from its own for a
+    /// partition. The kernel's "device too small" looks at the disk (FORMAT.md §1.4 row 18).
+    pub disk_size: Sectors,
+    /// Whether it takes discards: BLKDISCARD on a device, hole punching in an image.
+    pub discard: bool,
+    /// Whether it is a zoned device, which bcache cannot be put on by these tools.
+    pub zoned: bool,
+    /// Whether the device itself refuses writes.
+    pub read_only: bool,
+}
+
+impl DeviceInfo {
+    /// Whole sectors on the device.
+    pub fn size(&self) -> Sectors {
+        Sectors::from_bytes_floor(self.size_bytes)
+    }
+}
+
+/// A device that can be read.
+pub trait ReadDevice: Send + Sync {
+    /// What is known about the device.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Fills `buf` from the byte `offset`.
+    ///
+    /// Any offset, length and memory alignment works; a buffer from [`AlignedBuf`] at an offset and
+    /// of a length that are multiples of the logical block avoids a copy. Reading past the end is
+    /// [`DeviceError::OutOfRange`], never a short read.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError>;
+}
+
+/// A device that can be written.
+///
+/// A write is durable only after a [`flush`](Self::flush) that began after it returned.
+pub trait BlockDevice: ReadDevice {
+    /// Writes `data` at the byte `offset`. Both must be multiples of the logical block.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Makes every write that has returned durable.
+    fn flush(&self) -> Result<(), DeviceError>;
+
+    /// Tells the device that the range holds nothing of worth. What it reads as afterwards is
+    /// undefined.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
+}
+
+/// What went wrong with a device, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// It could not be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It is in use, so it must not be written.
+    #[error("{} is in use{}", path.display(), holders::describe(.holders))]
+    Busy {
+        /// The device.
+        path: PathBuf,
+        /// Who holds it, where that can be told.
+        holders: Vec<holders::Holder>,
+    },
+    /// The path is neither a block device nor a regular file.
+    #[error("{} is neither a block device nor a regular file", path.display())]
+    NotADevice {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Its size or limits could not be told.
+    #[error("cannot tell the {what} of {}", path.display())]
+    Geometry {
+        /// The device.
+        path: PathBuf,
+        /// Which figure.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// An access goes past the end of the device.
+    #[error(
+        "{}: {len} bytes at byte {offset} are past the end of the device ({size_bytes} bytes)",
+        path.display()
+    )]
+    OutOfRange {
+        /// The device.
+        path: PathBuf,
+        /// Start of the access in bytes.
+        offset: u64,
+        /// Length of the access in bytes.
+        len: u64,
+        /// Size of the device in bytes.
+        size_bytes: u64,
+    },
+    /// A write or discard is not aligned to the device's logical block.
+    #[error(
+        "{}: {len} bytes at byte {offset} do not fit logical blocks of {logical_block_bytes} bytes",
+        path.display()
+    )]
+    Misaligned {
+        /// The device.
+        path: PathBuf,
+        /// Start of the access in bytes.
+        offset: u64,
+        /// Length of the access in bytes.
+        len: u64,
+        /// The device's logical block in bytes.
+        logical_block_bytes: u32,
+    },
+    /// A read, write, flush or discard failed.
+    #[error("{}: {operation} of {len} bytes at byte {offset} failed", path.display())]
+    Io {
+        /// The device.
+        path: PathBuf,
+        /// What was attempted.
+        operation: Operation,
+        /// Start of the access in bytes (0 for a flush).
+        offset: u64,
+        /// Length of the access in bytes (0 for a flush).
+        len: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The four things one can ask of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// `read_at`
+    Read,
+    /// `write_at`
+    Write,
+    /// `flush`
+    Flush,
+    /// `discard`
+    Discard,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+        })
+    }
+}
+
+impl DeviceError {
+    /// The device that the error is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Open { path, .. }
+            | Self::Busy { path, .. }
+            | Self::NotADevice { path }
+            | Self::Geometry { path, .. }
+            | Self::OutOfRange { path, .. }
+            | Self::Misaligned { path, .. }
+            | Self::Io { path, .. } => path,
+        }
+    }
+}
+
+/// Refuses an access that leaves the device.
+pub(crate) fn check_range(info: &DeviceInfo, offset: u64, len: u64) -> Result<(), DeviceError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= info.size_bytes => Ok(()),
+        _ => Err(DeviceError::OutOfRange {
+            path: info.path.clone(),
+            offset,
+            len,
+            size_bytes: info.size_bytes,
+        }),
+    }
+}
+
+/// Refuses a write or discard that is not in whole logical blocks.
+pub(crate) fn check_aligned(info: &DeviceInfo, offset: u64, len: u64) -> Result<(), DeviceError> {
+    let block = u64::from(info.logical_block_bytes.max(1));
+    if offset % block == 0 && len % block == 0 {
+        return Ok(());
+    }
+    Err(DeviceError::Misaligned {
+        path: info.path.clone(),
+        offset,
+        len,
+        logical_block_bytes: info.logical_block_bytes,
+    })
+}

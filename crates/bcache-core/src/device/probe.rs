@@ -1,0 +1,1 @@
+//! What libblkid finds on a device.

@@ -1,0 +1,17 @@
+//! bcache's on-disk formats, cache set reader and bucket allocator.
+//!
+//! Layers, each using only those above it (a test in `tests/` holds the direction):
+//!
+//! - [`units`]: sectors, bucket numbers, gens and prios, and what a geometry derives from them.
+//! - [`checksum`]: the CRC-64 that every bcache structure carries.
+//! - [`layout`]: bytes to typed values and back; no I/O.
+//! - [`device`]: block devices and image files.
+//! - `cache_set`: what a device holds, read-only.
+//! - `allocator`: buckets, reserves, replacement policies, open buckets, the thread.
+//! - [`ops`]: make, invalidate, check; each plans first and applies after.
+
+pub mod checksum;
+pub mod device;
+pub mod layout;
+pub mod ops;
+pub mod units;

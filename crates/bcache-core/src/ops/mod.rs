@@ -1,0 +1,3 @@
+//! What the tools do to devices: each operation plans first, and [`plan::apply`] carries it out.
+
+pub mod plan;

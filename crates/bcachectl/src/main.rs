@@ -1,0 +1,3 @@
+//! bcachectl
+
+fn main() {}
