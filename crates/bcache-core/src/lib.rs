@@ -10,6 +10,12 @@
 //! - `allocator`: buckets, reserves, replacement policies, open buckets, the thread.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
+// What comes from a device is never trusted to be in bounds.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
 pub mod checksum;
 pub mod device;
 pub mod layout;

@@ -1,0 +1,148 @@
+//! The table of volumes (FORMAT.md §4): one bucket, no checksum, no magic.
+//!
+//! The number of an entry is the inode of the volume's keys.
+
+use uuid::Uuid;
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::layout::superblock::{Label, SB_LABEL_BYTES};
+use crate::units::Sectors;
+
+/// The uuid of a slot whose device was detached.
+pub const DETACHED_UUID: Uuid = Uuid::from_bytes([
+    0xa0, 0x3e, 0xf8, 0xed, 0x3e, 0xe1, 0xb8, 0x78, 0xc8, 0x50, 0xfc, 0x5e, 0xcb, 0x16, 0xcd, 0x99,
+]);
+
+const FLAG_FLASH_ONLY: u32 = 1;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    uuid: [u8; 16],
+    label: [u8; SB_LABEL_BYTES],
+    first_reg: U32,
+    last_reg: U32,
+    invalidated: U32,
+    flags: U32,
+    sectors: U64,
+    pad: [u8; 56],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawV0 {
+    uuid: [u8; 16],
+    label: [u8; SB_LABEL_BYTES],
+    first_reg: U32,
+    last_reg: U32,
+    invalidated: U32,
+    pad: U32,
+}
+
+const _: () = {
+    assert!(size_of::<Raw>() == 128);
+    assert!(std::mem::offset_of!(Raw, flags) == 60);
+    assert!(std::mem::offset_of!(Raw, sectors) == 64);
+    assert!(size_of::<RawV0>() == 64);
+};
+
+/// One volume: a backing device that is or was attached, or a flash-only volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UuidEntry {
+    /// Of the backing device; zero for an empty slot, [`DETACHED_UUID`] for a detached one.
+    pub uuid: Uuid,
+    /// Label of the backing device.
+    pub label: Label,
+    /// First registration, in seconds since 1970.
+    pub first_reg: u32,
+    /// Last registration.
+    pub last_reg: u32,
+    /// When it was detached.
+    pub invalidated: u32,
+    /// All flags.
+    pub flags: u32,
+    /// Size of a flash-only volume.
+    pub sectors: Sectors,
+}
+
+impl UuidEntry {
+    /// Whether the slot was never used.
+    pub fn is_empty(&self) -> bool {
+        self.uuid.is_nil()
+    }
+
+    /// Whether its device was detached.
+    pub fn is_detached(&self) -> bool {
+        self.uuid == DETACHED_UUID
+    }
+
+    /// Whether the cache holds the only copy (`UUID_FLASH_ONLY`).
+    pub const fn flash_only(&self) -> bool {
+        self.flags & FLAG_FLASH_ONLY != 0
+    }
+}
+
+impl From<&Raw> for UuidEntry {
+    fn from(raw: &Raw) -> Self {
+        Self {
+            uuid: Uuid::from_bytes(raw.uuid),
+            label: Label::from_bytes(raw.label),
+            first_reg: raw.first_reg.get(),
+            last_reg: raw.last_reg.get(),
+            invalidated: raw.invalidated.get(),
+            flags: raw.flags.get(),
+            sectors: Sectors(raw.sectors.get()),
+        }
+    }
+}
+
+impl From<&RawV0> for UuidEntry {
+    fn from(raw: &RawV0) -> Self {
+        Self {
+            uuid: Uuid::from_bytes(raw.uuid),
+            label: Label::from_bytes(raw.label),
+            first_reg: raw.first_reg.get(),
+            last_reg: raw.last_reg.get(),
+            invalidated: raw.invalidated.get(),
+            flags: 0,
+            sectors: Sectors(0),
+        }
+    }
+}
+
+/// Reads the table; what does not make a whole entry at the end is left out.
+///
+/// `jset_version` is that of the journal entry that names the bucket: below 1, entries are the
+/// older, shorter ones, and the table is then taken as the kernel converts it in place.
+pub fn parse_table(bytes: &[u8], jset_version: u32) -> Vec<UuidEntry> {
+    if jset_version < 1 {
+        bytes
+            .chunks_exact(size_of::<RawV0>())
+            .take(bytes.len() / size_of::<Raw>())
+            .filter_map(|chunk| RawV0::ref_from_bytes(chunk).ok())
+            .map(UuidEntry::from)
+            .collect()
+    } else {
+        bytes
+            .chunks_exact(size_of::<Raw>())
+            .filter_map(|chunk| Raw::ref_from_bytes(chunk).ok())
+            .map(UuidEntry::from)
+            .collect()
+    }
+}
+
+/// The bytes of `entry`, as a kernel writes them.
+pub fn encode(entry: &UuidEntry) -> [u8; 128] {
+    let raw = Raw {
+        uuid: entry.uuid.into_bytes(),
+        label: *entry.label.raw(),
+        first_reg: entry.first_reg.into(),
+        last_reg: entry.last_reg.into(),
+        invalidated: entry.invalidated.into(),
+        flags: entry.flags.into(),
+        sectors: entry.sectors.0.into(),
+        pad: [0; 56],
+    };
+    zerocopy::transmute!(raw)
+}
