@@ -7,16 +7,20 @@
 pub mod buffer;
 pub mod file;
 pub mod holders;
+mod ioctl;
 pub mod probe;
+pub mod sysfs;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::units::Sectors;
 
 pub use buffer::AlignedBuf;
+pub use file::{FileDevice, FileReader, create_image, open_read, open_write};
 
 /// What stands behind a device handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +92,54 @@ pub trait BlockDevice: ReadDevice {
     fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
 }
 
+impl<D: ReadDevice + ?Sized> ReadDevice for &D {
+    fn info(&self) -> &DeviceInfo {
+        (**self).info()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        (**self).read_at(offset, buf)
+    }
+}
+
+impl<D: BlockDevice + ?Sized> BlockDevice for &D {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        (**self).write_at(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        (**self).flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        (**self).discard(offset, len)
+    }
+}
+
+impl<D: ReadDevice + ?Sized> ReadDevice for Arc<D> {
+    fn info(&self) -> &DeviceInfo {
+        (**self).info()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        (**self).read_at(offset, buf)
+    }
+}
+
+impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        (**self).write_at(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        (**self).flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        (**self).discard(offset, len)
+    }
+}
+
 /// What went wrong with a device, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -95,6 +147,24 @@ pub enum DeviceError {
     #[error("cannot open {}", path.display())]
     Open {
         /// The device.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// An image could not be made.
+    #[error("cannot create the image {} of {size_bytes} bytes", path.display())]
+    Create {
+        /// The image.
+        path: PathBuf,
+        /// The size asked for in bytes.
+        size_bytes: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// An image could not be locked, though nothing else has it locked.
+    #[error("cannot lock {} for writing", path.display())]
+    Lock {
+        /// The image.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
@@ -198,6 +268,8 @@ impl DeviceError {
     pub fn path(&self) -> &Path {
         match self {
             Self::Open { path, .. }
+            | Self::Create { path, .. }
+            | Self::Lock { path, .. }
             | Self::Busy { path, .. }
             | Self::NotADevice { path }
             | Self::Geometry { path, .. }

@@ -1,0 +1,385 @@
+//! What sysfs tells about the block devices of the machine, and about bcache running on them.
+//!
+//! Every function takes a [`Root`], so that tests can lay out a tree of their own. What sysfs does
+//! not tell (an older kernel, a container without it) is `None`, never an error: these facts only
+//! explain; what must hold is asked of the device itself.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::units::Sectors;
+
+/// Where `sys` and `proc` are mounted: `/` on a machine, a directory of a test.
+#[derive(Clone, Debug)]
+pub struct Root {
+    base: PathBuf,
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::system()
+    }
+}
+
+impl Root {
+    /// The running machine.
+    pub fn system() -> Self {
+        Self::at("/")
+    }
+
+    /// A tree whose `sys` and `proc` directories are under `base`.
+    pub fn at(base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into() }
+    }
+
+    /// A path below `sys`.
+    pub fn sys(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.base.join("sys").join(relative)
+    }
+
+    /// A path below `proc`.
+    pub fn proc(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.base.join("proc").join(relative)
+    }
+}
+
+/// The number by which the kernel knows a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber {
+    /// The driver's number.
+    pub major: u32,
+    /// The device's number within the driver.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// From the `st_rdev` or `st_dev` of a file.
+    pub fn from_dev_t(dev: u64) -> Self {
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            major: narrow(nix::sys::stat::major(dev)),
+            minor: narrow(nix::sys::stat::minor(dev)),
+        }
+    }
+
+    /// From `MAJOR:MINOR`, as sysfs and mountinfo write it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once(':')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+
+    /// The number of the block device at `path`; `None` for anything else.
+    pub fn of_path(path: &Path) -> io::Result<Option<Self>> {
+        let metadata = fs::metadata(path)?;
+        Ok(metadata.file_type().is_block_device().then(|| Self::from_dev_t(metadata.rdev())))
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// The directory of one block device (a disk or a partition) in sysfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockDir {
+    name: String,
+    dir: PathBuf,
+}
+
+impl BlockDir {
+    /// The device with this number.
+    pub fn by_number(root: &Root, number: DeviceNumber) -> Option<Self> {
+        Self::at(&root.sys(format!("dev/block/{number}")))
+    }
+
+    /// The device with this kernel name, such as `sda1`.
+    pub fn by_name(root: &Root, name: &str) -> Option<Self> {
+        Self::at(&root.sys("class/block").join(name))
+    }
+
+    /// The device whose node is at `path`.
+    pub fn of_path(root: &Root, path: &Path) -> Option<Self> {
+        Self::by_number(root, DeviceNumber::of_path(path).ok()??)
+    }
+
+    /// Every block device that the kernel knows, in order of name (`sda2` before `sda10`).
+    pub fn all(root: &Root) -> io::Result<Vec<Self>> {
+        let mut found: Vec<Self> = fs::read_dir(root.sys("class/block"))?
+            .filter_map(|entry| Self::at(&entry.ok()?.path()))
+            .collect();
+        found.sort_by_cached_key(|device| natural_key(&device.name));
+        Ok(found)
+    }
+
+    fn at(link: &Path) -> Option<Self> {
+        let dir = fs::canonicalize(link).ok()?;
+        let name = dir.file_name()?.to_str()?.to_owned();
+        Some(Self { name, dir })
+    }
+
+    /// The kernel's name for it, such as `sda1` or `dm-0`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node that devtmpfs makes for it. The kernel writes `!` in a name where the node has `/`.
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev").join(self.name.replace('!', "/"))
+    }
+
+    /// Its number.
+    pub fn number(&self) -> Option<DeviceNumber> {
+        DeviceNumber::parse(&self.attribute("dev")?)
+    }
+
+    /// Its size; sysfs counts in sectors whatever the logical block.
+    pub fn size(&self) -> Option<Sectors> {
+        self.attribute("size")?.parse().ok().map(Sectors)
+    }
+
+    /// The text of an attribute, without the newline.
+    pub fn attribute(&self, relative: impl AsRef<Path>) -> Option<String> {
+        read_text(&self.dir.join(relative))
+    }
+
+    /// Whether it is a partition.
+    pub fn is_partition(&self) -> bool {
+        self.dir.join("partition").exists()
+    }
+
+    /// The disk that a partition is on.
+    pub fn disk(&self) -> Option<Self> {
+        if self.is_partition() { Self::at(self.dir.parent()?) } else { None }
+    }
+
+    /// The partitions of a disk.
+    pub fn partitions(&self) -> Vec<Self> {
+        let mut partitions: Vec<Self> =
+            subdirectories(&self.dir).filter_map(|d| Self::at(&d)).collect();
+        partitions.retain(Self::is_partition);
+        partitions.sort_by_cached_key(|partition| natural_key(&partition.name));
+        partitions
+    }
+
+    /// A limit of the queue; a partition has its disk's.
+    pub fn queue(&self, limit: &str) -> Option<String> {
+        let relative = Path::new("queue").join(limit);
+        match self.disk() {
+            Some(disk) => disk.attribute(relative),
+            None => self.attribute(relative),
+        }
+    }
+
+    /// Devices that are built on this one.
+    pub fn holders(&self) -> Vec<Self> {
+        let mut holders: Vec<Self> =
+            subdirectories(&self.dir.join("holders")).filter_map(|d| Self::at(&d)).collect();
+        holders.sort_by_cached_key(|holder| natural_key(&holder.name));
+        holders
+    }
+
+    /// The file or device that a loop device reads, as the path it was set up with.
+    pub fn loop_backing_file(&self) -> Option<PathBuf> {
+        let bytes = fs::read(self.dir.join("loop/backing_file")).ok()?;
+        let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        (!bytes.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(bytes)))
+    }
+
+    /// What bcache runs on this device; `None` when it is not registered.
+    ///
+    /// The `bcache` directory of a registered device is its own; that of `bcacheN` is a link to
+    /// the one of its backing device or volume, and says nothing about a use of `bcacheN`.
+    pub fn bcache(&self) -> Option<Registered> {
+        let dir = self.dir.join("bcache");
+        let metadata = fs::symlink_metadata(&dir).ok()?;
+        if !metadata.is_dir() {
+            return None;
+        }
+        if dir.join("set").exists() || dir.join("nbuckets").exists() {
+            return Some(Registered::Cache(RunningCache {
+                set_uuid: link_name(&dir.join("set")).and_then(|name| parse_uuid(&name)),
+                replacement: read_text(&dir.join("cache_replacement_policy"))
+                    .and_then(|text| selected(&text)),
+            }));
+        }
+        Some(Registered::Backing(RunningBacking {
+            device: link_name(&dir.join("dev")),
+            set_uuid: link_name(&dir.join("cache")).and_then(|name| parse_uuid(&name)),
+            running: read_text(&dir.join("running")).and_then(|text| match text.as_str() {
+                "0" => Some(false),
+                "1" => Some(true),
+                _ => None,
+            }),
+            state: read_text(&dir.join("state")).map(|text| BackingState::from_sysfs(&text)),
+            cache_mode: read_text(&dir.join("cache_mode")).and_then(|text| selected(&text)),
+            dirty_data: read_text(&dir.join("dirty_data")),
+            label: read_text(&dir.join("label")).filter(|label| !label.is_empty()),
+            backing_uuid: read_text(&dir.join("backing_dev_uuid"))
+                .and_then(|text| parse_uuid(&text)),
+        }))
+    }
+}
+
+/// A device that the kernel's bcache has registered, as its sysfs directory tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "role")]
+pub enum Registered {
+    /// As a cache of a set.
+    Cache(RunningCache),
+    /// As a backing device.
+    Backing(RunningBacking),
+}
+
+/// A registered cache device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunningCache {
+    /// The set it belongs to; the name of the directory that `bcache/set` links to.
+    pub set_uuid: Option<Uuid>,
+    /// The replacement policy in force: `lru`, `fifo` or `random`.
+    pub replacement: Option<String>,
+}
+
+/// A registered backing device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunningBacking {
+    /// The device it runs as, such as `bcache0`; none while it waits for its cache set.
+    pub device: Option<String>,
+    /// The set it is attached to.
+    pub set_uuid: Option<Uuid>,
+    /// Whether it takes I/O.
+    pub running: Option<bool>,
+    /// Its state.
+    pub state: Option<BackingState>,
+    /// The cache mode in force: `writethrough`, `writeback`, `writearound` or `none`.
+    pub cache_mode: Option<String>,
+    /// Its dirty data as the kernel prints it: rounded, with a unit of 1024 (`1.5M`).
+    pub dirty_data: Option<String>,
+    /// Its label.
+    pub label: Option<String>,
+    /// The UUID of the backing device itself (kernels that print it).
+    pub backing_uuid: Option<Uuid>,
+}
+
+/// The `state` of a backing device as sysfs prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackingState {
+    /// `no cache`: not attached.
+    NoCache,
+    /// `clean`: attached, all data is on the backing device.
+    Clean,
+    /// `dirty`: some data is on the cache only.
+    Dirty,
+    /// `inconsistent`: it was forced to run without the cache that held its dirty data.
+    Inconsistent,
+    /// A word that this version does not know.
+    Other(String),
+}
+
+impl BackingState {
+    fn from_sysfs(text: &str) -> Self {
+        match text {
+            "no cache" => Self::NoCache,
+            "clean" => Self::Clean,
+            "dirty" => Self::Dirty,
+            "inconsistent" => Self::Inconsistent,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+/// One block device of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineDevice {
+    /// The kernel's name.
+    pub name: String,
+    /// Its node in `/dev`.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: Option<DeviceNumber>,
+    /// Its size.
+    pub size: Sectors,
+    /// The disk it is a partition of.
+    pub partition_of: Option<String>,
+    /// What bcache runs on it.
+    pub bcache: Option<Registered>,
+}
+
+/// The block devices of the machine that can hold anything, in order of name.
+///
+/// Left out are devices without a size (empty loop devices and card readers among them), RAM disks,
+/// and those that the kernel hides because they are paths of another device.
+pub fn devices_of_the_machine(root: &Root) -> io::Result<Vec<MachineDevice>> {
+    let listed = BlockDir::all(root)?.into_iter().filter_map(|device| {
+        let size = device.size().unwrap_or_default();
+        let is_ram = device.name.strip_prefix("ram").is_some_and(|rest| {
+            !rest.is_empty() && rest.bytes().all(|character| character.is_ascii_digit())
+        });
+        if size == Sectors(0) || is_ram || device.attribute("hidden").as_deref() == Some("1") {
+            return None;
+        }
+        Some(MachineDevice {
+            path: device.node(),
+            number: device.number(),
+            size,
+            partition_of: device.disk().map(|disk| disk.name),
+            bcache: device.bcache(),
+            name: device.name,
+        })
+    });
+    Ok(listed.collect())
+}
+
+/// The text of a file without its last newline; `None` when it cannot be read.
+fn read_text(path: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+    Some(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
+}
+
+fn subdirectories(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        path.is_dir().then_some(path)
+    })
+}
+
+/// The last component of what a link points to.
+fn link_name(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
+}
+
+fn parse_uuid(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text.trim()).ok()
+}
+
+/// The word in brackets of a list of choices such as `lru [fifo] random`.
+fn selected(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (word, _) = rest.split_once(']')?;
+    Some(word.trim().to_owned())
+}
+
+/// Splits a name so that numbers in it compare as numbers.
+fn natural_key(name: &str) -> Vec<(String, u64)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let digits_at = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(digits_at);
+        let digits_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (digits, tail) = tail.split_at(digits_end);
+        key.push((word.to_owned(), digits.parse().unwrap_or(0)));
+        rest = tail;
+    }
+    key
+}
