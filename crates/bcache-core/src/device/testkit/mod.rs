@@ -7,6 +7,12 @@
 //!
 //! All are deterministic: what is random takes a seed.
 
+mod fault;
 mod memory;
+mod sim;
+mod trace;
 
+pub use fault::{Fault, FaultDevice, Lasting, Trigger};
 pub use memory::{DiscardReads, MemoryDevice};
+pub use sim::{CrashUnit, SimDevice, Unflushed};
+pub use trace::{TraceDevice, TraceEvent, TraceOp};
