@@ -1,3 +1,7 @@
-//! bcachectl
+//! Make, show, check and invalidate bcache devices.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bcachectl::commands::main()
+}

@@ -95,6 +95,53 @@ pub struct Found {
     pub partitions: Vec<Partition>,
 }
 
+impl Found {
+    /// Whether it is a bcache superblock, about which bcache itself knows more.
+    pub fn is_bcache(&self) -> bool {
+        self.kind == FoundKind::Bcache
+    }
+
+    /// Bytes of the device, as offset and length, without which this is no longer found.
+    ///
+    /// `size_bytes` is the size of the device: GUID partition tables have a second header in its
+    /// last block, whose size is `block_bytes`.
+    pub fn signatures(&self, size_bytes: u64, block_bytes: u64) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<_> =
+            self.magic_offset.iter().map(|offset| (*offset, block_bytes)).collect();
+        if self.kind == FoundKind::PartitionTable && self.type_name == "gpt" {
+            let last = (size_bytes / block_bytes.max(1)).saturating_sub(1);
+            ranges.push((last.saturating_mul(block_bytes), block_bytes));
+        }
+        ranges
+    }
+}
+
+impl std::fmt::Display for Found {
+    /// What a person needs to recognise it: `a file system (ext4), label "home", UUID ...`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.kind.describe(), self.type_name)?;
+        if let Some(label) = self.label.as_deref().filter(|label| !label.is_empty()) {
+            write!(f, ", label \"{}\"", label.escape_debug())?;
+        }
+        if let Some(uuid) = &self.uuid {
+            write!(f, ", UUID {uuid}")?;
+        }
+        if self.bad_checksum {
+            f.write_str(", bad checksum")?;
+        }
+        for partition in &self.partitions {
+            write!(f, "; partition {}: {}", partition.number, partition.size)?;
+            if let Some(label) = partition.label.as_deref().filter(|label| !label.is_empty()) {
+                write!(f, ", \"{}\"", label.escape_debug())?;
+            }
+            for found in &partition.contents {
+                write!(f, ", {found}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A partition that a table lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Partition {

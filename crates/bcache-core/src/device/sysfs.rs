@@ -298,6 +298,18 @@ impl BackingState {
     }
 }
 
+impl fmt::Display for BackingState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoCache => "no cache",
+            Self::Clean => "clean",
+            Self::Dirty => "dirty",
+            Self::Inconsistent => "inconsistent",
+            Self::Other(other) => other,
+        })
+    }
+}
+
 /// One block device of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineDevice {

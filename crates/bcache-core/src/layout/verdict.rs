@@ -199,6 +199,20 @@ pub enum Warning {
     SetUuidReused,
 }
 
+impl Warning {
+    /// Whether registration never ends or the kernel writes where it must not: nothing that should
+    /// ever be written.
+    pub const fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::ReplacementUnknown { .. }
+                | Self::PartitionTooSmall { .. }
+                | Self::NoDataBuckets
+                | Self::TooFewDataBuckets { .. }
+        )
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

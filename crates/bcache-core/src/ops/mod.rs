@@ -1,3 +1,4 @@
 //! What the tools do to devices: each operation plans first, and [`plan::apply`] carries it out.
 
+pub mod make;
 pub mod plan;

@@ -33,6 +33,19 @@ pub enum WriteKind {
     BtreeNode,
 }
 
+impl std::fmt::Display for WriteKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Superblock => f.write_str("superblock"),
+            Self::Wipe => f.write_str("zeroes"),
+            Self::PrioSet { index, bucket } => write!(f, "prio set {index} to bucket {bucket}"),
+            Self::JournalEntry { seq } => write!(f, "journal entry {seq}"),
+            Self::UuidTable => f.write_str("uuid table"),
+            Self::BtreeNode => f.write_str("btree node"),
+        }
+    }
+}
+
 /// One step of a plan.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -45,6 +58,15 @@ pub enum Step {
         /// What.
         data: AlignedBuf,
     },
+    /// Write zeroes over a range.
+    Zero {
+        /// What for.
+        kind: WriteKind,
+        /// Start in bytes.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
     /// Discard a range; what fails here is not an error of the plan.
     Discard {
         /// Start in bytes.
@@ -54,6 +76,18 @@ pub enum Step {
     },
     /// Make everything before durable.
     Flush,
+}
+
+impl Step {
+    /// Whether the step determines, or makes undefined, what the byte `position` reads as.
+    fn covers(&self, position: u64) -> bool {
+        let (offset, len) = match self {
+            Self::Write { offset, data, .. } => (*offset, data.len() as u64),
+            Self::Zero { offset, len, .. } | Self::Discard { offset, len } => (*offset, *len),
+            Self::Flush => return false,
+        };
+        position >= offset && position - offset < len
+    }
 }
 
 /// The writes of one operation on one device, in order.
@@ -70,6 +104,7 @@ impl Plan {
             .iter()
             .map(|step| match step {
                 Step::Write { data, .. } => data.len() as u64,
+                Step::Zero { len, .. } => *len,
                 Step::Discard { .. } | Step::Flush => 0,
             })
             .sum()
@@ -82,7 +117,7 @@ impl Plan {
                 .iter()
                 .map(|step| match step {
                     Step::Discard { len, .. } => *len,
-                    Step::Write { .. } | Step::Flush => 0,
+                    Step::Write { .. } | Step::Zero { .. } | Step::Flush => 0,
                 })
                 .sum(),
         )
@@ -104,8 +139,33 @@ pub struct ApplyError {
     pub source: DeviceError,
 }
 
+/// What was written and is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It could not be read back.
+    #[error("cannot read back the {kind}")]
+    Read {
+        /// What was written.
+        kind: WriteKind,
+        /// Why.
+        #[source]
+        source: DeviceError,
+    },
+    /// Something else is there.
+    #[error("the {kind} reads back differently, first at byte {offset}")]
+    Differs {
+        /// What was written.
+        kind: WriteKind,
+        /// The first byte of the device that differs.
+        offset: u64,
+    },
+}
+
 /// Largest discard issued at once, so that progress can be told and a signal is answered.
 const DISCARD_CHUNK_BYTES: u64 = 1 << 30;
+
+/// Zeroes written at once.
+const ZERO_CHUNK_BYTES: u64 = 1 << 20;
 
 /// Carries out `plan`, telling `progress` of the bytes done after each piece of work.
 ///
@@ -125,6 +185,10 @@ pub fn apply(
                 progress(data.len() as u64);
                 result
             }
+            Step::Zero { offset, len, .. } => {
+                may_have_written = true;
+                write_zeroes(device, *offset, *len, progress)
+            }
             Step::Flush => device.flush(),
             Step::Discard { offset, len } => {
                 may_have_written = true;
@@ -135,6 +199,24 @@ pub fn apply(
         if let Err(source) = result {
             return Err(ApplyError { step, steps: plan.steps.len(), may_have_written, source });
         }
+    }
+    Ok(())
+}
+
+fn write_zeroes(
+    device: &dyn BlockDevice,
+    offset: u64,
+    len: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), DeviceError> {
+    let zeroes = AlignedBuf::zeroed(usize::try_from(len.min(ZERO_CHUNK_BYTES)).unwrap_or(0));
+    let mut done = 0;
+    while done < len {
+        let chunk = (len - done).min(ZERO_CHUNK_BYTES);
+        let bytes = usize::try_from(chunk).ok().and_then(|chunk| zeroes.get(..chunk));
+        device.write_at(offset.saturating_add(done), bytes.unwrap_or(&zeroes))?;
+        progress(chunk);
+        done += chunk;
     }
     Ok(())
 }
@@ -155,4 +237,46 @@ fn discard_in_chunks(
         offset = offset.saturating_add(chunk);
         len -= chunk;
     }
+}
+
+/// Bytes read back at once.
+const VERIFY_CHUNK_BYTES: u64 = 1 << 20;
+
+/// Reads back what `plan` wrote and compares it.
+///
+/// What a later step of the plan writes over counts as that step says; discarded ranges are not
+/// looked at, for what they read as is undefined.
+pub fn verify(plan: &Plan, device: &dyn BlockDevice) -> Result<(), VerifyError> {
+    for (index, step) in plan.steps.iter().enumerate() {
+        let (kind, offset, len) = match step {
+            Step::Write { kind, offset, data } => (*kind, *offset, data.len() as u64),
+            Step::Zero { kind, offset, len } => (*kind, *offset, *len),
+            Step::Discard { .. } | Step::Flush => continue,
+        };
+        let later = plan.steps.get(index + 1..).unwrap_or_default();
+        let mut done = 0;
+        while done < len {
+            let start = offset.saturating_add(done);
+            let chunk = (len - done).min(VERIFY_CHUNK_BYTES);
+            let mut found = AlignedBuf::zeroed(usize::try_from(chunk).unwrap_or(0));
+            device
+                .read_at(start, &mut found)
+                .map_err(|source| VerifyError::Read { kind, source })?;
+            for (position, byte) in (start..).zip(found.iter()) {
+                let expected = match step {
+                    Step::Write { data, .. } => usize::try_from(position - offset)
+                        .ok()
+                        .and_then(|index| data.get(index))
+                        .copied()
+                        .unwrap_or(0),
+                    _ => 0,
+                };
+                if *byte != expected && !later.iter().any(|step| step.covers(position)) {
+                    return Err(VerifyError::Differs { kind, offset: position });
+                }
+            }
+            done += chunk;
+        }
+    }
+    Ok(())
 }

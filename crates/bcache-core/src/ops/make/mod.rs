@@ -1,0 +1,424 @@
+//! Formatting: superblocks for cache and backing devices.
+//!
+//! [`plan`] decides everything for all devices before the first byte is written, from facts that
+//! were gathered read-only. It refuses what the kernel would refuse, and what would destroy
+//! something without the override that names it.
+//!
+//! Order of the writes on one device, and what a power cut leaves:
+//!
+//! 1. zeroes over the first 4 KiB and over every signature found, then a flush: from here on the
+//!    device is nothing, neither what it was nor bcache;
+//! 2. discards, and zeroes over the future journal where an old one could come back (FORMAT.md
+//!    §1.5), then a flush;
+//! 3. the superblock, then a flush. It is one write of 4 KiB whose checksum tells whether it is
+//!    whole, and everything it relies on is durable before it.
+
+mod error;
+mod run;
+
+use uuid::Uuid;
+
+use crate::device::probe::Found;
+use crate::device::{AlignedBuf, DeviceInfo, DeviceKind};
+use crate::layout::superblock::{
+    BDEV_DATA_START_DEFAULT, BUCKET_SIZE_MAX_V3, BackingParams, CacheMode, CacheParams, Kind,
+    Label, Replacement, SB_BYTES, SB_OFFSET_BYTES, Superblock, first_bucket_for,
+};
+use crate::layout::verdict::{NBUCKETS_MIN, Target, Warning, kernel_verdict};
+use crate::ops::plan::{Plan, Step, WriteKind};
+use crate::units::{Geometry, PAGE_BYTES, PAGE_SECTORS, SECTOR_BYTES, Sectors};
+
+pub use error::{MakeError, Note};
+pub use run::{
+    Opener, Outcome, RunError, check_distinct, facts_of, facts_of_new_image, open_for_real,
+    read_superblock, run,
+};
+
+/// Bucket size that is used where none was asked for and the device is large enough.
+pub const BUCKET_SIZE_DEFAULT: Sectors = Sectors(1024);
+
+/// Largest bucket: 1 GiB. The kernel's own limit is higher and no device has use for it.
+pub const BUCKET_SIZE_MAX: Sectors = Sectors(1 << 21);
+
+/// Block size of image files, which have no sector size of their own.
+const IMAGE_BLOCK_BYTES: u64 = 4096;
+
+/// What is wanted, for all devices.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Size of a bucket in bytes; the default depends on the device.
+    pub bucket_bytes: Option<u64>,
+    /// Size of a block in bytes; the default is the largest logical block of all devices.
+    pub block_bytes: Option<u64>,
+    /// Where the data of backing devices starts.
+    pub data_offset: Option<Sectors>,
+    /// Set to make or to attach to; a fresh one where none is given.
+    pub set_uuid: Option<Uuid>,
+    /// Label of every device.
+    pub label: Label,
+    /// Cache mode of backing devices.
+    pub cache_mode: CacheMode,
+    /// Whether the cache is discarded now, and bucket by bucket by the kernel later.
+    pub discard: bool,
+    /// Replacement policy of caches.
+    pub replacement: Replacement,
+    /// Whether a bcache superblock may be overwritten.
+    pub wipe_bcache: bool,
+    /// Whether anything else may be overwritten.
+    pub force: bool,
+}
+
+/// A device to format, and what is known about it.
+#[derive(Clone, Debug)]
+pub struct DeviceFacts {
+    /// What to make of it.
+    pub kind: Kind,
+    /// Its size and limits.
+    pub info: DeviceInfo,
+    /// What libblkid finds on it.
+    pub found: Vec<Found>,
+    /// The bytes where a superblock would be, if it is long enough to have one.
+    pub superblock: Option<Superblock>,
+    /// Whether it is an image file that does not exist yet.
+    pub create: bool,
+}
+
+impl DeviceFacts {
+    /// The bcache superblock on the device, whole or with a bad checksum.
+    pub fn bcache_superblock(&self) -> Option<&Superblock> {
+        self.superblock.as_ref().filter(|sb| sb.magic_ok())
+    }
+}
+
+/// What will happen to one device.
+#[derive(Clone, Debug)]
+pub struct DevicePlan {
+    /// The facts that it was planned from.
+    pub facts: DeviceFacts,
+    /// The superblock to be written.
+    pub superblock: Superblock,
+    /// What the kernel accepts and we warn of.
+    pub warnings: Vec<Warning>,
+    /// What was decided on the way.
+    pub notes: Vec<Note>,
+    /// What is destroyed, in words.
+    pub destroys: Vec<String>,
+    /// The writes.
+    pub plan: Plan,
+}
+
+/// Plans all devices, or refuses all.
+///
+/// `fresh` gives random uuids; tests and `--dry-run` comparisons give their own.
+pub fn plan(
+    options: &Options,
+    devices: Vec<DeviceFacts>,
+    fresh: &mut dyn FnMut() -> Uuid,
+) -> Result<Vec<DevicePlan>, MakeError> {
+    if devices.is_empty() {
+        return Err(MakeError::NoDevices);
+    }
+    let bucket_size = options.bucket_bytes.map(check_bucket).transpose()?;
+    let block_size = block_size(options, &devices)?;
+    if let Some(size) = bucket_size.filter(|size| *size < block_size) {
+        let bytes = block_size.bytes();
+        return Err(MakeError::BlockLargerThanBucket { bytes, bucket_size: size });
+    }
+    let count = devices.iter().filter(|device| device.kind == Kind::Cache).count();
+    let shared_set = options.set_uuid.is_some() || count < devices.len();
+    if count > 1 && shared_set {
+        return Err(MakeError::SeveralCaches { count });
+    }
+    let shared_uuid = options.set_uuid.unwrap_or_else(&mut *fresh);
+    devices
+        .into_iter()
+        .map(|facts| {
+            check_device(&facts)?;
+            let uuid = fresh();
+            match facts.kind {
+                Kind::Cache => {
+                    let set_uuid = if shared_set { shared_uuid } else { fresh() };
+                    plan_cache(options, facts, bucket_size, block_size, uuid, set_uuid)
+                }
+                Kind::Backing => plan_backing(options, facts, block_size, uuid, shared_uuid),
+            }
+        })
+        .collect()
+}
+
+fn check_bucket(bytes: u64) -> Result<Sectors, MakeError> {
+    if !bytes.is_power_of_two() {
+        return Err(MakeError::BucketNotPowerOfTwo { bytes });
+    }
+    if bytes < PAGE_BYTES {
+        return Err(MakeError::BucketTooSmall { bytes });
+    }
+    if bytes > BUCKET_SIZE_MAX.bytes() {
+        return Err(MakeError::BucketTooLarge { bytes });
+    }
+    Ok(Sectors(bytes / SECTOR_BYTES))
+}
+
+fn natural_block_bytes(info: &DeviceInfo) -> u64 {
+    match info.kind {
+        DeviceKind::Image => IMAGE_BLOCK_BYTES,
+        DeviceKind::Block | DeviceKind::Memory => info.logical_block_bytes.into(),
+    }
+}
+
+fn block_size(options: &Options, devices: &[DeviceFacts]) -> Result<Sectors, MakeError> {
+    for device in devices {
+        let logical = u64::from(device.info.logical_block_bytes);
+        if logical > PAGE_BYTES {
+            let path = device.info.path.clone();
+            return Err(MakeError::LogicalBlockLargerThanPage { path, logical });
+        }
+    }
+    let bytes = options.block_bytes.unwrap_or_else(|| {
+        devices.iter().map(|device| natural_block_bytes(&device.info)).max().unwrap_or(SECTOR_BYTES)
+    });
+    if !bytes.is_power_of_two() {
+        return Err(MakeError::BlockNotPowerOfTwo { bytes });
+    }
+    if !(SECTOR_BYTES..=PAGE_BYTES).contains(&bytes) {
+        return Err(MakeError::BlockOutOfRange { bytes });
+    }
+    for device in devices {
+        let logical = u64::from(device.info.logical_block_bytes);
+        if bytes < logical {
+            let path = device.info.path.clone();
+            return Err(MakeError::BlockSmallerThanDevice { bytes, path, logical });
+        }
+    }
+    Ok(Sectors(bytes / SECTOR_BYTES))
+}
+
+fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
+    let path = || facts.info.path.clone();
+    if facts.info.read_only {
+        return Err(MakeError::ReadOnly { path: path() });
+    }
+    if facts.info.zoned {
+        return Err(MakeError::Zoned { path: path() });
+    }
+    let size_bytes = facts.info.size_bytes;
+    if size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
+        return Err(MakeError::DeviceTooShort { path: path(), size_bytes });
+    }
+    Ok(())
+}
+
+/// The largest bucket that gives the kernel enough buckets on `size`.
+fn largest_bucket(size: Sectors, block_size: Sectors) -> Option<Sectors> {
+    let mut bucket = BUCKET_SIZE_DEFAULT.0;
+    while bucket >= PAGE_SECTORS.max(block_size.0) {
+        if size.0 / bucket >= NBUCKETS_MIN {
+            return Some(Sectors(bucket));
+        }
+        bucket /= 2;
+    }
+    None
+}
+
+fn plan_cache(
+    options: &Options,
+    facts: DeviceFacts,
+    bucket_size: Option<Sectors>,
+    block_size: Sectors,
+    uuid: Uuid,
+    set_uuid: Uuid,
+) -> Result<DevicePlan, MakeError> {
+    let size = facts.info.size();
+    let path = || facts.info.path.clone();
+    let mut notes = Vec::new();
+    let largest = largest_bucket(size, block_size);
+    let bucket_size = if let Some(asked) = bucket_size {
+        asked
+    } else {
+        let used = largest.unwrap_or(BUCKET_SIZE_DEFAULT);
+        if used != BUCKET_SIZE_DEFAULT {
+            notes.push(Note::SmallerBucket { default: BUCKET_SIZE_DEFAULT, used });
+        }
+        used
+    };
+    let nbuckets = size.0 / bucket_size.0;
+    if nbuckets < NBUCKETS_MIN {
+        return Err(MakeError::TooFewBuckets { path: path(), nbuckets, bucket_size, largest });
+    }
+    if bucket_size > BUCKET_SIZE_MAX_V3 {
+        notes.push(Note::LargeBucketFeature);
+    }
+    let sectors = Sectors(size.0 % bucket_size.0);
+    if sectors.0 > 0 {
+        notes.push(Note::SectorsLeftOver { sectors });
+    }
+    if options.discard && !facts.info.discard {
+        notes.push(Note::NoDiscard);
+    }
+    let superblock = Superblock::new_cache(&CacheParams {
+        uuid,
+        set_uuid,
+        label: options.label,
+        nbuckets,
+        bucket_size,
+        block_size: u16::try_from(block_size.0).unwrap_or(u16::MAX),
+        replacement: options.replacement,
+        discard: options.discard,
+    });
+    let geometry =
+        Geometry::new(nbuckets, first_bucket_for(bucket_size).into(), bucket_size, block_size);
+    // A uuid that was chosen by hand may have been used here before.
+    let journal = geometry.filter(|_| options.set_uuid.is_some()).map(|geometry| {
+        let start = geometry.bucket_to_sector(geometry.first_bucket());
+        let count = u64::from(geometry.njournal_buckets_default());
+        (start, Sectors(count.saturating_mul(geometry.bucket_size().0)))
+    });
+    if let Some((_, size)) = journal {
+        notes.push(Note::JournalWiped { size });
+    }
+    finish(options, facts, superblock, notes, journal)
+}
+
+fn plan_backing(
+    options: &Options,
+    facts: DeviceFacts,
+    block_size: Sectors,
+    uuid: Uuid,
+    set_uuid: Uuid,
+) -> Result<DevicePlan, MakeError> {
+    let size = facts.info.size();
+    let path = || facts.info.path.clone();
+    let offset = options.data_offset.unwrap_or(BDEV_DATA_START_DEFAULT);
+    let mut notes = Vec::new();
+    if offset < BDEV_DATA_START_DEFAULT {
+        return Err(MakeError::DataOffsetTooSmall { offset });
+    }
+    // The volume must hold a whole block, or it reads as empty.
+    if offset.0 >= size.0 || size.0.saturating_sub(offset.0) < block_size.0 {
+        return Err(MakeError::DataOffsetPastEnd { offset, path: path(), size });
+    }
+    let logical = u64::from(facts.info.logical_block_bytes).max(SECTOR_BYTES);
+    if offset.bytes() % logical != 0 {
+        return Err(MakeError::DataOffsetMisaligned { offset, path: path(), logical });
+    }
+    let physical_bytes = facts.info.physical_block_bytes;
+    if physical_bytes != 0 && offset.bytes() % u64::from(physical_bytes) != 0 {
+        notes.push(Note::DataOffsetSplitsPhysicalBlock { physical_bytes });
+    }
+    let superblock = Superblock::new_backing(&BackingParams {
+        uuid,
+        set_uuid,
+        label: options.label,
+        data_offset: offset,
+        block_size: u16::try_from(block_size.0).unwrap_or(u16::MAX),
+        cache_mode: options.cache_mode,
+    });
+    finish(options, facts, superblock, notes, None)
+}
+
+fn finish(
+    options: &Options,
+    facts: DeviceFacts,
+    superblock: Superblock,
+    notes: Vec<Note>,
+    journal: Option<(Sectors, Sectors)>,
+) -> Result<DevicePlan, MakeError> {
+    let destroys = check_overrides(options, &facts)?;
+    let target = Target {
+        device_size: facts.info.size(),
+        disk_size: facts.info.disk_size.max(facts.info.size()),
+        logical_block_bytes: facts.info.logical_block_bytes,
+    };
+    let verdict = kernel_verdict(&superblock, &target);
+    if let Some(refusal) = verdict.refusal {
+        return Err(MakeError::KernelRefuses { path: facts.info.path, refusal });
+    }
+    let hang = verdict.warnings.iter().find(|warning| warning.is_fatal());
+    if let Some(warning) = hang {
+        return Err(MakeError::KernelWouldHang { path: facts.info.path, warning: *warning });
+    }
+    let plan = steps(options, &facts, &superblock, journal);
+    Ok(DevicePlan { facts, superblock, warnings: verdict.warnings, notes, destroys, plan })
+}
+
+/// What would be destroyed, in words; refused where an override is missing.
+fn check_overrides(options: &Options, facts: &DeviceFacts) -> Result<Vec<String>, MakeError> {
+    let mut what = Vec::new();
+    let mut overrides = Vec::new();
+    if let Some(sb) = facts.bcache_superblock() {
+        let kind = sb.kind().map_or_else(|| "bcache".to_owned(), |kind| format!("bcache {kind}"));
+        let label = if sb.label().is_empty() {
+            String::new()
+        } else {
+            format!(", label \"{}\"", sb.label())
+        };
+        let dirty = match sb.kind() {
+            Some(Kind::Cache) if sb.sync() => {
+                ", which may hold dirty data of its backing devices (bcachectl show --dirty tells)"
+            }
+            Some(Kind::Backing) if sb.state() == crate::layout::superblock::BackingState::Dirty => {
+                ", whose cache holds dirty data"
+            }
+            _ => "",
+        };
+        what.push(format!("a {kind} device (UUID {}{label}){dirty}", sb.uuid()));
+        overrides.push("--wipe-bcache");
+    }
+    let others: Vec<_> = facts.found.iter().filter(|found| !found.is_bcache()).collect();
+    if !others.is_empty() {
+        what.extend(others.iter().map(ToString::to_string));
+        overrides.push("--force");
+    }
+    let allowed = overrides.iter().all(|name| match *name {
+        "--wipe-bcache" => options.wipe_bcache,
+        _ => options.force,
+    });
+    if allowed {
+        return Ok(what);
+    }
+    Err(MakeError::WouldDestroy { path: facts.info.path.clone(), what, overrides })
+}
+
+fn steps(
+    options: &Options,
+    facts: &DeviceFacts,
+    superblock: &Superblock,
+    journal: Option<(Sectors, Sectors)>,
+) -> Plan {
+    let mut steps = Vec::new();
+    let wipe = |offset, len| Step::Zero { kind: WriteKind::Wipe, offset, len };
+    // The start of the disk, as make-bcache zeroes it, and the superblock: from here the device is
+    // neither what it was nor half of what it will be.
+    steps.push(wipe(0, SB_OFFSET_BYTES + SB_BYTES as u64));
+    let block = u64::from(facts.info.logical_block_bytes).max(SECTOR_BYTES);
+    let header = SB_OFFSET_BYTES + SB_BYTES as u64;
+    let size_bytes = facts.info.size_bytes;
+    for (offset, len) in facts.found.iter().flat_map(|found| found.signatures(size_bytes, block)) {
+        let start = offset / block * block;
+        let end = offset.saturating_add(len).next_multiple_of(block).min(size_bytes);
+        if end > header && start < end {
+            let start = start.max(header);
+            steps.push(wipe(start, end - start));
+        }
+    }
+    steps.push(Step::Flush);
+    let mut second = Vec::new();
+    if options.discard && facts.kind == Kind::Cache && facts.info.discard {
+        let len = facts.info.size_bytes / block * block;
+        second.push(Step::Discard { offset: 0, len });
+    }
+    if let Some((start, size)) = journal {
+        second.push(wipe(start.bytes(), size.bytes()));
+    }
+    if !second.is_empty() {
+        steps.append(&mut second);
+        steps.push(Step::Flush);
+    }
+    steps.push(Step::Write {
+        kind: WriteKind::Superblock,
+        offset: SB_OFFSET_BYTES,
+        data: AlignedBuf::copy_of(superblock.as_bytes()),
+    });
+    steps.push(Step::Flush);
+    Plan { steps }
+}

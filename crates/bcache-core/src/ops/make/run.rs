@@ -1,0 +1,234 @@
+//! Gathering facts about devices, and carrying plans out on them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::device::holders::holders_of;
+use crate::device::probe::{ProbeError, probe};
+use crate::device::{BlockDevice, DeviceError, DeviceInfo, DeviceKind, ReadDevice, file};
+use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::verdict::{Refusal, Target, kernel_verdict};
+use crate::ops::make::{DeviceFacts, DevicePlan, MakeError};
+use crate::ops::plan::{ApplyError, VerifyError, apply, verify};
+use crate::units::Sectors;
+
+/// Why a device cannot be formatted, or was not.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not be opened or read.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// libblkid could not look at it.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// It changed between the plan and the claim.
+    #[error("{} changed while it was being looked at; nothing was written to it", path.display())]
+    Changed {
+        /// The device.
+        path: PathBuf,
+    },
+    /// Writing stopped.
+    #[error("{}: not formatted", path.display())]
+    Apply {
+        /// The device.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: ApplyError,
+    },
+    /// What was written does not read back.
+    #[error("{}: written, but it does not read back", path.display())]
+    Verify {
+        /// The device.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: VerifyError,
+    },
+    /// What was written reads back, and the kernel would refuse it.
+    #[error("{}: written, but the kernel would refuse it: {refusal}", path.display())]
+    Refused {
+        /// The device.
+        path: PathBuf,
+        /// In the kernel's words.
+        refusal: Refusal,
+    },
+}
+
+impl RunError {
+    /// Whether the device may have changed.
+    pub const fn may_have_written(&self) -> bool {
+        match self {
+            Self::Device(_) | Self::Probe(_) | Self::Changed { .. } => false,
+            Self::Apply { source, .. } => source.may_have_written,
+            Self::Verify { .. } | Self::Refused { .. } => true,
+        }
+    }
+}
+
+/// Reads the superblock of `device`, if it is long enough to have one.
+pub fn read_superblock(device: &dyn ReadDevice) -> Result<Option<Superblock>, DeviceError> {
+    if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut bytes = crate::device::AlignedBuf::zeroed(SB_BYTES);
+    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
+    Ok(Superblock::from_bytes(&bytes))
+}
+
+/// Looks at `path` without writing; refuses what is in use.
+pub fn facts_of(kind: Kind, path: &Path) -> Result<DeviceFacts, RunError> {
+    let device = file::open_read(path)?;
+    let holders = holders_of(path);
+    if !holders.is_empty() {
+        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
+    }
+    let superblock = read_superblock(&device)?;
+    let found = probe(path)?;
+    Ok(DeviceFacts { kind, info: device.info().clone(), found, superblock, create: false })
+}
+
+/// The facts about an image file of `size_bytes` that does not exist yet.
+pub fn facts_of_new_image(kind: Kind, path: &Path, size_bytes: u64) -> DeviceFacts {
+    let info = DeviceInfo {
+        path: path.to_owned(),
+        kind: DeviceKind::Image,
+        size_bytes,
+        logical_block_bytes: 512,
+        physical_block_bytes: 4096,
+        disk_size: Sectors::from_bytes_floor(size_bytes),
+        discard: true,
+        zoned: false,
+        read_only: false,
+    };
+    DeviceFacts { kind, info, found: Vec::new(), superblock: None, create: true }
+}
+
+/// What became of the devices of one run.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Formatted, and read back.
+    pub formatted: Vec<PathBuf>,
+    /// The one that failed, and why.
+    pub failed: Option<(PathBuf, RunError)>,
+    /// Not written to.
+    pub untouched: Vec<PathBuf>,
+}
+
+/// Opens one device of the run for writing: tests put their own devices here.
+pub(super) type Opener<'a> =
+    &'a mut dyn FnMut(&DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceError>;
+
+/// Claims all devices, then formats one after the other; stops at the first failure.
+///
+/// No byte is written before every device is claimed and found as it was when it was planned.
+/// `progress` is told of the bytes done on each device.
+pub fn run(
+    plans: &[DevicePlan],
+    open: Opener<'_>,
+    progress: &mut dyn FnMut(&DevicePlan, u64),
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut devices = Vec::with_capacity(plans.len());
+    for plan in plans {
+        match claim(plan, open) {
+            Ok(device) => devices.push(device),
+            Err(error) => {
+                outcome.failed = Some((plan.facts.info.path.clone(), error));
+                outcome.untouched = plans.iter().map(|plan| plan.facts.info.path.clone()).collect();
+                for (plan, device) in plans.iter().zip(devices) {
+                    drop(device);
+                    if plan.facts.create {
+                        // Empty still; the error at hand says more than one about cleaning up.
+                        let _ = std::fs::remove_file(&plan.facts.info.path);
+                    }
+                }
+                return outcome;
+            }
+        }
+    }
+    for (plan, device) in plans.iter().zip(&devices) {
+        let path = plan.facts.info.path.clone();
+        if outcome.failed.is_some() {
+            outcome.untouched.push(path);
+            continue;
+        }
+        match format(plan, device.as_ref(), &mut |bytes| progress(plan, bytes)) {
+            Ok(()) => outcome.formatted.push(path),
+            Err(error) => outcome.failed = Some((path, error)),
+        }
+    }
+    outcome
+}
+
+fn claim(plan: &DevicePlan, open: Opener<'_>) -> Result<Box<dyn BlockDevice>, RunError> {
+    let device = open(plan)?;
+    let facts = &plan.facts;
+    let same_size = device.info().size_bytes == facts.info.size_bytes;
+    let same_superblock = facts.create || read_superblock(device.as_ref())? == facts.superblock;
+    if same_size && same_superblock {
+        Ok(device)
+    } else {
+        Err(RunError::Changed { path: facts.info.path.clone() })
+    }
+}
+
+fn format(
+    plan: &DevicePlan,
+    device: &dyn BlockDevice,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), RunError> {
+    let path = || plan.facts.info.path.clone();
+    apply(&plan.plan, device, progress)
+        .map_err(|source| RunError::Apply { path: path(), source })?;
+    verify(&plan.plan, device).map_err(|source| RunError::Verify { path: path(), source })?;
+    let info = device.info();
+    let target = Target {
+        device_size: info.size(),
+        disk_size: info.disk_size.max(info.size()),
+        logical_block_bytes: info.logical_block_bytes,
+    };
+    let written = read_superblock(device)?;
+    let refusal =
+        written.map_or(Some(Refusal::BadMagic), |sb| kernel_verdict(&sb, &target).refusal);
+    match refusal {
+        None => Ok(()),
+        Some(refusal) => Err(RunError::Refused { path: path(), refusal }),
+    }
+}
+
+/// The opener for real devices: creates images that do not exist, claims the others.
+pub fn open_for_real(plan: &DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceError> {
+    let info = &plan.facts.info;
+    let device = if plan.facts.create {
+        file::create_image(&info.path, info.size_bytes)?
+    } else {
+        file::open_write(&info.path)?
+    };
+    Ok(Box::new(device))
+}
+
+/// Refuses a device that is named twice, be it by different paths.
+pub fn check_distinct(paths: &[PathBuf]) -> Result<(), MakeError> {
+    for (index, second) in paths.iter().enumerate() {
+        for first in paths.iter().take(index) {
+            // What does not exist yet is the same only by name.
+            let same = same_device(first, second).unwrap_or_else(|_| first == second);
+            if same {
+                return Err(MakeError::SameDevice { first: first.clone(), second: second.clone() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to the same device or file.
+fn same_device(first: &Path, second: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let (a, b) = (first.metadata()?, second.metadata()?);
+    Ok(if a.file_type().is_block_device() && b.file_type().is_block_device() {
+        a.rdev() == b.rdev()
+    } else {
+        a.dev() == b.dev() && a.ino() == b.ino()
+    })
+}

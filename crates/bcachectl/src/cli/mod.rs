@@ -1,0 +1,52 @@
+//! The command line: one definition yields the parser, the help, the man pages and the completions.
+
+pub mod make;
+pub mod show;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use make::MakeArgs;
+pub use show::ShowArgs;
+
+/// Make, show, check and invalidate bcache devices
+#[derive(Debug, Parser)]
+#[command(
+    name = "bcachectl",
+    version,
+    about,
+    long_about = None,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Format cache and backing devices
+    Make(MakeArgs),
+    /// Show what bcache devices hold
+    Show(ShowArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages
+    #[command(hide = true)]
+    Man {
+        /// The folder to write them to
+        folder: std::path::PathBuf,
+    },
+}
+
+/// The whole command line, as clap sees it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}

@@ -1,0 +1,173 @@
+//! `bcachectl show`: what bcache devices hold. Never writes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bcache_core::device::holders::holders_of;
+use bcache_core::device::probe::probe;
+use bcache_core::device::sysfs::{BlockDir, Registered, Root, devices_of_the_machine};
+use bcache_core::device::{DeviceError, ReadDevice, file};
+use bcache_core::layout::superblock::Kind;
+use bcache_core::ops::make::read_superblock;
+use bcache_core::units::format_bytes;
+use serde::Serialize;
+
+use crate::cli::ShowArgs;
+use crate::exit::Failure;
+use crate::render::device::{self, DeviceReport, RunningReport, label_or_dash};
+use crate::render::{Out, table};
+
+#[derive(Serialize)]
+struct Report {
+    devices: Vec<DeviceReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ErrorReport>,
+}
+
+#[derive(Serialize)]
+struct ErrorReport {
+    path: String,
+    error: String,
+}
+
+/// Runs `bcachectl show`.
+pub fn run(args: &ShowArgs) -> Result<ExitCode> {
+    if args.devices.is_empty() { overview(args) } else { named(args) }
+}
+
+fn named(args: &ShowArgs) -> Result<ExitCode> {
+    let mut out = Out::stdout();
+    let mut report = Report { devices: Vec::new(), errors: Vec::new() };
+    for path in &args.devices {
+        match look_at(path) {
+            Ok(device) => report.devices.push(device),
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                report.errors.push(ErrorReport { path: path.display().to_string(), error });
+            }
+        }
+    }
+    if args.json {
+        out.json(&report)?;
+    } else {
+        for (index, device) in report.devices.iter().enumerate() {
+            if index > 0 {
+                writeln!(out)?;
+            }
+            device::render(&mut out, device)?;
+        }
+    }
+    out.finish()?;
+    for error in &report.errors {
+        writeln!(io::stderr(), "bcachectl: {}", error.error)?;
+    }
+    let sound = report.errors.is_empty() && report.devices.iter().all(DeviceReport::is_sound);
+    Ok(if sound { ExitCode::SUCCESS } else { Failure::Refused.into() })
+}
+
+/// Everything that can be told of one device, read-only and whether or not it is in use.
+fn look_at(path: &Path) -> Result<DeviceReport, DeviceError> {
+    let device = file::open_read(path)?;
+    let superblock = read_superblock(&device)?;
+    let mut report = DeviceReport::new(device.info(), superblock.as_ref());
+    report.in_use = holders_of(path).iter().map(ToString::to_string).collect();
+    // What else is on the device helps where it is no bcache device; failing to tell is no failure
+    // to show.
+    let found = probe(path).unwrap_or_default();
+    report.found =
+        found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string).collect();
+    let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
+    report.running = registered.map(|registered| running(&registered));
+    Ok(report)
+}
+
+fn running(registered: &Registered) -> RunningReport {
+    match registered {
+        Registered::Cache(cache) => RunningReport {
+            set_uuid: cache.set_uuid.map(|uuid| uuid.to_string()),
+            ..RunningReport::default()
+        },
+        Registered::Backing(backing) => RunningReport {
+            device: backing.device.clone(),
+            set_uuid: backing.set_uuid.map(|uuid| uuid.to_string()),
+            state: backing.state.as_ref().map(ToString::to_string),
+            cache_mode: backing.cache_mode.clone(),
+            dirty_data: backing.dirty_data.clone(),
+        },
+    }
+}
+
+/// Every bcache device of the machine, by set.
+fn overview(args: &ShowArgs) -> Result<ExitCode> {
+    let mut out = Out::stdout();
+    let mut report = Report { devices: Vec::new(), errors: Vec::new() };
+    for device in devices_of_the_machine(&Root::system())? {
+        match look_at(&device.path) {
+            Ok(found) if found.superblock.is_some() => report.devices.push(found),
+            Ok(_) => {}
+            Err(error) => {
+                let path = device.path.display().to_string();
+                let error = format!("{:#}", anyhow::Error::from(error));
+                report.errors.push(ErrorReport { path, error });
+            }
+        }
+    }
+    if args.json {
+        out.json(&report)?;
+    } else if report.devices.is_empty() {
+        writeln!(out, "no bcache device found")?;
+    } else {
+        render_overview(&mut out, &report.devices)?;
+    }
+    out.finish()?;
+    if let Some(first) = report.errors.first() {
+        let others = report.errors.len() - 1;
+        let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
+        writeln!(io::stderr(), "bcachectl: not every device could be read: {}{more}", first.error)?;
+    }
+    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { Failure::Refused.into() })
+}
+
+fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
+    let mut sets: BTreeMap<&str, Vec<&DeviceReport>> = BTreeMap::new();
+    for device in devices {
+        let set = device.superblock.as_ref().map_or("", |sb| sb.set_uuid.as_str());
+        sets.entry(set).or_default().push(device);
+    }
+    let header = ["set", "device", "kind", "size", "label", "state", "running", "kernel"];
+    let mut rows = table::table(out.style(), &header);
+    for (set, mut devices) in sets {
+        devices.sort_by_key(|device| device.kind != Some(Kind::Cache));
+        let has_cache = devices.iter().any(|device| device.kind == Some(Kind::Cache));
+        let title = if has_cache { set.to_owned() } else { format!("{set} (no cache present)") };
+        for (index, device) in devices.iter().enumerate() {
+            let Some(sb) = &device.superblock else { continue };
+            let state = match (&sb.cache, &sb.backing) {
+                (Some(cache), _) if cache.sync => "in use",
+                (Some(_), _) => "new",
+                (_, Some(backing)) => backing.state,
+                _ => "-",
+            };
+            let kind = device.kind.map_or_else(|| "?".to_owned(), |kind| kind.to_string());
+            let running = device.running.as_ref().map_or_else(
+                || "no".into(),
+                |it| it.device.clone().unwrap_or_else(|| "yes".to_owned()),
+            );
+            rows.add_row([
+                if index == 0 { title.as_str() } else { "" },
+                &device.path.display().to_string(),
+                &kind,
+                &format_bytes(device.size_sectors.saturating_mul(512)),
+                label_or_dash(&sb.label),
+                state,
+                &running,
+                device.kernel.error.as_deref().unwrap_or("accepts"),
+            ]);
+        }
+    }
+    writeln!(out, "{rows}")?;
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! The `bcachectl` command: parsing, confirming and rendering.
+//!
+//! Everything that knows bcache is in `bcache-core`; here arguments become its options, and its
+//! plans and reports become tables and JSON.
+
+pub mod cli;
+pub mod commands;
+pub mod exit;
+pub mod man;
+pub mod render;
+pub mod size;

@@ -1,0 +1,443 @@
+//! A bcache device, as `show` and `make` tell of it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use bcache_core::device::DeviceInfo;
+use bcache_core::layout::superblock::{
+    FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE, FEATURE_INCOMPAT_OBSO_LARGE_BUCKET, Kind, Superblock,
+    VERSION_BDEV, VERSION_BDEV_WITH_FEATURES, VERSION_BDEV_WITH_OFFSET, VERSION_CDEV,
+    VERSION_CDEV_WITH_FEATURES, VERSION_CDEV_WITH_UUID,
+};
+use bcache_core::layout::verdict::{Target, Verdict, kernel_verdict};
+use bcache_core::units::format_bytes;
+use comfy_table::{Cell, Color};
+use serde::Serialize;
+
+use super::{Out, table};
+
+/// One device in the JSON output; the man pages document the keys.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceReport {
+    /// Path as it was given.
+    pub path: PathBuf,
+    /// Cache or backing; null where there is no bcache superblock.
+    pub kind: Option<Kind>,
+    /// Size in sectors of 512 bytes.
+    pub size_sectors: u64,
+    /// The superblock, where there is one.
+    pub superblock: Option<SuperblockReport>,
+    /// What the kernel says of it.
+    pub kernel: KernelReport,
+    /// How a backing device's data is reached without bcache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataReport>,
+    /// What else is on the device, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<String>,
+    /// Who holds the device, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub in_use: Vec<String>,
+    /// What the running kernel says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<RunningReport>,
+}
+
+/// The kernel's verdict.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelReport {
+    /// Whether it registers the device.
+    pub accepts: bool,
+    /// The first reason why not, in its words.
+    pub error: Option<String>,
+    /// What it does not say.
+    pub warnings: Vec<String>,
+}
+
+impl From<&Verdict> for KernelReport {
+    fn from(verdict: &Verdict) -> Self {
+        Self {
+            accepts: verdict.accepts(),
+            error: verdict.refusal.map(|refusal| refusal.to_string()),
+            warnings: verdict.warnings.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// Where the data of a backing device starts, and how to mount it without bcache.
+#[derive(Clone, Debug, Serialize)]
+pub struct DataReport {
+    /// Bytes before the data.
+    pub offset_bytes: u64,
+    /// A command that makes it a device of its own, read-only.
+    pub losetup: String,
+    /// A command that mounts what the one before printed.
+    pub mount: String,
+    /// Whether the data is incomplete without the cache.
+    pub needs_cache: bool,
+}
+
+/// What sysfs says of a device that the kernel has registered.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunningReport {
+    /// Name of the bcache device of a backing device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Uuid of the running set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_uuid: Option<String>,
+    /// State of a backing device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Cache mode of a backing device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_mode: Option<String>,
+    /// Dirty data of a backing device, as the kernel rounds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty_data: Option<String>,
+}
+
+/// A superblock.
+#[derive(Clone, Debug, Serialize)]
+pub struct SuperblockReport {
+    /// "ok" or "bad".
+    pub checksum: &'static str,
+    /// Version.
+    pub version: u64,
+    /// Uuid of the device.
+    pub uuid: String,
+    /// Uuid of the set.
+    pub set_uuid: String,
+    /// Label.
+    pub label: String,
+    /// All flags.
+    pub flags: u64,
+    /// The flags that nobody knows.
+    pub flags_unknown: u64,
+    /// Sequence number.
+    pub seq: u64,
+    /// Block size.
+    pub block_size_sectors: u64,
+    /// When the kernel last registered the device, in seconds since 1970.
+    pub last_mount: u32,
+    /// Compatible features.
+    pub feature_compat: u64,
+    /// Incompatible features.
+    pub feature_incompat: u64,
+    /// Read-only compatible features.
+    pub feature_ro_compat: u64,
+    /// What only a cache device has.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheFields>,
+    /// What only a backing device has.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<BackingFields>,
+}
+
+/// What only a cache device's superblock has.
+#[derive(Clone, Debug, Serialize)]
+pub struct CacheFields {
+    /// Bucket size, decoded.
+    pub bucket_size_sectors: u64,
+    /// Number of buckets.
+    pub nbuckets: u64,
+    /// First bucket of journal and data.
+    pub first_bucket: u16,
+    /// Number of journal buckets.
+    pub njournal_buckets: u16,
+    /// Devices in the set.
+    pub nr_in_set: u16,
+    /// Number of this one.
+    pub nr_this_dev: u16,
+    /// Replacement policy.
+    pub replacement: String,
+    /// Whether there is data on the device.
+    pub sync: bool,
+    /// Whether the kernel discards buckets.
+    pub discard: bool,
+}
+
+/// What only a backing device's superblock has.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackingFields {
+    /// Where the data starts.
+    pub data_offset_sectors: u64,
+    /// Cache mode.
+    pub cache_mode: String,
+    /// State.
+    pub state: &'static str,
+}
+
+impl SuperblockReport {
+    /// From a superblock with the right magic.
+    pub fn new(sb: &Superblock) -> Self {
+        let unknown = |name: Option<&'static str>, raw: u8| {
+            name.map_or_else(|| format!("unknown ({raw})"), ToOwned::to_owned)
+        };
+        let cache = (sb.kind() == Some(Kind::Cache)).then(|| CacheFields {
+            bucket_size_sectors: sb.bucket_size().0,
+            nbuckets: sb.nbuckets(),
+            first_bucket: sb.first_bucket(),
+            njournal_buckets: sb.njournal_buckets(),
+            nr_in_set: sb.nr_in_set(),
+            nr_this_dev: sb.nr_this_dev(),
+            replacement: unknown(
+                sb.replacement().map(bcache_core::layout::superblock::Replacement::name),
+                sb.replacement_raw(),
+            ),
+            sync: sb.sync(),
+            discard: sb.discard(),
+        });
+        let backing = (sb.kind() == Some(Kind::Backing)).then(|| BackingFields {
+            data_offset_sectors: sb.data_offset().0,
+            cache_mode: unknown(
+                sb.cache_mode().map(bcache_core::layout::superblock::CacheMode::name),
+                sb.cache_mode_raw(),
+            ),
+            state: sb.state().name(),
+        });
+        Self {
+            checksum: if sb.csum_ok() { "ok" } else { "bad" },
+            version: sb.version(),
+            uuid: sb.uuid().to_string(),
+            set_uuid: sb.set_uuid().to_string(),
+            label: sb.label().to_string(),
+            flags: sb.flags(),
+            flags_unknown: sb.flags_unknown(),
+            seq: sb.seq(),
+            block_size_sectors: sb.block_size().0,
+            last_mount: sb.last_mount(),
+            feature_compat: sb.feature_compat(),
+            feature_incompat: sb.feature_incompat(),
+            feature_ro_compat: sb.feature_ro_compat(),
+            cache,
+            backing,
+        }
+    }
+}
+
+impl DeviceReport {
+    /// What the bytes on a device say, without what the machine says of it.
+    ///
+    /// `superblock` is what stands where a superblock would be, if the device is long enough.
+    pub fn new(info: &DeviceInfo, superblock: Option<&Superblock>) -> Self {
+        let target = Target {
+            device_size: info.size(),
+            disk_size: info.disk_size.max(info.size()),
+            logical_block_bytes: info.logical_block_bytes,
+        };
+        let kernel = superblock.map_or_else(
+            || KernelReport { accepts: false, error: Some("IO error".into()), warnings: vec![] },
+            |sb| KernelReport::from(&kernel_verdict(sb, &target)),
+        );
+        let bcache = superblock.filter(|sb| sb.magic_ok());
+        let data = bcache
+            .filter(|sb| sb.kind() == Some(Kind::Backing))
+            .map(|sb| DataReport::new(&info.path, sb));
+        Self {
+            path: info.path.clone(),
+            kind: bcache.and_then(Superblock::kind),
+            size_sectors: info.size().0,
+            superblock: bcache.map(SuperblockReport::new),
+            kernel,
+            data,
+            found: Vec::new(),
+            in_use: Vec::new(),
+            running: None,
+        }
+    }
+
+    /// Whether there is a bcache superblock with a good checksum.
+    pub fn is_sound(&self) -> bool {
+        self.superblock.as_ref().is_some_and(|sb| sb.checksum == "ok") && self.kind.is_some()
+    }
+}
+
+impl DataReport {
+    fn new(path: &Path, sb: &Superblock) -> Self {
+        use bcache_core::layout::superblock::BackingState;
+        let offset_bytes = sb.data_offset().bytes();
+        let losetup = format!(
+            "losetup --find --show --read-only --offset {offset_bytes} {}",
+            shell_quoted(path)
+        );
+        let mount = format!("mount -o ro,loop,offset={offset_bytes} {} /mnt", shell_quoted(path));
+        let needs_cache = matches!(sb.state(), BackingState::Dirty);
+        Self { offset_bytes, losetup, mount, needs_cache }
+    }
+}
+
+/// A path as a shell takes it.
+fn shell_quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn version_name(version: u64) -> &'static str {
+    match version {
+        VERSION_CDEV => "cache device",
+        VERSION_BDEV => "backing device",
+        VERSION_CDEV_WITH_UUID => "cache device with UUIDs",
+        VERSION_BDEV_WITH_OFFSET => "backing device with data offset",
+        VERSION_CDEV_WITH_FEATURES => "cache device with features",
+        VERSION_BDEV_WITH_FEATURES => "backing device with features",
+        _ => "unknown",
+    }
+}
+
+fn flag_names(sb: &SuperblockReport) -> String {
+    let mut names = Vec::new();
+    if let Some(cache) = &sb.cache {
+        if cache.sync {
+            names.push("sync".to_owned());
+        }
+        if cache.discard {
+            names.push("discard".to_owned());
+        }
+        names.push(format!("replacement={}", cache.replacement));
+    }
+    if let Some(backing) = &sb.backing {
+        names.push(format!("cache_mode={}", backing.cache_mode));
+        names.push(format!("state={}", backing.state));
+    }
+    if sb.flags_unknown != 0 {
+        names.push(format!("unknown={:#x}", sb.flags_unknown));
+    }
+    format!("{:#x} ({})", sb.flags, names.join(", "))
+}
+
+fn feature_names(sb: &SuperblockReport) -> String {
+    let mut names = Vec::new();
+    let incompat = sb.feature_incompat;
+    if incompat & FEATURE_INCOMPAT_OBSO_LARGE_BUCKET != 0 {
+        names.push("obso_large_bucket".to_owned());
+    }
+    if incompat & FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE != 0 {
+        names.push("large_bucket".to_owned());
+    }
+    let known = FEATURE_INCOMPAT_OBSO_LARGE_BUCKET | FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE;
+    for (word, bits) in [
+        ("incompat", incompat & !known),
+        ("compat", sb.feature_compat),
+        ("ro_compat", sb.feature_ro_compat),
+    ] {
+        if bits != 0 {
+            names.push(format!("unknown {word} {bits:#x}"));
+        }
+    }
+    names.join(", ")
+}
+
+fn sectors(count: u64) -> String {
+    format!("{count} sectors ({})", format_bytes(count.saturating_mul(512)))
+}
+
+/// The label for a table.
+pub fn label_or_dash(label: &str) -> &str {
+    if label.is_empty() { "-" } else { label }
+}
+
+/// Tells of one device in full.
+pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
+    let style = out.style();
+    let mut rows: Vec<(&str, Cell)> = Vec::new();
+    let mut row = |name, value: String| rows.push((name, Cell::new(value)));
+    row("size", sectors(report.size_sectors));
+    if let Some(sb) = &report.superblock {
+        row("version", format!("{} ({})", sb.version, version_name(sb.version)));
+        row("uuid", sb.uuid.clone());
+        row("set uuid", sb.set_uuid.clone());
+        row("label", if sb.label.is_empty() { "(none)".into() } else { sb.label.clone() });
+        row("flags", flag_names(sb));
+        if sb.version >= VERSION_CDEV_WITH_FEATURES {
+            row("features", feature_names(sb));
+        }
+        row("seq", sb.seq.to_string());
+        if sb.last_mount != 0 {
+            row("last registered", format!("{} seconds since 1970", sb.last_mount));
+        }
+        row("block size", sectors(sb.block_size_sectors));
+        if let Some(cache) = &sb.cache {
+            row("bucket size", sectors(cache.bucket_size_sectors));
+            row("buckets", format!("{}, from bucket {}", cache.nbuckets, cache.first_bucket));
+            row("journal buckets", cache.njournal_buckets.to_string());
+            row("device in set", format!("{} of {}", cache.nr_this_dev, cache.nr_in_set));
+            row("replacement", cache.replacement.clone());
+            row("discard", if cache.discard { "yes".into() } else { "no".into() });
+            let holds = if cache.sync {
+                "data of earlier use (sync)"
+            } else {
+                "nothing: the kernel starts it afresh"
+            };
+            row("holds", holds.to_owned());
+        }
+        if let Some(backing) = &sb.backing {
+            row("data offset", sectors(backing.data_offset_sectors));
+            row("cache mode", backing.cache_mode.clone());
+            row("state", backing.state.to_owned());
+        }
+    }
+    for found in &report.found {
+        row("also found", found.clone());
+    }
+    for holder in &report.in_use {
+        row("in use", holder.clone());
+    }
+    if let Some(running) = &report.running {
+        row("running", running.to_string());
+    }
+    if let Some(data) = &report.data {
+        row("data without bcache", data.losetup.clone());
+        row("", data.mount.clone());
+        if data.needs_cache {
+            row("", "INCOMPLETE without the cache, which holds dirty data".to_owned());
+        }
+    }
+    if let Some(sb) = &report.superblock {
+        let (text, colour) =
+            if sb.checksum == "ok" { ("ok", Color::Green) } else { ("BAD", Color::Red) };
+        rows.push(("checksum", table::state(style, text, colour)));
+    }
+    rows.push(match &report.kernel.error {
+        None => ("kernel", table::state(style, "accepts it", Color::Green)),
+        Some(error) => ("kernel", table::state(style, format!("refuses it: {error}"), Color::Red)),
+    });
+    for warning in &report.kernel.warnings {
+        rows.push(("warning", table::state(style, warning, Color::Yellow)));
+    }
+    let kind = match (&report.kind, &report.superblock) {
+        (Some(kind), _) => format!("bcache {kind} device"),
+        (None, Some(_)) => "bcache device of an unknown version".to_owned(),
+        (None, None) => "no bcache device".to_owned(),
+    };
+    writeln!(out, "{}: {kind}", report.path.display())?;
+    let mut body = table::bare(style);
+    for (name, value) in rows {
+        body.add_row(vec![table::heading(style, name), value]);
+    }
+    writeln!(out, "{body}")?;
+    Ok(())
+}
+
+impl std::fmt::Display for RunningReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        for (name, value) in [
+            ("as", &self.device),
+            ("set", &self.set_uuid),
+            ("state", &self.state),
+            ("mode", &self.cache_mode),
+            ("dirty", &self.dirty_data),
+        ] {
+            if let Some(value) = value {
+                parts.push(format!("{name} {value}"));
+            }
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
