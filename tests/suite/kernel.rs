@@ -6,8 +6,8 @@ use bcache_core::checksum::crc64;
 use bcache_tests::image::write_at;
 use bcache_tests::need::find_program;
 use bcache_tests::{
-    DiskOptions, Fixture, Guest, GuestRun, Kernel, LoopDevice, Need, Scratch, ScriptEnd, main_with,
-    trial,
+    DiskOptions, Fixture, Guest, GuestRun, Kernel, LoopDevice, Need, Scratch, ScriptEnd, Verdict,
+    main_with, trial,
 };
 use libtest_mimic::Trial;
 use rand::{RngCore as _, SeedableRng as _};
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             move || caches_across_a_power_cut(kernel),
         ));
         trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
+        trials.push(trial(format!("verdicts_{kernel}"), &[Need::Guest], move || verdicts(kernel)));
         trials.extend(fixtures(kernel));
     }
     main_with(trials)
@@ -196,6 +197,46 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
             run.tail()
         );
     }
+    Ok(())
+}
+
+/// Every superblock of the verdict fixtures, offered again: both kernels say what 6.1 once said.
+fn verdicts(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let device = scratch.sparse("device", Verdict::DEVICE_SIZE)?;
+    let records = scratch.path("records");
+    let verdicts = Verdict::all()?;
+    let bytes: Vec<u8> = verdicts.iter().flat_map(|verdict| verdict.record.clone()).collect();
+    std::fs::write(&records, bytes)?;
+    let script = format!(
+        "case=0
+        while [ $case -lt {} ]; do
+            blkdiscard /dev/vda
+            dd if=/dev/vdb of=/dev/vda bs=16k count=1 skip=$case conv=fsync 2>/dev/null
+            stage $case
+            ! register /dev/vda || stop_all
+            wait_free /dev/vda
+            case=$((case + 1))
+        done",
+        verdicts.len()
+    );
+    let guest = Guest::new(kernel).disk(&device).disk(&records).timeout(Duration::from_secs(400));
+    let run = guest.script(script).run()?.ok()?;
+    let mut differences = Vec::new();
+    for verdict in verdicts {
+        let log = run.log.stage(&verdict.case.to_string()).context("a case is missing")?;
+        let error = log.register_error("/dev/vda").unwrap_or_default();
+        if log.accepted("/dev/vda") != Some(verdict.kernel_accepts) || error != verdict.kernel_error
+        {
+            differences.push(format!(
+                "case {}: expected {:?}, the kernel said {:?}",
+                verdict.case,
+                verdict.kernel_error,
+                log.register_lines("/dev/vda")
+            ));
+        }
+    }
+    ensure!(differences.is_empty(), "{}\n{}", differences.join("\n"), run.tail());
     Ok(())
 }
 

@@ -67,6 +67,57 @@ impl Fixture {
     }
 }
 
+/// A superblock that a stock kernel was offered, and what it said: a line of
+/// `fixtures/kernel-verdicts`. The device had 128 MiB and logical blocks of 512 bytes.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct Verdict {
+    /// Number of the case, from 0.
+    pub case: usize,
+    /// Whether it is meant as a backing device's.
+    pub backing: bool,
+    /// Its flags.
+    pub flags: u64,
+    /// Whether the kernel accepted it.
+    pub kernel_accepts: bool,
+    /// The kernel's reason for refusing it, empty when it accepted.
+    pub kernel_error: String,
+    /// The first 16 KiB of the device, the superblock at byte 4096.
+    #[serde(skip)]
+    pub record: Vec<u8>,
+}
+
+impl Verdict {
+    /// Size of the device that each superblock was on.
+    pub const DEVICE_SIZE: u64 = 128 << 20;
+
+    /// All cases, in the order of their numbers.
+    pub fn all() -> anyhow::Result<Vec<Self>> {
+        const RECORD_SIZE: usize = 16 << 10;
+        let lines = fs::read_to_string(folder("kernel-verdicts").join("verdicts-6.1.jsonl"))
+            .context("read the verdicts")?;
+        let packed = File::open(folder("kernel-verdicts").join("records.img.zst"))
+            .context("open the records")?;
+        let records = zstd::decode_all(packed).context("unpack the records")?;
+        let mut verdicts = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+            .collect::<anyhow::Result<Vec<Self>>>()?;
+        let count = records.len() / RECORD_SIZE;
+        ensure!(
+            count == verdicts.len() && count > 0,
+            "{count} records, {} verdicts",
+            verdicts.len()
+        );
+        for (index, (verdict, record)) in
+            verdicts.iter_mut().zip(records.chunks(RECORD_SIZE)).enumerate()
+        {
+            ensure!(verdict.case == index, "case {} in line {index}", verdict.case);
+            verdict.record = record.to_vec();
+        }
+        Ok(verdicts)
+    }
+}
+
 /// A folder of `tests/fixtures`.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)

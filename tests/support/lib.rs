@@ -7,7 +7,7 @@ pub mod image;
 pub mod kernel;
 pub mod need;
 
-pub use fixture::Fixture;
+pub use fixture::{Fixture, Verdict};
 pub use image::{LoopDevice, Scratch};
 pub use kernel::{DiskOptions, Guest, GuestRun, Kernel, Log, ScriptEnd};
 pub use need::{Need, main_with, trial};

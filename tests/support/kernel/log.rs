@@ -216,16 +216,16 @@ impl Log {
     /// The first reason that the kernel gave for refusing a device when it was last offered, such
     /// as `Bad checksum`.
     pub fn register_error(&self, device: &str) -> Option<&str> {
-        self.register_lines(device).into_iter().find_map(|line| {
-            let said = line.split_once("bcache: ")?.1;
-            let (function, message) = said.split_once("() ")?;
-            // "register_bcache() error /dev/vdb: Bad checksum"; kernel 6.12 may leave the device out.
-            match message.strip_prefix("error ") {
-                Some(error) => Some(error.split_once(": ").map_or(error, |(_, reason)| reason)),
-                None if complains(line) || function == "cached_dev_init" => Some(message),
-                None => None,
-            }
-        })
+        let line = self.register_lines(device).into_iter().find(|line| complains(line))?;
+        let said = line.split_once("bcache: ").map_or(line, |(_, said)| said);
+        let message = said.split_once("() ").map_or(said, |(_function, message)| message);
+        // "error /dev/vdb: Bad checksum"; kernel 6.12 may leave the device out. An error of the
+        // whole set says at its end what follows from it.
+        let reason = message
+            .strip_prefix("error ")
+            .and_then(|error| error.split_once(": "))
+            .map_or(message, |(_device, reason)| reason);
+        Some(reason.trim_end_matches(", disabling caching"))
     }
 
     /// The figures of the set and its caches, as `set_figures` printed them last.

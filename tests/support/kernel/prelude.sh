@@ -105,6 +105,12 @@ capture() {
     echo "CAPTURE-END $capture_status"
 }
 
+# Waits until nobody holds the disk: a refused one too is let go of a moment later.
+wait_free() {
+    # The partition table is not read again as long as someone does.
+    wait_for 60 blockdev --rereadpt "$1"
+}
+
 bcache_gone() {
     for bcache_dir in /sys/block/bcache* /sys/block/*/bcache /sys/fs/bcache/*-*-*-*-*; do
         [ ! -e "$bcache_dir" ] || return 1
@@ -112,12 +118,24 @@ bcache_gone() {
 }
 
 # Stops every bcache device and set, as a clean shutdown does, and waits until
-# they are gone. What is dirty stays dirty and attached.
+# they are gone and the disks are free again, a moment later than sysfs shows.
+# What is dirty stays dirty and attached.
 stop_all() {
+    stop_disks=
+    for bcache_dir in /sys/block/*/bcache; do
+        disk_dir=${bcache_dir%/bcache}
+        case $disk_dir in
+        */bcache[0-9]*) ;;
+        *) [ ! -e "$bcache_dir" ] || stop_disks="$stop_disks /dev/$(basename "$disk_dir")" ;;
+        esac
+    done
     for bcache_dir in /sys/block/bcache*/bcache /sys/block/*/bcache /sys/fs/bcache/*-*-*-*-*; do
         [ ! -e "$bcache_dir/stop" ] || echo 1 2>/dev/null >"$bcache_dir/stop" || true
     done
     wait_for 60 bcache_gone
+    for disk in $stop_disks; do
+        wait_free "$disk"
+    done
 }
 
 # A power cut: the machine resets at once, nothing is written back first. Says
