@@ -1,1 +1,45 @@
-//! Support for tests that cross crates.
+//! Support for tests that cross crates: what a test needs of the machine and how it says so when
+//! that is missing ([`need`]), image files and loop devices ([`image`]), images that stock kernels
+//! wrote ([`fixture`]), and the stock kernel itself under QEMU ([`kernel`]).
+
+pub mod fixture;
+pub mod image;
+pub mod kernel;
+pub mod need;
+
+pub use fixture::{Fixture, Verdict};
+pub use image::{LoopDevice, Scratch};
+pub use kernel::{DiskOptions, Guest, GuestRun, Kernel, Log, ScriptEnd};
+pub use need::{Need, main_with, trial};
+
+use anyhow::{Context as _, bail};
+use std::path::{Path, PathBuf};
+
+/// The top of the workspace.
+pub fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// Where downloads and what is built from them are kept between runs: `$BCACHE_TEST_CACHE`, by
+/// default `.cache` at the top of the workspace.
+pub fn cache_dir() -> PathBuf {
+    std::env::var_os("BCACHE_TEST_CACHE")
+        .map_or_else(|| workspace_root().join(".cache"), PathBuf::from)
+}
+
+/// A program of this workspace, from the same build as the running test.
+///
+/// # Errors
+/// When it has not been built: Cargo builds it along with the tests of its own package, so with
+/// `cargo test --workspace`, but not with `cargo test -p bcache-tests`.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe().context("the path of the running test")?;
+    // target/PROFILE/deps/TEST: the programs are two folders up.
+    let folder = test.parent().and_then(Path::parent).context("the test's build folder")?;
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!("{} is not built: run `cargo build -p {name}` first", path.display());
+    }
+    Ok(path)
+}

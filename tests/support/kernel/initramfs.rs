@@ -1,0 +1,202 @@
+//! The guest's root: busybox, the modules for bcache and the disks, and what a test adds.
+//!
+//! The kernel takes several cpio archives one after the other. The first holds what is the same in
+//! every run and is kept in the cache folder; the second is built for each run.
+
+use super::Kernel;
+use crate::cache_dir;
+use crate::need::find_program;
+use anyhow::{Context as _, bail, ensure};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "bcache"];
+
+/// A tree of files that becomes a cpio archive.
+pub(super) struct Tree {
+    folder: tempfile::TempDir,
+}
+
+impl Tree {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self { folder: tempfile::tempdir().context("a folder for the guest's files")? })
+    }
+
+    /// Adds a file; `path` is absolute in the guest.
+    pub(super) fn file(&self, path: &str, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+        let target = self.folder.path().join(path.trim_start_matches('/'));
+        let write = || {
+            if let Some(parent) = target.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(&target, bytes)?;
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+        };
+        write().with_context(|| format!("write {}", target.display()))
+    }
+
+    /// Adds a program as `/bin/NAME`, and the libraries that it is linked with where they are on
+    /// this machine.
+    pub(super) fn program(&self, program: &Path) -> anyhow::Result<()> {
+        let name = program.file_name().context("a program's name")?.to_string_lossy();
+        self.copy(program, &format!("/bin/{name}"))?;
+        for library in libraries(program)? {
+            self.copy(&library, &library.to_string_lossy())?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, from: &Path, to: &str) -> anyhow::Result<()> {
+        let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+        self.file(to, &bytes, 0o755)
+    }
+
+    /// The archive of all files, owned by root.
+    pub(super) fn archive(&self) -> anyhow::Result<Vec<u8>> {
+        let folder = self.folder.path();
+        let mut names = Vec::new();
+        collect(folder, folder, &mut names)?;
+        names.sort();
+        let mut cpio = Command::new("cpio")
+            .args(["--quiet", "--create", "--format=newc", "--owner=+0:+0", "--null"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("run cpio")?;
+        let mut stdin = cpio.stdin.take().context("cpio's input")?;
+        // The list is read before the archive is written to its end: a thread, so that neither
+        // side waits for the other with a full pipe.
+        let list = std::thread::spawn(move || stdin.write_all(names.join("\0").as_bytes()));
+        let output = cpio.wait_with_output().context("wait for cpio")?;
+        list.join().map_err(|_| anyhow::anyhow!("the writer of cpio's list panicked"))??;
+        ensure!(output.status.success(), "cpio failed: {}", output.status);
+        Ok(output.stdout)
+    }
+}
+
+/// The names of all files and folders below `folder`, relative to `root`, folders before what is in
+/// them once sorted.
+fn collect(root: &Path, folder: &Path, names: &mut Vec<String>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        names.push(path.strip_prefix(root)?.to_string_lossy().into_owned());
+        if path.is_dir() {
+            collect(root, &path, names)?;
+        }
+    }
+    Ok(())
+}
+
+/// The shared libraries of a program, the dynamic loader included; none when it is static.
+fn libraries(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        if error.contains("not a dynamic executable") {
+            return Ok(BTreeSet::new());
+        }
+        bail!("ldd {}: {}", program.display(), error.trim());
+    }
+    // "libc.so.6 => /lib/.../libc.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)".
+    if let Some(line) = text.lines().find(|line| line.contains("not found")) {
+        bail!("ldd {}: {}", program.display(), line.trim());
+    }
+    let word =
+        |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    Ok(text.lines().filter_map(word).collect())
+}
+
+/// The archive that is the same in every run of a kernel with these modules beside bcache and the
+/// disks: busybox, the modules, and the order to load them in.
+pub(super) fn base(kernel: Kernel, extra_modules: &[String]) -> anyhow::Result<Vec<u8>> {
+    let busybox = find_program("busybox").context("busybox is missing (busybox-static)")?;
+    ensure!(
+        libraries(&busybox)?.is_empty(),
+        "{} is not static: install busybox-static",
+        busybox.display()
+    );
+    let modules = modules(kernel, extra_modules)?;
+    let mut hasher = DefaultHasher::new();
+    (kernel.release()?, &modules, fs::metadata(&busybox)?.modified()?).hash(&mut hasher);
+    let kept = cache_dir().join("kernels").join(format!("{kernel}-{:016x}.cpio", hasher.finish()));
+    if let Ok(archive) = fs::read(&kept) {
+        return Ok(archive);
+    }
+    let tree = Tree::new()?;
+    tree.copy(&busybox, "/bin/busybox")?;
+    let mut order = String::new();
+    for module in &modules {
+        let name = module.file_name().context("a module's name")?.to_string_lossy();
+        let plain = name.trim_end_matches(".xz").trim_end_matches(".zst");
+        tree.file(&format!("/modules/{plain}"), &module_bytes(module)?, 0o644)?;
+        order.push_str(plain);
+        order.push('\n');
+    }
+    tree.file("/modules/order", order.as_bytes(), 0o644)?;
+    let archive = tree.archive()?;
+    // Another test may be writing the same archive: each writes its own file, and the name
+    // changes hands in one step.
+    let mut file = tempfile::NamedTempFile::new_in(cache_dir().join("kernels"))?;
+    file.write_all(&archive)?;
+    file.persist(&kept).with_context(|| format!("write {}", kept.display()))?;
+    Ok(archive)
+}
+
+/// The files of the modules and of what they depend on, in the order in which they load.
+fn modules(kernel: Kernel, extra: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+    let modprobe = find_program("modprobe").context("modprobe is missing (package kmod)")?;
+    let mut files = Vec::new();
+    for module in MODULES.into_iter().chain(extra.iter().map(String::as_str)) {
+        let output = Command::new(&modprobe)
+            // This machine's own modprobe.d must not have a say in it.
+            .args(["--show-depends", "--config", "/dev/null", "--set-version"])
+            .arg(kernel.release()?)
+            .arg("--dirname")
+            .arg(kernel.folder())
+            .arg(module)
+            .output()
+            .context("run modprobe")?;
+        ensure!(
+            output.status.success(),
+            "modprobe --show-depends {module}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        // "insmod FILE" or "builtin NAME".
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let Some(file) = line.trim().strip_prefix("insmod ") else { continue };
+            let file = PathBuf::from(file.trim());
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A module's contents, unpacked: busybox's insmod would not.
+fn module_bytes(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let context = || format!("read {}", file.display());
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => {
+            let output = Command::new("xz").args(["--decompress", "--stdout"]).arg(file).output();
+            let output = output.context("run xz")?;
+            ensure!(output.status.success(), "xz {}: {}", file.display(), output.status);
+            Ok(output.stdout)
+        }
+        Some("zst") => {
+            let mut bytes = Vec::new();
+            zstd::Decoder::new(File::open(file).with_context(context)?)?
+                .read_to_end(&mut bytes)
+                .with_context(context)?;
+            Ok(bytes)
+        }
+        _ => fs::read(file).with_context(context),
+    }
+}

@@ -1,0 +1,442 @@
+//! The stock kernel as the judge: boots a Debian kernel with its bcache module under QEMU, gives it
+//! disks, a script and programs, and brings back what it said.
+//!
+//! ```no_run
+//! use bcache_tests::{Guest, Kernel, Scratch};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let scratch = Scratch::new()?;
+//! let cache = scratch.sparse("cache.img", 128 << 20)?;
+//! let run = Guest::new(Kernel::V6_12).disk(&cache).script("register /dev/vda").run()?;
+//! println!("{:?}", run.log.register_error("/dev/vda"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A script is run by busybox's shell with `set -e`. Disks are vda, vdb, ... in the order in which
+//! they were given; all functions of `prelude.sh` are there.
+
+mod initramfs;
+mod log;
+
+pub use log::{
+    BackingFigures, CacheFigures, Capture, Log, PriorityStats, SetFigures, rounded_size,
+};
+
+use crate::{cache_dir, workspace_root};
+use anyhow::{Context as _, bail, ensure};
+use initramfs::Tree;
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A series of stock kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Debian 12's kernel.
+    V6_1,
+    /// Debian 13's kernel, which Debian 12 has among its backports.
+    V6_12,
+}
+
+impl Kernel {
+    /// All series that the tests judge with.
+    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// The full release, as `uname -r` tells it. The kernel is fetched when it is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn release(self) -> anyhow::Result<String> {
+        static FETCHED: [OnceLock<Result<(), String>>; 2] = [const { OnceLock::new() }; 2];
+        let mark = self.folder().join("release");
+        if !mark.exists() {
+            let fetched = &FETCHED[usize::from(self == Self::V6_12)];
+            if let Err(error) = fetched.get_or_init(|| self.fetch().map_err(|e| format!("{e:#}"))) {
+                bail!("{error}");
+            }
+        }
+        let text = fs::read_to_string(&mark).with_context(|| format!("read {}", mark.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn fetch(self) -> anyhow::Result<()> {
+        let script = workspace_root().join("tests/fetch-kernels.sh");
+        let output =
+            Command::new(&script).arg(self.to_string()).output().context("run fetch-kernels.sh")?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        let last = error.lines().last().unwrap_or_default();
+        ensure!(output.status.success(), "fetching a {self} kernel failed: {last}");
+        Ok(())
+    }
+
+    /// Where it is unpacked.
+    fn folder(self) -> PathBuf {
+        cache_dir().join("kernels").join(self.to_string())
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        })
+    }
+}
+
+/// How a disk looks to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// Size of its logical blocks in bytes, 512 or 4096.
+    pub logical_block_size: u32,
+    /// Whether the guest is kept from writing.
+    pub read_only: bool,
+    /// Whether what the guest writes is thrown away when it ends, the image staying as it was.
+    pub snapshot: bool,
+    /// Whether a discard punches a hole into the image; else the guest sees a disk without discard.
+    pub discard: bool,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        Self { logical_block_size: 512, read_only: false, snapshot: false, discard: true }
+    }
+}
+
+/// How a guest's script ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScriptEnd {
+    /// It came to its end with this exit status, and the machine was powered off.
+    Exited(i32),
+    /// It cut the power (`crash`).
+    PowerCut,
+    /// The machine stopped without either: the kernel panicked, or QEMU failed.
+    Died,
+    /// It was still running when its time was over.
+    TimedOut,
+}
+
+/// A machine to be started: kernel, disks, files, script.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    kernel: Kernel,
+    disks: Vec<(PathBuf, DiskOptions)>,
+    binaries: Vec<PathBuf>,
+    files: Vec<(String, Vec<u8>)>,
+    modules: Vec<String>,
+    script: String,
+    memory_mib: u32,
+    timeout: Duration,
+}
+
+impl Guest {
+    /// Slots of the PCI root bus that are free for disks, and functions in each.
+    const SLOTS: std::ops::Range<usize> = 2..0x1f;
+    const FUNCTIONS: usize = 8;
+
+    /// A machine with this kernel, 512 MiB of memory, three minutes of time and nothing else.
+    pub fn new(kernel: Kernel) -> Self {
+        Self {
+            kernel,
+            disks: Vec::new(),
+            binaries: Vec::new(),
+            files: Vec::new(),
+            modules: Vec::new(),
+            script: String::new(),
+            memory_mib: 512,
+            timeout: Duration::from_secs(180),
+        }
+    }
+
+    /// Adds a disk over an image file.
+    #[must_use]
+    pub fn disk(self, image: impl Into<PathBuf>) -> Self {
+        self.disk_with(image, DiskOptions::default())
+    }
+
+    /// Adds a disk over an image file.
+    #[must_use]
+    pub fn disk_with(mut self, image: impl Into<PathBuf>, options: DiskOptions) -> Self {
+        self.disks.push((image.into(), options));
+        self
+    }
+
+    /// Adds a program of this machine, with the libraries that it is linked with, as `/bin/NAME`.
+    /// Where busybox has an applet of that name, the shell takes the applet unless the script names
+    /// the whole path.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binaries.push(path.into());
+        self
+    }
+
+    /// Adds a file; `path` is absolute in the guest.
+    #[must_use]
+    pub fn file(mut self, path: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        self.files.push((path.into(), bytes.into()));
+        self
+    }
+
+    /// Adds a module of the kernel, with what it depends on; it is loaded before the script.
+    #[must_use]
+    pub fn module(mut self, name: impl Into<String>) -> Self {
+        self.modules.push(name.into());
+        self
+    }
+
+    /// Adds lines to what the machine is to do.
+    #[must_use]
+    pub fn script(mut self, lines: impl AsRef<str>) -> Self {
+        self.script.push_str(lines.as_ref());
+        self.script.push('\n');
+        self
+    }
+
+    /// Gives it another amount of memory.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Gives it another amount of time; then it is killed.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The name of the `index`th disk in the guest: `/dev/vda`, ..., `/dev/vdz`, `/dev/vdaa`, ...
+    pub fn disk_name(index: usize) -> String {
+        let letter = |value: usize| char::from(b"abcdefghijklmnopqrstuvwxyz"[value % 26]);
+        match index.checked_sub(26) {
+            None => format!("/dev/vd{}", letter(index)),
+            Some(rest) => format!("/dev/vd{}{}", letter(rest / 26), letter(rest)),
+        }
+    }
+
+    /// Boots the machine and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be started. How the script ended is in the result.
+    pub fn run(&self) -> anyhow::Result<GuestRun> {
+        let release = self.kernel.release()?;
+        let work = tempfile::tempdir().context("a folder for the guest")?;
+        let initramfs = work.path().join("initramfs");
+        fs::write(&initramfs, self.initramfs()?).context("write the guest's initramfs")?;
+        let console_file = work.path().join("console");
+        let output_file = work.path().join("output");
+        let qemu_file = work.path().join("qemu");
+
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-machine", "q35,accel=tcg", "-smp", "1"])
+            .args(["-m", &self.memory_mib.to_string()])
+            .arg("-kernel")
+            .arg(self.kernel.folder().join(format!("boot/vmlinuz-{release}")))
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", "console=ttyS0 loglevel=4 panic=-1 nokaslr mitigations=off"]);
+        for file in [&console_file, &output_file] {
+            command.arg("-serial").arg(format!("file:{}", option_value(file)?));
+        }
+        for (index, (image, options)) in self.disks.iter().enumerate() {
+            command.args(disk_arguments(index, image, *options)?);
+        }
+        let qemu_log = File::create(&qemu_file).context("create QEMU's log")?;
+        command.stdin(Stdio::null()).stdout(qemu_log.try_clone()?).stderr(qemu_log);
+
+        let started = Instant::now();
+        let child = command.spawn().context("run qemu-system-x86_64 (package qemu-system-x86)")?;
+        let exit = wait(child, self.timeout)?;
+        let text = |path: &Path| {
+            fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        };
+        let (console, output, qemu) = (text(&console_file), text(&output_file), text(&qemu_file));
+        let log = Log::parse(&output, &console);
+        let end = match (exit, log.status, log.power_cut) {
+            (None, ..) => ScriptEnd::TimedOut,
+            (Some(_), Some(status), _) => ScriptEnd::Exited(status),
+            (Some(exit), None, true) if exit.success() => ScriptEnd::PowerCut,
+            _ => ScriptEnd::Died,
+        };
+        Ok(GuestRun {
+            kernel: self.kernel,
+            end,
+            log,
+            console,
+            output,
+            qemu,
+            took: started.elapsed(),
+        })
+    }
+
+    fn initramfs(&self) -> anyhow::Result<Vec<u8>> {
+        let mut archive = initramfs::base(self.kernel, &self.modules)?;
+        let tree = Tree::new()?;
+        tree.file("/init", include_bytes!("init.sh"), 0o755)?;
+        tree.file("/prelude.sh", include_bytes!("prelude.sh"), 0o644)?;
+        tree.file("/script.sh", self.script.as_bytes(), 0o644)?;
+        for binary in &self.binaries {
+            tree.program(binary)?;
+        }
+        for (path, bytes) in &self.files {
+            tree.file(path, bytes, 0o755)?;
+        }
+        archive.extend(tree.archive()?);
+        Ok(archive)
+    }
+}
+
+/// QEMU's options for a disk. Eight disks share a PCI slot, as functions of one device, so that far
+/// more than the bus has slots find room.
+fn disk_arguments(index: usize, image: &Path, options: DiskOptions) -> anyhow::Result<[String; 4]> {
+    let slot = Guest::SLOTS.start + index / Guest::FUNCTIONS;
+    ensure!(
+        Guest::SLOTS.contains(&slot),
+        "a guest has room for {} disks",
+        Guest::SLOTS.len() * Guest::FUNCTIONS
+    );
+    let on_off = |on: bool| if on { "on" } else { "off" };
+    let drive = format!(
+        "if=none,id=disk{index},format=raw,cache=unsafe,discard={},read-only={},snapshot={},file={}",
+        if options.discard { "unmap" } else { "ignore" },
+        on_off(options.read_only),
+        on_off(options.snapshot),
+        option_value(image)?
+    );
+    let device = format!(
+        "virtio-blk-pci,drive=disk{index},addr={slot:#x}.{:#x},multifunction=on,discard={},\
+         logical_block_size={block},physical_block_size={block}",
+        index % Guest::FUNCTIONS,
+        on_off(options.discard),
+        block = options.logical_block_size,
+    );
+    Ok(["-drive".to_owned(), drive, "-device".to_owned(), device])
+}
+
+/// A path as a value in QEMU's option lists, where a comma is doubled.
+fn option_value(path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(text.replace(',', ",,"))
+}
+
+/// Waits for QEMU to end; kills it when time is over (`None`).
+fn wait(mut child: Child, timeout: Duration) -> anyhow::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(status) = child.try_wait().context("wait for QEMU")? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            child.kill().context("kill QEMU")?;
+            child.wait().context("wait for QEMU")?;
+            return Ok(None);
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a guest left behind.
+#[derive(Clone, Debug)]
+pub struct GuestRun {
+    /// The kernel that it ran.
+    pub kernel: Kernel,
+    /// How its script ended.
+    pub end: ScriptEnd,
+    /// Figures, sums, registrations and the kernel's lines, typed.
+    pub log: Log,
+    /// The kernel's console, as it is.
+    pub console: String,
+    /// What the script printed, as it is.
+    pub output: String,
+    /// What QEMU itself had to say.
+    pub qemu: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl GuestRun {
+    /// The run, if its script came to its end with status 0.
+    ///
+    /// # Errors
+    /// Else: how it ended, and the last lines that it and the kernel said.
+    pub fn ok(self) -> anyhow::Result<Self> {
+        self.ended(ScriptEnd::Exited(0))
+    }
+
+    /// The run, if its script cut the power.
+    ///
+    /// # Errors
+    /// Else: how it ended, and the last lines that it and the kernel said.
+    pub fn cut(self) -> anyhow::Result<Self> {
+        self.ended(ScriptEnd::PowerCut)
+    }
+
+    fn ended(self, end: ScriptEnd) -> anyhow::Result<Self> {
+        ensure!(
+            self.end == end,
+            "the guest ({}, {:.1} s) ended with {:?} instead of {end:?}\n{}",
+            self.kernel,
+            self.took.as_secs_f64(),
+            self.end,
+            self.tail()
+        );
+        Ok(self)
+    }
+
+    /// The run, if the kernel did not complain.
+    ///
+    /// # Errors
+    /// Else: the lines in which it did.
+    pub fn without_errors(self) -> anyhow::Result<Self> {
+        let errors = self.log.errors();
+        ensure!(
+            errors.is_empty(),
+            "kernel {} complained:\n{}\n{}",
+            self.kernel,
+            errors.join("\n"),
+            self.tail()
+        );
+        Ok(self)
+    }
+
+    /// The last lines of the script, the kernel and QEMU, for a message.
+    pub fn tail(&self) -> String {
+        let tail = |name: &str, text: &str| {
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines.len().saturating_sub(40);
+            format!("--- {name} ---\n{}\n", lines.get(last..).unwrap_or_default().join("\n"))
+        };
+        tail("script", &self.output) + &tail("kernel", &self.console) + &tail("qemu", &self.qemu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named_as_the_kernel_names_them() {
+        assert_eq!(Guest::disk_name(0), "/dev/vda");
+        assert_eq!(Guest::disk_name(25), "/dev/vdz");
+        assert_eq!(Guest::disk_name(26), "/dev/vdaa");
+        assert_eq!(Guest::disk_name(52), "/dev/vdba");
+    }
+
+    #[test]
+    fn disks_fill_the_bus_and_no_more() -> anyhow::Result<()> {
+        let options = DiskOptions::default();
+        let last = Guest::SLOTS.len() * Guest::FUNCTIONS - 1;
+        assert!(disk_arguments(0, Path::new("a,b"), options)?[1].ends_with("file=a,,b"));
+        assert!(disk_arguments(last, Path::new("a"), options)?[3].contains("addr=0x1e.0x7"));
+        assert!(disk_arguments(last + 1, Path::new("a"), options).is_err());
+        Ok(())
+    }
+}
