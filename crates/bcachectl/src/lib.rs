@@ -8,4 +8,3 @@ pub mod commands;
 pub mod exit;
 pub mod man;
 pub mod render;
-pub mod size;

@@ -1,8 +1,13 @@
-//! The man pages: what the parser knows, and the sections that have to be written.
+//! The man pages of bcachectl.
+
+mod text;
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use bcache_cli::man::Page;
+
+use crate::cli;
 
 /// Writes all pages to `folder`.
 pub fn write(folder: &Path) -> Result<()> {
@@ -15,5 +20,34 @@ pub fn write(folder: &Path) -> Result<()> {
 
 /// All pages, by file name.
 pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
-    Ok(Vec::new())
+    let subcommand = |name: &str| {
+        cli::command().find_subcommand(name).cloned().with_context(|| format!("no command {name}"))
+    };
+    let pages = [
+        Page {
+            name: "bcachectl",
+            command: cli::command(),
+            synopsis: &["COMMAND [OPTIONS]", "--help", "--version"],
+            invocation: "bcachectl",
+            before: text::MAIN_BEFORE,
+            after: text::MAIN_AFTER,
+        },
+        Page {
+            name: "bcachectl-make",
+            command: subcommand("make")?,
+            synopsis: &["[OPTIONS] --cache DEV... [ --bdev DEV... ]", "[OPTIONS] --bdev DEV..."],
+            invocation: "bcachectl make",
+            before: text::MAKE_BEFORE,
+            after: text::MAKE_AFTER,
+        },
+        Page {
+            name: "bcachectl-show",
+            command: subcommand("show")?,
+            synopsis: &["[OPTIONS] [DEV...]"],
+            invocation: "bcachectl show",
+            before: text::SHOW_BEFORE,
+            after: text::SHOW_AFTER,
+        },
+    ];
+    pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
 }

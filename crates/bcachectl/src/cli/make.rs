@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
+use bcache_cli::size::{parse_bytes, parse_sectors};
 use bcache_core::layout::superblock::{CacheMode, Kind, Label, Replacement, SB_LABEL_BYTES};
 use bcache_core::ops::make::Options;
 use bcache_core::units::Sectors;
 use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use uuid::Uuid;
-
-use crate::size::{parse_bytes, parse_sectors};
 
 /// Options of `bcachectl make`.
 #[derive(Debug, Args)]
@@ -20,9 +19,6 @@ pub struct MakeArgs {
     cache: Vec<bool>,
 
     /// Make the devices that follow backing devices
-    ///
-    /// Backing devices that are made together with a cache carry its set's UUID, so that they are
-    /// attached when both are registered.
     #[arg(short = 'B', long, action = ArgAction::Append, num_args = 0, default_missing_value = "true", value_name = "DEV")]
     bdev: Vec<bool>,
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bcache_cli::out::Out;
+use bcache_cli::table;
 use bcache_core::device::probe::probe;
 use bcache_core::layout::superblock::Kind;
 use bcache_core::ops::make::{
@@ -22,7 +24,6 @@ use uuid::Uuid;
 use crate::cli::MakeArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{self, DeviceReport, KernelReport};
-use crate::render::{Out, table};
 
 /// Bars appear for plans of at least this many bytes to discard or write.
 const PROGRESS_BYTES: u64 = 64 << 20;

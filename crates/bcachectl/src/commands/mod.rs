@@ -7,12 +7,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bcache_cli::is_broken_pipe;
+use bcache_cli::out::Out;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
 use crate::exit::{ExitError, Failure};
 use crate::man;
-use crate::render::Out;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -38,13 +39,6 @@ pub fn main() -> ExitCode {
             error.downcast_ref::<ExitError>().map_or(Failure::Refused, |error| error.failure).into()
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bcache_cli::out::Out;
+use bcache_cli::table;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::probe::probe;
 use bcache_core::device::sysfs::{BlockDir, Registered, Root, devices_of_the_machine};
@@ -18,7 +20,6 @@ use serde::Serialize;
 use crate::cli::ShowArgs;
 use crate::exit::Failure;
 use crate::render::device::{self, DeviceReport, RunningReport, label_or_dash};
-use crate::render::{Out, table};
 
 #[derive(Serialize)]
 struct Report {

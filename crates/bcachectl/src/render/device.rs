@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use bcache_cli::out::Out;
+use bcache_cli::table;
 use bcache_core::device::DeviceInfo;
 use bcache_core::layout::superblock::{
     FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE, FEATURE_INCOMPAT_OBSO_LARGE_BUCKET, Kind, Superblock,
@@ -14,8 +16,6 @@ use bcache_core::layout::verdict::{Target, Verdict, kernel_verdict};
 use bcache_core::units::format_bytes;
 use comfy_table::{Cell, Color};
 use serde::Serialize;
-
-use super::{Out, table};
 
 /// One device in the JSON output; the man pages document the keys.
 #[derive(Clone, Debug, Serialize)]

@@ -116,8 +116,7 @@ pub struct Outcome {
 }
 
 /// Opens one device of the run for writing: tests put their own devices here.
-pub type Opener<'a> =
-    &'a mut dyn FnMut(&DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceError>;
+pub type Opener<'a> = &'a mut dyn FnMut(&DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceError>;
 
 /// Claims all devices, then formats one after the other; stops at the first failure.
 ///

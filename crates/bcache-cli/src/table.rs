@@ -2,7 +2,7 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
-use super::Style;
+use crate::out::Style;
 
 /// A table with a header row.
 pub fn table(style: Style, header: &[&str]) -> Table {

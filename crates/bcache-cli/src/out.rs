@@ -1,0 +1,65 @@
+//! Output for people and for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Standard output, and whether a person reads it.
+pub struct Out {
+    writer: io::BufWriter<io::StdoutLock<'static>>,
+    style: Style,
+}
+
+/// How to dress output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// Lines around tables: on a terminal only.
+    pub borders: bool,
+    /// Colours: on a terminal, unless `NO_COLOR` is set.
+    pub colour: bool,
+}
+
+impl Style {
+    /// What suits standard output.
+    pub fn of_stdout() -> Self {
+        let terminal = io::stdout().is_terminal();
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { borders: terminal, colour: terminal && !no_colour }
+    }
+}
+
+impl Out {
+    /// Takes standard output for the rest of the command.
+    pub fn stdout() -> Self {
+        Self { writer: io::BufWriter::new(io::stdout().lock()), style: Style::of_stdout() }
+    }
+
+    /// How to dress what is written.
+    pub const fn style(&self) -> Style {
+        self.style
+    }
+
+    /// Writes one JSON document and a newline.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        serde_json::to_writer_pretty(&mut self.writer, value).map_err(io::Error::from)?;
+        writeln!(self.writer)?;
+        Ok(())
+    }
+
+    /// Writes what is buffered.
+    pub fn finish(mut self) -> Result<()> {
+        self.writer.flush()?;
+        Ok(())
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
