@@ -1,3 +1,6 @@
 //! What the tools do to devices: each operation plans first, and [`plan::apply`] carries it out.
 
 pub mod plan;
+#[cfg(feature = "testkit")]
+pub mod trace;
+pub mod verify;
