@@ -334,3 +334,177 @@ fn octal(digits: [u8; 3]) -> Option<u8> {
     }
     u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 8).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sysfs::fake::Tree;
+    use super::*;
+
+    const SET: &str = "f0e1d2c3-b4a5-4697-8879-6a5b4c3d2e1f";
+
+    /// A disk with two partitions and nothing on them.
+    fn disk() -> Tree {
+        let tree = Tree::new();
+        tree.block("sda", "8:0", 4096);
+        tree.block("sda/sda1", "8:1", 1024);
+        tree.block("sda/sda2", "8:2", 1024);
+        tree.write("proc/self/mountinfo", "22 1 0:21 / /proc rw,relatime - proc proc rw");
+        tree.write("proc/swaps", "Filename Type Size Used Priority");
+        tree
+    }
+
+    fn holders(tree: &Tree, name: &str) -> Vec<Holder> {
+        holders_of_device(&tree.root(), &tree.device(name))
+    }
+
+    #[test]
+    fn an_idle_disk_has_no_holders() {
+        let tree = disk();
+        for name in ["sda", "sda1", "sda2"] {
+            assert_eq!(holders(&tree, name), []);
+        }
+        let nothing = tempfile::tempdir().unwrap();
+        assert_eq!(holders_of_in(&Root::at(nothing.path()), nothing.path()), []);
+    }
+
+    #[test]
+    fn mounts_are_found_by_number_and_by_source() {
+        let tree = disk();
+        tree.write(
+            "proc/self/mountinfo",
+            "27 1 8:1 / / rw - ext4 /dev/root rw\n\
+             30 27 8:1 /home /mnt/with\\040space\\134 rw shared:1 master:2 - ext4 /dev/root rw\n\
+             31 27 0:55 /sub /data rw - btrfs /dev/sda2 rw",
+        );
+        let mount = |at: &str, filesystem: &str| Holder::Mount {
+            at: PathBuf::from(at),
+            filesystem: filesystem.to_owned(),
+        };
+        let root = vec![mount("/", "ext4"), mount("/mnt/with space\\", "ext4")];
+        let data = vec![mount("/data", "btrfs")];
+        assert_eq!(holders(&tree, "sda1"), root);
+        assert_eq!(holders(&tree, "sda2"), data);
+        let of_disk = [("sda1", root), ("sda2", data)]
+            .map(|(name, holders)| Holder::Partition { name: name.to_owned(), holders });
+        assert_eq!(holders(&tree, "sda"), of_disk);
+        assert_eq!(
+            describe(&of_disk),
+            "; its partition sda1 is mounted at / (ext4) and mounted at /mnt/with space\\ (ext4)\
+             ; its partition sda2 is mounted at /data (btrfs)"
+        );
+    }
+
+    #[test]
+    fn a_second_member_of_a_mounted_btrfs_is_held() {
+        let tree = disk();
+        tree.write("sys/fs/btrfs/1234/devices/sda2/fsid", "1234");
+        assert_eq!(describe(&holders(&tree, "sda2")), "; part of the mounted btrfs 1234");
+    }
+
+    #[test]
+    fn swap_is_found() {
+        let tree = disk();
+        tree.write(
+            "proc/swaps",
+            "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+             /dev/sda2                               partition\t512\t\t0\t\t-2",
+        );
+        assert_eq!(holders(&tree, "sda2"), [Holder::Swap]);
+        assert_eq!(holders(&tree, "sda1"), []);
+        assert_eq!(describe(&holders(&tree, "sda")), "; its partition sda2 is used as swap");
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_to_or_read_by_a_loop_device_is_found() {
+        let tree = disk();
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("an image");
+        fs::write(&image, [0; 512]).unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, [0; 512]).unwrap();
+        tree.block("loop3", "7:3", 1);
+        tree.write("sys/devices/block/loop3/loop/backing_file", image.to_str().unwrap());
+        tree.block("loop4", "7:4", 0);
+        let escaped = image.to_str().unwrap().replace(' ', "\\040");
+        tree.write("proc/swaps", &format!("Filename\n{escaped} file 4 0 -2"));
+        let found = holders_of_in(&tree.root(), &image);
+        assert_eq!(found, [Holder::Loop { name: "loop3".to_owned() }, Holder::Swap]);
+        assert_eq!(describe(&found), "; read by the loop device loop3; used as swap");
+        assert_eq!(holders_of_in(&tree.root(), &other), []);
+    }
+
+    #[test]
+    fn a_device_read_by_a_loop_device_is_found() {
+        let tree = disk();
+        tree.block("loop3", "7:3", 1);
+        tree.write("sys/devices/block/loop3/loop/backing_file", "/dev/sda1");
+        assert_eq!(holders(&tree, "sda1"), [Holder::Loop { name: "loop3".to_owned() }]);
+    }
+
+    #[test]
+    fn devices_built_on_it_are_named() {
+        let tree = disk();
+        tree.block("dm-0", "253:0", 512);
+        tree.write("sys/devices/block/dm-0/dm/name", "vg-lv");
+        tree.block("md0", "9:0", 512);
+        tree.link("sys/devices/block/dm-0", "sys/devices/block/sda/sda1/holders/dm-0");
+        tree.link("sys/devices/block/md0", "sys/devices/block/sda/sda2/holders/md0");
+        assert_eq!(describe(&holders(&tree, "sda1")), "; held by dm-0 (vg-lv)");
+        assert_eq!(describe(&holders(&tree, "sda2")), "; held by md0");
+    }
+
+    #[test]
+    fn a_partition_of_a_disk_in_use_is_held_by_way_of_the_disk() {
+        let tree = disk();
+        tree.block("md0", "9:0", 512);
+        tree.link("sys/devices/block/md0", "sys/devices/block/sda/holders/md0");
+        assert_eq!(describe(&holders(&tree, "sda1")), "; the whole disk sda is held by md0");
+    }
+
+    #[test]
+    fn what_bcache_runs_is_told_once() {
+        let tree = disk();
+        tree.block("bcache0", "251:0", 512);
+        let set = format!("sys/fs/bcache/{SET}");
+        tree.write(&format!("{set}/synchronous"), "1");
+        for (partition, attribute, link) in
+            [("sda1", "nbuckets", "set"), ("sda2", "running", "cache")]
+        {
+            let dir = format!("sys/devices/block/sda/{partition}");
+            tree.write(&format!("{dir}/bcache/{attribute}"), "1");
+            tree.link(&set, &format!("{dir}/bcache/{link}"));
+            tree.link("sys/devices/block/bcache0", &format!("{dir}/holders/bcache0"));
+        }
+        assert_eq!(
+            describe(&holders(&tree, "sda1")),
+            format!("; running as a cache of the bcache set {SET}")
+        );
+        assert_eq!(
+            describe(&holders(&tree, "sda2")),
+            format!("; registered as a bcache backing device (bcache set {SET})")
+        );
+        tree.link("sys/devices/block/bcache0", "sys/devices/block/sda/sda2/bcache/dev");
+        assert_eq!(
+            describe(&holders(&tree, "sda2")),
+            format!("; running as the backing device of bcache0 (bcache set {SET})")
+        );
+    }
+
+    #[test]
+    fn without_a_known_holder_the_sentence_still_ends() {
+        assert_eq!(describe(&[]), "; another program has it open for itself");
+    }
+
+    #[test]
+    fn escapes_are_undone_and_anything_else_is_kept() {
+        for (text, plain) in [
+            ("a\\040b", "a b"),
+            ("\\134", "\\"),
+            ("\\", "\\"),
+            ("\\04", "\\04"),
+            ("\\+12", "\\+12"),
+        ] {
+            assert_eq!(unescape(text.as_bytes()), plain);
+        }
+    }
+}

@@ -395,3 +395,206 @@ fn natural_key(name: &str) -> Vec<(String, u64)> {
     }
     key
 }
+
+/// A sysfs and procfs of a test's own making.
+#[cfg(test)]
+pub(super) mod fake {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    pub(crate) struct Tree {
+        dir: TempDir,
+    }
+
+    impl Tree {
+        pub(crate) fn new() -> Self {
+            let dir = TempDir::new().unwrap();
+            for path in ["sys/class/block", "sys/dev/block", "sys/fs/bcache", "proc/self"] {
+                fs::create_dir_all(dir.path().join(path)).unwrap();
+            }
+            Self { dir }
+        }
+
+        pub(crate) fn root(&self) -> Root {
+            Root::at(self.dir.path())
+        }
+
+        /// Writes a file below the base, with the newline that the kernel ends attributes with.
+        pub(crate) fn write(&self, path: &str, text: &str) {
+            let path = self.dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{text}\n")).unwrap();
+        }
+
+        pub(crate) fn link(&self, target: &str, link: &str) {
+            let link = self.dir.path().join(link);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(self.dir.path().join(target), link).unwrap();
+        }
+
+        /// A device as sysfs lays it out; `name` is `disk` or `disk/partition`.
+        pub(crate) fn block(&self, name: &str, number: &str, sectors: u64) {
+            let dir = format!("sys/devices/block/{name}");
+            let own_name = name.rsplit('/').next().unwrap();
+            self.write(&format!("{dir}/dev"), number);
+            self.write(&format!("{dir}/size"), &sectors.to_string());
+            if name.contains('/') {
+                self.write(&format!("{dir}/partition"), "1");
+            }
+            self.link(&dir, &format!("sys/class/block/{own_name}"));
+            self.link(&dir, &format!("sys/dev/block/{number}"));
+        }
+
+        pub(crate) fn device(&self, name: &str) -> BlockDir {
+            BlockDir::by_name(&self.root(), name).unwrap()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::Tree;
+    use super::*;
+
+    const SET: &str = "f0e1d2c3-b4a5-4697-8879-6a5b4c3d2e1f";
+
+    #[test]
+    fn disks_and_partitions_know_each_other() {
+        let tree = Tree::new();
+        tree.block("sda", "8:0", 4096);
+        for (name, number) in [("sda/sda10", "8:10"), ("sda/sda2", "8:2")] {
+            tree.block(name, number, 1024);
+        }
+        tree.write("sys/devices/block/sda/queue/discard_max_bytes", "1024");
+        let sda = tree.device("sda");
+        let names: Vec<String> =
+            sda.partitions().iter().map(|device| device.name().to_owned()).collect();
+        assert_eq!(names, ["sda2", "sda10"]);
+        assert_eq!((sda.is_partition(), sda.disk()), (false, None));
+        let number = DeviceNumber { major: 8, minor: 10 };
+        let partition = BlockDir::by_number(&tree.root(), number).unwrap();
+        assert_eq!((partition.name(), partition.number()), ("sda10", Some(number)));
+        assert_eq!(partition.disk().unwrap().size(), Some(Sectors(4096)));
+        assert_eq!(partition.queue("discard_max_bytes").as_deref(), Some("1024"));
+        assert_eq!(partition.queue("zoned"), None);
+    }
+
+    #[test]
+    fn devices_that_hold_nothing_are_left_out() {
+        let tree = Tree::new();
+        for (name, number, size) in [
+            ("loop0", "7:0", 0),
+            ("loop1", "7:1", 8),
+            ("ram0", "1:0", 8192),
+            ("nvme0c0n1", "259:1", 64),
+            ("nvme0n1", "259:0", 64),
+            ("cciss!c0d0", "104:0", 64),
+            ("sda", "8:0", 64),
+            ("sda/sda1", "8:1", 32),
+        ] {
+            tree.block(name, number, size);
+        }
+        tree.write("sys/devices/block/nvme0c0n1/hidden", "1");
+        let devices = devices_of_the_machine(&tree.root()).unwrap();
+        let listed: Vec<(&str, &str, Option<&str>)> = devices
+            .iter()
+            .map(|d| (d.name.as_str(), d.path.to_str().unwrap(), d.partition_of.as_deref()))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                ("cciss!c0d0", "/dev/cciss/c0d0", None),
+                ("loop1", "/dev/loop1", None),
+                ("nvme0n1", "/dev/nvme0n1", None),
+                ("sda", "/dev/sda", None),
+                ("sda1", "/dev/sda1", Some("sda")),
+            ]
+        );
+        assert_eq!(devices[4].size, Sectors(32));
+    }
+
+    #[test]
+    fn a_running_backing_device_tells_its_state() {
+        let tree = Tree::new();
+        tree.block("sdb", "8:16", 4096);
+        tree.block("bcache0", "251:0", 4080);
+        let dir = "sys/devices/block/sdb/bcache";
+        for (attribute, value) in [
+            ("state", "dirty"),
+            ("running", "1"),
+            ("cache_mode", "writethrough [writeback] writearound none"),
+            ("dirty_data", "1.5M"),
+            ("label", "home"),
+            ("backing_dev_uuid", "11111111-2222-4333-8444-555555555555"),
+        ] {
+            tree.write(&format!("{dir}/{attribute}"), value);
+        }
+        tree.write(&format!("sys/fs/bcache/{SET}/synchronous"), "1");
+        tree.link(&format!("sys/fs/bcache/{SET}"), &format!("{dir}/cache"));
+        tree.link("sys/devices/block/bcache0", &format!("{dir}/dev"));
+        tree.link(dir, "sys/devices/block/bcache0/bcache");
+
+        let Some(Registered::Backing(backing)) = tree.device("sdb").bcache() else { panic!() };
+        assert_eq!(backing.device.as_deref(), Some("bcache0"));
+        assert_eq!(backing.set_uuid, Some(uuid::uuid!(SET)));
+        assert_eq!(backing.running, Some(true));
+        assert_eq!(backing.state, Some(BackingState::Dirty));
+        assert_eq!(backing.cache_mode.as_deref(), Some("writeback"));
+        assert_eq!(backing.dirty_data.as_deref(), Some("1.5M"));
+        assert_eq!(backing.label.as_deref(), Some("home"));
+        assert!(backing.backing_uuid.is_some());
+        // bcache0 itself leads to the same directory, and is not registered.
+        assert_eq!(tree.device("bcache0").bcache(), None);
+    }
+
+    #[test]
+    fn what_sysfs_does_not_tell_is_none() {
+        let tree = Tree::new();
+        tree.block("sdb", "8:16", 4096);
+        tree.write("sys/devices/block/sdb/bcache/state", "no cache");
+        tree.write("sys/devices/block/sdb/bcache/label", "");
+        let Some(Registered::Backing(backing)) = tree.device("sdb").bcache() else { panic!() };
+        let nothing = RunningBacking {
+            device: None,
+            set_uuid: None,
+            running: None,
+            state: Some(BackingState::NoCache),
+            cache_mode: None,
+            dirty_data: None,
+            label: None,
+            backing_uuid: None,
+        };
+        assert_eq!(backing, nothing);
+        let empty = tempfile::tempdir().unwrap();
+        assert!(devices_of_the_machine(&Root::at(empty.path())).is_err());
+        assert_eq!(BlockDir::by_name(&Root::at(empty.path()), "sda"), None);
+    }
+
+    #[test]
+    fn a_running_cache_names_its_set() {
+        let tree = Tree::new();
+        tree.block("nvme0n1", "259:0", 4096);
+        let dir = "sys/devices/block/nvme0n1/bcache";
+        tree.write(&format!("{dir}/nbuckets"), "4096");
+        tree.write(&format!("{dir}/cache_replacement_policy"), "lru [fifo] random");
+        tree.write(&format!("sys/fs/bcache/{SET}/synchronous"), "1");
+        tree.link(&format!("sys/fs/bcache/{SET}"), &format!("{dir}/set"));
+        let running =
+            RunningCache { set_uuid: Some(uuid::uuid!(SET)), replacement: Some("fifo".to_owned()) };
+        assert_eq!(tree.device("nvme0n1").bcache(), Some(Registered::Cache(running)));
+    }
+
+    #[test]
+    fn device_numbers_are_read_and_written() {
+        let number = DeviceNumber { major: 259, minor: 1_048_575 };
+        assert_eq!(DeviceNumber::parse("259:1048575\n"), Some(number));
+        assert_eq!(number.to_string(), "259:1048575");
+        assert_eq!(DeviceNumber::from_dev_t(nix::sys::stat::makedev(259, 1_048_575)), number);
+        for bad in ["", "8", "8:", "a:b", "8:1:2"] {
+            assert_eq!(DeviceNumber::parse(bad), None, "{bad}");
+        }
+    }
+}

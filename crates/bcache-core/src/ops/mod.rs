@@ -2,3 +2,6 @@
 
 pub mod make;
 pub mod plan;
+#[cfg(feature = "testkit")]
+pub mod trace;
+pub mod verify;

@@ -78,18 +78,6 @@ pub enum Step {
     Flush,
 }
 
-impl Step {
-    /// Whether the step determines, or makes undefined, what the byte `position` reads as.
-    fn covers(&self, position: u64) -> bool {
-        let (offset, len) = match self {
-            Self::Write { offset, data, .. } => (*offset, data.len() as u64),
-            Self::Zero { offset, len, .. } | Self::Discard { offset, len } => (*offset, *len),
-            Self::Flush => return false,
-        };
-        position >= offset && position - offset < len
-    }
-}
-
 /// The writes of one operation on one device, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -108,6 +96,17 @@ impl Plan {
                 Step::Discard { .. } | Step::Flush => 0,
             })
             .sum()
+    }
+
+    /// Bytes that [`apply`] reports as progress by the time it has succeeded: writes and discards.
+    pub fn progress_bytes(&self) -> u64 {
+        self.steps.iter().fold(0, |sum, step| {
+            sum.saturating_add(match step {
+                Step::Write { data, .. } => data.len() as u64,
+                Step::Zero { len, .. } | Step::Discard { len, .. } => *len,
+                Step::Flush => 0,
+            })
+        })
     }
 
     /// Sectors that the plan discards.
@@ -132,45 +131,24 @@ pub struct ApplyError {
     pub step: usize,
     /// Number of steps in the plan.
     pub steps: usize,
-    /// Whether a write had been issued, so that the device may have changed.
+    /// Whether the device may have changed: a write or discard had been given to it. `false` is
+    /// certain, also where the failing write itself was refused before it reached the device.
     pub may_have_written: bool,
     /// What failed.
     #[source]
     pub source: DeviceError,
 }
 
-/// What was written and is not there.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// It could not be read back.
-    #[error("cannot read back the {kind}")]
-    Read {
-        /// What was written.
-        kind: WriteKind,
-        /// Why.
-        #[source]
-        source: DeviceError,
-    },
-    /// Something else is there.
-    #[error("the {kind} reads back differently, first at byte {offset}")]
-    Differs {
-        /// What was written.
-        kind: WriteKind,
-        /// The first byte of the device that differs.
-        offset: u64,
-    },
-}
-
 /// Largest discard issued at once, so that progress can be told and a signal is answered.
 const DISCARD_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Zeroes written at once.
-const ZERO_CHUNK_BYTES: u64 = 1 << 20;
+pub(super) const ZERO_CHUNK_BYTES: u64 = 1 << 20;
 
 /// Carries out `plan`, telling `progress` of the bytes done after each piece of work.
 ///
 /// Discards are advice: a device that refuses them is left as it is. Any other failure stops the
-/// plan at that step.
+/// plan at that step, and the steps after it are not begun.
 pub fn apply(
     plan: &Plan,
     device: &dyn BlockDevice,
@@ -180,10 +158,10 @@ pub fn apply(
     for (step, action) in plan.steps.iter().enumerate() {
         let result = match action {
             Step::Write { offset, data, .. } => {
-                may_have_written = true;
                 let result = device.write_at(*offset, data);
-                progress(data.len() as u64);
-                result
+                // An error of another kind means that the write was never issued.
+                may_have_written |= matches!(result, Ok(()) | Err(DeviceError::Io { .. }));
+                result.inspect(|()| progress(data.len() as u64))
             }
             Step::Zero { offset, len, .. } => {
                 may_have_written = true;
@@ -191,7 +169,7 @@ pub fn apply(
             }
             Step::Flush => device.flush(),
             Step::Discard { offset, len } => {
-                may_have_written = true;
+                may_have_written |= *len > 0;
                 discard_in_chunks(device, *offset, *len, progress);
                 Ok(())
             }
@@ -239,44 +217,108 @@ fn discard_in_chunks(
     }
 }
 
-/// Bytes read back at once.
-const VERIFY_CHUNK_BYTES: u64 = 1 << 20;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Operation;
+    use crate::device::testkit::{
+        Fault, FaultDevice, Lasting, MemoryDevice, TraceDevice, TraceOp, Trigger,
+    };
 
-/// Reads back what `plan` wrote and compares it.
-///
-/// What a later step of the plan writes over counts as that step says; discarded ranges are not
-/// looked at, for what they read as is undefined.
-pub fn verify(plan: &Plan, device: &dyn BlockDevice) -> Result<(), VerifyError> {
-    for (index, step) in plan.steps.iter().enumerate() {
-        let (kind, offset, len) = match step {
-            Step::Write { kind, offset, data } => (*kind, *offset, data.len() as u64),
-            Step::Zero { kind, offset, len } => (*kind, *offset, *len),
-            Step::Discard { .. } | Step::Flush => continue,
-        };
-        let later = plan.steps.get(index + 1..).unwrap_or_default();
-        let mut done = 0;
-        while done < len {
-            let start = offset.saturating_add(done);
-            let chunk = (len - done).min(VERIFY_CHUNK_BYTES);
-            let mut found = AlignedBuf::zeroed(usize::try_from(chunk).unwrap_or(0));
-            device
-                .read_at(start, &mut found)
-                .map_err(|source| VerifyError::Read { kind, source })?;
-            for (position, byte) in (start..).zip(found.iter()) {
-                let expected = match step {
-                    Step::Write { data, .. } => usize::try_from(position - offset)
-                        .ok()
-                        .and_then(|index| data.get(index))
-                        .copied()
-                        .unwrap_or(0),
-                    _ => 0,
-                };
-                if *byte != expected && !later.iter().any(|step| step.covers(position)) {
-                    return Err(VerifyError::Differs { kind, offset: position });
-                }
-            }
-            done += chunk;
+    const GIB: u64 = 1 << 30;
+
+    fn write(kind: WriteKind, offset: u64, len: usize) -> Step {
+        let mut data = AlignedBuf::zeroed(len);
+        data.fill(0xab);
+        Step::Write { kind, offset, data }
+    }
+
+    /// Wipe, discard, superblock, as making a cache does it.
+    fn plan() -> Plan {
+        Plan {
+            steps: vec![
+                Step::Flush,
+                write(WriteKind::Wipe, 0, 4096),
+                Step::Flush,
+                Step::Discard { offset: 8192, len: 2 * GIB + 4096 },
+                write(WriteKind::Superblock, 4096, 4096),
+                Step::Flush,
+            ],
         }
     }
-    Ok(())
+
+    fn device() -> FaultDevice<MemoryDevice> {
+        FaultDevice::new(MemoryDevice::new(4 * GIB))
+    }
+
+    #[test]
+    fn a_plan_is_carried_out_in_order_with_progress() {
+        let device = TraceDevice::new(device());
+        let mut pieces = Vec::new();
+        apply(&plan(), &device, &mut |bytes| pieces.push(bytes)).unwrap();
+        assert_eq!(pieces, [4096, GIB, GIB, 4096, 4096]);
+        assert_eq!(pieces.iter().sum::<u64>(), plan().progress_bytes());
+        assert_eq!(plan().write_bytes(), 8192);
+        assert_eq!(plan().discard_sectors(), Sectors((2 * GIB + 4096) / 512));
+        let kinds: String =
+            device.events().iter().map(|event| format!("{} ", event.op.operation())).collect();
+        assert_eq!(kinds, "flush write flush discard discard discard write flush ");
+        assert_eq!(device.events()[5].op, TraceOp::Discard { offset: 8192 + 2 * GIB, len: 4096 });
+    }
+
+    /// Each step that can fail, failed: the error names it, nothing after it reaches the device,
+    /// and it says whether the device may have changed.
+    #[test]
+    fn a_failure_tells_the_step_and_whether_anything_may_be_written() {
+        // The change that fails, the step it is in, and whether something may be written then.
+        for (change, step, may_have_written) in
+            [(0, 0, false), (1, 1, true), (2, 2, true), (6, 4, true), (7, 5, true)]
+        {
+            for torn_bytes in [0, 512] {
+                let fault = Fault::new(Trigger::NthChange(change)).torn_after(torn_bytes);
+                let device = device().with(fault);
+                let mut done = 0;
+                let error = apply(&plan(), &device, &mut |bytes| done += bytes).unwrap_err();
+                assert_eq!((error.step, error.steps), (step, 6));
+                assert_eq!(error.may_have_written, may_have_written, "step {step}");
+                assert!(matches!(error.source, DeviceError::Io { .. }));
+                assert_eq!(error.to_string(), format!("step {} of 6 failed", step + 1));
+                assert_eq!(device.changes(), change + 1, "went on after step {step}");
+                let before = Plan { steps: plan().steps.into_iter().take(step).collect() };
+                assert_eq!(done, before.progress_bytes());
+                if !may_have_written {
+                    let untouched = MemoryDevice::new(4 * GIB);
+                    assert_eq!(device.inner().first_difference(&untouched), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_that_is_refused_has_not_written() {
+        for (offset, expect_misaligned) in [(100, true), (4 * GIB, false)] {
+            let plan = Plan { steps: vec![write(WriteKind::Superblock, offset, 512)] };
+            let error = apply(&plan, &device(), &mut |_| {}).unwrap_err();
+            assert!(!error.may_have_written);
+            assert_eq!(matches!(error.source, DeviceError::Misaligned { .. }), expect_misaligned);
+        }
+    }
+
+    #[test]
+    fn a_refused_discard_stops_no_plan_and_is_not_tried_again() {
+        let fault = Fault::new(Trigger::Nth { operation: Operation::Discard, n: 1 })
+            .lasting(Lasting::Always)
+            .errno(nix::libc::EOPNOTSUPP);
+        let device = TraceDevice::new(device().with(fault));
+        let mut done = 0;
+        apply(&plan(), &device, &mut |bytes| done += bytes).unwrap();
+        assert_eq!(done, plan().progress_bytes());
+        let discards: Vec<bool> = device
+            .events()
+            .iter()
+            .filter(|event| event.op.operation() == Operation::Discard)
+            .map(|event| event.succeeded)
+            .collect();
+        assert_eq!(discards, [true, false]);
+    }
 }

@@ -9,7 +9,8 @@ use crate::device::{BlockDevice, DeviceError, DeviceInfo, DeviceKind, ReadDevice
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Target, kernel_verdict};
 use crate::ops::make::{DeviceFacts, DevicePlan, MakeError};
-use crate::ops::plan::{ApplyError, VerifyError, apply, verify};
+use crate::ops::plan::{ApplyError, apply};
+use crate::ops::verify::{VerifyError, verify};
 use crate::units::Sectors;
 
 /// Why a device cannot be formatted, or was not.
