@@ -2,7 +2,11 @@
 //! cached reads back after a power cut, and it reads the fixture images as it once wrote them.
 
 use anyhow::{Context as _, ensure};
-use bcache_core::checksum::crc64;
+use bcache_core::layout::superblock::{
+    BDEV_DATA_START_DEFAULT, BackingParams, CacheMode, CacheParams, Label, Replacement,
+    SB_OFFSET_BYTES, Superblock,
+};
+use bcache_core::units::Sectors;
 use bcache_tests::image::write_at;
 use bcache_tests::need::find_program;
 use bcache_tests::{
@@ -14,6 +18,7 @@ use rand::{RngCore as _, SeedableRng as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+use uuid::Uuid;
 
 fn main() -> ExitCode {
     let mut trials = vec![
@@ -35,56 +40,24 @@ fn main() -> ExitCode {
     main_with(trials)
 }
 
-/// The bytes of a superblock that is legal by FORMAT.md §1.5, for a cache device of `nbuckets`
-/// buckets, or for a backing device.
-struct Superblock {
-    version: u64,
-    nbuckets: u64,
-    block_size_sectors: u16,
+const SIZE: u64 = 128 << 20;
+
+/// What a small cache device of [`SIZE`] bytes says of itself.
+fn cache_params() -> CacheParams {
+    CacheParams {
+        uuid: Uuid::new_v4(),
+        set_uuid: Uuid::new_v4(),
+        label: Label::default(),
+        nbuckets: SIZE >> 17,
+        bucket_size: Sectors(256),
+        block_size: 8,
+        replacement: Replacement::Lru,
+        discard: false,
+    }
 }
 
-impl Superblock {
-    const OFFSET: u64 = 4096;
-    const BUCKET_SIZE_SECTORS: u16 = 256;
-
-    fn cache(size: u64) -> Self {
-        let bucket = u64::from(Self::BUCKET_SIZE_SECTORS) * 512;
-        Self { version: 0, nbuckets: size / bucket, block_size_sectors: 8 }
-    }
-
-    fn backing() -> Self {
-        Self { version: 1, nbuckets: 0, block_size_sectors: 8 }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        const MAGIC: [u8; 16] = [
-            0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba,
-            0x6d, 0x81,
-        ];
-        let mut bytes = vec![0; 4096];
-        let mut put = |offset: usize, field: &[u8]| {
-            bytes[offset..offset + field.len()].copy_from_slice(field);
-        };
-        put(8, &8_u64.to_le_bytes());
-        put(16, &self.version.to_le_bytes());
-        put(24, &MAGIC);
-        put(40, uuid::Uuid::new_v4().as_bytes());
-        put(56, uuid::Uuid::new_v4().as_bytes());
-        put(184, &self.nbuckets.to_le_bytes());
-        put(192, &self.block_size_sectors.to_le_bytes());
-        put(194, &Self::BUCKET_SIZE_SECTORS.to_le_bytes());
-        if self.version == 0 {
-            put(196, &1_u16.to_le_bytes());
-            put(204, &1_u16.to_le_bytes());
-        }
-        let sum = crc64(&bytes[8..208]);
-        bytes[..8].copy_from_slice(&sum.to_le_bytes());
-        bytes
-    }
-
-    fn write(&self, image: &Path) -> anyhow::Result<()> {
-        write_at(image, Self::OFFSET, &self.encode())
-    }
+fn write_superblock(image: &Path, superblock: &Superblock) -> anyhow::Result<()> {
+    write_at(image, SB_OFFSET_BYTES, superblock.as_bytes())
 }
 
 fn random_bytes(count: usize) -> Vec<u8> {
@@ -94,13 +67,20 @@ fn random_bytes(count: usize) -> Vec<u8> {
 }
 
 fn caches_across_a_power_cut(kernel: Kernel) -> anyhow::Result<()> {
-    const SIZE: u64 = 128 << 20;
     let scratch = Scratch::new()?;
     let backing = scratch.sparse("backing.img", SIZE)?;
     let cache = scratch.sparse("cache.img", SIZE)?;
-    let superblock = Superblock::cache(SIZE);
-    superblock.write(&cache)?;
-    Superblock::backing().write(&backing)?;
+    let params = cache_params();
+    write_superblock(&cache, &Superblock::new_cache(&params))?;
+    let backing_params = BackingParams {
+        uuid: Uuid::new_v4(),
+        set_uuid: Uuid::new_v4(),
+        label: Label::default(),
+        data_offset: BDEV_DATA_START_DEFAULT,
+        block_size: 8,
+        cache_mode: CacheMode::Writethrough,
+    };
+    write_superblock(&backing, &Superblock::new_backing(&backing_params))?;
     let guest = Guest::new(kernel).disk(&backing).disk(&cache).file("/data", random_bytes(4 << 20));
 
     // No cutoff: by default the kernel sends the end of a 4 MiB stream past the cache.
@@ -125,7 +105,7 @@ fn caches_across_a_power_cut(kernel: Kernel) -> anyhow::Result<()> {
     ensure!(sum.starts_with(written), "{sum} was written, {written} read back");
     let set = log.set_figures()?;
     ensure!(set.caches.len() == 1, "{set:?}");
-    ensure!(set.caches[0].nbuckets == superblock.nbuckets, "{set:?}");
+    ensure!(set.caches[0].nbuckets == params.nbuckets, "{set:?}");
     ensure!(set.caches[0].replacement == "lru", "{set:?}");
     let stats = &set.caches[0].priority_stats;
     ensure!(stats.dirty >= 3 && stats.clean == 0, "4 MiB of 128 MiB are dirty: {stats:?}");
@@ -157,32 +137,35 @@ fn caches_across_a_power_cut(kernel: Kernel) -> anyhow::Result<()> {
 }
 
 fn refusals(kernel: Kernel) -> anyhow::Result<()> {
-    const SIZE: u64 = 128 << 20;
     let scratch = Scratch::new()?;
-    let image = |name: &str| scratch.sparse(name, SIZE);
-    let good = Superblock::cache(SIZE);
-    let blank = image("blank")?;
-    let (bad_sum, too_few, small_block, large_block) =
-        (image("bad-sum")?, image("too-few")?, image("small-block")?, image("large-block")?);
-    good.write(&bad_sum)?;
-    write_at(&bad_sum, Superblock::OFFSET, &[0; 8])?;
-    Superblock { nbuckets: 512, ..Superblock::cache(SIZE) }.write(&too_few)?;
-    Superblock { block_size_sectors: 1, ..Superblock::cache(SIZE) }.write(&small_block)?;
-    Superblock { block_size_sectors: 16, ..Superblock::cache(SIZE) }.write(&large_block)?;
+    let image = |name: &str, params: CacheParams| {
+        let path = scratch.sparse(name, SIZE)?;
+        write_superblock(&path, &Superblock::new_cache(&params))?;
+        anyhow::Ok(path)
+    };
+    let blank = scratch.sparse("blank", SIZE)?;
+    let bad_checksum = image("bad-checksum", cache_params())?;
+    write_at(&bad_checksum, SB_OFFSET_BYTES, &[0; 8])?;
+    let small_block = image("small-block", CacheParams { block_size: 1, ..cache_params() })?;
     let expected = [
-        (&blank, Some("Not a bcache superblock (bad offset)")),
-        (&bad_sum, Some("Bad checksum")),
-        (&too_few, Some("ca->sb.nbuckets is too small")),
-        (&small_block, Some("Superblock block size smaller than device block size")),
-        (&large_block, Some("Bad block size (larger than page size)")),
-        (&image("good")?, None),
+        (blank, Some("Not a bcache superblock (bad offset)")),
+        (bad_checksum, Some("Bad checksum")),
+        (
+            image("few-buckets", CacheParams { nbuckets: 512, ..cache_params() })?,
+            Some("ca->sb.nbuckets is too small"),
+        ),
+        (small_block.clone(), Some("Superblock block size smaller than device block size")),
+        (
+            image("large-block", CacheParams { block_size: 16, ..cache_params() })?,
+            Some("Bad block size (larger than page size)"),
+        ),
+        (image("good", cache_params())?, None),
     ];
-    good.write(expected[5].0)?;
     let mut guest = Guest::new(kernel);
     for (index, (path, _)) in expected.iter().enumerate() {
-        let logical_block_size = if *path == &small_block { 4096 } else { 512 };
+        let logical_block_size = if *path == small_block { 4096 } else { 512 };
         guest = guest
-            .disk_with(*path, DiskOptions { logical_block_size, ..Default::default() })
+            .disk_with(path, DiskOptions { logical_block_size, ..Default::default() })
             .script(format!("register {} || true", Guest::disk_name(index)));
     }
     let run = guest.script("stop_all").run()?.ok()?;
