@@ -206,6 +206,10 @@ impl Handle {
                     drop_page_cache(&file);
                 }
                 let info = block_info(path, &file, &metadata)?;
+                if access == Access::Write && info.read_only {
+                    // The kernel lets root open it so, and fails the writes.
+                    return Err(failed(io::Error::from_raw_os_error(libc::EROFS)));
+                }
                 let align = if is_direct { info.logical_block_bytes as usize } else { 1 };
                 Ok(Self { info, file, align, buffered: None })
             }

@@ -260,9 +260,9 @@ mod tests {
         assert_eq!(pieces.iter().sum::<u64>(), plan().progress_bytes());
         assert_eq!(plan().write_bytes(), 8192);
         assert_eq!(plan().discard_sectors(), Sectors((2 * GIB + 4096) / 512));
-        let kinds: String =
-            device.events().iter().map(|event| format!("{} ", event.op.operation())).collect();
-        assert_eq!(kinds, "flush write flush discard discard discard write flush ");
+        let kinds: Vec<String> =
+            device.events().iter().map(|event| event.op.operation().to_string()).collect();
+        assert_eq!(kinds.join(" "), "flush write flush discard discard discard write flush");
         assert_eq!(device.events()[5].op, TraceOp::Discard { offset: 8192 + 2 * GIB, len: 4096 });
     }
 
