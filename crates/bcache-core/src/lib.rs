@@ -6,7 +6,7 @@
 //! - [`checksum`]: the CRC-64 that every bcache structure carries.
 //! - [`layout`]: bytes to typed values and back; no I/O.
 //! - [`device`]: block devices and image files.
-//! - `cache_set`: what a device holds, read-only.
+//! - [`cache_set`]: what a device holds, read-only.
 //! - `allocator`: buckets, reserves, replacement policies, open buckets, the thread.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
@@ -16,6 +16,7 @@
     warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod cache_set;
 pub mod checksum;
 pub mod device;
 pub mod layout;

@@ -109,11 +109,12 @@ impl Pos {
 }
 
 impl Ord for Pos {
-    /// The kernel's order: by inode, then by the *signed difference* of the offsets.
+    /// The kernel's order: by inode, then by offset as a signed number.
+    ///
+    /// The kernel takes the sign of the wrapping difference, which is the same for offsets that
+    /// are less than 2^63 apart. Beyond that its order is not transitive; this one always is.
     fn cmp(&self, other: &Self) -> Ordering {
-        self.inode
-            .cmp(&other.inode)
-            .then_with(|| signed(self.offset.wrapping_sub(other.offset)).cmp(&0))
+        self.inode.cmp(&other.inode).then_with(|| signed(self.offset).cmp(&signed(other.offset)))
     }
 }
 
@@ -274,7 +275,13 @@ impl Bkey {
         self.set_size(left);
     }
 
-    fn set_size(&mut self, size: u64) {
+    /// Makes the extent `sectors` longer at its end.
+    pub const fn extend_by(&mut self, sectors: u64) {
+        self.low = self.low.wrapping_add(sectors);
+        self.set_size(self.size().0.wrapping_add(sectors));
+    }
+
+    const fn set_size(&mut self, size: u64) {
         self.high = self.high & !(SIZE_MASK << SIZE_SHIFT) | (size & SIZE_MASK) << SIZE_SHIFT;
     }
 
@@ -385,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_compare_by_signed_difference() {
+    fn positions_compare_as_signed_numbers() {
         let pos = |offset| Pos { inode: 1, offset };
         assert!(pos(1) < pos(2));
         assert!(pos(u64::MAX) < pos(0));

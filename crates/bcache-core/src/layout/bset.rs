@@ -119,11 +119,38 @@ pub fn parse_node(
     ptr: Ptr,
     block_bytes: usize,
 ) -> Result<Node<'_>, NodeErrorAt> {
+    let (node, error) = salvage_node(bytes, magic, ptr, block_bytes);
+    error.map_or(Ok(node), Err)
+}
+
+/// The same, with the sets before the first error.
+///
+/// The kernel drops a node that has any; what a set whose checksum is right says is of use to a
+/// checker all the same.
+pub fn salvage_node(
+    bytes: &[u8],
+    magic: SetMagic,
+    ptr: Ptr,
+    block_bytes: usize,
+) -> (Node<'_>, Option<NodeErrorAt>) {
     let seq = set_seq(bytes, 0).unwrap_or(0);
-    if seq == 0 {
-        return Err(NodeErrorAt { error: NodeError::BadHeader, offset: 0 });
-    }
-    let mut sets = Vec::new();
+    let mut node = Node { sets: Vec::new(), seq, written_bytes: 0 };
+    let error = if seq == 0 {
+        Some(NodeErrorAt { error: NodeError::BadHeader, offset: 0 })
+    } else {
+        read_sets(bytes, magic, ptr, block_bytes, &mut node).err()
+    };
+    (node, error)
+}
+
+fn read_sets<'a>(
+    bytes: &'a [u8],
+    magic: SetMagic,
+    ptr: Ptr,
+    block_bytes: usize,
+    node: &mut Node<'a>,
+) -> Result<(), NodeErrorAt> {
+    let seq = node.seq;
     let mut offset = 0;
     while offset < bytes.len() && set_seq(bytes, offset) == Some(seq) {
         let at = |error| NodeErrorAt { error, offset };
@@ -160,17 +187,17 @@ pub fn parse_node(
             return Err(at(NodeError::EmptySet));
         }
         let keys = set.get(BSET_HEADER_BYTES..).unwrap_or_default();
-        sets.push(Bset { offset, version, keys });
+        node.sets.push(Bset { offset, version, keys });
         offset = offset.saturating_add(whole_blocks);
+        node.written_bytes = offset;
     }
-    let written_bytes = offset;
     while offset < bytes.len() {
         if set_seq(bytes, offset) == Some(seq) {
             return Err(NodeErrorAt { error: NodeError::Corrupted, offset });
         }
         offset = offset.saturating_add(block_bytes.max(1));
     }
-    Ok(Node { sets, seq, written_bytes })
+    Ok(())
 }
 
 fn set_seq(bytes: &[u8], offset: usize) -> Option<u64> {

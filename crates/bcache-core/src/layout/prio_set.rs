@@ -94,21 +94,35 @@ pub struct PrioSet<'a> {
 impl<'a> PrioSet<'a> {
     /// Checks `bytes`, a whole metadata bucket image, in the kernel's order: checksum, then magic.
     pub fn parse(bytes: &'a [u8], magic: SetMagic) -> Result<Self, PrioSetError> {
-        let (raw, _) = RawHeader::ref_from_prefix(bytes)
-            .map_err(|_| PrioSetError::TooShort { available: bytes.len() })?;
+        let (set, error) = Self::salvage(bytes, magic);
+        match (set, error) {
+            (Some(set), None) => Ok(set),
+            (_, Some(error)) => Err(error),
+            (None, None) => Err(PrioSetError::TooShort { available: bytes.len() }),
+        }
+    }
+
+    /// The same, but a set whose magic is right is given even where its checksum is not.
+    pub fn salvage(bytes: &'a [u8], magic: SetMagic) -> (Option<Self>, Option<PrioSetError>) {
+        let Ok((raw, _)) = RawHeader::ref_from_prefix(bytes) else {
+            return (None, Some(PrioSetError::TooShort { available: bytes.len() }));
+        };
         let expected = crc64(bytes.get(CSUM_START..).unwrap_or_default());
-        if raw.csum.get() != expected {
-            return Err(PrioSetError::BadChecksum { found: raw.csum.get(), expected });
-        }
-        if raw.magic.get() != magic.pset() {
-            return Err(PrioSetError::BadMagic { found: raw.magic.get(), expected: magic.pset() });
-        }
-        Ok(Self {
+        let bad_magic = raw.magic.get() != magic.pset();
+        let error = if raw.csum.get() != expected {
+            Some(PrioSetError::BadChecksum { found: raw.csum.get(), expected })
+        } else if bad_magic {
+            Some(PrioSetError::BadMagic { found: raw.magic.get(), expected: magic.pset() })
+        } else {
+            None
+        };
+        let set = (!bad_magic).then(|| Self {
             bytes,
             seq: raw.seq.get(),
             version: raw.version.get(),
             next_bucket: raw.next_bucket.get(),
-        })
+        });
+        (set, error)
     }
 
     /// Number of the write that this set belongs to.

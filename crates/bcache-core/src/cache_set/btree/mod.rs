@@ -1,0 +1,8 @@
+//! The btree: nodes, the walk over all of them, and looking up single places.
+
+pub mod node;
+pub mod overlap;
+pub mod walk;
+
+pub use node::{LoadedNode, NodeFault, NodeReadError, SetInfo};
+pub use walk::{WalkHandler, WalkOptions, walk};

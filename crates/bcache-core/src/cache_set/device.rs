@@ -1,0 +1,146 @@
+//! A cache device with a superblock that says where everything is.
+
+use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::layout::SetMagic;
+use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::verdict::{Target, Verdict, kernel_verdict};
+use crate::units::{BucketIndex, Geometry, Sectors};
+
+/// Why a device cannot be read as a cache device at all.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The superblock could not be read.
+    #[error("the superblock cannot be read")]
+    Device(#[from] DeviceError),
+    /// The magic is not there.
+    #[error("no bcache superblock at sector 8")]
+    NotBcache,
+    /// It is a backing device, which holds no cache set.
+    #[error("a backing device: it holds no journal, btree or prios")]
+    BackingDevice,
+    /// A version that no kernel knows.
+    #[error("superblock version {version} is unknown")]
+    UnknownVersion {
+        /// The version.
+        version: u64,
+    },
+    /// Bucket or block sizes, or numbers of buckets, that make no device.
+    #[error("the superblock's sizes make no sense: {nbuckets} buckets of {bucket_size} sectors")]
+    BadGeometry {
+        /// Buckets.
+        nbuckets: u64,
+        /// Sectors of a bucket.
+        bucket_size: u64,
+    },
+    /// The buckets reach past the end of the device.
+    #[error("the buckets cover {needed}, the device has {size}")]
+    TooSmall {
+        /// What the buckets cover.
+        needed: Sectors,
+        /// What there is.
+        size: Sectors,
+    },
+}
+
+/// A readable cache device: device, superblock and geometry.
+///
+/// A superblock whose checksum is wrong, or that the kernel refuses for another reason, is taken as
+/// long as its figures make a device: [`CacheDevice::verdict`] has the refusal.
+#[derive(Clone)]
+pub struct CacheDevice<'d> {
+    device: &'d dyn ReadDevice,
+    sb: Superblock,
+    geometry: Geometry,
+    verdict: Verdict,
+}
+
+impl<'d> CacheDevice<'d> {
+    /// Reads the superblock.
+    pub fn open(device: &'d dyn ReadDevice) -> Result<Self, OpenError> {
+        let mut bytes = AlignedBuf::zeroed(SB_BYTES);
+        device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
+        let sb = Superblock::from_bytes(&bytes).ok_or(OpenError::NotBcache)?;
+        if !sb.magic_ok() {
+            return Err(OpenError::NotBcache);
+        }
+        match sb.kind() {
+            Some(Kind::Cache) => {}
+            Some(Kind::Backing) => return Err(OpenError::BackingDevice),
+            None => return Err(OpenError::UnknownVersion { version: sb.version() }),
+        }
+        let geometry = sb.geometry().ok_or(OpenError::BadGeometry {
+            nbuckets: sb.nbuckets(),
+            bucket_size: sb.bucket_size().0,
+        })?;
+        let info = device.info();
+        if geometry.size() > info.size() {
+            return Err(OpenError::TooSmall { needed: geometry.size(), size: info.size() });
+        }
+        let verdict = kernel_verdict(
+            &sb,
+            &Target {
+                device_size: info.size(),
+                disk_size: info.disk_size,
+                logical_block_bytes: info.logical_block_bytes,
+            },
+        );
+        Ok(Self { device, sb, geometry, verdict })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &'d dyn ReadDevice {
+        self.device
+    }
+
+    /// The superblock.
+    pub const fn superblock(&self) -> &Superblock {
+        &self.sb
+    }
+
+    /// Its geometry.
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What the kernel says of the superblock alone.
+    pub const fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The magics of the set's structures.
+    pub fn magic(&self) -> SetMagic {
+        self.sb.set_magic()
+    }
+
+    /// The journal buckets, in the journal's order; numbers out of range are left out.
+    ///
+    /// The kernel refuses a superblock that names any such bucket.
+    pub fn journal_buckets(&self) -> Vec<BucketIndex> {
+        self.sb
+            .journal_buckets()
+            .map(BucketIndex)
+            .filter(|&bucket| self.geometry.contains(bucket))
+            .collect()
+    }
+
+    /// Fills `buf` from the byte `offset` of `bucket`.
+    pub fn read_bucket(
+        &self,
+        bucket: BucketIndex,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let start = self.geometry.bucket_to_sector(bucket).bytes();
+        self.device.read_at(start.saturating_add(offset), buf)
+    }
+}
+
+impl std::fmt::Debug for CacheDevice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CacheDevice")
+            .field("path", &self.device.info().path)
+            .field("sb", &self.sb)
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
+    }
+}

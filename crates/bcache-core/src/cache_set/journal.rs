@@ -1,0 +1,422 @@
+//! The journal: which entries there are, which the kernel finds, and what it would replay
+//! (FORMAT.md §2.3 to §2.7).
+//!
+//! Every journal bucket is read, and then the kernel's own search, which reads only some of them,
+//! is run over what was found. What the kernel would take is what [`Journal`] says; where a full
+//! reading finds a newer entry than the kernel's search does, that is a [`JournalProblem`].
+//!
+//! Memory: a few words for each entry on the device, and the bytes of the entries that the kernel
+//! keeps (`last_seq` to the newest), at most the size of the journal.
+
+use crate::cache_set::CacheDevice;
+use crate::cache_set::journal_search::{self, Found};
+use crate::device::{AlignedBuf, DeviceError};
+use crate::layout::bkey::{Bkey, KeyIter};
+use crate::layout::jset::{JSET_BYTES_MAX, JSET_HEADER_BYTES, Jset, JsetError};
+use crate::units::{BucketIndex, Sectors};
+
+/// Bytes of a journal bucket that are read at once: whole entries fit.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Buckets that must stay between the bucket of a foreign entry and the oldest bucket that replay
+/// needs, or the kernel may find no journal space for its own (FORMAT.md §8.4 step 4).
+const FREE_BUCKETS_MIN: u64 = 2;
+
+/// Where a journal entry stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JournalPlace {
+    /// Position of the bucket in the journal, from 0.
+    pub index: usize,
+    /// The bucket.
+    pub bucket: BucketIndex,
+    /// Bytes from the start of the bucket.
+    pub offset: u64,
+}
+
+/// What is known of every entry on the device, also of those that the kernel drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHeader {
+    /// Sequence number.
+    pub seq: u64,
+    /// Oldest entry that replay needed when this one was written.
+    pub last_seq: u64,
+    /// Length in bytes, header included.
+    pub bytes: u64,
+    /// Where it stands.
+    pub place: JournalPlace,
+}
+
+/// Why the reading of a journal bucket ended where it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Entries up to its end.
+    Full,
+    /// No entry at this byte.
+    NoEntry {
+        /// Bytes from the start of the bucket.
+        offset: u64,
+        /// Why not.
+        error: JsetError,
+    },
+    /// The device refused to read from this byte on.
+    Unreadable {
+        /// Bytes from the start of the bucket.
+        offset: u64,
+    },
+}
+
+/// One journal bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalBucket {
+    /// Its number on the device.
+    pub bucket: BucketIndex,
+    /// The entries in it, in the order of their places.
+    pub entries: Vec<EntryHeader>,
+    /// Why there are no more.
+    pub stop: Stop,
+}
+
+/// An entry that the kernel keeps.
+#[derive(Clone, Debug)]
+pub struct JournalEntry {
+    /// Where it stands.
+    pub place: JournalPlace,
+    /// Its contents.
+    pub jset: Jset,
+}
+
+/// Sequence numbers that are not there although replay needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// First missing.
+    pub first: u64,
+    /// Last missing.
+    pub last: u64,
+}
+
+/// What is wrong with a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalProblem {
+    /// A journal bucket could not be read.
+    #[error("journal bucket {bucket} cannot be read from byte {offset} on")]
+    Unreadable {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Bytes from its start.
+        offset: u64,
+        /// The device's error.
+        source: DeviceError,
+    },
+    /// Something that has the magic of an entry and is none: a torn write, or damage.
+    #[error("journal bucket {} at byte {}: {error}", place.bucket, place.offset)]
+    Torn {
+        /// Where.
+        place: JournalPlace,
+        /// Why it is none.
+        error: JsetError,
+        /// Whether its sequence number follows the newest entry's: a write cut short by a power
+        /// failure looks like that, and no more was ever promised.
+        follows_newest: bool,
+    },
+    /// An entry that replay needs is missing.
+    #[error("journal entries {}-{} missing! (replaying {start}-{end})", gap.first, gap.last)]
+    Gap {
+        /// What is missing.
+        gap: Gap,
+        /// First entry of the replay range.
+        start: u64,
+        /// Last entry of the replay range.
+        end: u64,
+    },
+    /// The kernel's search of the journal ends at an older entry than there is.
+    #[error("the kernel finds entry {found} as the newest, the journal holds {newest}")]
+    SearchMisses {
+        /// What it finds.
+        found: u64,
+        /// What there is.
+        newest: u64,
+    },
+    /// An entry that was there at the first reading is gone at the second.
+    #[error("journal entry {seq} changed while it was read: the device is in use")]
+    Changed {
+        /// Its sequence number.
+        seq: u64,
+    },
+    /// A key in an entry reaches past its end.
+    #[error("journal entry {seq}: the last key reaches past the end of the entry")]
+    KeysTruncated {
+        /// Its sequence number.
+        seq: u64,
+        /// Where the entry stands.
+        place: JournalPlace,
+    },
+    /// `last_seq` lies after the entry itself.
+    #[error("journal entry {seq} needs entries from {last_seq} on")]
+    LastSeqAfterSeq {
+        /// Its sequence number.
+        seq: u64,
+        /// What it claims.
+        last_seq: u64,
+        /// Where the entry stands.
+        place: JournalPlace,
+    },
+    /// There are no entries at all: the kernel says "no journal entries found".
+    #[error("no journal entries found")]
+    Empty,
+}
+
+/// Where a new entry can go so that the kernel finds it (FORMAT.md §2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendPlaces {
+    /// Behind the newest entry in its bucket, and the bytes left there.
+    pub after_newest: Option<(JournalPlace, u64)>,
+    /// At the start of the next journal bucket.
+    pub next_bucket: Result<JournalPlace, NextBucketRefusal>,
+    /// Journal buckets from the newest entry's to the oldest that replay needs, going forward:
+    /// the number of journal buckets where only the newest entry's is needed.
+    pub distance: u64,
+}
+
+/// Why the next journal bucket is not for a new entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NextBucketRefusal {
+    /// It holds entries that replay needs.
+    #[error("journal bucket {bucket} holds entries that replay needs")]
+    Needed {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// Too few buckets would be left for the kernel's own entries during replay.
+    #[error("only {free} journal buckets would be left for replay")]
+    TooClose {
+        /// Buckets left.
+        free: u64,
+    },
+}
+
+/// The journal of a cache device.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// All buckets, in the journal's order.
+    pub buckets: Vec<JournalBucket>,
+    /// The entries that the kernel keeps, by ascending sequence number; the last is the newest.
+    pub entries: Vec<JournalEntry>,
+    /// Position in [`Self::buckets`] of the bucket that the kernel goes on from (`cur_idx`).
+    pub current: usize,
+    /// Missing entries of the replay range.
+    pub gaps: Vec<Gap>,
+}
+
+impl Journal {
+    /// Reads the whole journal.
+    ///
+    /// Problems go to `problem` and do not stop it; a journal without entries is returned as such.
+    /// `progress` is told of bytes read.
+    pub fn read(
+        cache: &CacheDevice<'_>,
+        progress: &mut dyn FnMut(u64),
+        problem: &mut dyn FnMut(JournalProblem),
+    ) -> Self {
+        let mut scratch = AlignedBuf::zeroed(
+            usize::try_from(cache.geometry().bucket_bytes())
+                .unwrap_or(CHUNK_BYTES)
+                .clamp(JSET_BYTES_MAX, CHUNK_BYTES),
+        );
+        let buckets: Vec<_> = cache
+            .journal_buckets()
+            .into_iter()
+            .enumerate()
+            .map(|(index, bucket)| {
+                let read = read_bucket(cache, index, bucket, &mut scratch, problem);
+                progress(cache.geometry().bucket_bytes());
+                read
+            })
+            .collect();
+        let Found { list, current } = journal_search::search(&buckets);
+        let mut entries = Vec::with_capacity(list.len());
+        for header in list {
+            match load(cache, &header) {
+                Ok(Some(jset)) => entries.push(JournalEntry { place: header.place, jset }),
+                Ok(None) => problem(JournalProblem::Changed { seq: header.seq }),
+                Err(source) => problem(JournalProblem::Unreadable {
+                    bucket: header.place.bucket,
+                    offset: header.place.offset,
+                    source,
+                }),
+            }
+        }
+        let gaps = gaps(&entries);
+        let journal = Self { buckets, entries, current, gaps };
+        journal.report(problem);
+        journal
+    }
+
+    fn report(&self, problem: &mut dyn FnMut(JournalProblem)) {
+        let newest_seq = self.newest().map(|entry| entry.jset.seq());
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let Stop::NoEntry { offset, error } = bucket.stop else { continue };
+            if let JsetError::BadChecksum { seq, .. } | JsetError::TooLong { seq, .. } = error {
+                let place = JournalPlace { index, bucket: bucket.bucket, offset };
+                let follows_newest =
+                    newest_seq.and_then(|newest| newest.checked_add(1)) == Some(seq);
+                problem(JournalProblem::Torn { place, error, follows_newest });
+            }
+        }
+        let Some(newest) = self.newest() else {
+            problem(JournalProblem::Empty);
+            return;
+        };
+        let greatest = self.headers().map(|header| header.seq).max().unwrap_or(0);
+        if greatest > newest.jset.seq() {
+            problem(JournalProblem::SearchMisses { found: newest.jset.seq(), newest: greatest });
+        }
+        let (start, end) = (newest.jset.last_seq(), newest.jset.seq());
+        for &gap in &self.gaps {
+            problem(JournalProblem::Gap { gap, start, end });
+        }
+        for JournalEntry { place, jset } in &self.entries {
+            let (place, seq) = (*place, jset.seq());
+            if jset.last_seq() > seq {
+                let last_seq = jset.last_seq();
+                problem(JournalProblem::LastSeqAfterSeq { seq, last_seq, place });
+            }
+            let mut keys = jset.keys();
+            keys.by_ref().for_each(drop);
+            if keys.truncated() {
+                problem(JournalProblem::KeysTruncated { seq, place });
+            }
+        }
+    }
+
+    /// Every entry on the device, bucket by bucket.
+    pub fn headers(&self) -> impl Iterator<Item = &EntryHeader> {
+        self.buckets.iter().flat_map(|bucket| &bucket.entries)
+    }
+
+    /// The newest entry, whose root, uuid table and prio chain are the set's.
+    pub fn newest(&self) -> Option<&JournalEntry> {
+        self.entries.last()
+    }
+
+    /// First and last sequence number that the kernel would replay.
+    pub fn replay_range(&self) -> Option<(u64, u64)> {
+        self.newest().map(|newest| (newest.jset.last_seq(), newest.jset.seq()))
+    }
+
+    /// Keys that replay inserts, oldest entry first, each with its entry's sequence number.
+    pub fn replay_keys(&self) -> impl Iterator<Item = (u64, Bkey)> + '_ {
+        self.entries.iter().flat_map(|entry| {
+            let keys: KeyIter<'_> = entry.jset.keys();
+            keys.map(move |key| (entry.jset.seq(), key))
+        })
+    }
+
+    /// Where the next entry can go; `None` for a journal without entries.
+    pub fn append_places(&self, cache: &CacheDevice<'_>) -> Option<AppendPlaces> {
+        let newest = self.newest()?;
+        let geometry = cache.geometry();
+        let end = (newest.jset.as_bytes().len() as u64)
+            .checked_next_multiple_of(geometry.block_bytes())
+            .and_then(|bytes| bytes.checked_add(newest.place.offset))?;
+        let left = geometry.bucket_bytes().saturating_sub(end);
+        let after_newest = (left >= geometry.block_bytes())
+            .then_some((JournalPlace { offset: end, ..newest.place }, left));
+        let last_seq = newest.jset.last_seq();
+        let count = self.buckets.len();
+        let needed = |step: usize| {
+            let index = (self.current + step) % count;
+            self.buckets
+                .get(index)
+                .is_some_and(|bucket| bucket.entries.iter().any(|entry| entry.seq >= last_seq))
+        };
+        let distance = (1..count).find(|&step| needed(step)).unwrap_or(count) as u64;
+        let index = (self.current + 1) % count.max(1);
+        let bucket = self.buckets.get(index)?.bucket;
+        let next_bucket = if distance <= 1 {
+            Err(NextBucketRefusal::Needed { bucket })
+        } else if distance - 1 < FREE_BUCKETS_MIN {
+            Err(NextBucketRefusal::TooClose { free: distance - 1 })
+        } else {
+            Ok(JournalPlace { index, bucket, offset: 0 })
+        };
+        Some(AppendPlaces { after_newest, next_bucket, distance })
+    }
+
+    /// Size of the whole journal.
+    pub fn size(&self, cache: &CacheDevice<'_>) -> Sectors {
+        Sectors(cache.geometry().bucket_size().0.saturating_mul(self.buckets.len() as u64))
+    }
+}
+
+/// Walks the entries of one bucket with the kernel's stop rules (`journal_read_bucket`).
+fn read_bucket(
+    cache: &CacheDevice<'_>,
+    index: usize,
+    bucket: BucketIndex,
+    scratch: &mut AlignedBuf,
+    problem: &mut dyn FnMut(JournalProblem),
+) -> JournalBucket {
+    let bucket_bytes = cache.geometry().bucket_bytes();
+    let block_bytes = cache.geometry().block_bytes();
+    let mut entries = Vec::new();
+    // What of the bucket is in `scratch`.
+    let (mut start, mut held) = (0u64, 0usize);
+    let mut offset = 0u64;
+    let stop = loop {
+        if offset >= bucket_bytes {
+            break Stop::Full;
+        }
+        let rest = usize::try_from(bucket_bytes - offset).unwrap_or(usize::MAX);
+        let within = usize::try_from(offset - start).unwrap_or(usize::MAX);
+        let wanted = rest.min(JSET_BYTES_MAX);
+        if held.saturating_sub(within) < wanted {
+            let len = rest.min(scratch.len());
+            let Some(buf) = scratch.get_mut(..len) else { break Stop::Full };
+            if let Err(source) = cache.read_bucket(bucket, offset, buf) {
+                problem(JournalProblem::Unreadable { bucket, offset, source });
+                break Stop::Unreadable { offset };
+            }
+            (start, held) = (offset, len);
+        }
+        let within = usize::try_from(offset - start).unwrap_or(usize::MAX);
+        let bytes = scratch.get(within..held).unwrap_or_default();
+        match Jset::parse(bytes, cache.magic(), rest) {
+            Ok(jset) => {
+                let length = jset.as_bytes().len() as u64;
+                let place = JournalPlace { index, bucket, offset };
+                let (seq, last_seq) = (jset.seq(), jset.last_seq());
+                entries.push(EntryHeader { seq, last_seq, bytes: length, place });
+                offset = offset.saturating_add(length.next_multiple_of(block_bytes.max(1)).max(1));
+            }
+            Err(error) => break Stop::NoEntry { offset, error },
+        }
+    };
+    JournalBucket { bucket, entries, stop }
+}
+
+/// Reads one entry again; `None` when it is another one now.
+fn load(cache: &CacheDevice<'_>, header: &EntryHeader) -> Result<Option<Jset>, DeviceError> {
+    let length = usize::try_from(header.bytes).unwrap_or(JSET_HEADER_BYTES).min(JSET_BYTES_MAX);
+    let mut bytes = AlignedBuf::zeroed(length);
+    cache.read_bucket(header.place.bucket, header.place.offset, &mut bytes)?;
+    Ok(Jset::parse(&bytes, cache.magic(), length).ok().filter(|jset| jset.seq() == header.seq))
+}
+
+fn gaps(entries: &[JournalEntry]) -> Vec<Gap> {
+    let Some(newest) = entries.last() else { return Vec::new() };
+    let mut gaps = Vec::new();
+    let mut expected = newest.jset.last_seq();
+    for seq in entries.iter().map(|entry| entry.jset.seq()) {
+        if seq > expected {
+            gaps.push(Gap { first: expected, last: seq - 1 });
+        }
+        expected = seq.saturating_add(1);
+    }
+    gaps
+}
+
+/// Bytes that an entry with `key_words` words of keys occupies, whole blocks.
+pub fn entry_bytes(key_words: u64, block_bytes: u64) -> u64 {
+    let bytes = (JSET_HEADER_BYTES as u64).saturating_add(key_words.saturating_mul(8));
+    bytes.checked_next_multiple_of(block_bytes.max(1)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,298 @@
+//! What a cache device holds, read-only: the kernel's own view at registration.
+//!
+//! [`CacheSet::read`] follows the kernel's registration (FORMAT.md §7): the journal is found and
+//! ordered, the prio chain gives prios and gens, the btree is walked from the root with newer sets
+//! hiding older ones, the journal's keys are marked like the btree's, and out of that come effective
+//! gens, GC marks and usage. Nothing is kept of the keys themselves: a [`Visitor`] sees them once,
+//! in order.
+//!
+//! Damage does not end the reading where something sound is left: it is told as a [`Problem`].
+//!
+//! Memory: 8 bytes a bucket (268 MB for 33.5 million), the journal's replay range (at most the size
+//! of the journal, and about 100 bytes for each of its keys), the interior nodes on the path of the
+//! walk and [`WalkOptions::read_ahead_bytes`] of nodes at each level, which take about three times
+//! their size on the device.
+
+pub mod btree;
+mod device;
+pub mod journal;
+mod journal_search;
+pub mod overlay;
+pub mod prios;
+pub mod problem;
+mod reader;
+pub mod table;
+pub mod usage;
+pub mod uuids;
+pub mod view;
+
+pub use btree::{LoadedNode, WalkOptions};
+pub use device::{CacheDevice, OpenError};
+pub use journal::Journal;
+pub use overlay::Overlay;
+pub use prios::PrioChain;
+pub use problem::{BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem};
+pub use table::{Bucket, BucketTable, GcMark};
+pub use uuids::UuidTable;
+pub use view::{View, VolumeReader};
+
+use std::collections::{BTreeMap, TryReserveError};
+
+use serde::Serialize;
+
+use crate::layout::bkey::Bkey;
+use crate::units::{BucketIndex, Geometry, Sectors};
+
+/// Why nothing can be read of a cache set.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The device is none of a cache set.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// `CACHE_SYNC` is not set: the kernel would start afresh, and what the device holds is void.
+    #[error("not synced: the kernel would initialise the cache set at registration")]
+    Unsynced,
+    /// The journal has no entries: the kernel says "no journal entries found".
+    #[error("no journal entries found")]
+    NoJournal,
+    /// There is not enough memory for the table of buckets.
+    #[error("no memory for a table of {nbuckets} buckets")]
+    OutOfMemory {
+        /// The number of buckets.
+        nbuckets: u64,
+        /// The allocator's answer.
+        source: TryReserveError,
+    },
+}
+
+/// How to read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// How to walk the btree.
+    pub walk: WalkOptions,
+}
+
+/// Where a reading is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Bytes of the journal, of so many.
+    Journal {
+        /// Read so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// Bytes of the prio chain, of so many.
+    Prios {
+        /// Read so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// Btree nodes, and how many are known to be there.
+    Btree {
+        /// Nodes read.
+        done: u64,
+        /// Nodes that were pointed to so far.
+        known: u64,
+    },
+}
+
+/// What becomes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// It is what the kernel uses.
+    Valid,
+    /// It says that nothing is cached here.
+    Hole,
+    /// It points to a device that no set has: the placeholder of a cache miss.
+    Unavailable,
+    /// Its bucket was reused since.
+    Stale {
+        /// How far the bucket's gen is ahead.
+        by: u8,
+    },
+    /// It only carries the gen of a freed node.
+    FreedNode,
+}
+
+impl KeyState {
+    /// The word for it in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Hole => "hole",
+            Self::Unavailable => "unavailable",
+            Self::Stale { .. } => "stale",
+            Self::FreedNode => "freed",
+        }
+    }
+}
+
+/// Sees what a reading comes across; every method does nothing unless it is overridden.
+///
+/// The btree's nodes come in the order of their keys, each before its children; the journal's keys
+/// come after the whole btree, newest entry first, as the kernel marks them.
+pub trait Visitor {
+    /// The reading goes on.
+    fn progress(&mut self, _progress: Progress) {}
+
+    /// Something is wrong.
+    fn problem(&mut self, _problem: Problem) {}
+
+    /// A btree node, before its keys.
+    fn node(&mut self, _place: NodePlace, _node: &LoadedNode) {}
+
+    /// A structurally valid key. Staleness is judged by the gens known up to here, as the kernel's
+    /// marking does.
+    fn key(&mut self, _origin: KeySource, _key: &Bkey, _state: KeyState) {}
+}
+
+/// Sees nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoVisitor;
+
+impl Visitor for NoVisitor {}
+
+/// Figures of the btree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BtreeSummary {
+    /// Level of the root (`tree_depth`).
+    pub depth: u16,
+    /// Nodes read (`btree_nodes`).
+    pub nodes: u64,
+    /// Nodes that could not be read, or that the kernel would drop.
+    pub bad_nodes: u64,
+    /// Extents in leaves, overlaps resolved and neighbours joined.
+    pub extents: u64,
+    /// Extents that are usable.
+    pub usable_extents: u64,
+    /// Usable keys of all levels.
+    pub usable_keys: u64,
+    /// Bytes of the usable keys of all levels.
+    pub usable_key_bytes: u64,
+    /// Sectors that the usable keys of all levels name.
+    pub usable_sectors: u64,
+    /// Bytes of the usable keys in the root.
+    pub root_key_bytes: u64,
+    /// Bytes of a node (`btree_bytes`).
+    pub node_bytes: u64,
+}
+
+impl BtreeSummary {
+    /// `root_usage_percent`.
+    pub const fn root_usage_percent(&self) -> u64 {
+        match self.root_key_bytes.saturating_mul(100).checked_div(self.node_bytes) {
+            Some(percent) => percent,
+            None => 0,
+        }
+    }
+
+    /// `btree_used_percent`, as the kernel's GC counts it.
+    pub const fn used_percent(&self) -> u64 {
+        let nodes = if self.nodes == 0 { 1 } else { self.nodes };
+        let bytes = self.node_bytes.saturating_mul(nodes);
+        match self.usable_key_bytes.saturating_mul(100).checked_div(bytes) {
+            Some(percent) => percent,
+            None => 0,
+        }
+    }
+
+    /// `average_key_size` in bytes, as the kernel's GC counts it: 0 without keys.
+    pub const fn average_key_bytes(&self) -> u64 {
+        match self.usable_sectors.saturating_mul(512).checked_div(self.usable_keys) {
+            Some(bytes) => bytes,
+            None => 0,
+        }
+    }
+}
+
+/// What the cache holds of one volume, journal replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VolumeUsage {
+    /// Sectors that are cached, dirty ones included.
+    pub cached_sectors: Sectors,
+    /// Sectors that the backing device lacks.
+    pub dirty_sectors: Sectors,
+    /// Extents that are cached.
+    pub extents: u64,
+}
+
+/// A cache set as read.
+#[derive(Clone, Debug)]
+pub struct CacheSet<'d> {
+    /// The device.
+    pub cache: CacheDevice<'d>,
+    /// The journal.
+    pub journal: Journal,
+    /// The prio chain.
+    pub prios: PrioChain,
+    /// The volumes.
+    pub uuids: UuidTable,
+    /// All buckets, as the kernel has them once all keys are marked.
+    pub table: BucketTable,
+    /// The btree.
+    pub btree: BtreeSummary,
+    /// The root's key.
+    pub root: Bkey,
+    /// What replay lays over the btree.
+    pub overlay: Overlay,
+    /// By slot of the uuid table, for every volume that has usable keys.
+    pub volumes: BTreeMap<u32, VolumeUsage>,
+}
+
+impl<'d> CacheSet<'d> {
+    /// Reads all there is to know.
+    pub fn read(
+        cache: CacheDevice<'d>,
+        options: &ReadOptions,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Self, ReadError> {
+        reader::read(cache, options, visitor)
+    }
+
+    /// The geometry.
+    pub const fn geometry(&self) -> &Geometry {
+        self.cache.geometry()
+    }
+
+    /// What `bucket` is for, where it holds metadata.
+    pub fn metadata_role(&self, bucket: BucketIndex) -> Option<MetadataRole> {
+        if self.cache.superblock().journal_buckets().any(|journal| journal == bucket.0) {
+            return Some(MetadataRole::Journal);
+        }
+        if self.prios.buckets.contains(&bucket) {
+            return Some(MetadataRole::Prios);
+        }
+        if self.uuids.bucket == Some(bucket) {
+            return Some(MetadataRole::Uuids);
+        }
+        let metadata = self.table.get(bucket).is_some_and(|b| b.mark() == GcMark::Metadata);
+        (metadata || self.table.is_node(bucket)).then_some(MetadataRole::Btree)
+    }
+
+    /// The figures of `priority_stats`.
+    pub fn priority_stats(&self) -> usage::PriorityStats {
+        usage::priority_stats(&self.table, self.geometry())
+    }
+
+    /// Buckets that the allocator may use, once replay has dropped the journal's pins.
+    pub fn available(&self) -> u64 {
+        usage::available(&self.table, self.geometry(), false)
+    }
+
+    /// `cache_available_percent`.
+    pub fn available_percent(&self) -> u64 {
+        usage::available_percent(self.available(), self.geometry())
+    }
+
+    /// Sectors of all volumes that no backing device has.
+    pub fn dirty_sectors(&self) -> Sectors {
+        self.volumes.values().fold(Sectors(0), |sum, volume| sum + volume.dirty_sectors)
+    }
+
+    /// Finds single places in the btree and the journal.
+    pub fn view(&self) -> View<'_, 'd> {
+        View::new(self)
+    }
+}

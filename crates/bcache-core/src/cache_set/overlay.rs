@@ -1,0 +1,152 @@
+//! The keys that journal replay would insert, as they lie over the btree.
+//!
+//! The btree on the device lags behind: what the kernel shows after registration is the btree with
+//! the replay range's keys inserted in their order, each hiding what it covers of older ones, also
+//! where it points nowhere (FORMAT.md §2.4).
+
+use std::collections::BTreeMap;
+
+use crate::layout::bkey::Bkey;
+
+/// The extents that replay leaves visible, in order and without overlaps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlay {
+    extents: Vec<Bkey>,
+}
+
+impl Overlay {
+    /// From keys in the order of their insertion. Keys that cannot be extents are left out.
+    pub fn new(keys: impl Iterator<Item = Bkey>) -> Self {
+        // By inode and end, so that the first entry past a start is the first that can overlap.
+        let mut map: BTreeMap<(u32, u64), Bkey> = BTreeMap::new();
+        for key in keys.filter(|key| key.size().0 > 0 && key.size().0 <= key.offset()) {
+            insert(&mut map, key);
+        }
+        Self { extents: map.into_values().collect() }
+    }
+
+    /// The extents.
+    pub fn extents(&self) -> &[Bkey] {
+        &self.extents
+    }
+
+    /// Whether replay inserts nothing.
+    pub fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+
+    /// Index of the first extent that ends after `start` of `inode`.
+    fn first_after(&self, inode: u32, start: u64) -> usize {
+        self.extents.partition_point(|key| (key.inode(), key.offset()) <= (inode, start))
+    }
+
+    /// The extents that overlap `[start, end)` of `inode`, uncut.
+    pub fn overlapping(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = &Bkey> {
+        let first = self.first_after(inode, start);
+        self.extents
+            .get(first..)
+            .unwrap_or_default()
+            .iter()
+            .take_while(move |key| key.inode() == inode && key.start() < end)
+    }
+
+    /// What is left visible of `key`, an extent of the btree: told piece by piece.
+    pub fn visible(&self, key: &Bkey, piece: &mut impl FnMut(&Bkey)) {
+        let mut rest = *key;
+        for above in self.overlapping(key.inode(), key.start(), key.offset()) {
+            if rest.start() < above.start() {
+                let mut front = rest;
+                front.cut_back(above.start());
+                piece(&front);
+            }
+            rest.cut_front(above.offset());
+            if rest.size().0 == 0 {
+                return;
+            }
+        }
+        piece(&rest);
+    }
+}
+
+fn insert(map: &mut BTreeMap<(u32, u64), Bkey>, key: Bkey) {
+    let inode = key.inode();
+    let overlapped: Vec<Bkey> = map
+        .range((inode, key.start().saturating_add(1))..)
+        .map(|(_, old)| *old)
+        .take_while(|old| old.inode() == inode && old.start() < key.offset())
+        .collect();
+    for old in overlapped {
+        map.remove(&(inode, old.offset()));
+        if old.start() < key.start() {
+            let mut front = old;
+            front.cut_back(key.start());
+            map.insert((inode, front.offset()), front);
+        }
+        if old.offset() > key.offset() {
+            let mut tail = old;
+            tail.cut_front(key.offset());
+            map.insert((inode, tail.offset()), tail);
+        }
+    }
+    map.insert((inode, key.offset()), key);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::bkey::Ptr;
+    use crate::units::{Gen, Sectors};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn keys() -> impl Strategy<Value = Vec<Bkey>> {
+        let one = (0u32..3, 0u64..60, 1u16..20, any::<bool>());
+        prop::collection::vec(one, 0..20).prop_map(|keys| {
+            (0u64..)
+                .zip(keys)
+                .map(|(serial, (inode, start, size, hole))| {
+                    let key = Bkey::new(inode, start + u64::from(size), size);
+                    let ptr = Ptr::new(Gen(0), Sectors(serial * 4096), 0);
+                    if hole { key } else { key.with_ptrs(&[ptr]) }
+                })
+                .collect()
+        })
+    }
+
+    type Sectorwise = BTreeMap<(u32, u64), Option<u64>>;
+
+    fn add(map: &mut Sectorwise, key: &Bkey) {
+        for i in 0..key.size().0 {
+            let place = key.ptrs().first().map(|ptr| ptr.offset().0 + i);
+            map.insert((key.inode(), key.start() + i), place);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn later_keys_win_and_the_rest_of_the_btree_stays(replay in keys(), below in keys()) {
+            let overlay = Overlay::new(replay.iter().copied());
+            let mut expected = Sectorwise::new();
+            replay.iter().for_each(|key| add(&mut expected, key));
+            let mut found = Sectorwise::new();
+            overlay.extents().iter().for_each(|key| add(&mut found, key));
+            prop_assert_eq!(&found, &expected);
+            let sectors: u64 = overlay.extents().iter().map(|key| key.size().0).sum();
+            prop_assert_eq!(sectors, expected.len() as u64, "extents overlap");
+            for key in below {
+                let mut visible = Sectorwise::new();
+                overlay.visible(&key, &mut |piece| add(&mut visible, piece));
+                let mut wanted = Sectorwise::new();
+                add(&mut wanted, &key);
+                wanted.retain(|sector, _| !expected.contains_key(sector));
+                prop_assert_eq!(visible, wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_keys_are_left_out() {
+        let overlay = Overlay::new([Bkey::new(0, 4, 8), Bkey::new(0, 4, 0)].into_iter());
+        assert!(overlay.is_empty());
+    }
+}

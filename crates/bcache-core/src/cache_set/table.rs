@@ -1,0 +1,328 @@
+//! What is known of each bucket: prio, gens, GC mark, sectors in use (FORMAT.md §6.1, §6.2).
+//!
+//! Eight bytes a bucket, so that 33.5 million buckets take 268 MB and marking a key touches one
+//! cache line.
+
+use std::collections::TryReserveError;
+
+use crate::layout::bkey::Bkey;
+use crate::layout::prio_set::BucketDisk;
+use crate::units::{BucketIndex, GC_SECTORS_USED_MAX, Gen, Geometry, Prio};
+
+const MARK_MASK: u16 = 3;
+const SECTORS_SHIFT: u32 = 2;
+
+const FLAG_PINNED: u8 = 1;
+const FLAG_GEN_UNKNOWN: u8 = 1 << 1;
+const FLAG_NODE_VISITED: u8 = 1 << 2;
+
+/// What a bucket holds, as the kernel's GC marks it (`GC_MARK`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GcMark {
+    /// Nothing that is still valid.
+    #[default]
+    Unused,
+    /// Clean data: the backing device has it too.
+    Reclaimable,
+    /// Data that the backing device lacks.
+    Dirty,
+    /// Btree, journal, prios or uuids.
+    Metadata,
+}
+
+impl GcMark {
+    const fn from_bits(bits: u16) -> Self {
+        match bits & MARK_MASK {
+            0 => Self::Unused,
+            1 => Self::Reclaimable,
+            2 => Self::Dirty,
+            _ => Self::Metadata,
+        }
+    }
+
+    const fn to_bits(self) -> u16 {
+        match self {
+            Self::Unused => 0,
+            Self::Reclaimable => 1,
+            Self::Dirty => 2,
+            Self::Metadata => 3,
+        }
+    }
+
+    /// The word for it in tables: `unused`, `clean`, `dirty`, `metadata`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unused => "unused",
+            Self::Reclaimable => "clean",
+            Self::Dirty => "dirty",
+            Self::Metadata => "metadata",
+        }
+    }
+}
+
+impl std::fmt::Display for GcMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One bucket, as the kernel would hold it right after registration has marked all keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bucket {
+    prio: Prio,
+    gc: u16,
+    bucket_gen: Gen,
+    last_gc: Gen,
+    disk_gen: Gen,
+    flags: u8,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 8);
+
+impl Bucket {
+    /// Priority: from the prio set, or as marking changed it.
+    pub const fn prio(&self) -> Prio {
+        self.prio
+    }
+
+    /// Effective gen: from the prio set, advanced by newer pointers (FORMAT.md §8.2 step 3).
+    pub const fn bucket_gen(&self) -> Gen {
+        self.bucket_gen
+    }
+
+    /// Gen in the prio set.
+    pub const fn disk_gen(&self) -> Gen {
+        self.disk_gen
+    }
+
+    /// Oldest gen of a pointer into it, stale ones included.
+    pub const fn last_gc(&self) -> Gen {
+        self.last_gc
+    }
+
+    /// How far the gen is past `last_gc` (`bucket_gc_gen`); at 96 it cannot be invalidated.
+    pub const fn gen_span(&self) -> u8 {
+        self.bucket_gen.distance_from(self.last_gc)
+    }
+
+    /// GC mark.
+    pub const fn mark(&self) -> GcMark {
+        GcMark::from_bits(self.gc)
+    }
+
+    /// Sectors that valid keys use, at most 8191 (`GC_SECTORS_USED`).
+    pub const fn sectors_used(&self) -> u16 {
+        self.gc >> SECTORS_SHIFT
+    }
+
+    /// Whether a key of the journal's replay range points into it: the kernel holds a pin on it
+    /// until the key is replayed.
+    pub const fn pinned(&self) -> bool {
+        self.flags & FLAG_PINNED != 0
+    }
+
+    /// Whether the prio set with its gen could not be read, and no pointer told it either.
+    pub const fn gen_unknown(&self) -> bool {
+        self.flags & FLAG_GEN_UNKNOWN != 0
+    }
+
+    /// Whether the allocator could take it (`bch_can_invalidate_bucket`): nothing, or clean data,
+    /// no pin, and the gen not too far ahead.
+    pub const fn can_invalidate(&self) -> bool {
+        matches!(self.mark(), GcMark::Unused | GcMark::Reclaimable)
+            && !self.pinned()
+            && self.gen_span() < crate::units::BUCKET_GC_GEN_MAX
+    }
+
+    const fn set_mark(&mut self, mark: GcMark) {
+        self.gc = self.gc & !MARK_MASK | mark.to_bits();
+    }
+
+    fn add_sectors(&mut self, sectors: u64) {
+        let sum = u64::from(self.sectors_used()).saturating_add(sectors);
+        let sum = u16::try_from(sum).unwrap_or(u16::MAX).min(GC_SECTORS_USED_MAX);
+        self.gc = self.gc & MARK_MASK | sum << SECTORS_SHIFT;
+    }
+}
+
+/// What marking a pointer found; each is told once for each pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkNote {
+    /// The pointer is stale: it counts for nothing but `last_gc`.
+    Stale {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// How far the bucket's gen is ahead.
+        by: u8,
+    },
+    /// The pointer is newer than the bucket's gen, which it advanced.
+    Newer {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Gen before.
+        from: Gen,
+        /// Gen after: the pointer's.
+        to: Gen,
+    },
+    /// Data and metadata in one bucket: the kernel's "inconsistent ptrs".
+    Inconsistent {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// How it was marked before.
+        mark: GcMark,
+    },
+}
+
+/// All buckets of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketTable {
+    buckets: Vec<Bucket>,
+}
+
+impl BucketTable {
+    /// A table for `nbuckets` buckets whose gens are not known yet.
+    pub fn new(nbuckets: u64) -> Result<Self, TryReserveError> {
+        let count = usize::try_from(nbuckets).unwrap_or(usize::MAX);
+        let mut buckets = Vec::new();
+        buckets.try_reserve_exact(count)?;
+        buckets.resize(count, Bucket { flags: FLAG_GEN_UNKNOWN, ..Bucket::default() });
+        Ok(Self { buckets })
+    }
+
+    /// The buckets, from number 0 on.
+    pub fn as_slice(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// One bucket; `None` past the end.
+    pub fn get(&self, bucket: BucketIndex) -> Option<&Bucket> {
+        self.buckets.get(usize::try_from(bucket.0).ok()?)
+    }
+
+    fn get_mut(&mut self, bucket: BucketIndex) -> Option<&mut Bucket> {
+        self.buckets.get_mut(usize::try_from(bucket.0).ok()?)
+    }
+
+    /// Takes prios and gens of the buckets from `first` on out of a prio set.
+    pub fn load(&mut self, first: u64, entries: impl Iterator<Item = BucketDisk>) {
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
+        let buckets = self.buckets.get_mut(first..).unwrap_or_default();
+        for (bucket, disk) in buckets.iter_mut().zip(entries) {
+            *bucket = Bucket {
+                prio: disk.prio,
+                bucket_gen: disk.bucket_gen,
+                last_gc: disk.bucket_gen,
+                disk_gen: disk.bucket_gen,
+                ..Bucket::default()
+            };
+        }
+    }
+
+    /// How far the gen of the bucket behind `ptr` is ahead of it: 0 for a valid pointer
+    /// (`ptr_stale`).
+    pub fn staleness(&self, bucket: BucketIndex, ptr_gen: Gen) -> u8 {
+        self.get(bucket).map_or(0, |bucket| {
+            if bucket.gen_unknown() { 0 } else { bucket.bucket_gen.gen_after(ptr_gen) }
+        })
+    }
+
+    /// Whether all pointers of `key` can be used: there are some, all are available, none is stale.
+    /// The key must be structurally valid.
+    pub fn is_usable(&self, key: &Bkey, geometry: &Geometry) -> bool {
+        key.ptrs_count() > 0
+            && key.ptrs().iter().all(|ptr| {
+                ptr.available() && self.staleness(ptr.bucket(geometry), ptr.ptr_gen()) == 0
+            })
+    }
+
+    /// Marks a structurally valid key of the btree or of the journal (`bch_initial_mark_key`,
+    /// FORMAT.md §6.2). `level` is 0 for extents.
+    pub fn mark_key(
+        &mut self,
+        key: &Bkey,
+        level: u32,
+        geometry: &Geometry,
+        note: &mut impl FnMut(MarkNote),
+    ) {
+        let zero_key = key.is_zero_key();
+        let sectors = key.size().0;
+        let dirty = key.dirty();
+        for ptr in key.ptrs().iter().filter(|ptr| ptr.available()) {
+            let number = ptr.bucket(geometry);
+            let ptr_gen = ptr.ptr_gen();
+            let Some(bucket) = self.get_mut(number) else { continue };
+            if bucket.gen_unknown() {
+                bucket.flags &= !FLAG_GEN_UNKNOWN;
+                bucket.bucket_gen = ptr_gen;
+                bucket.last_gc = ptr_gen;
+                bucket.disk_gen = ptr_gen;
+            }
+            let stale = bucket.bucket_gen.gen_after(ptr_gen);
+            if stale == 0 {
+                if bucket.bucket_gen != ptr_gen {
+                    note(MarkNote::Newer { bucket: number, from: bucket.bucket_gen, to: ptr_gen });
+                    bucket.bucket_gen = ptr_gen;
+                }
+                if level > 0 && !zero_key {
+                    bucket.prio = Prio::BTREE;
+                } else if level == 0 && bucket.prio == Prio::BTREE {
+                    bucket.prio = Prio::INITIAL;
+                }
+            }
+            if zero_key {
+                continue;
+            }
+            if bucket.last_gc.gen_after(ptr_gen) != 0 {
+                bucket.last_gc = ptr_gen;
+            }
+            if stale != 0 {
+                note(MarkNote::Stale { bucket: number, by: stale });
+                continue;
+            }
+            let mark = bucket.mark();
+            if mark != GcMark::Unused && (mark == GcMark::Metadata) != (level > 0) {
+                note(MarkNote::Inconsistent { bucket: number, mark });
+            }
+            // The kernel gives up on such a set; we never take a bucket with metadata for data.
+            if level > 0 || mark == GcMark::Metadata {
+                bucket.set_mark(GcMark::Metadata);
+            } else if dirty {
+                bucket.set_mark(GcMark::Dirty);
+            } else if mark == GcMark::Unused {
+                bucket.set_mark(GcMark::Reclaimable);
+            }
+            bucket.add_sectors(sectors);
+        }
+    }
+
+    /// Pins the buckets that a structurally valid key of the journal points to.
+    pub fn pin_key(&mut self, key: &Bkey, geometry: &Geometry) {
+        for ptr in key.ptrs().iter().filter(|ptr| ptr.available()) {
+            if let Some(bucket) = self.get_mut(ptr.bucket(geometry)) {
+                bucket.flags |= FLAG_PINNED;
+            }
+        }
+    }
+
+    /// Marks a bucket of journal, prios or uuids (`bch_btree_gc_finish`).
+    pub fn mark_metadata(&mut self, bucket: BucketIndex) {
+        if let Some(bucket) = self.get_mut(bucket) {
+            bucket.set_mark(GcMark::Metadata);
+        }
+    }
+
+    /// Remembers that the btree walk has been at `bucket`; whether it had been before.
+    pub(crate) fn visit_node(&mut self, bucket: BucketIndex) -> bool {
+        self.get_mut(bucket).is_some_and(|bucket| {
+            let before = bucket.flags & FLAG_NODE_VISITED != 0;
+            bucket.flags |= FLAG_NODE_VISITED;
+            before
+        })
+    }
+
+    /// Whether the btree walk has been at `bucket`.
+    pub fn is_node(&self, bucket: BucketIndex) -> bool {
+        self.get(bucket).is_some_and(|bucket| bucket.flags & FLAG_NODE_VISITED != 0)
+    }
+}

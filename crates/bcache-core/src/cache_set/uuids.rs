@@ -1,0 +1,102 @@
+//! The table of volumes: backing devices and flash-only volumes (FORMAT.md §4).
+
+use uuid::Uuid;
+
+use crate::cache_set::CacheDevice;
+use crate::device::{AlignedBuf, DeviceError};
+use crate::layout::bkey::Bkey;
+use crate::layout::uuid_entry::{self, UuidEntry};
+use crate::units::BucketIndex;
+
+/// What is wrong with the uuid table.
+#[derive(Debug, thiserror::Error)]
+pub enum UuidProblem {
+    /// The journal's key for it cannot be one: the kernel says "bad uuid pointer".
+    #[error("bad uuid pointer: {key:?}")]
+    BadPointer {
+        /// The key.
+        key: Bkey,
+    },
+    /// It could not be read.
+    #[error("the uuid table in bucket {bucket} cannot be read")]
+    Unreadable {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// The device's error.
+        source: DeviceError,
+    },
+    /// Two slots name the same device.
+    #[error("slots {first} and {second} both have uuid {uuid}")]
+    Repeated {
+        /// The first slot.
+        first: u32,
+        /// The other.
+        second: u32,
+        /// Their uuid.
+        uuid: Uuid,
+    },
+}
+
+/// The table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UuidTable {
+    /// All slots; the number of a slot is the inode of its volume's keys.
+    pub slots: Vec<UuidEntry>,
+    /// The bucket it is in; `None` where it could not be read.
+    pub bucket: Option<BucketIndex>,
+}
+
+impl UuidTable {
+    /// Reads the table that `key` points to, laid out as entries of version `jset_version` say.
+    pub fn read(
+        cache: &CacheDevice<'_>,
+        key: &Bkey,
+        jset_version: u32,
+        problem: &mut dyn FnMut(UuidProblem),
+    ) -> Self {
+        let geometry = cache.geometry();
+        let valid = key.is_valid_btree_ptr(geometry);
+        let Some(ptr) = key.ptrs().first().filter(|ptr| valid && ptr.available()) else {
+            problem(UuidProblem::BadPointer { key: *key });
+            return Self::default();
+        };
+        let bucket = ptr.bucket(geometry);
+        let mut bytes =
+            AlignedBuf::zeroed(usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0));
+        // The kernel reads KEY_SIZE sectors; the rest of its table stays zero.
+        let len = usize::try_from(key.size().bytes()).unwrap_or(usize::MAX).min(bytes.len());
+        let Some(part) = bytes.get_mut(..len) else { return Self::default() };
+        if let Err(source) = cache.device().read_at(ptr.offset().bytes(), part) {
+            problem(UuidProblem::Unreadable { bucket, source });
+            return Self::default();
+        }
+        let table =
+            Self { slots: uuid_entry::parse_table(&bytes, jset_version), bucket: Some(bucket) };
+        table.report_repeated(problem);
+        table
+    }
+
+    fn report_repeated(&self, problem: &mut dyn FnMut(UuidProblem)) {
+        let mut seen = std::collections::HashMap::new();
+        for (slot, entry) in self.used() {
+            if let Some(first) = seen.insert(entry.uuid, slot).filter(|_| !entry.is_detached()) {
+                problem(UuidProblem::Repeated { first, second: slot, uuid: entry.uuid });
+            }
+        }
+    }
+
+    /// The slot of a volume.
+    pub fn get(&self, slot: u32) -> Option<&UuidEntry> {
+        self.slots.get(usize::try_from(slot).ok()?)
+    }
+
+    /// Slots that are or were in use, detached ones included.
+    pub fn used(&self) -> impl Iterator<Item = (u32, &UuidEntry)> {
+        (0u32..).zip(&self.slots).filter(|(_, entry)| !entry.is_empty())
+    }
+
+    /// The slot of the attached device or flash-only volume with `uuid`.
+    pub fn find(&self, uuid: Uuid) -> Option<(u32, &UuidEntry)> {
+        self.used().find(|(_, entry)| entry.uuid == uuid && !entry.is_detached())
+    }
+}
