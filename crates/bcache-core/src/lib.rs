@@ -7,9 +7,10 @@
 //! - [`layout`]: bytes to typed values and back; no I/O.
 //! - [`device`]: block devices and image files.
 //! - `cache_set`: what a device holds, read-only.
-//! - `allocator`: buckets, reserves, replacement policies, open buckets, the thread.
+//! - [`allocator`]: buckets, reserves, replacement policies, open buckets, the thread.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
+pub mod allocator;
 pub mod checksum;
 pub mod device;
 pub mod layout;
