@@ -7,7 +7,7 @@
 //! - [`layout`]: bytes to typed values and back; no I/O.
 //! - [`device`]: block devices and image files.
 //! - [`cache_set`]: what a device holds, read-only.
-//! - `allocator`: buckets, reserves, replacement policies, open buckets, the thread.
+//! - [`allocator`]: buckets, reserves, replacement policies, open buckets, the thread.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
 // What comes from a device is never trusted to be in bounds.
@@ -16,6 +16,7 @@
     warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod allocator;
 pub mod cache_set;
 pub mod checksum;
 pub mod device;

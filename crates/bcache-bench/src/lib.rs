@@ -1,0 +1,3 @@
+//! What the `bcache-bench` binary is made of: the reference engine, and the benches.
+
+pub mod reference;

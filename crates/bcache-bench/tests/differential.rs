@@ -1,0 +1,490 @@
+//! The allocator against the reference engine, step by step, under generated events.
+//!
+//! Both get the same events; after each, what they answered must be equal, and after every sweep
+//! and every few steps all of their state. LRU's order among buckets of equal `bucket_prio` is free:
+//! the reference checks that the allocator's victims have the values, in the order, that its own heap
+//! yields, and then invalidates those.
+//!
+//! `DIFF_SEED` and `DIFF_EVENTS` repeat or lengthen a run.
+
+use bcache_bench::reference::Reference;
+use bcache_core::allocator::state::HandOut;
+use bcache_core::allocator::{Config, Found, Mark, Policy, Reserve, Safe, State};
+use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+const EVENTS: u64 = 1_200_000;
+
+/// What kind of cache a run is on.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// GC finds nearly everything dirty, so that passes run dry.
+    scarce: bool,
+    /// Prios are all near the top, so that low ones wrap in `bucket_prio`.
+    hot: bool,
+    /// Enough buckets for LRU to sample before it sweeps; fewer events.
+    large: bool,
+}
+
+struct Pair {
+    shape: Shape,
+    fast: State,
+    reference: Reference,
+    rng: StdRng,
+    /// Allocated buckets, once for each pin held.
+    held: Vec<usize>,
+    /// Counts of what happened, so that a run that exercised nothing fails.
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    events: u64,
+    allocated: u64,
+    alloc_failed: u64,
+    passes: u64,
+    invalidated: u64,
+    gave_up: u64,
+    rescaled: u64,
+    gcs: u64,
+    prio_writes: u64,
+    inconsistent_keys: u64,
+    gen_limited: u64,
+    exact_sweeps: u64,
+    wrapped_victims: u64,
+}
+
+fn index(bucket: BucketIndex) -> usize {
+    usize::try_from(bucket.0).unwrap()
+}
+
+fn bucket(index: usize) -> BucketIndex {
+    BucketIndex(index as u64)
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        // The kind of run follows from the seed so that consecutive seeds have all kinds.
+        let policy = match seed % 4 {
+            0 | 1 => Policy::Lru,
+            2 => Policy::Fifo,
+            _ => Policy::Random,
+        };
+        let bucket_size = *[8u64, 64, 1024, 8192].choose(&mut rng).unwrap();
+        let shape =
+            Shape { scarce: seed / 4 % 3 == 0, hot: seed / 4 % 2 == 0, large: seed % 13 == 0 };
+        let nbuckets = if shape.large {
+            rng.random_range(60_000..200_000)
+        } else {
+            rng.random_range(513..3000)
+        };
+        let first = rng.random_range(1..40);
+        let geometry = Geometry::new(nbuckets, first, Sectors(bucket_size), Sectors(8)).unwrap();
+        let mut config = Config::new(geometry);
+        config.policy = policy;
+        config.seed = rng.random();
+        config.reclaim_in_gc = rng.random();
+        config.expensive_debug_checks = true;
+        let fast = State::new(config).unwrap();
+        let mut reference = Reference::new(&geometry, policy, config.seed, config.reclaim_in_gc);
+        for b in reference.first..reference.buckets.len() {
+            let coldest = if shape.hot { 30000 } else { 0 };
+            let (prio, bucket_gen) = (rng.random_range(coldest..=32768), rng.random());
+            fast.table().load(bucket(b), Prio(prio), Gen(bucket_gen)).unwrap();
+            let bucket = &mut reference.buckets[b];
+            (bucket.prio, bucket.bucket_gen, bucket.last_gc) = (prio, bucket_gen, bucket_gen);
+        }
+        Self { shape, fast, reference, rng, held: Vec::new(), counts: Counts::default() }
+    }
+
+    fn any_bucket(&mut self) -> usize {
+        self.rng.random_range(self.reference.first..self.reference.buckets.len())
+    }
+
+    fn step(&mut self) {
+        self.counts.events += 1;
+        match self.rng.random_range(0..1000) {
+            0..250 => self.alloc(),
+            250..450 => self.unpin(),
+            450..500 => self.pin(),
+            500..540 => self.free(),
+            540..640 => self.hit(),
+            640..700 => self.mark_key(),
+            700..740 => self.mark_held(),
+            740..745 => self.odd_prio(),
+            745..760 => self.rescale(),
+            760..775 => self.pass(),
+            775..960 => self.hand_out(),
+            960..990 => self.safe(),
+            990..996 => self.gc(),
+            996..998 => self.prio_write(),
+            998 => self.initial_fill(),
+            _ => self.compare_all(),
+        }
+        self.compare_counters();
+    }
+
+    fn alloc(&mut self) {
+        let reserve = *Reserve::ALL.choose(&mut self.rng).unwrap();
+        let fast = self.fast.bucket_alloc(reserve).unwrap();
+        let reference = self.reference.bucket_alloc(reserve);
+        assert_eq!(fast.map(index), reference);
+        match reference {
+            Some(b) => {
+                self.held.push(b);
+                self.counts.allocated += 1;
+                self.compare_bucket(b);
+            }
+            None => self.counts.alloc_failed += 1,
+        }
+    }
+
+    fn unpin(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.held.len());
+        let b = self.held.swap_remove(at);
+        self.fast.table().unpin(bucket(b)).unwrap();
+        self.reference.buckets[b].pin -= 1;
+        self.compare_bucket(b);
+    }
+
+    fn pin(&mut self) {
+        // Of buckets in the lists a second pin would be a fault; of any other it is a reader's.
+        let b = if self.rng.random() {
+            let Some(&b) = self.held.choose(&mut self.rng) else { return };
+            b
+        } else {
+            let b = self.any_bucket();
+            // Prio sets are nobody's to pin, and then mark or free.
+            if self.reference.buckets[b].pin != 0 || self.reference.prio_buckets.contains(&b) {
+                return;
+            }
+            b
+        };
+        self.fast.table().pin(bucket(b)).unwrap();
+        self.reference.buckets[b].pin += 1;
+        self.held.push(b);
+        self.compare_bucket(b);
+    }
+
+    fn free(&mut self) {
+        let Some(&b) = self.held.choose(&mut self.rng) else { return };
+        self.fast.bucket_free(bucket(b)).unwrap();
+        self.reference.bucket_free(b);
+        self.compare_bucket(b);
+    }
+
+    fn hit(&mut self) {
+        let b = self.any_bucket();
+        self.fast.table().hit(bucket(b)).unwrap();
+        self.reference.buckets[b].prio = 32768;
+        self.compare_bucket(b);
+    }
+
+    fn mark_key(&mut self) {
+        let b = self.any_bucket();
+        let behind = *[0, 0, 0, 1, 5, 95, 96, 100, 130].choose(&mut self.rng).unwrap();
+        let ptr_gen = Gen(self.reference.buckets[b].bucket_gen.wrapping_sub(behind));
+        let mark = *[Mark::Reclaimable, Mark::Reclaimable, Mark::Dirty, Mark::Metadata]
+            .choose(&mut self.rng)
+            .unwrap();
+        let sectors = *[1, 8, 100, 8191, 65535].choose(&mut self.rng).unwrap();
+        let fast = self.fast.table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
+        let reference = self.reference.mark_key(b, ptr_gen, mark, sectors);
+        assert_eq!(fast, reference);
+        self.counts.inconsistent_keys += u64::from(reference.is_none());
+        let gen_limited = {
+            let bucket = &self.reference.buckets[b];
+            bucket.bucket_gen.wrapping_sub(bucket.last_gc) >= 96
+        };
+        self.counts.gen_limited += u64::from(gen_limited);
+        self.compare_bucket(b);
+    }
+
+    fn mark_held(&mut self) {
+        let Some(&b) = self.held.choose(&mut self.rng) else { return };
+        self.fast.table().set_mark(bucket(b), Mark::Dirty).unwrap();
+        self.reference.buckets[b].mark = Mark::Dirty;
+        self.compare_bucket(b);
+    }
+
+    fn odd_prio(&mut self) {
+        for _ in 0..if self.shape.hot { 50 } else { 1 } {
+            let b = self.any_bucket();
+            let prio = *[0, 1, 2, 32767, 40000, 65534, 65535].choose(&mut self.rng).unwrap();
+            self.fast.table().set_prio(bucket(b), Prio(prio)).unwrap();
+            self.reference.buckets[b].prio = prio;
+            self.compare_bucket(b);
+        }
+    }
+
+    fn rescale(&mut self) {
+        let sectors = *[1, 8, 1000, 100_000].choose(&mut self.rng).unwrap();
+        if self.rng.random_ratio(1, 200) {
+            // All prios at 0, or metadata's: a rescaling that ages nothing leaves min_prio 65535.
+            for b in self.reference.first..self.reference.buckets.len() {
+                let prio = if self.rng.random() { 0 } else { 65535 };
+                self.fast.table().set_prio(bucket(b), Prio(prio)).unwrap();
+                self.reference.buckets[b].prio = prio;
+            }
+        }
+        let fast = self.fast.rescale_priorities(sectors);
+        assert_eq!(fast, self.reference.rescale_priorities(sectors));
+        if fast {
+            self.counts.rescaled += 1;
+            self.compare_all();
+        }
+    }
+
+    fn pass(&mut self) {
+        let may = !self.reference.invalidate_needs_gc
+            && (self.reference.gc_mark_valid || self.fast.config().reclaim_in_gc);
+        assert_eq!(self.fast.may_invalidate().is_ok(), may);
+        if !may {
+            assert!(self.fast.invalidate_buckets().is_err());
+            return;
+        }
+        let before = self.fast.free_inc_contents().len();
+        let pass = self.fast.invalidate_buckets().unwrap();
+        let victims: Vec<_> =
+            self.fast.free_inc_contents().into_iter().skip(before).map(index).collect();
+        assert_eq!(pass.invalidated, victims.len());
+        self.counts.passes += 1;
+        self.counts.invalidated += victims.len() as u64;
+        self.counts.gave_up += u64::from(pass.found != Found::Enough);
+        if self.fast.config().policy == Policy::Lru {
+            let (expected, dry) = self.reference.lru_victims();
+            self.counts.exact_sweeps += u64::from(self.reference.min_prio > 32768);
+            let values = |victims: &[usize]| -> Vec<_> {
+                victims.iter().map(|&b| self.reference.bucket_prio(b)).collect()
+            };
+            assert_eq!(values(&victims), values(&expected), "bucket_prio of the victims");
+            let wrapped = values(&victims).iter().any(|&prio| prio > 1 << 31);
+            self.counts.wrapped_victims += u64::from(wrapped);
+            for b in victims {
+                assert!(self.reference.can_invalidate(b), "{b} was no legal victim");
+                self.reference.invalidate_one(b);
+            }
+            self.reference.invalidate_needs_gc |= dry;
+        } else {
+            self.reference.invalidate_buckets();
+        }
+        assert_eq!(pass.found != Found::Enough, self.reference.invalidate_needs_gc);
+        self.compare_all();
+    }
+
+    fn safe(&mut self) {
+        self.fast.free_inc_safe(Safe::NotSynced);
+    }
+
+    fn hand_out(&mut self) {
+        if self.fast.next_ready().is_none() {
+            assert_eq!(self.fast.hand_out(), HandOut::NothingReady);
+            return;
+        }
+        match (self.fast.hand_out(), self.reference.push_one()) {
+            (HandOut::Pushed(ready, reserve), Some((b, to))) => {
+                assert_eq!((index(ready.bucket), reserve), (b, to));
+            }
+            (HandOut::Full, None) => {}
+            (fast, reference) => panic!("handed out {fast:?}, reference {reference:?}"),
+        }
+    }
+
+    fn gc(&mut self) {
+        if self.reference.gc_mark_valid && self.rng.random_ratio(2, 3) {
+            self.fast.gc_start();
+            self.reference.gc_start();
+            self.compare_all();
+            // Most buckets hold clean data, or nothing could be ordered.
+            for _ in 0..self.reference.buckets.len() * 4 {
+                self.mark_key_of_gc();
+            }
+        } else {
+            let marks: Vec<_> = (0..3)
+                .filter_map(|_| self.held.choose(&mut self.rng).copied())
+                .map(|b| (bucket(b), Mark::Metadata))
+                .collect();
+            self.fast.gc_finish(&marks).unwrap();
+            self.reference.gc_finish(&marks);
+            self.counts.gcs += 1;
+            self.compare_all();
+        }
+    }
+
+    fn mark_key_of_gc(&mut self) {
+        let b = self.any_bucket();
+        let ptr_gen = Gen(self.reference.buckets[b].bucket_gen);
+        let dirty = if self.shape.scarce { (199, 200) } else { (1, 20) };
+        let dirty = self.rng.random_ratio(dirty.0, dirty.1);
+        let mark = if dirty { Mark::Dirty } else { Mark::Reclaimable };
+        let sectors = self.rng.random_range(1..128);
+        let fast = self.fast.table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
+        assert_eq!(fast, self.reference.mark_key(b, ptr_gen, mark, sectors));
+    }
+
+    fn prio_write(&mut self) {
+        let begun = self.fast.prio_write_begin().is_ok();
+        if begun {
+            let mut sets = 0;
+            while let Some(set) = self.fast.prio_write_next().unwrap() {
+                sets += 1;
+                assert_eq!(self.fast.prio_write_head(), Some(set.bucket));
+            }
+            assert_eq!(sets, self.fast.sizes().prio);
+            self.fast.prio_write_commit().unwrap();
+            self.counts.prio_writes += 1;
+        }
+        assert_eq!(begun, self.reference.prio_write());
+        if begun {
+            let chain: Vec<_> =
+                self.fast.prio_chain().current().iter().copied().map(index).collect();
+            assert_eq!(chain, self.reference.prio_buckets);
+        }
+        self.compare_all();
+    }
+
+    fn initial_fill(&mut self) {
+        self.fast.initial_fill();
+        self.reference.initial_fill();
+        self.compare_all();
+    }
+
+    fn compare_bucket(&self, b: usize) {
+        let fast = self.fast.table().bucket(bucket(b)).unwrap();
+        let reference = &self.reference.buckets[b];
+        let of_fast = (
+            u32::from(fast.pins),
+            fast.prio.0,
+            fast.bucket_gen.0,
+            fast.last_gc.0,
+            fast.sectors_used,
+            fast.mark,
+            fast.reclaimable_in_gc,
+        );
+        let of_reference = (
+            reference.pin,
+            reference.prio,
+            reference.bucket_gen,
+            reference.last_gc,
+            reference.sectors_used,
+            reference.mark,
+            reference.reclaimable_in_gc,
+        );
+        assert_eq!(of_fast, of_reference, "bucket {b}");
+        assert_eq!(
+            self.fast.table().can_invalidate(bucket(b)).unwrap(),
+            self.reference.can_invalidate(b),
+            "bucket {b}"
+        );
+    }
+
+    fn compare_counters(&self) {
+        let (fast, reference) = (&self.fast, &self.reference);
+        assert_eq!(
+            (
+                fast.set().need_gc(),
+                fast.set().min_prio(),
+                fast.set().until_rescale(),
+                fast.set().avail_nbuckets(),
+                fast.invalidate_needs_gc(),
+                fast.table().gc_mark_valid(),
+            ),
+            (
+                reference.need_gc,
+                reference.min_prio,
+                reference.rescale,
+                reference.avail_nbuckets,
+                reference.invalidate_needs_gc,
+                reference.gc_mark_valid,
+            )
+        );
+    }
+
+    fn compare_all(&self) {
+        for b in self.reference.first..self.reference.buckets.len() {
+            self.compare_bucket(b);
+        }
+        for reserve in Reserve::ALL {
+            let fast: Vec<_> = self.fast.reserve_contents(reserve).into_iter().map(index).collect();
+            assert_eq!(self.reference.reserve(reserve), &fast, "{reserve:?}");
+        }
+        let fast: Vec<_> = self.fast.free_inc_contents().into_iter().map(index).collect();
+        assert_eq!(self.reference.free_inc.items, fast);
+        if self.fast.config().policy == Policy::Fifo {
+            assert_eq!(self.fast.fifo_cursor(), self.reference.fifo_last_bucket as u64);
+        }
+        self.fast.check().unwrap();
+        self.compare_counters();
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
+#[test]
+fn allocator_and_reference_agree_step_by_step() {
+    let first_seed = number("DIFF_SEED").unwrap_or_else(rand::random);
+    let events = number("DIFF_EVENTS").unwrap_or(EVENTS);
+    let mut total = Counts::default();
+    let mut done = 0;
+    for seed in (0..).map(|i: u64| first_seed.wrapping_add(i)) {
+        if done >= events {
+            break;
+        }
+        let mut pair = Pair::new(seed);
+        println!(
+            "seed {seed} (repeat with DIFF_SEED={seed}): {:?}, {} buckets, {:?}",
+            pair.fast.config().policy,
+            pair.reference.buckets.len(),
+            pair.shape
+        );
+        pair.fast.gc_finish(&[]).unwrap();
+        pair.reference.gc_finish(&[]);
+        let share = if pair.shape.large { 500 } else { 24 };
+        for _ in 0..events.div_ceil(share) {
+            pair.step();
+        }
+        done += pair.counts.events;
+        add(&mut total, &pair.counts);
+    }
+    println!("{total:#?}");
+    for (what, count) in [
+        ("allocations", total.allocated),
+        ("failed allocations", total.alloc_failed),
+        ("passes", total.passes),
+        ("victims", total.invalidated),
+        ("passes that gave up", total.gave_up),
+        ("rescalings", total.rescaled),
+        ("GCs", total.gcs),
+        ("prio writes", total.prio_writes),
+        ("inconsistent keys", total.inconsistent_keys),
+        ("buckets at the gen limit", total.gen_limited),
+        ("sweeps with min_prio over 32768", total.exact_sweeps),
+        ("victims whose bucket_prio wrapped", total.wrapped_victims),
+    ] {
+        assert!(count > 0, "the run had no {what}");
+    }
+}
+
+fn add(total: &mut Counts, counts: &Counts) {
+    total.events += counts.events;
+    total.allocated += counts.allocated;
+    total.alloc_failed += counts.alloc_failed;
+    total.passes += counts.passes;
+    total.invalidated += counts.invalidated;
+    total.gave_up += counts.gave_up;
+    total.rescaled += counts.rescaled;
+    total.gcs += counts.gcs;
+    total.prio_writes += counts.prio_writes;
+    total.inconsistent_keys += counts.inconsistent_keys;
+    total.gen_limited += counts.gen_limited;
+    total.exact_sweeps += counts.exact_sweeps;
+    total.wrapped_victims += counts.wrapped_victims;
+}

@@ -1,0 +1,134 @@
+//! The life of a bucket, and why one may be handed out.
+//!
+//! ```text
+//!            invalidate: gen + 1, pinned           prio sets and journal entry durable
+//!   InUse ────────────────────────▶ Invalidated ─────────────────────────────────────▶ Ready
+//!     ▲                             (in free_inc)                                  (in free_inc)
+//!     │ last pin dropped                                                               │ push
+//!     │                                                                                ▼
+//!   Allocated ◀──────────────────────────────────────────────────────────────────── Reserved
+//!   (pinned)        pop: mark and prio for its new use                          (in a reserve)
+//! ```
+//!
+//! Between Invalidated and Ready lies the one rule that keeps data safe: until the prio_set with
+//! the new gen, and the journal entry that points to the chain, are durable, a crash brings back the
+//! old gen, and with it pointers into the bucket that look valid. Nobody may have overwritten it by
+//! then. [`Safe`] names the reasons for which a bucket may leave `free_inc`; only a [`Ready`], which
+//! carries one, can be pushed to a reserve.
+
+use crate::units::BucketIndex;
+
+use super::reserves::{Fifo, Reserve};
+
+/// Where a bucket stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// Holds what its mark says, or nothing; nobody holds a pin.
+    InUse,
+    /// In `free_inc`, its new gen not durable yet: a crash would bring its old contents back.
+    Invalidated,
+    /// In `free_inc`, free to be overwritten.
+    Ready,
+    /// In a reserve.
+    Reserved(Reserve),
+    /// Handed out: pinned by whoever writes to it.
+    Allocated,
+}
+
+/// Why nothing in a bucket can be wanted again, even after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Safe {
+    /// Its new gen is durable: in a prio_set that the newest durable journal entry leads to.
+    GenDurable,
+    /// The set is not CACHE_SYNC: after a crash everything in it is discarded.
+    NotSynced,
+    /// GC found no valid pointer into it, and its gen has not risen since it was last durable.
+    Unreferenced,
+}
+
+/// A bucket that may be handed out, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// The bucket.
+    pub bucket: BucketIndex,
+    /// The reason.
+    pub safe: Safe,
+}
+
+/// `free_inc`: invalidated buckets on their way to the reserves, the safe ones in front.
+#[derive(Debug)]
+pub struct FreeInc {
+    fifo: Fifo,
+    /// How many, from the front, are safe, and why.
+    ready: usize,
+    safe: Safe,
+}
+
+impl FreeInc {
+    /// An empty queue for `capacity` buckets.
+    pub fn new(capacity: usize) -> Self {
+        Self { fifo: Fifo::new(capacity), ready: 0, safe: Safe::GenDurable }
+    }
+
+    /// Appends a bucket that was just invalidated; false when there is no room.
+    pub fn push(&mut self, bucket: BucketIndex) -> bool {
+        self.fifo.push(bucket)
+    }
+
+    /// All buckets in the queue have become safe, for this reason.
+    pub fn all_safe(&mut self, safe: Safe) {
+        self.ready = self.fifo.used();
+        self.safe = safe;
+    }
+
+    /// The oldest bucket, if it may be handed out.
+    pub fn ready(&self) -> Option<Ready> {
+        let bucket = self.fifo.front()?;
+        (self.ready > 0).then_some(Ready { bucket, safe: self.safe })
+    }
+
+    /// Drops the oldest bucket if it is the one that [`ready`](Self::ready) named.
+    pub fn pop_ready(&mut self) -> Option<Ready> {
+        let ready = self.ready()?;
+        self.fifo.pop();
+        self.ready -= 1;
+        Some(ready)
+    }
+
+    /// Buckets that wait for their gens to become durable.
+    pub fn unsafe_len(&self) -> usize {
+        self.fifo.used().saturating_sub(self.ready)
+    }
+
+    /// The queue itself, to look at.
+    pub fn fifo(&self) -> &Fifo {
+        &self.fifo
+    }
+
+    /// Where `bucket` stands in the queue.
+    pub(crate) fn find(&self, bucket: BucketIndex) -> Option<Lifecycle> {
+        let place = self.fifo.iter().position(|other| other == bucket)?;
+        Some(if place < self.ready { Lifecycle::Ready } else { Lifecycle::Invalidated })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_leaves_before_it_is_safe() {
+        let mut free_inc = FreeInc::new(3);
+        assert!(free_inc.push(BucketIndex(7)) && free_inc.push(BucketIndex(8)));
+        assert_eq!((free_inc.ready(), free_inc.pop_ready()), (None, None));
+        free_inc.all_safe(Safe::GenDurable);
+        assert!(free_inc.push(BucketIndex(9)));
+        assert!(!free_inc.push(BucketIndex(10)));
+        assert_eq!(free_inc.find(BucketIndex(8)), Some(Lifecycle::Ready));
+        assert_eq!(free_inc.find(BucketIndex(9)), Some(Lifecycle::Invalidated));
+        assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(7));
+        assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(8));
+        assert_eq!(free_inc.pop_ready(), None);
+        assert_eq!(free_inc.unsafe_len(), 1);
+    }
+}

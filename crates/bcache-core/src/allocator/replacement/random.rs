@@ -1,0 +1,57 @@
+//! RANDOM: any bucket, from a seeded generator.
+
+use rand::{RngCore, SeedableRng};
+use rand_pcg::Pcg64;
+
+use crate::units::BucketIndex;
+
+use super::super::table::BucketTable;
+use super::Found;
+
+/// Where RANDOM gets its numbers: PCG-64, so that a seed repeats a run.
+#[derive(Clone, Debug)]
+pub struct RandomSource(Pcg64);
+
+impl RandomSource {
+    /// A source whose numbers follow from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(Pcg64::seed_from_u64(seed))
+    }
+
+    /// The next bucket to look at: a 64-bit number modulo the number of buckets, as the kernel's.
+    pub fn next(&mut self, table: &BucketTable) -> BucketIndex {
+        let first = table.first_bucket().0;
+        let buckets = table.nbuckets().saturating_sub(first).max(1);
+        BucketIndex(first + self.0.next_u64() % buckets)
+    }
+
+    /// Proposes buckets to `take` until it has taken `count`, or `nbuckets / 2` were looked at.
+    pub fn select(
+        &mut self,
+        table: &BucketTable,
+        count: usize,
+        take: &mut dyn FnMut(BucketIndex) -> bool,
+    ) -> Found {
+        propose(count, table.nbuckets() / 2, || self.next(table), take)
+    }
+}
+
+/// Proposes what `next` yields until `count` were taken or `limit` were looked at.
+pub(super) fn propose(
+    count: usize,
+    limit: u64,
+    mut next: impl FnMut() -> BucketIndex,
+    take: &mut dyn FnMut(BucketIndex) -> bool,
+) -> Found {
+    let mut taken = 0;
+    let mut checked = 0;
+    while taken < count {
+        taken += usize::from(take(next()));
+        checked += 1;
+        // Also when this very bucket was the last one wanted: the kernel tests the limit first.
+        if checked >= limit {
+            return if taken < count { Found::GaveUp } else { Found::EnoughButGaveUp };
+        }
+    }
+    Found::Enough
+}

@@ -1,0 +1,548 @@
+//! One cache's allocator, without I/O, clock or waiting: the same calls give the same results.
+//!
+//! Driven from one thread it does step by step what the kernel does, which tests hold it to against
+//! a plain transcription. It may also be driven from many: its methods take `&self`, and
+//!
+//! - `reserves` is locked for a push or a pop, never longer than a bounded batch of them;
+//! - `refill` (`free_inc` and what fills it) is locked by whoever sweeps or refills: the allocator
+//!   thread, rescaling, the two ends of a GC. No allocation, hit, pin, mark or release takes it.
+//!
+//! `refill` is taken before `reserves`, and both before a stripe of the table.
+
+use crate::units::{BucketIndex, Geometry};
+
+use super::Mark;
+use super::lifecycle::{FreeInc, Lifecycle, Ready, Safe};
+use super::prios::PrioChain;
+use super::replacement::lru::{self, Scratch, Victim, bucket_prio};
+use super::replacement::{Found, Policy, PolicyState};
+use super::rescale::SetCounters;
+use super::reserves::{BtreeReserve, Reserve, Reserves, Sizes};
+use super::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, lock};
+use super::table::{BucketTable, GcSummary, TableError};
+
+/// How one cache allocates.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Shape of the device.
+    pub geometry: Geometry,
+    /// Replacement policy.
+    pub policy: Policy,
+    /// Where RANDOM's numbers start.
+    pub seed: u64,
+    /// Size of the Btree reserve.
+    pub btree_reserve: BtreeReserve,
+    /// CACHE_SYNC: what is on the device outlives a crash, so gens must be durable before a bucket
+    /// is used again.
+    pub sync: bool,
+    /// CACHE_DISCARD: discard buckets on their way to the reserves.
+    pub discard: bool,
+    /// Buckets that could be invalidated when a GC began may be while it runs (kernels since 6.10),
+    /// instead of waiting for its end (2018 and 6.1).
+    pub reclaim_in_gc: bool,
+    /// Verify on each allocation that the bucket is in no list and no prio chain, in builds with
+    /// debug assertions (`expensive_debug_checks`).
+    pub expensive_debug_checks: bool,
+}
+
+impl Config {
+    /// LRU on a synced device without discards, as the 2018 kernel waits for GC.
+    pub const fn new(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            policy: Policy::Lru,
+            seed: 0,
+            btree_reserve: BtreeReserve::Clamped,
+            sync: true,
+            discard: false,
+            reclaim_in_gc: false,
+            expensive_debug_checks: false,
+        }
+    }
+}
+
+/// Why a [`State`] cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The kernel wants 513 buckets at least, and so do the sizes of the queues.
+    #[error("{nbuckets} buckets are too few: the allocator needs at least 513")]
+    TooFewBuckets {
+        /// Buckets of the device.
+        nbuckets: u64,
+    },
+    /// The table cannot be made.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// Why no pass can run now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CannotInvalidate {
+    /// The last pass found too little; only a GC can change that.
+    #[error("no bucket can be invalidated before the next garbage collection")]
+    NeedsGc,
+    /// Marks are not valid: a GC runs, or none has finished yet.
+    #[error("garbage collection has not finished")]
+    GcRunning,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Buckets invalidated.
+    pub invalidated: usize,
+    /// Of those, the ones that held data.
+    pub held_data: usize,
+    /// Whether it found enough. If it gave up, `invalidate_needs_gc` is set and GC is to be woken.
+    pub found: Found,
+}
+
+/// What became of one bucket of `free_inc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOut {
+    /// It is in a reserve.
+    Pushed(Ready, Reserve),
+    /// The reserves are full; it stays.
+    Full,
+    /// No bucket may be handed out.
+    NothingReady,
+}
+
+/// What whoever refills the reserves works on.
+#[derive(Debug)]
+pub(crate) struct Refill {
+    pub(crate) free_inc: FreeInc,
+    pub(crate) chain: PrioChain,
+    policy: PolicyState,
+    scratch: Scratch,
+}
+
+/// One cache's allocator.
+pub struct State {
+    config: Config,
+    sizes: Sizes,
+    bucket_sectors: u16,
+    set: Arc<SetCounters>,
+    table: BucketTable,
+    pub(crate) reserves: Mutex<Reserves>,
+    refill: Mutex<Refill>,
+    invalidate_needs_gc: AtomicBool,
+}
+
+/// Victims whose words are read ahead of invalidating them.
+const READ_AHEAD: usize = 16;
+
+/// Sweeps of one LRU pass. More than one only when other threads changed what the first named.
+const SWEEPS_MAX: usize = 3;
+
+impl State {
+    /// The allocator of a set with this one cache.
+    pub fn new(config: Config) -> Result<Self, StateError> {
+        let geometry = config.geometry;
+        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0);
+        Self::in_set(config, Arc::new(set))
+    }
+
+    /// The allocator of one cache of a set.
+    pub(crate) fn in_set(config: Config, set: Arc<SetCounters>) -> Result<Self, StateError> {
+        let geometry = config.geometry;
+        let nbuckets = geometry.nbuckets();
+        let sizes = Sizes::new(&geometry, config.btree_reserve)
+            .ok_or(StateError::TooFewBuckets { nbuckets })?;
+        // GC_SECTORS_USED keeps 13 bits of it, as the kernel's field does (FORMAT.md §10.7).
+        let bucket_sectors = u16::try_from(geometry.bucket_size().0 & 0x1fff).unwrap_or(0);
+        Ok(Self {
+            config,
+            sizes,
+            bucket_sectors,
+            set,
+            table: BucketTable::new(nbuckets, geometry.first_bucket().0)?,
+            reserves: Mutex::new(Reserves::new(&sizes)),
+            refill: Mutex::new(Refill {
+                free_inc: FreeInc::new(sizes.free_inc),
+                chain: PrioChain::default(),
+                policy: PolicyState::new(config.seed),
+                scratch: Scratch::default(),
+            }),
+            invalidate_needs_gc: AtomicBool::new(false),
+        })
+    }
+
+    /// How it was made.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Capacities of its queues.
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// Its buckets: hits, pins and marks go there directly.
+    pub fn table(&self) -> &BucketTable {
+        &self.table
+    }
+
+    /// The counters of its set.
+    pub fn set(&self) -> &SetCounters {
+        &self.set
+    }
+
+    /// Whether passes are useless before the next GC.
+    pub fn invalidate_needs_gc(&self) -> bool {
+        self.invalidate_needs_gc.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn refill(&self) -> MutexGuard<'_, Refill> {
+        lock(&self.refill)
+    }
+
+    /// Buckets in one reserve: what `btree_check_reserve` asks.
+    pub fn reserve_used(&self, reserve: Reserve) -> usize {
+        lock(&self.reserves).fifo(reserve).used()
+    }
+
+    /// The buckets in one reserve, oldest first.
+    pub fn reserve_contents(&self, reserve: Reserve) -> Vec<BucketIndex> {
+        lock(&self.reserves).fifo(reserve).iter().collect()
+    }
+
+    /// The buckets in `free_inc`, oldest first.
+    pub fn free_inc_contents(&self) -> Vec<BucketIndex> {
+        self.refill().free_inc.fifo().iter().collect()
+    }
+
+    /// FIFO's place.
+    pub fn fifo_cursor(&self) -> u64 {
+        self.refill().policy.cursor.0
+    }
+
+    /// Fills Prio and Btree with unmarked buckets, ascending, as the first GC at registration does
+    /// (FORMAT.md §6.6): nothing points into them, so they need no durable gen. Returns how many.
+    pub fn initial_fill(&self) -> usize {
+        let mut filled = 0;
+        let _refill = self.refill();
+        for index in self.table.first_bucket().0..self.table.nbuckets() {
+            let full = {
+                let reserves = lock(&self.reserves);
+                reserves.fifo(Reserve::Prio).is_full() && reserves.fifo(Reserve::Btree).is_full()
+            };
+            if full {
+                break;
+            }
+            let bucket = BucketIndex(index);
+            let unmarked = |hot: super::words::Hot| hot.mark() == Mark::None;
+            if let Some(invalidated) = self.table.try_invalidate(bucket, unmarked) {
+                self.set.raise_need_gc(invalidated.gc_gen);
+                let mut reserves = lock(&self.reserves);
+                let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket)
+                    || reserves.fifo_mut(Reserve::Btree).push(bucket);
+                filled += usize::from(pushed);
+            }
+        }
+        filled
+    }
+
+    /// Whether a pass can run now.
+    pub fn may_invalidate(&self) -> Result<(), CannotInvalidate> {
+        if self.invalidate_needs_gc() {
+            return Err(CannotInvalidate::NeedsGc);
+        }
+        if !self.table.gc_mark_valid() && !self.config.reclaim_in_gc {
+            return Err(CannotInvalidate::GcRunning);
+        }
+        Ok(())
+    }
+
+    /// One pass: fills `free_inc` by the policy (FORMAT.md §9.4).
+    pub fn invalidate_buckets(&self) -> Result<Pass, CannotInvalidate> {
+        self.may_invalidate()?;
+        let mut refill = self.refill();
+        let refill = &mut *refill;
+        let mut pass = Pass { invalidated: 0, held_data: 0, found: Found::Enough };
+        pass.found = match self.config.policy {
+            Policy::Lru => {
+                self.invalidate_lru(&mut refill.free_inc, &mut refill.scratch, &mut pass)
+            }
+            Policy::Fifo | Policy::Random => {
+                let Refill { free_inc, policy, .. } = refill;
+                let wanted = free_inc.fifo().room();
+                let mut take = |bucket| self.invalidate_one(bucket, None, free_inc, &mut pass);
+                if self.config.policy == Policy::Fifo {
+                    policy.cursor.select(&self.table, wanted, &mut take)
+                } else {
+                    policy.random.select(&self.table, wanted, &mut take)
+                }
+            }
+        };
+        if pass.found != Found::Enough {
+            self.invalidate_needs_gc.store(true, Ordering::SeqCst);
+        }
+        Ok(pass)
+    }
+
+    fn invalidate_lru(
+        &self,
+        free_inc: &mut FreeInc,
+        scratch: &mut Scratch,
+        pass: &mut Pass,
+    ) -> Found {
+        let min_prio = self.set.min_prio();
+        for _ in 0..SWEEPS_MAX {
+            let wanted = free_inc.fifo().room();
+            if wanted == 0 {
+                return Found::Enough;
+            }
+            // Some to spare, for those that are hit or pinned since the sweep read them.
+            let named = lru::select(&self.table, min_prio, wanted + wanted / 64 + 8, scratch);
+            let mut refused = 0;
+            let mut victims = named.iter();
+            while !free_inc.fifo().is_full() && !victims.as_slice().is_empty() {
+                let batch = victims.as_slice();
+                let batch = batch.get(..READ_AHEAD.min(batch.len())).unwrap_or_default();
+                let touched = batch.iter().fold(0, |all, v| all ^ self.table.touch(v.bucket()));
+                std::hint::black_box(touched);
+                for victim in victims.by_ref().take(READ_AHEAD) {
+                    if free_inc.fifo().is_full() {
+                        break;
+                    }
+                    let limit = Some((victim, min_prio));
+                    let done = self.invalidate_one(victim.bucket(), limit, free_inc, pass);
+                    refused += usize::from(!done);
+                }
+            }
+            if !free_inc.fifo().is_full() && refused == 0 {
+                return Found::GaveUp;
+            }
+        }
+        if free_inc.fifo().is_full() { Found::Enough } else { Found::GaveUp }
+    }
+
+    /// Invalidates one bucket and appends it to `free_inc`; false when it may not go, or when it is
+    /// hotter by now than the LRU sweep saw it.
+    fn invalidate_one(
+        &self,
+        bucket: BucketIndex,
+        limit: Option<(&Victim, u16)>,
+        free_inc: &mut FreeInc,
+        pass: &mut Pass,
+    ) -> bool {
+        let still = |hot: super::words::Hot| {
+            limit.is_none_or(|(victim, min_prio)| {
+                bucket_prio(hot.prio(), hot.sectors_used(), min_prio) <= victim.bucket_prio
+            })
+        };
+        let Some(invalidated) = self.table.try_invalidate(bucket, still) else { return false };
+        self.set.raise_need_gc(invalidated.gc_gen);
+        pass.invalidated += 1;
+        pass.held_data += usize::from(invalidated.held_data);
+        free_inc.push(bucket)
+    }
+
+    /// Everything in `free_inc` may be handed out from now on: its gens are durable, or the set is
+    /// not synced.
+    pub fn free_inc_safe(&self, safe: Safe) {
+        self.refill().free_inc.all_safe(safe);
+    }
+
+    /// The next bucket that [`hand_out`](Self::hand_out) would push.
+    pub fn next_ready(&self) -> Option<Ready> {
+        self.refill().free_inc.ready()
+    }
+
+    /// Moves the oldest bucket of `free_inc` to a reserve, if it is ready and there is room.
+    pub fn hand_out(&self) -> HandOut {
+        let mut last = HandOut::NothingReady;
+        self.hand_out_batch(1, &mut |out| last = out);
+        last
+    }
+
+    /// The same for up to `max` buckets under one lock, telling `each` of every one, and of the
+    /// reason for stopping if it stops before.
+    pub(crate) fn hand_out_batch(&self, max: usize, each: &mut dyn FnMut(HandOut)) -> usize {
+        let mut refill = self.refill();
+        let mut reserves = lock(&self.reserves);
+        for done in 0..max {
+            let Some(ready) = refill.free_inc.ready() else {
+                each(HandOut::NothingReady);
+                return done;
+            };
+            let Some(reserve) = reserves.push(ready.bucket) else {
+                each(HandOut::Full);
+                return done;
+            };
+            refill.free_inc.pop_ready();
+            each(HandOut::Pushed(ready, reserve));
+        }
+        max
+    }
+
+    /// Allocates a bucket without waiting (FORMAT.md §9.7): `None` when neither None nor `reserve`
+    /// has one. The bucket carries one pin, which is the caller's.
+    pub fn bucket_alloc(&self, reserve: Reserve) -> Result<Option<BucketIndex>, TableError> {
+        let popped = lock(&self.reserves).pop(reserve);
+        popped.map(|bucket| self.take(bucket, reserve)).transpose()
+    }
+
+    /// Makes a bucket that was popped for `reserve` ready for its owner.
+    pub(crate) fn take(
+        &self,
+        bucket: BucketIndex,
+        reserve: Reserve,
+    ) -> Result<BucketIndex, TableError> {
+        if cfg!(debug_assertions) && self.config.expensive_debug_checks {
+            let place = self.list_of(bucket);
+            debug_assert_eq!(place, None, "bucket {bucket} was handed out twice");
+        }
+        self.table.allocate(bucket, self.bucket_sectors, reserve.is_metadata())?;
+        self.set.bucket_allocated();
+        Ok(bucket)
+    }
+
+    /// Frees an allocated bucket: mark and sectors are forgotten (FORMAT.md §9.7). The pin stays.
+    pub fn bucket_free(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        self.table.free(bucket)?;
+        self.set.bucket_freed();
+        Ok(())
+    }
+
+    /// Counts I/O; rescales when due. True when it did.
+    pub fn rescale_priorities(&self, sectors: u32) -> bool {
+        let due = self.set.account(sectors);
+        if due {
+            self.set.set_min_prio(self.rescale_now());
+        }
+        due
+    }
+
+    /// Ages all prios of this cache; the least that is left. The set's `min_prio` is the caller's to
+    /// set, over all caches.
+    pub(crate) fn rescale_now(&self) -> u16 {
+        let _refill = self.refill();
+        self.table.rescale()
+    }
+
+    /// Begins a GC on this cache (FORMAT.md §6.4).
+    pub fn gc_start(&self) {
+        let _refill = self.refill();
+        self.table.gc_start(self.config.reclaim_in_gc);
+    }
+
+    /// Ends a GC of a set with this one cache (FORMAT.md §6.3). `marks` are those that no key
+    /// gives: uuid and journal buckets Metadata, buckets of keys under writeback Dirty.
+    pub fn gc_finish(&self, marks: &[(BucketIndex, Mark)]) -> Result<(), TableError> {
+        let summary = self.gc_finish_part(marks)?;
+        self.set.gc_finished(summary.need_gc, summary.avail_nbuckets);
+        Ok(())
+    }
+
+    /// The part of the end of a GC that concerns this cache.
+    pub(crate) fn gc_finish_part(
+        &self,
+        marks: &[(BucketIndex, Mark)],
+    ) -> Result<GcSummary, TableError> {
+        let refill = self.refill();
+        for &(bucket, mark) in marks {
+            self.table.set_mark(bucket, mark)?;
+        }
+        for bucket in refill.chain.buckets() {
+            self.table.set_mark(bucket, Mark::Metadata)?;
+        }
+        let summary = self.table.gc_finish();
+        self.invalidate_needs_gc.store(false, Ordering::SeqCst);
+        Ok(summary)
+    }
+
+    /// Notes that nothing can be invalidated, or no prios written, before a GC.
+    pub(crate) fn set_invalidate_needs_gc(&self) {
+        self.invalidate_needs_gc.store(true, Ordering::SeqCst);
+    }
+
+    fn list_of(&self, bucket: BucketIndex) -> Option<Lifecycle> {
+        // The chain and free_inc are looked at only when nobody works on them, so that the check
+        // cannot make an allocation wait for a sweep.
+        if let Ok(refill) = self.refill.try_lock() {
+            if let Some(place) = refill.free_inc.find(bucket) {
+                return Some(place);
+            }
+            if refill.chain.buckets().any(|other| other == bucket) {
+                return Some(Lifecycle::Allocated);
+            }
+        }
+        let reserves = lock(&self.reserves);
+        Reserve::ALL
+            .into_iter()
+            .find(|&reserve| reserves.fifo(reserve).iter().any(|other| other == bucket))
+            .map(Lifecycle::Reserved)
+    }
+
+    /// Where `bucket` stands. Walks the lists: for tests and messages.
+    pub fn lifecycle(&self, bucket: BucketIndex) -> Result<Lifecycle, TableError> {
+        let pins = self.table.bucket(bucket)?.pins;
+        Ok(self.list_of(bucket).unwrap_or(if pins == 0 {
+            Lifecycle::InUse
+        } else {
+            Lifecycle::Allocated
+        }))
+    }
+
+    /// Verifies everything that must hold between two steps; the first thing that does not. Only
+    /// with nothing else running.
+    pub fn check(&self) -> Result<(), Inconsistency> {
+        let refill = self.refill();
+        let reserves = lock(&self.reserves);
+        let mut listed: Vec<_> = refill.free_inc.fifo().iter().collect();
+        for reserve in Reserve::ALL {
+            listed.extend(reserves.fifo(reserve).iter());
+        }
+        for &bucket in &listed {
+            let pins = self.table.bucket(bucket).map_or(0, |bucket| bucket.pins);
+            if pins != 1 {
+                return Err(Inconsistency::FreeBucketPins { bucket, pins });
+            }
+            if refill.chain.buckets().any(|other| other == bucket) {
+                return Err(Inconsistency::FreeBucketInPrioChain { bucket });
+            }
+        }
+        listed.sort_unstable();
+        for pair in listed.windows(2) {
+            if let [one, other] = pair {
+                if one == other {
+                    return Err(Inconsistency::ListedTwice { bucket: *one });
+                }
+            }
+        }
+        if !self.table.barred_bits_follow() {
+            return Err(Inconsistency::BarredBit);
+        }
+        Ok(())
+    }
+}
+
+/// Something that must never be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inconsistency {
+    /// A bucket in a list does not carry exactly the list's pin.
+    #[error("free bucket {bucket} has {pins} pins instead of 1")]
+    FreeBucketPins {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Its pins.
+        pins: u16,
+    },
+    /// A bucket is free and holds a prio set at once.
+    #[error("bucket {bucket} is free and holds a prio set")]
+    FreeBucketInPrioChain {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// A bucket is in two lists, or twice in one.
+    #[error("bucket {bucket} is listed as free twice")]
+    ListedTwice {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// A barred bit does not say what gens and pins say.
+    #[error("a bucket's barred bit does not follow its gen and pins")]
+    BarredBit,
+}

@@ -1,0 +1,531 @@
+//! The bucket table: eight bytes a bucket, as two parallel arrays of words.
+//!
+//! What choosing victims reads is one array of 32-bit words, so that a pass over all buckets runs
+//! at the speed of memory; gens and pins are in a second array that only touched buckets cost.
+//!
+//! # Who may change what, and when
+//!
+//! - A hot word (prio, sectors used, mark, barred bit) is written only under the *stripe* lock of
+//!   its bucket. Anyone may read it at any time; what is read without the lock is a hint.
+//! - A cold word (gen, `last_gc`, pins) is only ever changed by compare-and-swap, with or without the
+//!   lock. Its gen rises only together with a first pin, in one such step: whoever pins a bucket
+//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on.
+//! - The barred bit follows the cold word: whoever changes the cold word so that it should flip
+//!   takes the stripe lock afterwards and recomputes it. Of several such, the last one to take the
+//!   lock sees all their changes.
+//!
+//! A sweep that changes hot words (rescaling, the ends of a GC) takes one stripe lock at a time, for
+//! [`CHUNK`] buckets, some tens of nanoseconds. A sweep that only reads them takes none. So no
+//! caller ever waits for a sweep.
+
+use crate::units::{BucketIndex, Gen, Prio};
+
+use super::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, lock};
+use super::words::{Cold, Hot};
+use super::{Mark, vector};
+
+/// Buckets that a sweep changes under one stripe lock.
+pub(crate) const CHUNK: usize = 256;
+
+/// Stripe locks: a constant, whatever the number of buckets.
+#[cfg(not(feature = "model"))]
+const STRIPES: usize = 256;
+#[cfg(feature = "model")]
+const STRIPES: usize = 2;
+
+/// What can be wrong with a request to the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// More buckets than the table can number (2^32 - 1).
+    #[error("{nbuckets} buckets are more than the allocator can number")]
+    TooManyBuckets {
+        /// Buckets asked for.
+        nbuckets: u64,
+    },
+    /// The table would not fit the memory that there is.
+    #[error("no memory for a table of {nbuckets} buckets")]
+    NoMemory {
+        /// Buckets asked for.
+        nbuckets: u64,
+    },
+    /// The bucket is outside `first_bucket..nbuckets`.
+    #[error("bucket {bucket} is not one of the buckets {first_bucket} to {nbuckets}")]
+    NoSuchBucket {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// First bucket that can be allocated.
+        first_bucket: u64,
+        /// Buckets of the device.
+        nbuckets: u64,
+    },
+    /// The bucket carries as many pins as can be counted (16383).
+    #[error("bucket {bucket} has too many pins")]
+    PinOverflow {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// A pin was to be dropped that nobody holds.
+    #[error("bucket {bucket} is not pinned")]
+    NotPinned {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// A bucket from a reserve did not carry exactly its one pin (`BUG_ON(pin != 1)`).
+    #[error("bucket {bucket} came from a reserve with {pins} pins")]
+    WrongPins {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Its pins.
+        pins: u16,
+    },
+    /// A key marks a metadata bucket as data, or the reverse ("inconsistent ptrs").
+    #[error("bucket {bucket} is marked {mark:?} but a key would mark it {key_mark:?}")]
+    InconsistentMark {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Its mark.
+        mark: Mark,
+        /// What the key would make it.
+        key_mark: Mark,
+    },
+}
+
+/// All of one bucket, as it was at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Priority.
+    pub prio: Prio,
+    /// Generation.
+    pub bucket_gen: Gen,
+    /// Oldest gen that a pointer to it may have, as of the last GC.
+    pub last_gc: Gen,
+    /// GC mark.
+    pub mark: Mark,
+    /// `GC_SECTORS_USED`, at most 8191.
+    pub sectors_used: u16,
+    /// Pins.
+    pub pins: u16,
+    /// `GC_MOVE`: moving GC is to empty it.
+    pub gc_move: bool,
+    /// It could be invalidated when the running GC began.
+    pub reclaimable_in_gc: bool,
+}
+
+/// The result of invalidating one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Invalidated {
+    /// How far its new gen is from `last_gc`.
+    pub(crate) gc_gen: u8,
+    /// Whether it held data: the kernel traces only those.
+    pub(crate) held_data: bool,
+}
+
+/// Alone on its cache line, so that neighbours do not slow each other down.
+#[repr(align(64))]
+struct Stripe(Mutex<()>);
+
+/// The buckets of one cache device.
+pub struct BucketTable {
+    first_bucket: usize,
+    hot: Vec<AtomicU32>,
+    cold: Vec<AtomicU32>,
+    stripes: Vec<Stripe>,
+    gc_mark_valid: AtomicBool,
+}
+
+impl BucketTable {
+    /// A table of `nbuckets` buckets with gen 0, prio 0 and no mark, as the kernel's for a device
+    /// without CACHE_SYNC. Marks count as valid only after the first [`gc_finish`](Self::gc_finish).
+    pub fn new(nbuckets: u64, first_bucket: u64) -> Result<Self, TableError> {
+        let too_many = TableError::TooManyBuckets { nbuckets };
+        if u32::try_from(nbuckets).is_err() {
+            return Err(too_many);
+        }
+        let len = usize::try_from(nbuckets).map_err(|_| too_many)?;
+        let first_bucket = usize::try_from(first_bucket).map_err(|_| too_many)?;
+        let words = |word: u32| {
+            let mut words = Vec::new();
+            words.try_reserve_exact(len).map_err(|_| TableError::NoMemory { nbuckets })?;
+            words.extend((0..len).map(|_| AtomicU32::new(word)));
+            Ok(words)
+        };
+        Ok(Self {
+            first_bucket,
+            hot: words(Hot(0).with_barred(true).0)?,
+            cold: words(0)?,
+            stripes: (0..STRIPES).map(|_| Stripe(Mutex::new(()))).collect(),
+            gc_mark_valid: AtomicBool::new(false),
+        })
+    }
+
+    /// Buckets of the device, those before `first_bucket` included.
+    pub fn nbuckets(&self) -> u64 {
+        self.hot.len() as u64
+    }
+
+    /// First bucket that can be allocated.
+    pub fn first_bucket(&self) -> BucketIndex {
+        BucketIndex(self.first_bucket as u64)
+    }
+
+    /// Bytes that each bucket takes in the table.
+    pub const BYTES_PER_BUCKET: usize = 2 * size_of::<u32>();
+
+    /// Whether marks are those of a finished GC (`gc_mark_valid`).
+    pub fn gc_mark_valid(&self) -> bool {
+        self.gc_mark_valid.load(Ordering::SeqCst)
+    }
+
+    fn words(&self, bucket: BucketIndex) -> Result<(usize, &AtomicU32, &AtomicU32), TableError> {
+        usize::try_from(bucket.0)
+            .ok()
+            .filter(|&index| index >= self.first_bucket)
+            .and_then(|index| Some((index, self.hot.get(index)?, self.cold.get(index)?)))
+            .ok_or(TableError::NoSuchBucket {
+                bucket,
+                first_bucket: self.first_bucket as u64,
+                nbuckets: self.hot.len() as u64,
+            })
+    }
+
+    /// The stripe lock of a bucket. The index is always in range, so the first stripe is never a
+    /// stand-in for another.
+    fn stripe(&self, index: usize) -> Option<MutexGuard<'_, ()>> {
+        self.stripes.get(index / CHUNK % STRIPES).map(|stripe| lock(&stripe.0))
+    }
+
+    /// Changes a hot word under its stripe lock; gives back what it was.
+    fn update_hot(
+        &self,
+        bucket: BucketIndex,
+        change: impl FnOnce(Hot) -> Hot,
+    ) -> Result<Hot, TableError> {
+        let (index, hot, _) = self.words(bucket)?;
+        let _stripe = self.stripe(index);
+        let old = Hot(hot.load(Ordering::Relaxed));
+        hot.store(change(old).0, Ordering::Relaxed);
+        Ok(old)
+    }
+
+    /// Changes a cold word in one step, or leaves it when `change` says so.
+    fn update_cold(word: &AtomicU32, change: impl Fn(Cold) -> Option<Cold>) -> Result<Cold, Cold> {
+        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
+            change(Cold(old)).map(|new| new.0)
+        })
+        .map(Cold)
+        .map_err(Cold)
+    }
+
+    /// Makes the barred bit follow the cold word. The caller holds the stripe lock.
+    fn follow(&self, hot: &AtomicU32, cold: &AtomicU32) {
+        let barred = Cold(cold.load(Ordering::SeqCst)).barred(self.gc_mark_valid());
+        let word = Hot(hot.load(Ordering::Relaxed));
+        hot.store(word.with_barred(barred).0, Ordering::Relaxed);
+    }
+
+    /// All of one bucket, at one moment.
+    pub fn bucket(&self, bucket: BucketIndex) -> Result<Bucket, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let _stripe = self.stripe(index);
+        let hot = Hot(hot.load(Ordering::Relaxed));
+        let cold = Cold(cold.load(Ordering::SeqCst));
+        Ok(Bucket {
+            prio: hot.prio(),
+            bucket_gen: cold.bucket_gen(),
+            last_gc: cold.last_gc(),
+            mark: hot.mark(),
+            sectors_used: hot.sectors_used(),
+            pins: cold.pins(),
+            gc_move: cold.gc_move(),
+            reclaimable_in_gc: cold.reclaimable_in_gc(),
+        })
+    }
+
+    /// The gen that a pointer into `bucket` must carry to be valid.
+    pub fn bucket_gen(&self, bucket: BucketIndex) -> Result<Gen, TableError> {
+        self.words(bucket).map(|(_, _, cold)| Cold(cold.load(Ordering::SeqCst)).bucket_gen())
+    }
+
+    /// Sets what a prio_set says of a bucket: `last_gc` becomes its gen too (FORMAT.md §3.3).
+    pub fn load(&self, bucket: BucketIndex, prio: Prio, bucket_gen: Gen) -> Result<(), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let _stripe = self.stripe(index);
+        let word = Hot(hot.load(Ordering::Relaxed)).with_prio(prio);
+        hot.store(word.0, Ordering::Relaxed);
+        let _ = Self::update_cold(cold, |cold| {
+            Some(cold.with_gen(bucket_gen).with_last_gc(bucket_gen))
+        });
+        self.follow(hot, cold);
+        Ok(())
+    }
+
+    /// A cache hit: the bucket is as hot as a new one (FORMAT.md §9.5).
+    pub fn hit(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        self.update_hot(bucket, |hot| hot.with_prio(Prio::INITIAL)).map(drop)
+    }
+
+    /// Sets the prio of a bucket, as registration does for btree nodes (FORMAT.md §6.2).
+    pub fn set_prio(&self, bucket: BucketIndex, prio: Prio) -> Result<(), TableError> {
+        self.update_hot(bucket, |hot| hot.with_prio(prio)).map(drop)
+    }
+
+    /// Sets the mark of a bucket, its sectors used left as they are.
+    ///
+    /// Outside a GC only whoever holds a pin may do this: a mark set on an unpinned bucket could
+    /// come just after it was chosen as a victim.
+    pub fn set_mark(&self, bucket: BucketIndex, mark: Mark) -> Result<(), TableError> {
+        self.update_hot(bucket, |hot| hot.with_mark(mark)).map(drop)
+    }
+
+    /// Sets or clears `GC_MOVE`.
+    pub fn set_gc_move(&self, bucket: BucketIndex, gc_move: bool) -> Result<(), TableError> {
+        let (_, _, cold) = self.words(bucket)?;
+        let _ = Self::update_cold(cold, |cold| Some(cold.with_gc_move(gc_move)));
+        Ok(())
+    }
+
+    /// Takes a pin: until it is dropped, the bucket is not invalidated and its prio does not age.
+    pub fn pin(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let old = Self::update_cold(cold, Cold::pinned)
+            .map_err(|_| TableError::PinOverflow { bucket })?;
+        if old.pins() == 0 {
+            let _stripe = self.stripe(index);
+            self.follow(hot, cold);
+        }
+        Ok(())
+    }
+
+    /// Drops a pin.
+    pub fn unpin(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let old = Self::update_cold(cold, Cold::unpinned)
+            .map_err(|_| TableError::NotPinned { bucket })?;
+        if old.pins() == 1 {
+            let _stripe = self.stripe(index);
+            self.follow(hot, cold);
+        }
+        Ok(())
+    }
+
+    /// Marks a bucket for a key that points to it, as GC does (FORMAT.md §6.2 steps 1 to 5).
+    ///
+    /// `key_mark` is what the key makes of an unmarked bucket: Metadata for a btree node, Dirty or
+    /// Reclaimable for an extent. Returns how stale the pointer is; a stale one marks nothing.
+    pub fn mark_key(
+        &self,
+        bucket: BucketIndex,
+        ptr_gen: Gen,
+        key_mark: Mark,
+        key_sectors: u16,
+    ) -> Result<u8, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let _stripe = self.stripe(index);
+        let is = Self::update_cold(cold, |cold| {
+            (cold.last_gc().gen_after(ptr_gen) != 0).then(|| cold.with_last_gc(ptr_gen))
+        })
+        .unwrap_or_else(|unchanged| unchanged);
+        self.follow(hot, cold);
+        let staleness = is.bucket_gen().gen_after(ptr_gen);
+        if staleness != 0 {
+            return Ok(staleness);
+        }
+        let word = Hot(hot.load(Ordering::Relaxed));
+        let mark = word.mark();
+        if mark != Mark::None && (mark == Mark::Metadata) != (key_mark == Mark::Metadata) {
+            return Err(TableError::InconsistentMark { bucket, mark, key_mark });
+        }
+        let mark = if mark == Mark::Dirty { mark } else { key_mark };
+        let sectors = word.sectors_used().saturating_add(key_sectors);
+        let sectors = sectors.min(crate::units::GC_SECTORS_USED_MAX);
+        hot.store(word.with_mark(mark).with_sectors_used(sectors).0, Ordering::Relaxed);
+        Ok(0)
+    }
+
+    /// Whether `bucket` may be invalidated now (`bch_can_invalidate_bucket`).
+    pub fn can_invalidate(&self, bucket: BucketIndex) -> Result<bool, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let _stripe = self.stripe(index);
+        Ok(self.may_go(Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::SeqCst))))
+    }
+
+    fn may_go(&self, hot: Hot, cold: Cold) -> bool {
+        matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.barred(self.gc_mark_valid())
+    }
+
+    /// Invalidates `bucket` if that is allowed and `still` holds for its hot word: gen up, prio
+    /// Initial, one pin, which is the free list's (FORMAT.md §9.3).
+    ///
+    /// This is where a victim that a sweep named from hints is checked against the truth.
+    pub(crate) fn try_invalidate(
+        &self,
+        bucket: BucketIndex,
+        still: impl FnOnce(Hot) -> bool,
+    ) -> Option<Invalidated> {
+        let (index, hot, cold) = self.words(bucket).ok()?;
+        let _stripe = self.stripe(index);
+        let word = Hot(hot.load(Ordering::Relaxed));
+        if !still(word) {
+            return None;
+        }
+        let old = Self::update_cold(cold, |cold| {
+            let bucket_gen = cold.bucket_gen().next();
+            self.may_go(word, cold).then(|| cold.with_gen(bucket_gen).pinned()).flatten()
+        })
+        .ok()?;
+        hot.store(word.with_prio(Prio::INITIAL).with_barred(true).0, Ordering::Relaxed);
+        Some(Invalidated {
+            gc_gen: old.gc_gen().wrapping_add(1),
+            held_data: word.sectors_used() != 0,
+        })
+    }
+
+    /// Makes a bucket from a reserve what its new owner needs (FORMAT.md §9.7): the bucket's whole
+    /// size in use, marked and with prio for metadata or for data.
+    pub(crate) fn allocate(
+        &self,
+        bucket: BucketIndex,
+        bucket_sectors: u16,
+        metadata: bool,
+    ) -> Result<(), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let is = Cold(cold.load(Ordering::SeqCst));
+        if is.pins() != 1 {
+            return Err(TableError::WrongPins { bucket, pins: is.pins() });
+        }
+        if is.gc_move() {
+            let _ = Self::update_cold(cold, |cold| Some(cold.with_gc_move(false)));
+        }
+        let (mark, prio) = if metadata {
+            (Mark::Metadata, Prio::BTREE)
+        } else {
+            (Mark::Reclaimable, Prio::INITIAL)
+        };
+        let word = Hot(0)
+            .with_prio(prio)
+            .with_mark(mark)
+            .with_sectors_used(bucket_sectors)
+            .with_barred(true);
+        let _stripe = self.stripe(index);
+        hot.store(word.0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Forgets mark and sectors (`__bch_bucket_free`): the gen stays, so the bucket is used again
+    /// only through an invalidation.
+    pub(crate) fn free(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        self.update_hot(bucket, |hot| hot.with_mark(Mark::None).with_sectors_used(0)).map(drop)
+    }
+
+    /// Calls `visit` for the words of each chunk in turn, under the chunk's stripe lock.
+    fn for_each_chunk_locked(&self, mut visit: impl FnMut(&[AtomicU32], &[AtomicU32])) {
+        let mut start = self.first_bucket;
+        while start < self.hot.len() {
+            let end = (start / CHUNK + 1).saturating_mul(CHUNK).min(self.hot.len());
+            let _stripe = self.stripe(start);
+            if let (Some(hot), Some(cold)) = (self.hot.get(start..end), self.cold.get(start..end)) {
+                visit(hot, cold);
+            }
+            start = end;
+        }
+    }
+
+    /// Ages every bucket that has a prio to lose and no pin; the least prio left (FORMAT.md §9.5).
+    ///
+    /// 65535 when no bucket was aged.
+    pub(crate) fn rescale(&self) -> u16 {
+        let mut min_prio = u16::MAX;
+        self.for_each_chunk_locked(|hot, cold| {
+            min_prio = min_prio.min(vector::rescale(hot, cold));
+        });
+        min_prio
+    }
+
+    /// Begins a GC (FORMAT.md §6.4): every `last_gc` becomes the gen, unpinned buckets lose mark and
+    /// sectors. With `reclaim`, buckets that could be invalidated until now still can be.
+    pub(crate) fn gc_start(&self, reclaim: bool) {
+        let valid = self.gc_mark_valid();
+        self.for_each_chunk_locked(|hot, cold| {
+            for (hot, cold) in hot.iter().zip(cold) {
+                let word = Hot(hot.load(Ordering::Relaxed));
+                let change = |cold: Cold| {
+                    let cold = cold.with_last_gc(cold.bucket_gen());
+                    let can = reclaim
+                        && matches!(word.mark(), Mark::None | Mark::Reclaimable)
+                        && !cold.barred(valid);
+                    if can { cold.with_reclaimable_in_gc(true) } else { cold }
+                };
+                let now = Self::update_cold(cold, |cold| Some(change(cold)))
+                    .map_or_else(|unchanged| unchanged, change);
+                let word = if now.pins() == 0 {
+                    word.with_mark(Mark::None).with_sectors_used(0)
+                } else {
+                    word
+                };
+                hot.store(word.with_barred(now.barred(false)).0, Ordering::Relaxed);
+            }
+        });
+        self.gc_mark_valid.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends a GC (FORMAT.md §6.3): marks are valid; the greatest `bucket_gc_gen` and the number of
+    /// buckets that could be invalidated but for their gen.
+    pub(crate) fn gc_finish(&self) -> GcSummary {
+        self.gc_mark_valid.store(true, Ordering::SeqCst);
+        let mut summary = GcSummary { need_gc: 0, avail_nbuckets: 0 };
+        self.for_each_chunk_locked(|hot, cold| {
+            for (hot, cold) in hot.iter().zip(cold) {
+                let word = Hot(hot.load(Ordering::Relaxed));
+                let is = Self::update_cold(cold, |cold| {
+                    cold.reclaimable_in_gc().then(|| cold.with_reclaimable_in_gc(false))
+                })
+                .map_or_else(|is| is, |old| old.with_reclaimable_in_gc(false));
+                hot.store(word.with_barred(is.barred(true)).0, Ordering::Relaxed);
+                summary.need_gc = summary.need_gc.max(is.gc_gen());
+                if is.pins() == 0 && matches!(word.mark(), Mark::None | Mark::Reclaimable) {
+                    summary.avail_nbuckets += 1;
+                }
+            }
+        });
+        summary
+    }
+
+    /// The hot words of the buckets that can be allocated, for a sweep that only reads.
+    pub(crate) fn hot(&self) -> &[AtomicU32] {
+        self.hot.get(self.first_bucket..).unwrap_or_default()
+    }
+
+    /// Prio and gen of consecutive buckets from `start`, those before `first_bucket` included, as a
+    /// prio_set stores them.
+    pub fn prios_and_gens(&self, start: u64) -> impl Iterator<Item = (Prio, Gen)> + '_ {
+        let start = usize::try_from(start).unwrap_or(usize::MAX).min(self.hot.len());
+        let hot = self.hot.get(start..).unwrap_or_default();
+        let cold = self.cold.get(start..).unwrap_or_default();
+        hot.iter().zip(cold).map(|(hot, cold)| {
+            let (hot, cold) = (hot.load(Ordering::Relaxed), cold.load(Ordering::SeqCst));
+            (Hot(hot).prio(), Cold(cold).bucket_gen())
+        })
+    }
+
+    /// Reads the words of `bucket` ahead of their use, so that many misses overlap.
+    pub(crate) fn touch(&self, bucket: BucketIndex) -> u32 {
+        self.words(bucket)
+            .map_or(0, |(_, hot, cold)| hot.load(Ordering::Relaxed) ^ cold.load(Ordering::Relaxed))
+    }
+
+    /// Checks that every barred bit says what its cold word says. Only with nothing else running.
+    pub(crate) fn barred_bits_follow(&self) -> bool {
+        let valid = self.gc_mark_valid();
+        self.hot.iter().zip(&self.cold).skip(self.first_bucket).all(|(hot, cold)| {
+            let cold = Cold(cold.load(Ordering::SeqCst));
+            Hot(hot.load(Ordering::Relaxed)).barred() == cold.barred(valid)
+        })
+    }
+}
+
+/// What the end of a GC finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GcSummary {
+    pub(crate) need_gc: u8,
+    pub(crate) avail_nbuckets: u64,
+}

@@ -1,0 +1,272 @@
+//! The inner loops over hot words: the only `unsafe` of the allocator.
+//!
+//! A sweep reads words that other threads may be writing. Plain loads of shared memory would be a
+//! data race, and the compiler does not vectorise atomic ones; so the vector loops load and store
+//! through assembly, which is to the language what the same number of relaxed atomic accesses is.
+//! Each 32-bit word is aligned, and x86 never tears an aligned word, whatever the width of the
+//! access it is part of. Everywhere else (other processors, Miri, a model checker, x86 without
+//! AVX2) the same loops run on relaxed atomics; tests hold both to the same results.
+
+use super::sync::{AtomicU32, Ordering};
+use super::words::{Cold, Hot};
+
+/// Words that one mask of [`victims`] covers.
+pub(crate) const GROUP: usize = 64;
+
+/// The inner part of `bucket_prio`, as long as nothing wraps: `(prio - base) * sectors_used`.
+///
+/// `base` is the kernel's `min_prio - (INITIAL_PRIO - min_prio) / 8`. A prio below it gives a key
+/// over 2^31.
+pub(crate) const fn key(word: u32, base: u32) -> u32 {
+    let sectors = (word >> Hot::SECTORS_SHIFT) & Hot::SECTORS_MASK;
+    (word >> Hot::PRIO_SHIFT).wrapping_sub(base).wrapping_mul(sectors)
+}
+
+/// For each group of 64 words, a mask of those that may be invalidated and whose [`key`] is at most
+/// `threshold`. Words after the last whole group are left to the caller.
+pub(crate) fn victims(words: &[AtomicU32], base: u32, threshold: u32, masks: &mut [u64]) {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that the function asks for.
+        unsafe { x86::victims(words, base, threshold, masks) };
+        return;
+    }
+    victims_portable(words, base, threshold, masks);
+}
+
+fn victims_portable(words: &[AtomicU32], base: u32, threshold: u32, masks: &mut [u64]) {
+    for (group, mask) in words.chunks_exact(GROUP).zip(masks) {
+        *mask = 0;
+        for (bit, word) in group.iter().enumerate() {
+            let word = word.load(Ordering::Relaxed);
+            let hit = word & Hot::EXCLUDED == 0 && key(word, base) <= threshold;
+            *mask |= u64::from(hit) << bit;
+        }
+    }
+}
+
+/// Ages the words of one chunk (FORMAT.md §9.5); the least prio that was left by it, or 65535.
+///
+/// The caller holds the stripe lock of the chunk.
+pub(crate) fn rescale(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that the function asks for.
+        return unsafe { x86::rescale(hot, cold) };
+    }
+    rescale_portable(hot, cold)
+}
+
+fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+    let mut min_prio = u16::MAX;
+    for (hot, cold) in hot.iter().zip(cold) {
+        let word = hot.load(Ordering::Relaxed);
+        let prio = Hot(word).prio().0;
+        if prio == 0 || prio == u16::MAX {
+            continue;
+        }
+        if Hot(word).barred() && Cold(cold.load(Ordering::SeqCst)).pins() != 0 {
+            continue;
+        }
+        hot.store(word - Hot::PRIO_ONE, Ordering::Relaxed);
+        min_prio = min_prio.min(prio - 1);
+    }
+    min_prio
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
+mod x86 {
+    use std::arch::asm;
+    use std::arch::x86_64::{
+        __m256i, _mm256_add_epi32, _mm256_and_si256, _mm256_andnot_si256, _mm256_castsi256_ps,
+        _mm256_cmpeq_epi32, _mm256_min_epu32, _mm256_movemask_ps, _mm256_mullo_epi32,
+        _mm256_or_si256, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srli_epi32,
+        _mm256_storeu_si256, _mm256_sub_epi32,
+    };
+
+    use super::{AtomicU32, Cold, GROUP, Hot};
+
+    const LANES: usize = 8;
+
+    /// Eight relaxed loads at once.
+    ///
+    /// # Safety
+    /// `words` must be valid for reading eight words; the processor must have AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(words: *const AtomicU32) -> __m256i {
+        let loaded;
+        // SAFETY: reads 32 bytes that the caller vouches for; no flags, no stack.
+        unsafe {
+            asm!(
+                "vmovdqu {loaded}, ymmword ptr [{words}]",
+                words = in(reg) words,
+                loaded = out(ymm_reg) loaded,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        loaded
+    }
+
+    /// Eight relaxed stores at once.
+    ///
+    /// # Safety
+    /// `words` must be valid for writing eight words; the processor must have AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn store(words: *const AtomicU32, values: __m256i) {
+        // SAFETY: writes 32 bytes that the caller vouches for and that are atomics, so writable
+        // through a shared reference; no flags, no stack.
+        unsafe {
+            asm!(
+                "vmovdqu ymmword ptr [{words}], {values}",
+                words = in(reg) words,
+                values = in(ymm_reg) values,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    // The intrinsics are unsafe to call up to Rust 1.86 and safe since.
+    #[allow(unused_unsafe)]
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lanes(mask: __m256i) -> u8 {
+        // SAFETY: the caller's processor has AVX2.
+        let bits = unsafe { _mm256_movemask_ps(_mm256_castsi256_ps(mask)) };
+        bits.to_le_bytes()[0]
+    }
+
+    /// See [`super::victims`].
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn victims(
+        words: &[AtomicU32],
+        base: u32,
+        threshold: u32,
+        masks: &mut [u64],
+    ) {
+        // SAFETY: all intrinsics are AVX2's or older. Each load is of the eight words that an
+        // exact chunk of eight holds.
+        unsafe {
+            let base = _mm256_set1_epi32(base.cast_signed_portable());
+            let threshold = _mm256_set1_epi32(threshold.cast_signed_portable());
+            let excluded = _mm256_set1_epi32(Hot::EXCLUDED.cast_signed_portable());
+            let sectors_mask = _mm256_set1_epi32(Hot::SECTORS_MASK.cast_signed_portable());
+            let zero = _mm256_setzero_si256();
+            for (group, mask) in words.chunks_exact(GROUP).zip(masks) {
+                let mut bytes = [0u8; GROUP / LANES];
+                for (eight, byte) in group.chunks_exact(LANES).zip(&mut bytes) {
+                    let word = load(eight.as_ptr());
+                    let factor = _mm256_sub_epi32(_mm256_srli_epi32::<16>(word), base);
+                    let sectors = _mm256_and_si256(_mm256_srli_epi32::<3>(word), sectors_mask);
+                    let key = _mm256_mullo_epi32(factor, sectors);
+                    let small = _mm256_cmpeq_epi32(_mm256_min_epu32(key, threshold), key);
+                    let free = _mm256_cmpeq_epi32(_mm256_and_si256(word, excluded), zero);
+                    *byte = lanes(_mm256_and_si256(small, free));
+                }
+                *mask = u64::from_le_bytes(bytes);
+            }
+        }
+    }
+
+    /// See [`super::rescale`].
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn rescale(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+        let (hot_eights, cold_eights) = (hot.chunks_exact(LANES), cold.chunks_exact(LANES));
+        let rest = super::rescale_portable(hot_eights.remainder(), cold_eights.remainder());
+        let mut least = [0u32; LANES];
+        // SAFETY: all intrinsics are AVX2's or older. Each load and store is of the eight words
+        // that an exact chunk of eight holds; the last store is to eight words of our own.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            let ones = _mm256_cmpeq_epi32(zero, zero);
+            let prio_mask = _mm256_set1_epi32(0xffff_0000u32.cast_signed_portable());
+            let minus_one = prio_mask;
+            let barred_bit = _mm256_set1_epi32(Hot::BARRED.cast_signed_portable());
+            let pin_bits = _mm256_set1_epi32(Cold::PINS.cast_signed_portable());
+            let mut min = ones;
+            for (hot, cold) in hot_eights.zip(cold_eights) {
+                let word = load(hot.as_ptr());
+                let prio = _mm256_and_si256(word, prio_mask);
+                let fixed = _mm256_or_si256(
+                    _mm256_cmpeq_epi32(prio, zero),
+                    _mm256_cmpeq_epi32(prio, prio_mask),
+                );
+                let barred = _mm256_cmpeq_epi32(_mm256_and_si256(word, barred_bit), barred_bit);
+                // Barred is pinned or gen too high; only the cold words can tell, and few are.
+                let kept = if lanes(barred) == 0 {
+                    fixed
+                } else {
+                    let pins = _mm256_and_si256(load(cold.as_ptr()), pin_bits);
+                    let unpinned = _mm256_cmpeq_epi32(pins, zero);
+                    _mm256_or_si256(fixed, _mm256_andnot_si256(unpinned, barred))
+                };
+                let aged = _mm256_add_epi32(word, _mm256_andnot_si256(kept, minus_one));
+                store(hot.as_ptr(), aged);
+                min = _mm256_min_epu32(min, _mm256_or_si256(aged, kept));
+            }
+            _mm256_storeu_si256(least.as_mut_ptr().cast(), min);
+        }
+        least.iter().fold(rest, |least, &word| least.min(Hot(word).prio().0))
+    }
+
+    /// The bits of an unsigned word as the signed word that intrinsics take.
+    trait CastSigned {
+        fn cast_signed_portable(self) -> i32;
+    }
+
+    impl CastSigned for u32 {
+        fn cast_signed_portable(self) -> i32 {
+            i32::from_ne_bytes(self.to_ne_bytes())
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn vector_and_portable_loops_name_the_same_victims(
+            words in proptest::collection::vec(any::<u32>(), 0..700),
+            min_prio in 0u32..=32768,
+            threshold in prop_oneof![Just(0), 0u32..1 << 30, Just((1 << 31) - 1)],
+        ) {
+            let base = min_prio.wrapping_sub((32768 - min_prio) / 8);
+            let words: Vec<_> = words.into_iter().map(AtomicU32::new).collect();
+            let mut fast = vec![0; words.len() / GROUP];
+            let mut plain = vec![0; words.len() / GROUP];
+            victims(&words, base, threshold, &mut fast);
+            victims_portable(&words, base, threshold, &mut plain);
+            prop_assert_eq!(fast, plain);
+        }
+
+        #[test]
+        fn vector_and_portable_loops_age_alike(
+            words in proptest::collection::vec(
+                (prop_oneof![Just(0u32), Just(1 << 16), Just(0xffff_0000), any::<u32>()],
+                 any::<u32>()),
+                0..300,
+            ),
+        ) {
+            let atomics = |words: &[u32]| -> Vec<AtomicU32> {
+                words.iter().copied().map(AtomicU32::new).collect()
+            };
+            let (hot, cold): (Vec<u32>, Vec<u32>) = words.into_iter().unzip();
+            let (fast, plain, cold) = (atomics(&hot), atomics(&hot), atomics(&cold));
+            prop_assert_eq!(rescale(&fast, &cold), rescale_portable(&plain, &cold));
+            let values = |words: Vec<AtomicU32>| -> Vec<u32> {
+                words.into_iter().map(AtomicU32::into_inner).collect()
+            };
+            prop_assert_eq!(values(fast), values(plain));
+        }
+    }
+}

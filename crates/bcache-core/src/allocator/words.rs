@@ -1,0 +1,219 @@
+//! The two words that make up a bucket in memory: eight bytes, packed by hand.
+//!
+//! [`Hot`] is all that choosing a victim reads; [`Cold`] is what says whether a bucket may be
+//! invalidated and what its pointers must carry. Fields as in FORMAT.md §6.1.
+
+use crate::units::{BUCKET_GC_GEN_MAX, Gen, Prio};
+
+use super::Mark;
+
+/// Prio, sectors used, mark, and whether the bucket is barred from invalidation.
+///
+/// | bits | field |
+/// |---|---|
+/// | 16..32 | prio |
+/// | 3..16 | `GC_SECTORS_USED` |
+/// | 1..3 | `GC_MARK` |
+/// | 0 | barred: pinned, or its gen may not rise, or a GC runs that it was not reclaimable before |
+///
+/// The barred bit repeats what [`Cold`] says, so that one word tells a sweep all it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hot(pub(crate) u32);
+
+impl Hot {
+    /// One step of prio.
+    pub(crate) const PRIO_ONE: u32 = 1 << 16;
+    pub(crate) const PRIO_SHIFT: u32 = 16;
+    pub(crate) const SECTORS_SHIFT: u32 = 3;
+    pub(crate) const SECTORS_MASK: u32 = 0x1fff;
+    pub(crate) const BARRED: u32 = 1;
+    const MARK_SHIFT: u32 = 1;
+    const MARK_MASK: u32 = 0b11;
+    /// Bits that keep a bucket from being a victim: barred, or a mark of Dirty or Metadata, which
+    /// are the two with the high bit set.
+    pub(crate) const EXCLUDED: u32 = Self::BARRED | 0b100;
+
+    pub(crate) const fn prio(self) -> Prio {
+        let [_, _, low, high] = self.0.to_le_bytes();
+        Prio(u16::from_le_bytes([low, high]))
+    }
+
+    /// 0 to 8191.
+    pub(crate) const fn sectors_used(self) -> u16 {
+        let [low, high, _, _] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high]) >> Self::SECTORS_SHIFT
+    }
+
+    pub(crate) const fn mark(self) -> Mark {
+        match (self.0 >> Self::MARK_SHIFT) & Self::MARK_MASK {
+            0 => Mark::None,
+            1 => Mark::Reclaimable,
+            2 => Mark::Dirty,
+            _ => Mark::Metadata,
+        }
+    }
+
+    pub(crate) const fn barred(self) -> bool {
+        self.0 & Self::BARRED != 0
+    }
+
+    pub(crate) const fn excluded(self) -> bool {
+        self.0 & Self::EXCLUDED != 0
+    }
+
+    #[must_use]
+    pub(crate) fn with_prio(self, prio: Prio) -> Self {
+        Self((self.0 & 0xffff) | (u32::from(prio.0) << Self::PRIO_SHIFT))
+    }
+
+    /// As the kernel's 13-bit field: higher bits of `sectors` are lost (FORMAT.md §10.7).
+    #[must_use]
+    pub(crate) fn with_sectors_used(self, sectors: u16) -> Self {
+        let field = (u32::from(sectors) & Self::SECTORS_MASK) << Self::SECTORS_SHIFT;
+        Self((self.0 & !(Self::SECTORS_MASK << Self::SECTORS_SHIFT)) | field)
+    }
+
+    #[must_use]
+    pub(crate) fn with_mark(self, mark: Mark) -> Self {
+        let field: u32 = match mark {
+            Mark::None => 0,
+            Mark::Reclaimable => 1,
+            Mark::Dirty => 2,
+            Mark::Metadata => 3,
+        };
+        Self((self.0 & !(Self::MARK_MASK << Self::MARK_SHIFT)) | (field << Self::MARK_SHIFT))
+    }
+
+    #[must_use]
+    pub(crate) fn with_barred(self, barred: bool) -> Self {
+        Self((self.0 & !Self::BARRED) | u32::from(barred))
+    }
+}
+
+/// Gen, `last_gc`, pins and two flags.
+///
+/// | bits | field |
+/// |---|---|
+/// | 0..8 | gen |
+/// | 8..16 | `last_gc` |
+/// | 16..30 | pins |
+/// | 30 | `GC_MOVE` |
+/// | 31 | `reclaimable_in_gc` |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cold(pub(crate) u32);
+
+impl Cold {
+    pub(crate) const PIN_ONE: u32 = 1 << 16;
+    pub(crate) const PINS: u32 = 0x3fff << 16;
+    const GC_MOVE: u32 = 1 << 30;
+    const RECLAIMABLE: u32 = 1 << 31;
+
+    pub(crate) const fn bucket_gen(self) -> Gen {
+        let [bucket_gen, ..] = self.0.to_le_bytes();
+        Gen(bucket_gen)
+    }
+
+    pub(crate) const fn last_gc(self) -> Gen {
+        let [_, last_gc, ..] = self.0.to_le_bytes();
+        Gen(last_gc)
+    }
+
+    /// `bucket_gc_gen`: how far the gen has risen since the last GC.
+    pub(crate) const fn gc_gen(self) -> u8 {
+        self.bucket_gen().distance_from(self.last_gc())
+    }
+
+    pub(crate) const fn pins(self) -> u16 {
+        let [_, _, low, high] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high]) & 0x3fff
+    }
+
+    pub(crate) const fn gc_move(self) -> bool {
+        self.0 & Self::GC_MOVE != 0
+    }
+
+    pub(crate) const fn reclaimable_in_gc(self) -> bool {
+        self.0 & Self::RECLAIMABLE != 0
+    }
+
+    /// Everything of `bch_can_invalidate_bucket` but the mark (FORMAT.md §6.5).
+    pub(crate) const fn barred(self, gc_mark_valid: bool) -> bool {
+        self.0 & Self::PINS != 0
+            || self.gc_gen() >= BUCKET_GC_GEN_MAX
+            || !(gc_mark_valid || self.reclaimable_in_gc())
+    }
+
+    #[must_use]
+    pub(crate) fn with_gen(self, bucket_gen: Gen) -> Self {
+        Self((self.0 & !0xff) | u32::from(bucket_gen.0))
+    }
+
+    #[must_use]
+    pub(crate) fn with_last_gc(self, last_gc: Gen) -> Self {
+        Self((self.0 & !0xff00) | (u32::from(last_gc.0) << 8))
+    }
+
+    #[must_use]
+    pub(crate) const fn with_gc_move(self, gc_move: bool) -> Self {
+        if gc_move { Self(self.0 | Self::GC_MOVE) } else { Self(self.0 & !Self::GC_MOVE) }
+    }
+
+    #[must_use]
+    pub(crate) const fn with_reclaimable_in_gc(self, reclaimable: bool) -> Self {
+        if reclaimable {
+            Self(self.0 | Self::RECLAIMABLE)
+        } else {
+            Self(self.0 & !Self::RECLAIMABLE)
+        }
+    }
+
+    /// One pin more, or `None` when the field is full.
+    pub(crate) const fn pinned(self) -> Option<Self> {
+        if self.0 & Self::PINS == Self::PINS { None } else { Some(Self(self.0 + Self::PIN_ONE)) }
+    }
+
+    /// One pin less, or `None` when there is none.
+    pub(crate) const fn unpinned(self) -> Option<Self> {
+        if self.0 & Self::PINS == 0 { None } else { Some(Self(self.0 - Self::PIN_ONE)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_hot_word_do_not_touch_each_other() {
+        let word = Hot(0)
+            .with_prio(Prio(0xabcd))
+            .with_sectors_used(8191)
+            .with_mark(Mark::Dirty)
+            .with_barred(true);
+        assert_eq!(
+            (word.prio(), word.sectors_used(), word.mark(), word.barred()),
+            (Prio(0xabcd), 8191, Mark::Dirty, true)
+        );
+        let word = word.with_sectors_used(8192).with_mark(Mark::Reclaimable).with_barred(false);
+        assert_eq!(
+            (word.prio(), word.sectors_used(), word.mark(), word.excluded()),
+            (Prio(0xabcd), 0, Mark::Reclaimable, false)
+        );
+        assert!(word.with_mark(Mark::Metadata).excluded());
+    }
+
+    #[test]
+    fn fields_of_a_cold_word_do_not_touch_each_other() {
+        let mut word = Cold(0).with_gen(Gen(3)).with_last_gc(Gen(250)).with_gc_move(true);
+        for _ in 0..0x3fff {
+            word = word.pinned().unwrap();
+        }
+        assert!(word.pinned().is_none());
+        assert_eq!((word.bucket_gen(), word.gc_gen(), word.pins()), (Gen(3), 9, 0x3fff));
+        assert!(word.gc_move() && !word.reclaimable_in_gc() && word.barred(true));
+        let word = word.with_reclaimable_in_gc(true).with_gc_move(false);
+        assert_eq!((word.pins(), word.reclaimable_in_gc()), (0x3fff, true));
+        assert!(Cold(0).unpinned().is_none());
+        assert!(Cold(0).barred(false) && !Cold(0).barred(true));
+        assert!(Cold(0).with_gen(Gen(96)).barred(true) && !Cold(0).with_gen(Gen(95)).barred(true));
+    }
+}
