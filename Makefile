@@ -1,17 +1,55 @@
 # Everything here is Cargo's work; this file names what is typed often.
 
 CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+INSTALL ?= install
 
-.PHONY: all check deps kernels
+sbindir = $(DESTDIR)$(PREFIX)/sbin
+mandir = $(DESTDIR)$(PREFIX)/share/man/man8
+sharedir = $(DESTDIR)$(PREFIX)/share
+bins = bcachectl bcache-bench
+
+.PHONY: all demo check fuzz man install deps kernels
 
 all:
-	$(CARGO) build --release --workspace
+	$(CARGO) build --release --workspace --bins
+
+# Formats a loop device (an image file without root), shows it, runs the bench
+# on it; the results stay in demo/.
+demo:
+	tests/install-deps.sh build
+	$(CARGO) build --release --workspace --bins
+	tests/demo.sh
 
 # The whole test suite. The documentation's examples come first, so that the
 # last lines are the test runner's own counts.
 check: deps kernels
 	$(CARGO) test --workspace --doc
 	$(CARGO) test --workspace --lib --bins --tests
+
+# The fuzz targets without end, with cargo-fuzz and a nightly compiler.
+fuzz:
+	tests/fuzz.sh
+
+# The man pages are committed; a test compares them with what this writes.
+man:
+	$(CARGO) run -q -p bcachectl -- man man
+	$(CARGO) run -q -p bcache-bench -- man man
+
+install: all
+	$(INSTALL) -d $(sbindir) $(mandir) $(sharedir)/bash-completion/completions \
+		$(sharedir)/zsh/site-functions $(sharedir)/fish/vendor_completions.d
+	for bin in $(bins); do \
+		$(INSTALL) -m 755 target/release/$$bin $(sbindir)/ && \
+		target/release/$$bin completions bash \
+			>$(sharedir)/bash-completion/completions/$$bin && \
+		target/release/$$bin completions zsh \
+			>$(sharedir)/zsh/site-functions/_$$bin && \
+		target/release/$$bin completions fish \
+			>$(sharedir)/fish/vendor_completions.d/$$bin.fish || exit 1; \
+	done
+	$(INSTALL) -m 644 man/*.8 $(mandir)/
 
 # What building and testing need of the machine (Debian packages).
 deps:

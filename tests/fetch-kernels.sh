@@ -45,8 +45,8 @@ fetch() {
     fi
     if [ -z "$package" ]; then
         echo "fetch-kernels: apt offers no linux-image-$1*-amd64;" \
-            "6.1 is in Debian 12, 6.12 in Debian 13 and in Debian 12's backports" \
-            "(a 'deb http://deb.debian.org/debian SUITE main' line brings either)" >&2
+            "6.1 is in Debian 12, 6.12 in Debian 13 and in Debian 12's backports;" \
+            "add that suite to this machine's apt sources" >&2
         exit 1
     fi
     echo "fetch-kernels: $package"

@@ -1,0 +1,39 @@
+#!/bin/sh
+# What the tools do, on a loop device (as root) or on an image file. Everything it makes is in
+# demo/, which is made anew.
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+bin=$top/target/release
+demo=$top/demo
+rm -rf "$demo"
+mkdir -p "$demo"
+
+say() {
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$@"
+}
+
+truncate -s 1G "$demo/cache.img"
+truncate -s 1G "$demo/backing.img"
+cache=$demo/cache.img
+backing=$demo/backing.img
+loops=
+detach() {
+    for loop in $loops; do
+        losetup --detach "$loop" || true
+    done
+}
+trap detach EXIT
+if [ "$(id -u)" = 0 ] && cache=$(losetup --find --show "$demo/cache.img" 2>/dev/null); then
+    loops=$cache
+    backing=$(losetup --find --show "$demo/backing.img")
+    loops="$loops $backing"
+else
+    cache=$demo/cache.img
+    echo "no root, or no loop devices: the demo works on image files"
+fi
+
+say "$bin/bcachectl" make --cache "$cache" --bdev "$backing" --bucket 256k --label demo
+say "$bin/bcachectl" show "$cache"
+say "$bin/bcachectl" show "$backing"
