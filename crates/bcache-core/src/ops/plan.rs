@@ -159,13 +159,16 @@ pub fn apply(
         let result = match action {
             Step::Write { offset, data, .. } => {
                 let result = device.write_at(*offset, data);
-                // An error of another kind means that the write was never issued.
-                may_have_written |= matches!(result, Ok(()) | Err(DeviceError::Io { .. }));
+                may_have_written |= was_issued(&result);
                 result.inspect(|()| progress(data.len() as u64))
             }
             Step::Zero { offset, len, .. } => {
-                may_have_written = true;
-                write_zeroes(device, *offset, *len, progress)
+                let result = write_zeroes(device, *offset, *len, &mut |bytes| {
+                    may_have_written = true;
+                    progress(bytes);
+                });
+                may_have_written |= was_issued(&result);
+                result
             }
             Step::Flush => device.flush(),
             Step::Discard { offset, len } => {
@@ -179,6 +182,11 @@ pub fn apply(
         }
     }
     Ok(())
+}
+
+/// Whether a write got as far as the device: any error but one of I/O was found before.
+fn was_issued(result: &Result<(), DeviceError>) -> bool {
+    matches!(result, Ok(()) | Err(DeviceError::Io { .. }))
 }
 
 fn write_zeroes(
@@ -241,6 +249,7 @@ mod tests {
                 write(WriteKind::Wipe, 0, 4096),
                 Step::Flush,
                 Step::Discard { offset: 8192, len: 2 * GIB + 4096 },
+                Step::Zero { kind: WriteKind::Wipe, offset: 1 << 20, len: (1 << 20) + 512 },
                 write(WriteKind::Superblock, 4096, 4096),
                 Step::Flush,
             ],
@@ -256,13 +265,16 @@ mod tests {
         let device = TraceDevice::new(device());
         let mut pieces = Vec::new();
         apply(&plan(), &device, &mut |bytes| pieces.push(bytes)).unwrap();
-        assert_eq!(pieces, [4096, GIB, GIB, 4096, 4096]);
+        assert_eq!(pieces, [4096, GIB, GIB, 4096, 1 << 20, 512, 4096]);
         assert_eq!(pieces.iter().sum::<u64>(), plan().progress_bytes());
-        assert_eq!(plan().write_bytes(), 8192);
+        assert_eq!(plan().write_bytes(), 8192 + (1 << 20) + 512);
         assert_eq!(plan().discard_sectors(), Sectors((2 * GIB + 4096) / 512));
         let kinds: Vec<String> =
             device.events().iter().map(|event| event.op.operation().to_string()).collect();
-        assert_eq!(kinds.join(" "), "flush write flush discard discard discard write flush");
+        assert_eq!(
+            kinds.join(" "),
+            "flush write flush discard discard discard write write write flush"
+        );
         assert_eq!(device.events()[5].op, TraceOp::Discard { offset: 8192 + 2 * GIB, len: 4096 });
     }
 
@@ -271,21 +283,28 @@ mod tests {
     #[test]
     fn a_failure_tells_the_step_and_whether_anything_may_be_written() {
         // The change that fails, the step it is in, and whether something may be written then.
-        for (change, step, may_have_written) in
-            [(0, 0, false), (1, 1, true), (2, 2, true), (6, 4, true), (7, 5, true)]
-        {
+        for (change, step, may_have_written) in [
+            (0, 0, false),
+            (1, 1, true),
+            (2, 2, true),
+            (6, 4, true),
+            (7, 4, true),
+            (8, 5, true),
+            (9, 6, true),
+        ] {
             for torn_bytes in [0, 512] {
                 let fault = Fault::new(Trigger::NthChange(change)).torn_after(torn_bytes);
                 let device = device().with(fault);
                 let mut done = 0;
                 let error = apply(&plan(), &device, &mut |bytes| done += bytes).unwrap_err();
-                assert_eq!((error.step, error.steps), (step, 6));
+                assert_eq!((error.step, error.steps), (step, 7));
                 assert_eq!(error.may_have_written, may_have_written, "step {step}");
                 assert!(matches!(error.source, DeviceError::Io { .. }));
-                assert_eq!(error.to_string(), format!("step {} of 6 failed", step + 1));
+                assert_eq!(error.to_string(), format!("step {} of 7 failed", step + 1));
                 assert_eq!(device.changes(), change + 1, "went on after step {step}");
                 let before = Plan { steps: plan().steps.into_iter().take(step).collect() };
-                assert_eq!(done, before.progress_bytes());
+                let of_step = if change == 7 { 1 << 20 } else { 0 };
+                assert_eq!(done, before.progress_bytes() + of_step);
                 if !may_have_written {
                     let untouched = MemoryDevice::new(4 * GIB);
                     assert_eq!(device.inner().first_difference(&untouched), None);
@@ -297,11 +316,19 @@ mod tests {
     #[test]
     fn a_write_that_is_refused_has_not_written() {
         for (offset, expect_misaligned) in [(100, true), (4 * GIB, false)] {
-            let plan = Plan { steps: vec![write(WriteKind::Superblock, offset, 512)] };
-            let error = apply(&plan, &device(), &mut |_| {}).unwrap_err();
-            assert!(!error.may_have_written);
-            assert_eq!(matches!(error.source, DeviceError::Misaligned { .. }), expect_misaligned);
+            let zero = Step::Zero { kind: WriteKind::Wipe, offset, len: 512 };
+            for step in [write(WriteKind::Superblock, offset, 512), zero] {
+                let plan = Plan { steps: vec![step] };
+                let error = apply(&plan, &device(), &mut |_| {}).unwrap_err();
+                assert!(!error.may_have_written);
+                let misaligned = matches!(error.source, DeviceError::Misaligned { .. });
+                assert_eq!(misaligned, expect_misaligned);
+            }
         }
+        // Its second piece is past the end, the first was written.
+        let zero = Step::Zero { kind: WriteKind::Wipe, offset: 4 * GIB - (1 << 20), len: 2 << 20 };
+        let error = apply(&Plan { steps: vec![zero] }, &device(), &mut |_| {}).unwrap_err();
+        assert!(error.may_have_written);
     }
 
     #[test]

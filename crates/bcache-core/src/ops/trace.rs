@@ -131,7 +131,8 @@ mod tests {
 
     fn plan() -> Plan {
         let discard = Step::Discard { offset: 0, len: 5 << 30 };
-        Plan { steps: vec![write(4096, 1), Step::Flush, discard, write(0, 2), Step::Flush] }
+        let zero = Step::Zero { kind: WriteKind::Wipe, offset: 8192, len: (1 << 20) + 5120 };
+        Plan { steps: vec![write(4096, 1), Step::Flush, discard, zero, write(0, 2), Step::Flush] }
     }
 
     fn traced() -> TraceDevice<FaultDevice<MemoryDevice>> {
@@ -180,12 +181,14 @@ mod tests {
         apply(&plan(), &device, &mut |_| {}).unwrap();
         plan().compare_with_trace(&device.events()).unwrap();
 
-        let device = traced();
-        device.inner().add(Fault::new(Trigger::Nth { operation: Operation::Write, n: 0 }));
-        apply(&plan(), &device, &mut |_| {}).unwrap_err();
-        assert!(matches!(
-            plan().compare_with_trace(&device.events()),
-            Err(TraceMismatch::Failed { step: 0, .. })
-        ));
+        for (n, failed_step) in [(0, 0), (2, 3)] {
+            let device = traced();
+            device.inner().add(Fault::new(Trigger::Nth { operation: Operation::Write, n }));
+            apply(&plan(), &device, &mut |_| {}).unwrap_err();
+            assert!(matches!(
+                plan().compare_with_trace(&device.events()),
+                Err(TraceMismatch::Failed { step, .. }) if step == failed_step
+            ));
+        }
     }
 }

@@ -219,17 +219,20 @@ mod tests {
 
     #[test]
     fn large_writes_are_compared_to_their_last_byte() {
-        let device = MemoryDevice::new(8 << 20);
-        let plan = Plan { steps: vec![write(1, (3 << 20) / 512 + 5, 7)] };
-        apply(&plan, &device, &mut |_| {}).unwrap();
-        verify(&plan, &device).unwrap();
-        let last = 512 * 6 + (3 << 20) - 512;
-        device.write_at(last, &[0; 512]).unwrap();
-        let result = verify(&plan, &device);
-        assert!(
-            matches!(result, Err(VerifyError::Differs { step: 0, offset, .. }) if offset == last),
-            "{result:?}"
-        );
+        let len = (3 << 20) + 2560;
+        let zero = Step::Zero { kind: WriteKind::Wipe, offset: 512, len };
+        for step in [write(1, usize::try_from(len).unwrap() / 512, 7), zero] {
+            let device = MemoryDevice::new(8 << 20);
+            let plan = Plan { steps: vec![step] };
+            apply(&plan, &device, &mut |_| {}).unwrap();
+            verify(&plan, &device).unwrap();
+            device.write_at(len, &[0x11; 512]).unwrap();
+            let result = verify(&plan, &device);
+            assert!(
+                matches!(result, Err(VerifyError::Differs { step: 0, offset, .. }) if offset == len),
+                "{result:?}"
+            );
+        }
     }
 
     #[test]
