@@ -2,6 +2,7 @@
 //! that is missing ([`need`]), image files and loop devices ([`image`]), images that stock kernels
 //! wrote ([`fixture`]), and the stock kernel itself under QEMU ([`kernel`]).
 
+pub mod fault;
 pub mod fixture;
 pub mod image;
 pub mod kernel;

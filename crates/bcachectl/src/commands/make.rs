@@ -173,14 +173,18 @@ fn bar(path: &Path, total: u64) -> ProgressBar {
 /// Tells of signatures that survived; a device with two of them confuses the next tool.
 fn leftovers(formatted: &[PathBuf]) {
     for path in formatted {
-        let others = probe(path).unwrap_or_default().into_iter().filter(|it| !it.is_bcache());
-        for found in others {
-            let _ = writeln!(
-                io::stderr(),
-                "bcachectl: warning: {} still carries {found} besides bcache",
-                path.display()
-            );
-        }
+        let warning = match probe(path) {
+            Ok(found) => {
+                let others: Vec<_> =
+                    found.iter().filter(|it| !it.is_bcache()).map(ToString::to_string).collect();
+                if others.is_empty() {
+                    continue;
+                }
+                format!("still carries {} besides bcache", others.join(", "))
+            }
+            Err(error) => format!("cannot be probed again: {:#}", anyhow::Error::from(error)),
+        };
+        let _ = writeln!(io::stderr(), "bcachectl: warning: {} {warning}", path.display());
     }
 }
 

@@ -75,11 +75,11 @@ fn look_at(path: &Path) -> Result<DeviceReport, DeviceError> {
     let superblock = read_superblock(&device)?;
     let mut report = DeviceReport::new(device.info(), superblock.as_ref());
     report.in_use = holders_of(path).iter().map(ToString::to_string).collect();
-    // What else is on the device helps where it is no bcache device; failing to tell is no failure
-    // to show.
-    let found = probe(path).unwrap_or_default();
-    report.found =
-        found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string).collect();
+    report.found = match probe(path) {
+        Ok(found) => found.iter().filter(|it| !it.is_bcache()).map(ToString::to_string).collect(),
+        // Not being able to tell what else is there is no failure to show what bcache is there.
+        Err(error) => vec![format!("unknown: {:#}", anyhow::Error::from(error))],
+    };
     let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
     report.running = registered.map(|registered| running(&registered));
     Ok(report)
