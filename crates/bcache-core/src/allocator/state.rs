@@ -123,6 +123,8 @@ pub struct State {
     sizes: Sizes,
     bucket_sectors: u16,
     set: Arc<SetCounters>,
+    /// Number in its set.
+    device: usize,
     table: BucketTable,
     pub(crate) reserves: Mutex<Reserves>,
     refill: Mutex<Refill>,
@@ -139,12 +141,16 @@ impl State {
     /// The allocator of a set with this one cache.
     pub fn new(config: Config) -> Result<Self, StateError> {
         let geometry = config.geometry;
-        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0);
-        Self::in_set(config, Arc::new(set))
+        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0, 1);
+        Self::in_set(config, Arc::new(set), 0)
     }
 
     /// The allocator of one cache of a set.
-    pub(crate) fn in_set(config: Config, set: Arc<SetCounters>) -> Result<Self, StateError> {
+    pub(crate) fn in_set(
+        config: Config,
+        set: Arc<SetCounters>,
+        device: usize,
+    ) -> Result<Self, StateError> {
         let geometry = config.geometry;
         let nbuckets = geometry.nbuckets();
         let sizes = Sizes::new(&geometry, config.btree_reserve)
@@ -156,6 +162,7 @@ impl State {
             sizes,
             bucket_sectors,
             set,
+            device,
             table: BucketTable::new(nbuckets, geometry.first_bucket().0)?,
             reserves: Mutex::new(Reserves::new(&sizes)),
             refill: Mutex::new(Refill {
@@ -410,16 +417,15 @@ impl State {
     pub fn rescale_priorities(&self, sectors: u32) -> bool {
         let due = self.set.account(sectors);
         if due {
-            self.set.set_min_prio(self.rescale_now());
+            self.rescale_now();
         }
         due
     }
 
-    /// Ages all prios of this cache; the least that is left. The set's `min_prio` is the caller's to
-    /// set, over all caches.
-    pub(crate) fn rescale_now(&self) -> u16 {
+    /// Ages all prios of this cache.
+    pub(crate) fn rescale_now(&self) {
         let _refill = self.refill();
-        self.table.rescale()
+        self.set.set_min_prio(self.device, self.table.rescale());
     }
 
     /// Begins a GC on this cache (FORMAT.md §6.4).
