@@ -219,6 +219,12 @@ impl Log {
         let line = self.register_lines(device).into_iter().find(|line| complains(line))?;
         let said = line.split_once("bcache: ").map_or(line, |(_, said)| said);
         let message = said.split_once("() ").map_or(said, |(_function, message)| message);
+        // Of the number of stripes it complains with what may lie behind it.
+        if message.starts_with("nr_stripes") {
+            if let Some((_, reason)) = message.split_once('(') {
+                return Some(reason.trim_end_matches(')'));
+            }
+        }
         // "error /dev/vdb: Bad checksum"; kernel 6.12 may leave the device out. An error of the
         // whole set says at its end what follows from it.
         let reason = message
