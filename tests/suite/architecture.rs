@@ -36,20 +36,17 @@ fn layer_of(path: &Path, src: &Path) -> Option<usize> {
 
 /// The layers that `code` names, be it as `crate::layer` or inside `crate::{...}`.
 fn uses(code: &str) -> Vec<usize> {
-    let groups: Vec<&str> = code
-        .split("crate::{")
-        .skip(1)
-        .filter_map(|rest| rest.split(';').next())
-        .collect();
+    let groups: Vec<&str> =
+        code.split("crate::{").skip(1).filter_map(|rest| rest.split(';').next()).collect();
     LAYERS
         .iter()
         .enumerate()
         .filter(|(_, layer)| {
             code.contains(&format!("crate::{layer}"))
                 || groups.iter().any(|group| {
-                    group.split([',', '{', '}', ' ', '\n']).any(|word| {
-                        word == **layer || word.starts_with(&format!("{layer}::"))
-                    })
+                    group
+                        .split([',', '{', '}', ' ', '\n'])
+                        .any(|word| word == **layer || word.starts_with(&format!("{layer}::")))
                 })
         })
         .map(|(index, _)| index)
@@ -72,12 +69,7 @@ fn arrows_point_upwards() {
         }
         for used in uses(&code(&fs::read_to_string(file).unwrap())) {
             if used > layer {
-                wrong.push(format!(
-                    "{} ({}) uses {}",
-                    file.display(),
-                    LAYERS[layer],
-                    LAYERS[used]
-                ));
+                wrong.push(format!("{} ({}) uses {}", file.display(), LAYERS[layer], LAYERS[used]));
             }
         }
     }
