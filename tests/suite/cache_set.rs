@@ -17,8 +17,10 @@ use bcache_core::cache_set::{
     CacheDevice, CacheSet, NoVisitor, Problem, ReadOptions, Visitor, VolumeReader,
 };
 use bcache_core::device::file::open_read;
-use bcache_core::device::{AlignedBuf, ReadDevice};
+use bcache_core::device::testkit::MemoryDevice;
+use bcache_core::device::{AlignedBuf, BlockDevice as _, ReadDevice};
 use bcache_core::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use bcache_core::ops::check::{CheckOptions, Code, Place, Registration, check};
 use bcache_core::units::Sectors;
 use bcache_tests::fixture::Fixture;
 
@@ -197,4 +199,56 @@ fn reading_without_a_visitor_finds_the_same() {
     assert_eq!(one.table, many.table);
     assert_eq!(one.volumes, many.volumes);
     assert_eq!(one.btree, many.btree);
+}
+
+#[test]
+fn check_finds_nothing_and_says_what_is_dirty() {
+    let dirty_volumes =
+        [("clean-612", 0), ("crash-612", 1), ("crashhot-61", 1), ("dirty-61", 1), ("multi-612", 3)];
+    for (name, volumes) in dirty_volumes {
+        let fixture = Fixture::unpack(name).unwrap();
+        let device = open_read(&fixture.cache).unwrap();
+        let backing: Vec<_> = fixture.backing.iter().map(|path| open_read(path).unwrap()).collect();
+        let options = CheckOptions {
+            backing: backing.iter().map(|device| device as &dyn ReadDevice).collect(),
+            verify_clean: true,
+            ..CheckOptions::default()
+        };
+        let report = check(&device, &options, &mut |_| {}).unwrap();
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        assert_eq!(findings, [""; 0], "{name}");
+        assert!(report.is_clean() && !report.incomplete && !report.data_at_risk, "{name}");
+        assert_eq!(report.registration, Registration::Accepted, "{name}");
+        assert_eq!(report.dirty.len(), volumes, "{name}: {:?}", report.dirty);
+        let flash_only = report.dirty.iter().filter(|volume| volume.flash_only).count();
+        assert_eq!(flash_only, usize::from(name == "multi-612"));
+    }
+}
+
+#[test]
+fn verify_clean_notices_a_single_byte() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let device = open_read(&fixture.cache).unwrap();
+    let backing = MemoryDevice::from_reader(&mut std::fs::File::open(&fixture.backing[0]).unwrap());
+    let backing = backing.unwrap();
+    let set = CacheSet::read(
+        CacheDevice::open(&device).unwrap(),
+        &ReadOptions::default(),
+        &mut NoVisitor,
+    );
+    let mut extents = Vec::new();
+    let end = backing.info().size().0;
+    set.unwrap().view().lookup(0, 0, end, &mut |extent| extents.push(extent)).unwrap();
+    let extent = extents.iter().filter(|extent| extent.cached.is_some()).nth(100).unwrap();
+    let place = (extent.end - 1) * 512;
+    let mut sector = [0; 512];
+    backing.read_at(place, &mut sector).unwrap();
+    sector[77] ^= 1;
+    backing.write_at(place, &sector).unwrap();
+    let options =
+        CheckOptions { backing: vec![&backing], verify_clean: true, ..CheckOptions::default() };
+    let report = check(&device, &options, &mut |_| {}).unwrap();
+    assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&Code::CleanMismatch]);
+    let Place::Volume { slot, start, sectors } = report.findings[0].place() else { panic!() };
+    assert_eq!((slot, start, sectors), (0, extent.end - 1, 1));
 }
