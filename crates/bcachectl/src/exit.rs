@@ -12,6 +12,10 @@ pub enum Failure {
     Usage = 2,
     /// Failed after writing had begun: at least one device has changed.
     Partial = 3,
+    /// Written and flushed, but it could not be read again to prove it.
+    Unproven = 4,
+    /// What was read back is not what was written: the device is in no state that can be told.
+    Undefined = 5,
 }
 
 impl From<Failure> for ExitCode {

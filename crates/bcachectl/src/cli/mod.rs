@@ -1,11 +1,13 @@
 //! The command line: one definition yields the parser, the help, the man pages and the completions.
 
+pub mod invalidate;
 pub mod make;
 pub mod show;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
 pub use show::ShowArgs;
 
@@ -33,6 +35,8 @@ pub enum Command {
     Make(MakeArgs),
     /// Show what bcache devices hold
     Show(ShowArgs),
+    /// Force buckets out of a cache that is not running
+    Invalidate(InvalidateArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

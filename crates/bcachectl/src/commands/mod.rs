@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod invalidate;
 pub mod make;
 pub mod show;
 
@@ -26,6 +27,7 @@ pub fn main() -> ExitCode {
     let result = match (&cli.command, submatches) {
         (Command::Make(args), Some(submatches)) => make::run(args, submatches),
         (Command::Show(args), _) => show::run(args),
+        (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Completions { shell }, _) => completions(*shell),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
         (Command::Make(_), None) => Ok(Failure::Usage.into()),
