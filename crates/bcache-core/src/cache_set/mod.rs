@@ -22,6 +22,8 @@ pub mod prios;
 pub mod problem;
 mod reader;
 pub mod table;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod usage;
 pub mod uuids;
 pub mod view;
