@@ -12,6 +12,8 @@ pub enum Failure {
     Usage = 2,
     /// Failed after writing had begun: at least one device has changed.
     Partial = 3,
+    /// `show --dirty`: there is dirty data.
+    DirtyData = 4,
 }
 
 impl From<Failure> for ExitCode {

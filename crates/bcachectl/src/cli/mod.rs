@@ -1,5 +1,6 @@
 //! The command line: one definition yields the parser, the help, the man pages and the completions.
 
+pub mod lists;
 pub mod make;
 pub mod show;
 
