@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use bcache_core::cache_set::CacheDevice;
 use bcache_core::device::ReadDevice;
 use bcache_core::layout::superblock::Kind;
+use bcache_core::layout::verdict::Warning;
 use bcache_core::ops::make::read_superblock;
 
 use crate::cli::ShowArgs;
@@ -108,6 +109,9 @@ pub(super) fn examine<'d>(
         }
         Outcome::Read(reading) => {
             examined.refuse(reading.refusal);
+            // Its question has been answered.
+            let open = Warning::DependsOnJournal.to_string();
+            examined.report.kernel.warnings.retain(|warning| *warning != open);
             let volumes = Volumes::new(&reading.set, backing);
             examined.dirty = Some(DirtyAnswer::of_set(&reading, &volumes, in_use));
             let nbuckets = reading.set.geometry().nbuckets();
