@@ -2,6 +2,8 @@
 
 pub mod man;
 pub mod out;
+pub mod progress;
+pub mod rows;
 pub mod size;
 pub mod table;
 

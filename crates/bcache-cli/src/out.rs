@@ -29,6 +29,18 @@ impl Style {
     }
 }
 
+/// A line of text in a colour, where colours are wanted.
+pub fn coloured(style: Style, colour: comfy_table::Color, text: &str) -> String {
+    use comfy_table::Color;
+    let code = match colour {
+        Color::Red => 31,
+        Color::Green => 32,
+        Color::Yellow => 33,
+        _ => 39,
+    };
+    if style.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
 impl Out {
     /// Takes standard output for the rest of the command.
     pub fn stdout() -> Self {

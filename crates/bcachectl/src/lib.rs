@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod deep;
 pub mod exit;
 pub mod man;
 pub mod render;

@@ -21,6 +21,7 @@ pub mod overlay;
 pub mod prios;
 pub mod problem;
 mod reader;
+pub mod refusal;
 pub mod table;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -34,6 +35,7 @@ pub use journal::Journal;
 pub use overlay::Overlay;
 pub use prios::PrioChain;
 pub use problem::{BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem};
+pub use refusal::SetRefusal;
 pub use table::{Bucket, BucketTable, GcMark};
 pub use uuids::UuidTable;
 pub use view::{View, VolumeReader};
@@ -273,6 +275,27 @@ impl<'d> CacheSet<'d> {
         }
         let metadata = self.table.get(bucket).is_some_and(|b| b.mark() == GcMark::Metadata);
         (metadata || self.table.is_node(bucket)).then_some(MetadataRole::Btree)
+    }
+
+    /// What becomes of a structurally valid key of the btree (at `level`) or the journal (level 0),
+    /// judged by the gens of the whole set.
+    pub fn key_state(&self, key: &Bkey, level: u16) -> KeyState {
+        if level > 0 && key.is_zero_key() {
+            return KeyState::FreedNode;
+        }
+        if key.ptrs_count() == 0 {
+            return KeyState::Hole;
+        }
+        if key.ptrs().iter().any(|ptr| !ptr.available()) {
+            return KeyState::Unavailable;
+        }
+        let staleness = |ptr: &crate::layout::bkey::Ptr| {
+            self.table.staleness(ptr.bucket(self.geometry()), ptr.ptr_gen())
+        };
+        match key.ptrs().iter().map(staleness).max() {
+            Some(by) if by > 0 => KeyState::Stale { by },
+            _ => KeyState::Valid,
+        }
     }
 
     /// The figures of `priority_stats`.

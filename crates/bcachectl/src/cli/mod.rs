@@ -1,6 +1,7 @@
 //! The command line: one definition yields the parser, the help, the man pages and the completions.
 
 pub mod invalidate;
+pub mod lists;
 pub mod make;
 pub mod show;
 

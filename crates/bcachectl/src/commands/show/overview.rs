@@ -1,25 +1,20 @@
-//! `bcachectl show`: what bcache devices hold. Never writes.
+//! Every bcache device of the machine, and how they belong together.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::table;
-use bcache_core::device::holders::holders_of;
-use bcache_core::device::probe::probe;
-use bcache_core::device::sysfs::{BlockDir, Registered, Root, devices_of_the_machine};
-use bcache_core::device::{DeviceError, ReadDevice, file};
+use bcache_core::device::sysfs::{Root, devices_of_the_machine};
 use bcache_core::layout::superblock::Kind;
-use bcache_core::ops::make::read_superblock;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
-use crate::cli::ShowArgs;
+use super::{ErrorReport, look_at};
 use crate::exit::Failure;
-use crate::render::device::{self, DeviceReport, RunningReport, label_or_dash};
+use crate::render::device::{DeviceReport, label_or_dash};
 
 #[derive(Serialize)]
 struct Report {
@@ -28,86 +23,13 @@ struct Report {
     errors: Vec<ErrorReport>,
 }
 
-#[derive(Serialize)]
-struct ErrorReport {
-    path: String,
-    error: String,
-}
-
-/// Runs `bcachectl show`.
-pub fn run(args: &ShowArgs) -> Result<ExitCode> {
-    if args.devices.is_empty() { overview(args) } else { named(args) }
-}
-
-fn named(args: &ShowArgs) -> Result<ExitCode> {
-    let mut out = Out::stdout();
-    let mut report = Report { devices: Vec::new(), errors: Vec::new() };
-    for path in &args.devices {
-        match look_at(path) {
-            Ok(device) => report.devices.push(device),
-            Err(error) => {
-                let error = format!("{:#}", anyhow::Error::from(error));
-                report.errors.push(ErrorReport { path: path.display().to_string(), error });
-            }
-        }
-    }
-    if args.json {
-        out.json(&report)?;
-    } else {
-        for (index, device) in report.devices.iter().enumerate() {
-            if index > 0 {
-                writeln!(out)?;
-            }
-            device::render(&mut out, device)?;
-        }
-    }
-    out.finish()?;
-    for error in &report.errors {
-        writeln!(io::stderr(), "bcachectl: {}", error.error)?;
-    }
-    let sound = report.errors.is_empty() && report.devices.iter().all(DeviceReport::is_sound);
-    Ok(if sound { ExitCode::SUCCESS } else { Failure::Refused.into() })
-}
-
-/// Everything that can be told of one device, read-only and whether or not it is in use.
-fn look_at(path: &Path) -> Result<DeviceReport, DeviceError> {
-    let device = file::open_read(path)?;
-    let superblock = read_superblock(&device)?;
-    let mut report = DeviceReport::new(device.info(), superblock.as_ref());
-    report.in_use = holders_of(path).iter().map(ToString::to_string).collect();
-    report.found = match probe(path) {
-        Ok(found) => found.iter().filter(|it| !it.is_bcache()).map(ToString::to_string).collect(),
-        // Not being able to tell what else is there is no failure to show what bcache is there.
-        Err(error) => vec![format!("unknown: {:#}", anyhow::Error::from(error))],
-    };
-    let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
-    report.running = registered.map(|registered| running(&registered));
-    Ok(report)
-}
-
-fn running(registered: &Registered) -> RunningReport {
-    match registered {
-        Registered::Cache(cache) => RunningReport {
-            set_uuid: cache.set_uuid.map(|uuid| uuid.to_string()),
-            ..RunningReport::default()
-        },
-        Registered::Backing(backing) => RunningReport {
-            device: backing.device.clone(),
-            set_uuid: backing.set_uuid.map(|uuid| uuid.to_string()),
-            state: backing.state.as_ref().map(ToString::to_string),
-            cache_mode: backing.cache_mode.clone(),
-            dirty_data: backing.dirty_data.clone(),
-        },
-    }
-}
-
 /// Every bcache device of the machine, by set.
-fn overview(args: &ShowArgs) -> Result<ExitCode> {
+pub(super) fn run(json: bool) -> Result<ExitCode> {
     let mut out = Out::stdout();
     let mut report = Report { devices: Vec::new(), errors: Vec::new() };
     for device in devices_of_the_machine(&Root::system())? {
         match look_at(&device.path) {
-            Ok(found) if found.superblock.is_some() => report.devices.push(found),
+            Ok((found, _)) if found.superblock.is_some() => report.devices.push(found),
             Ok(_) => {}
             Err(error) => {
                 let path = device.path.display().to_string();
@@ -116,7 +38,7 @@ fn overview(args: &ShowArgs) -> Result<ExitCode> {
             }
         }
     }
-    if args.json {
+    if json {
         out.json(&report)?;
     } else if report.devices.is_empty() {
         writeln!(out, "no bcache device found")?;
