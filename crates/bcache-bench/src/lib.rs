@@ -1,3 +1,5 @@
 //! What the `bcache-bench` binary is made of: the reference engine, and the benches.
 
+pub mod num;
+pub mod record;
 pub mod reference;
