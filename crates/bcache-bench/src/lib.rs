@@ -3,3 +3,4 @@
 pub mod num;
 pub mod record;
 pub mod reference;
+pub mod workload;
