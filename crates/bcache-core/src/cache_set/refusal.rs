@@ -90,7 +90,6 @@ impl SetRefusal {
             BtreeProblem::Fault { place, fault } => match fault {
                 NodeFault::BadExtent { .. } => Some(Self::SpottedExtent),
                 NodeFault::BadBtreePtr { .. } => Some(Self::SpottedBtreePtr),
-                NodeFault::PastNode { kernel_checks: true, .. } => at(place.bucket),
                 _ => None,
             },
             _ => None,
