@@ -87,7 +87,7 @@ impl SetRefusal {
             BtreeProblem::Unreadable { place, .. } | BtreeProblem::BadNode { place, .. } => {
                 at(place.bucket)
             }
-            BtreeProblem::Fault { place, fault } => match fault {
+            BtreeProblem::Fault { fault, .. } => match fault {
                 NodeFault::BadExtent { .. } => Some(Self::SpottedExtent),
                 NodeFault::BadBtreePtr { .. } => Some(Self::SpottedBtreePtr),
                 _ => None,

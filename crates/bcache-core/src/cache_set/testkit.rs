@@ -113,7 +113,7 @@ impl SetBuilder {
     /// The superblock.
     pub fn superblock(&self) -> Superblock {
         let mut sb = Superblock::new_cache(&CacheParams {
-            uuid: Uuid::from_u128(0xc0ffee),
+            uuid: Uuid::from_u128(0x00c0_ffee),
             set_uuid: Uuid::from_u128(0x5e7_5e7_5e7_5e7),
             label: Label::default(),
             nbuckets: self.nbuckets,
