@@ -75,18 +75,21 @@ pub fn invalidate(image: &Path, arguments: &[&str]) -> anyhow::Result<Invalidate
     serde_json::from_slice(&output.stdout).with_context(|| format!("invalidate {arguments:?}"))
 }
 
-/// Overwrites whole buckets with zeroes.
+/// What buckets are overwritten with: nothing that a volume holds, zeroes among it.
+const OVERWRITTEN: u8 = 0xe5;
+
+/// Overwrites whole buckets.
 ///
 /// # Errors
 /// When the image is no cache device, or cannot be written.
-pub fn zero_buckets(image: &Path, buckets: impl Iterator<Item = u64>) -> anyhow::Result<()> {
+pub fn overwrite_buckets(image: &Path, buckets: impl Iterator<Item = u64>) -> anyhow::Result<()> {
     let bytes = {
         let device = open_read(image)?;
         CacheDevice::open(&device)?.geometry().bucket_bytes()
     };
-    let zeroes = vec![0; usize::try_from(bytes)?];
+    let contents = vec![OVERWRITTEN; usize::try_from(bytes)?];
     for bucket in buckets {
-        write_at(image, bucket * bytes, &zeroes)?;
+        write_at(image, bucket * bytes, &contents)?;
     }
     Ok(())
 }
