@@ -50,6 +50,7 @@ pub(super) fn read<'d>(
             ..BtreeSummary::default()
         },
         volumes: BTreeMap::new(),
+        volume: (0, VolumeUsage::default()),
         last: BTreeMap::new(),
         known_nodes: 1,
         notes: Vec::new(),
@@ -63,6 +64,7 @@ pub(super) fn read<'d>(
     marker.check_overused();
     marker.mark_journal(&journal);
     marker.count_overlay();
+    marker.next_volume(u32::MAX);
     marker.finish(&prios);
     let (btree, volumes) = (marker.btree, marker.volumes);
     Ok(CacheSet { cache, journal, prios, uuids, table, btree, root, overlay, volumes })
@@ -122,6 +124,8 @@ struct Marker<'a, 'd> {
     visitor: &'a mut dyn Visitor,
     btree: BtreeSummary,
     volumes: BTreeMap<u32, VolumeUsage>,
+    /// The volume that is being counted; the others are in `volumes`.
+    volume: (u32, VolumeUsage),
     /// Where the last key of each level ended.
     last: BTreeMap<u16, Pos>,
     known_nodes: u64,
@@ -198,8 +202,21 @@ impl Marker<'_, '_> {
         }
     }
 
+    /// Puts the current volume away and goes on with another.
+    fn next_volume(&mut self, inode: u32) {
+        let next = self.volumes.remove(&inode).unwrap_or_default();
+        let (before, usage) = std::mem::replace(&mut self.volume, (inode, next));
+        if usage.extents > 0 {
+            self.volumes.insert(before, usage);
+        }
+    }
+
     fn count_volume(&mut self, key: &Bkey) {
-        let volume = self.volumes.entry(key.inode()).or_default();
+        // Keys come in order: the volume changes seldom.
+        if self.volume.0 != key.inode() {
+            self.next_volume(key.inode());
+        }
+        let volume = &mut self.volume.1;
         volume.cached_sectors += key.size();
         if key.dirty() {
             volume.dirty_sectors += key.size();

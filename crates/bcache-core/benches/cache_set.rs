@@ -1,0 +1,197 @@
+//! Speed and memory of reading whole cache sets.
+//!
+//! `keys`: a check of a generated device with many keys, beside reading the same metadata bytes with
+//! the same device handle and as many threads. `buckets`: reading a set of many buckets, prios and
+//! all. Each runs in a process of its own, so that its peak of memory is its own.
+//!
+//! Sizes: `BENCH_KEYS` (20 million), `BENCH_BUCKETS` (33.5 million), `BENCH_DIR` for the images.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
+use bcache_core::cache_set::{
+    CacheDevice, CacheSet, LoadedNode, NoVisitor, NodePlace, ReadOptions, Visitor, WalkOptions,
+};
+use bcache_core::device::file::{FileReader, create_image, open_read};
+use bcache_core::device::{AlignedBuf, ReadDevice};
+use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::ops::check::{CheckOptions, check};
+use bcache_core::units::Sectors;
+
+/// Runs of each measurement; the best counts.
+const RUNS: usize = 3;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+fn folder() -> PathBuf {
+    std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+fn best(mut run: impl FnMut()) -> Duration {
+    (0..RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed()
+        })
+        .min()
+        .unwrap_or_default()
+}
+
+/// Largest size of this process so far, in MB.
+fn peak_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
+/// The byte ranges that a reading takes: nodes, prio sets, journal.
+#[derive(Default)]
+struct Ranges(Vec<(u64, usize)>);
+
+impl Visitor for Ranges {
+    fn node(&mut self, place: NodePlace, node: &LoadedNode) {
+        self.0.push((place.sector.bytes(), usize::try_from(node.key.size().bytes()).unwrap()));
+    }
+}
+
+fn read_all(device: &FileReader, ranges: &[(u64, usize)], threads: usize) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut buf = AlignedBuf::zeroed(4 << 20);
+                while let Some(&(offset, len)) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    device.read_at(offset, &mut buf[..len]).unwrap();
+                }
+            });
+        }
+    });
+}
+
+fn keys(path: &Path) {
+    let count = setting("BENCH_KEYS", 20_000_000);
+    let per_bucket = 16;
+    let builder = SetBuilder {
+        nbuckets: count / per_bucket + 16_384,
+        bucket_size: Sectors(1024),
+        njournal: 256,
+        sets_per_node: 3,
+        volumes: (1..=4).map(backing_volume).collect(),
+        ..SetBuilder::default()
+    };
+    let geometry = builder.geometry().unwrap();
+    let device = create_image(path, geometry.size().bytes() + (1 << 20)).unwrap();
+    let first = builder.data_buckets(0).start;
+    // Neighbours on the volume are strangers on the cache, so that marking jumps about.
+    let buckets = count / per_bucket;
+    let key = |n: u64| {
+        let bucket = first + n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % buckets;
+        let sector = bucket * 1024 + n % per_bucket * 64;
+        let bucket_gen = (builder.bucket_disk)(bucket).bucket_gen;
+        let inode = u32::try_from(n * 4 / count).unwrap();
+        Bkey::new(inode, (n + 1) * 64, 56)
+            .with_ptrs(&[Ptr::new(bucket_gen, Sectors(sector), 0)])
+            .with_dirty(n % 8 == 0)
+    };
+    builder.write(&device, (0..count).map(key)).unwrap();
+    drop(device);
+    let device = open_read(path).unwrap();
+
+    let mut ranges = Ranges::default();
+    let set =
+        CacheSet::read(CacheDevice::open(&device).unwrap(), &ReadOptions::default(), &mut ranges)
+            .unwrap();
+    let bytes: u64 = ranges.0.iter().map(|range| range.1 as u64).sum();
+    println!(
+        "keys: {} extents in {} nodes, depth {}, {} MB of nodes, {} buckets",
+        set.btree.extents,
+        set.btree.nodes,
+        set.btree.depth,
+        bytes >> 20,
+        geometry.nbuckets()
+    );
+    let bucket_bytes = usize::try_from(geometry.bucket_bytes()).unwrap();
+    ranges.0.extend(
+        set.prios.buckets.iter().map(|b| (geometry.bucket_to_sector(*b).bytes(), bucket_bytes)),
+    );
+    ranges.0.extend(
+        set.cache
+            .journal_buckets()
+            .iter()
+            .map(|b| (geometry.bucket_to_sector(*b).bytes(), bucket_bytes)),
+    );
+    drop(set);
+    let threads = WalkOptions::default().threads;
+    let plain = best(|| read_all(&device, &ranges.0, threads));
+    let checked = best(|| {
+        check(&device, &CheckOptions::default(), &mut |_| {}).unwrap();
+    });
+    let read = best(|| {
+        let cache = CacheDevice::open(&device).unwrap();
+        CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor).unwrap();
+    });
+    println!(
+        "keys: plain read {plain:.2?}, read {read:.2?}, check {checked:.2?}: {:.1} M keys/s, {:.2} times the plain read, peak {} MB",
+        count as f64 / checked.as_secs_f64() / 1e6,
+        checked.as_secs_f64() / plain.as_secs_f64(),
+        peak_mb()
+    );
+}
+
+fn buckets(path: &Path) {
+    let builder = SetBuilder {
+        nbuckets: setting("BENCH_BUCKETS", 33_554_432),
+        // 8 TiB: files of 16 TiB and more are too large for many filesystems.
+        bucket_size: Sectors(512),
+        njournal: 256,
+        ..SetBuilder::default()
+    };
+    let geometry = builder.geometry().unwrap();
+    let device = create_image(path, geometry.size().bytes()).unwrap();
+    let first = builder.data_buckets(0).start;
+    let key = |n: u64| {
+        let ptr =
+            Ptr::new((builder.bucket_disk)(first + n).bucket_gen, Sectors((first + n) * 512), 0);
+        Bkey::new(0, (n + 1) * 512, 512).with_ptrs(&[ptr])
+    };
+    builder.write(&device, (0..100_000).map(key)).unwrap();
+    drop(device);
+    let device = open_read(path).unwrap();
+    let time = best(|| {
+        let cache = CacheDevice::open(&device).unwrap();
+        let set = CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor).unwrap();
+        assert_eq!(set.priority_stats().buckets.clean, 100_000);
+    });
+    println!(
+        "buckets: {} read and counted in {time:.2?}, peak {} MB",
+        geometry.nbuckets(),
+        peak_mb()
+    );
+}
+
+fn main() {
+    let image = |name: &str| folder().join(format!("bcache-bench-{name}.img"));
+    match std::env::args().find(|arg| arg == "keys" || arg == "buckets").as_deref() {
+        Some("keys") => {
+            let path = image("keys");
+            keys(&path);
+            std::fs::remove_file(path).unwrap();
+        }
+        Some(_) => {
+            let path = image("buckets");
+            buckets(&path);
+            std::fs::remove_file(path).unwrap();
+        }
+        None => {
+            for part in ["keys", "buckets"] {
+                let program = std::env::current_exe().unwrap();
+                assert!(std::process::Command::new(program).arg(part).status().unwrap().success());
+            }
+        }
+    }
+}
