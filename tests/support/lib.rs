@@ -3,6 +3,7 @@
 //! wrote ([`fixture`]), the stock kernel itself under QEMU ([`kernel`]), and `bcachectl` as a user runs
 //! it ([`tool`]).
 
+pub mod cache;
 pub mod fault;
 pub mod fixture;
 pub mod image;

@@ -8,7 +8,7 @@ use crate::cache_set::btree::WalkOptions;
 use crate::cache_set::{Bucket, CacheSet, GcMark};
 use crate::ops::invalidate::bits::BucketBits;
 use crate::ops::invalidate::refusal::{Reason, is_legal};
-use crate::ops::invalidate::survey::buckets_of;
+use crate::ops::invalidate::survey::{buckets_of, label_text};
 use crate::ops::invalidate::{InvalidateError, writes};
 use crate::units::{BucketIndex, Sectors};
 use uuid::Uuid;
@@ -188,7 +188,7 @@ fn find_volume(set: &CacheSet<'_>, name: &str) -> Result<u32, InvalidateError> {
     let mut slots: Vec<u32> = match Uuid::parse_str(name) {
         Ok(uuid) => named().filter(|(_, entry)| entry.uuid == uuid).map(|(slot, _)| slot).collect(),
         Err(_) => named()
-            .filter(|(_, entry)| entry.label.to_string() == name && !name.is_empty())
+            .filter(|(_, entry)| !name.is_empty() && label_text(entry) == name)
             .map(|(slot, _)| slot)
             .collect(),
     };
