@@ -1,12 +1,14 @@
 //! Support for tests that cross crates: what a test needs of the machine and how it says so when
 //! that is missing ([`need`]), image files and loop devices ([`image`]), images that stock kernels
-//! wrote ([`fixture`]), and the stock kernel itself under QEMU ([`kernel`]).
+//! wrote ([`fixture`]), the stock kernel itself under QEMU ([`kernel`]), and `bcachectl` as a user runs
+//! it ([`tool`]).
 
 pub mod fault;
 pub mod fixture;
 pub mod image;
 pub mod kernel;
 pub mod need;
+pub mod tool;
 
 pub use fixture::{Fixture, Verdict};
 pub use image::{LoopDevice, Scratch};

@@ -1,3 +1,4 @@
 //! What the `bcache-bench` binary is made of: the reference engine, and the benches.
 
+pub mod memory;
 pub mod reference;

@@ -7,9 +7,13 @@
 //!
 //! `DIFF_SEED` and `DIFF_EVENTS` repeat or lengthen a run.
 
-use bcache_bench::reference::Reference;
+use std::sync::Arc;
+
+use bcache_bench::reference::{OpenBuckets, Reference};
 use bcache_core::allocator::state::HandOut;
-use bcache_core::allocator::{Config, Found, Mark, Policy, Reserve, Safe, State};
+use bcache_core::allocator::{
+    Config, Found, Mark, Policy, Reserve, Safe, SectorAllocator, SectorRequest, State,
+};
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -30,8 +34,12 @@ struct Shape {
 
 struct Pair {
     shape: Shape,
-    fast: State,
+    fast: Arc<State>,
     reference: Reference,
+    sectors: SectorAllocator<Arc<State>>,
+    open_buckets: OpenBuckets,
+    /// Where streams of writes stand: volume, next sector, write point.
+    streams: Vec<(u32, u64, u32)>,
     rng: StdRng,
     /// Allocated buckets, once for each pin held.
     held: Vec<usize>,
@@ -44,6 +52,9 @@ struct Counts {
     events: u64,
     allocated: u64,
     alloc_failed: u64,
+    sectors_allocated: u64,
+    sectors_failed: u64,
+    sectors_partial: u64,
     passes: u64,
     invalidated: u64,
     gave_up: u64,
@@ -88,7 +99,13 @@ impl Pair {
         config.seed = rng.random();
         config.reclaim_in_gc = rng.random();
         config.expensive_debug_checks = true;
-        let fast = State::new(config).unwrap();
+        let fast = Arc::new(State::new(config).unwrap());
+        // Only writer 0 is used: then others make no difference.
+        let writers = rng.random_range(1..4);
+        let sectors = SectorAllocator::new(Arc::clone(&fast), writers, 64);
+        let streams = (0..rng.random_range(1..200))
+            .map(|_| (rng.random_range(0..4), rng.random_range(0..5) * 8, rng.random_range(0..40)))
+            .collect();
         let mut reference = Reference::new(&geometry, policy, config.seed, config.reclaim_in_gc);
         for b in reference.first..reference.buckets.len() {
             let coldest = if shape.hot { 30000 } else { 0 };
@@ -97,7 +114,17 @@ impl Pair {
             let bucket = &mut reference.buckets[b];
             (bucket.prio, bucket.bucket_gen, bucket.last_gc) = (prio, bucket_gen, bucket_gen);
         }
-        Self { shape, fast, reference, rng, held: Vec::new(), counts: Counts::default() }
+        Self {
+            shape,
+            fast,
+            reference,
+            sectors,
+            open_buckets: OpenBuckets::default(),
+            streams,
+            rng,
+            held: Vec::new(),
+            counts: Counts::default(),
+        }
     }
 
     fn any_bucket(&mut self) -> usize {
@@ -107,8 +134,10 @@ impl Pair {
     fn step(&mut self) {
         self.counts.events += 1;
         match self.rng.random_range(0..1000) {
-            0..250 => self.alloc(),
-            250..450 => self.unpin(),
+            0..50 => self.alloc(),
+            50..200 => self.alloc_sectors(),
+            200..205 => self.flash_only(),
+            205..450 => self.unpin(),
             450..500 => self.pin(),
             500..540 => self.free(),
             540..640 => self.hit(),
@@ -139,6 +168,62 @@ impl Pair {
                 self.compare_bucket(b);
             }
             None => self.counts.alloc_failed += 1,
+        }
+    }
+
+    fn alloc_sectors(&mut self) {
+        let at = self.rng.random_range(0..self.streams.len());
+        let (inode, offset, write_point) = self.streams[at];
+        let sectors = *[1, 7, 8, 8, 8, 64, 5000].choose(&mut self.rng).unwrap();
+        let moving_gc = self.rng.random_ratio(1, 10);
+        let request = SectorRequest { inode, offset, sectors, write_point, moving_gc, wait: false };
+        let fast = self.sectors.alloc_sectors(0, &request).ok();
+        let block_size = self.fast.config().geometry.block_size().0;
+        let reference = self.open_buckets.alloc_sectors(
+            &mut self.reference,
+            inode,
+            offset,
+            u64::from(sectors),
+            write_point,
+            moving_gc,
+            block_size,
+        );
+        assert_eq!(
+            fast.map(|a| (
+                index(a.pointer.bucket),
+                a.pointer.bucket_gen.0,
+                a.sector.0,
+                u64::from(a.sectors)
+            )),
+            reference.map(|r| (r.bucket, r.bucket_gen, r.sector, r.sectors))
+        );
+        let Some(piece) = reference else {
+            self.counts.sectors_failed += 1;
+            return;
+        };
+        self.counts.sectors_allocated += 1;
+        self.counts.sectors_partial += u64::from(piece.sectors < u64::from(sectors));
+        self.held.push(piece.bucket);
+        self.compare_bucket(piece.bucket);
+        assert_eq!(self.sectors.sectors_written(0), self.open_buckets.sectors_written);
+        let stream = &mut self.streams[at];
+        stream.1 += piece.sectors;
+        match self.rng.random_range(0..20) {
+            0 => stream.1 = self.rng.random_range(0..5) * 8,
+            1 => stream.2 = self.rng.random_range(0..40),
+            2 => stream.0 = self.rng.random_range(0..4),
+            _ => {}
+        }
+    }
+
+    fn flash_only(&mut self) {
+        let inode = self.rng.random_range(0..4);
+        let flash_only = self.rng.random();
+        self.sectors.set_flash_only(inode, flash_only);
+        if flash_only {
+            self.open_buckets.flash_only.insert(inode);
+        } else {
+            self.open_buckets.flash_only.remove(&inode);
         }
     }
 
@@ -458,6 +543,9 @@ fn allocator_and_reference_agree_step_by_step() {
     for (what, count) in [
         ("allocations", total.allocated),
         ("failed allocations", total.alloc_failed),
+        ("sector allocations", total.sectors_allocated),
+        ("failed sector allocations", total.sectors_failed),
+        ("partial sector allocations", total.sectors_partial),
         ("passes", total.passes),
         ("victims", total.invalidated),
         ("passes that gave up", total.gave_up),
@@ -477,6 +565,9 @@ fn add(total: &mut Counts, counts: &Counts) {
     total.events += counts.events;
     total.allocated += counts.allocated;
     total.alloc_failed += counts.alloc_failed;
+    total.sectors_allocated += counts.sectors_allocated;
+    total.sectors_failed += counts.sectors_failed;
+    total.sectors_partial += counts.sectors_partial;
     total.passes += counts.passes;
     total.invalidated += counts.invalidated;
     total.gave_up += counts.gave_up;

@@ -12,8 +12,33 @@ pub enum Failure {
     Usage = 2,
     /// Failed after writing had begun: at least one device has changed.
     Partial = 3,
-    /// `show --dirty`: there is dirty data.
-    DirtyData = 4,
+    /// Written and flushed, but it could not be read again to prove it.
+    Unproven = 4,
+    /// What was read back is not what was written: the device is in no state that can be told.
+    Undefined = 5,
+}
+
+/// `show --dirty`: there is dirty data.
+pub const DIRTY_DATA: u8 = 4;
+
+/// How a check ended: the statuses of fsck(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CheckStatus {
+    /// Nothing was found.
+    Clean = 0,
+    /// Something was found, and left as it is.
+    ErrorsLeft = 4,
+    /// The device could not be checked.
+    Failed = 8,
+    /// The command line makes no sense.
+    Usage = 16,
+}
+
+impl From<CheckStatus> for ExitCode {
+    fn from(status: CheckStatus) -> Self {
+        Self::from(status as u8)
+    }
 }
 
 impl From<Failure> for ExitCode {

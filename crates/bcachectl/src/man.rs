@@ -48,6 +48,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             before: text::SHOW_BEFORE,
             after: text::SHOW_AFTER,
         },
+        Page {
+            name: "bcachectl-check",
+            command: subcommand("check")?,
+            synopsis: &["[OPTIONS] DEV [BACKING...]"],
+            invocation: "bcachectl check",
+            before: text::CHECK_BEFORE,
+            after: text::CHECK_AFTER,
+        },
     ];
     pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
 }

@@ -21,13 +21,13 @@ pub mod prios;
 pub mod replacement;
 pub mod rescale;
 pub mod reserves;
-//TODO pub mod sectors;
-//TODO pub mod set;
-//TODO pub mod shared;
+pub mod sectors;
+pub mod set;
+pub mod shared;
 pub mod state;
 pub(crate) mod sync;
 pub mod table;
-//TODO pub mod thread;
+pub mod thread;
 mod vector;
 mod words;
 
@@ -37,12 +37,12 @@ pub use lifecycle::{Lifecycle, Safe};
 pub use replacement::{Found, Policy};
 pub use rescale::SetCounters;
 pub use reserves::{BtreeReserve, Reserve, Sizes};
-//TODO pub use sectors::{Allocated, SectorAllocator, SectorRequest};
-//TODO pub use set::{CacheSet, SetPointer};
-//TODO pub use shared::{AllocError, Shared};
+pub use sectors::{Allocated, SectorAllocator, SectorRequest};
+pub use set::{CacheSet, SetPointer};
+pub use shared::{AllocError, Shared};
 pub use state::{Config, State};
 pub use table::{Bucket, BucketTable, TableError};
-//TODO pub use thread::{AllocatorIo, AllocatorThread};
+pub use thread::{AllocatorIo, AllocatorThread};
 
 /// `GC_MARK`: what the last GC, or the allocation since, says a bucket holds (FORMAT.md §6.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]

@@ -13,23 +13,24 @@ pub struct SetCounters {
     /// Sectors of I/O between two rescalings.
     interval: i64,
     rescale: AtomicI64,
-    min_prio: AtomicU16,
+    /// Of each cache.
+    min_prio: Vec<AtomicU16>,
     need_gc: AtomicU8,
     avail_nbuckets: AtomicU64,
     prio_blocked: AtomicU32,
 }
 
 impl SetCounters {
-    /// Counters for `nbuckets` buckets (of all caches together) of `bucket_sectors` each.
+    /// Counters for `nbuckets` buckets of `bucket_sectors` each, of all `caches` together.
     ///
     /// The first I/O rescales, because the counter starts at 0, as the kernel's.
-    pub fn new(nbuckets: u64, bucket_sectors: u64) -> Self {
+    pub fn new(nbuckets: u64, bucket_sectors: u64, caches: usize) -> Self {
         let interval = nbuckets.saturating_mul(bucket_sectors) / 1024;
         Self {
             nbuckets,
             interval: i64::try_from(interval).unwrap_or(i64::MAX),
             rescale: AtomicI64::new(0),
-            min_prio: AtomicU16::new(0),
+            min_prio: (0..caches).map(|_| AtomicU16::new(0)).collect(),
             need_gc: AtomicU8::new(0),
             avail_nbuckets: AtomicU64::new(0),
             prio_blocked: AtomicU32::new(0),
@@ -56,11 +57,18 @@ impl SetCounters {
 
     /// The least prio that the last rescaling left: 0 before the first, 65535 if it aged nothing.
     pub fn min_prio(&self) -> u16 {
-        self.min_prio.load(Ordering::SeqCst)
+        self.min_prio.iter().map(|prio| prio.load(Ordering::SeqCst)).min().unwrap_or(0)
     }
 
-    pub(crate) fn set_min_prio(&self, min_prio: u16) {
-        self.min_prio.store(min_prio, Ordering::SeqCst);
+    /// The same of one cache alone: how old its oldest data is.
+    pub(crate) fn min_prio_of(&self, cache: usize) -> u16 {
+        self.min_prio.get(cache).map_or(0, |prio| prio.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn set_min_prio(&self, cache: usize, min_prio: u16) {
+        if let Some(prio) = self.min_prio.get(cache) {
+            prio.store(min_prio, Ordering::SeqCst);
+        }
     }
 
     /// The greatest distance of a gen from its `last_gc`; a GC is overdue above 96.
@@ -133,7 +141,7 @@ mod tests {
 
     #[test]
     fn io_rescales_at_once_and_then_every_1024th_of_the_cache() {
-        let set = SetCounters::new(1024, 1024);
+        let set = SetCounters::new(1024, 1024, 1);
         assert!(set.account(8));
         assert_eq!(set.until_rescale(), 1016);
         assert!(!set.account(1016));

@@ -93,6 +93,8 @@ pub struct Pass {
     pub invalidated: usize,
     /// Of those, the ones that held data.
     pub held_data: usize,
+    /// Greatest distance of a new gen from its `last_gc`.
+    pub gc_gen_max: u8,
     /// Whether it found enough. If it gave up, `invalidate_needs_gc` is set and GC is to be woken.
     pub found: Found,
 }
@@ -123,14 +125,13 @@ pub struct State {
     sizes: Sizes,
     bucket_sectors: u16,
     set: Arc<SetCounters>,
+    /// Number in its set.
+    device: usize,
     table: BucketTable,
     pub(crate) reserves: Mutex<Reserves>,
     refill: Mutex<Refill>,
     invalidate_needs_gc: AtomicBool,
 }
-
-/// Victims whose words are read ahead of invalidating them.
-const READ_AHEAD: usize = 16;
 
 /// Sweeps of one LRU pass. More than one only when other threads changed what the first named.
 const SWEEPS_MAX: usize = 3;
@@ -139,12 +140,16 @@ impl State {
     /// The allocator of a set with this one cache.
     pub fn new(config: Config) -> Result<Self, StateError> {
         let geometry = config.geometry;
-        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0);
-        Self::in_set(config, Arc::new(set))
+        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0, 1);
+        Self::in_set(config, Arc::new(set), 0)
     }
 
     /// The allocator of one cache of a set.
-    pub(crate) fn in_set(config: Config, set: Arc<SetCounters>) -> Result<Self, StateError> {
+    pub(crate) fn in_set(
+        config: Config,
+        set: Arc<SetCounters>,
+        device: usize,
+    ) -> Result<Self, StateError> {
         let geometry = config.geometry;
         let nbuckets = geometry.nbuckets();
         let sizes = Sizes::new(&geometry, config.btree_reserve)
@@ -156,6 +161,7 @@ impl State {
             sizes,
             bucket_sectors,
             set,
+            device,
             table: BucketTable::new(nbuckets, geometry.first_bucket().0)?,
             reserves: Mutex::new(Reserves::new(&sizes)),
             refill: Mutex::new(Refill {
@@ -259,7 +265,7 @@ impl State {
         self.may_invalidate()?;
         let mut refill = self.refill();
         let refill = &mut *refill;
-        let mut pass = Pass { invalidated: 0, held_data: 0, found: Found::Enough };
+        let mut pass = Pass { invalidated: 0, held_data: 0, gc_gen_max: 0, found: Found::Enough };
         pass.found = match self.config.policy {
             Policy::Lru => {
                 self.invalidate_lru(&mut refill.free_inc, &mut refill.scratch, &mut pass)
@@ -267,7 +273,8 @@ impl State {
             Policy::Fifo | Policy::Random => {
                 let Refill { free_inc, policy, .. } = refill;
                 let wanted = free_inc.fifo().room();
-                let mut take = |bucket| self.invalidate_one(bucket, None, free_inc, &mut pass);
+                let mut take =
+                    |bucket| self.invalidate_one(bucket, None, &mut pass) && free_inc.push(bucket);
                 if self.config.policy == Policy::Fifo {
                     policy.cursor.select(&self.table, wanted, &mut take)
                 } else {
@@ -275,6 +282,7 @@ impl State {
                 }
             }
         };
+        self.set.raise_need_gc(pass.gc_gen_max);
         if pass.found != Found::Enough {
             self.invalidate_needs_gc.store(true, Ordering::SeqCst);
         }
@@ -293,38 +301,32 @@ impl State {
             if wanted == 0 {
                 return Found::Enough;
             }
-            // Some to spare, for those that are hit or pinned since the sweep read them.
-            let named = lru::select(&self.table, min_prio, wanted + wanted / 64 + 8, scratch);
-            let mut refused = 0;
-            let mut victims = named.iter();
-            while !free_inc.fifo().is_full() && !victims.as_slice().is_empty() {
-                let batch = victims.as_slice();
-                let batch = batch.get(..READ_AHEAD.min(batch.len())).unwrap_or_default();
-                let touched = batch.iter().fold(0, |all, v| all ^ self.table.touch(v.bucket()));
-                std::hint::black_box(touched);
-                for victim in victims.by_ref().take(READ_AHEAD) {
-                    if free_inc.fifo().is_full() {
-                        break;
-                    }
-                    let limit = Some((victim, min_prio));
-                    let done = self.invalidate_one(victim.bucket(), limit, free_inc, pass);
-                    refused += usize::from(!done);
-                }
+            let selected = lru::select_and_take(
+                &self.table,
+                min_prio,
+                wanted,
+                scratch,
+                |victim| self.invalidate_one(victim.bucket(), Some((&victim, min_prio)), pass),
+                |victim| {
+                    free_inc.push(victim.bucket());
+                },
+            );
+            if selected.taken == wanted {
+                return Found::Enough;
             }
-            if !free_inc.fifo().is_full() && refused == 0 {
+            if selected.refused == 0 {
                 return Found::GaveUp;
             }
         }
         if free_inc.fifo().is_full() { Found::Enough } else { Found::GaveUp }
     }
 
-    /// Invalidates one bucket and appends it to `free_inc`; false when it may not go, or when it is
-    /// hotter by now than the LRU sweep saw it.
+    /// Invalidates one bucket; false when it may not go, or when it is hotter by now than the LRU
+    /// sweep saw it.
     fn invalidate_one(
         &self,
         bucket: BucketIndex,
         limit: Option<(&Victim, u16)>,
-        free_inc: &mut FreeInc,
         pass: &mut Pass,
     ) -> bool {
         let still = |hot: super::words::Hot| {
@@ -333,10 +335,10 @@ impl State {
             })
         };
         let Some(invalidated) = self.table.try_invalidate(bucket, still) else { return false };
-        self.set.raise_need_gc(invalidated.gc_gen);
+        pass.gc_gen_max = pass.gc_gen_max.max(invalidated.gc_gen);
         pass.invalidated += 1;
         pass.held_data += usize::from(invalidated.held_data);
-        free_inc.push(bucket)
+        true
     }
 
     /// Everything in `free_inc` may be handed out from now on: its gens are durable, or the set is
@@ -410,16 +412,15 @@ impl State {
     pub fn rescale_priorities(&self, sectors: u32) -> bool {
         let due = self.set.account(sectors);
         if due {
-            self.set.set_min_prio(self.rescale_now());
+            self.rescale_now();
         }
         due
     }
 
-    /// Ages all prios of this cache; the least that is left. The set's `min_prio` is the caller's to
-    /// set, over all caches.
-    pub(crate) fn rescale_now(&self) -> u16 {
+    /// Ages all prios of this cache.
+    pub(crate) fn rescale_now(&self) {
         let _refill = self.refill();
-        self.table.rescale()
+        self.set.set_min_prio(self.device, self.table.rescale());
     }
 
     /// Begins a GC on this cache (FORMAT.md §6.4).

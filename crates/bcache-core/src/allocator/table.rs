@@ -20,7 +20,7 @@
 
 use crate::units::{BucketIndex, Gen, Prio};
 
-use super::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, lock};
+use super::sync::{AtomicBool, AtomicU32, BriefGuard, BriefLock, Ordering};
 use super::words::{Cold, Hot};
 use super::{Mark, vector};
 
@@ -122,7 +122,8 @@ pub(crate) struct Invalidated {
 
 /// Alone on its cache line, so that neighbours do not slow each other down.
 #[repr(align(64))]
-struct Stripe(Mutex<()>);
+#[derive(Default)]
+struct Stripe(BriefLock);
 
 /// The buckets of one cache device.
 pub struct BucketTable {
@@ -153,7 +154,7 @@ impl BucketTable {
             first_bucket,
             hot: words(Hot(0).with_barred(true).0)?,
             cold: words(0)?,
-            stripes: (0..STRIPES).map(|_| Stripe(Mutex::new(()))).collect(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             gc_mark_valid: AtomicBool::new(false),
         })
     }
@@ -190,8 +191,8 @@ impl BucketTable {
 
     /// The stripe lock of a bucket. The index is always in range, so the first stripe is never a
     /// stand-in for another.
-    fn stripe(&self, index: usize) -> Option<MutexGuard<'_, ()>> {
-        self.stripes.get(index / CHUNK % STRIPES).map(|stripe| lock(&stripe.0))
+    fn stripe(&self, index: usize) -> Option<BriefGuard<'_>> {
+        self.stripes.get(index / CHUNK % STRIPES).map(|stripe| stripe.0.lock())
     }
 
     /// Changes a hot word under its stripe lock; gives back what it was.

@@ -12,11 +12,14 @@ use super::Mark;
 /// | bits | field |
 /// |---|---|
 /// | 16..32 | prio |
-/// | 3..16 | `GC_SECTORS_USED` |
-/// | 1..3 | `GC_MARK` |
-/// | 0 | barred: pinned, or its gen may not rise, or a GC runs that it was not reclaimable before |
+/// | 15 | low bit of `GC_MARK` |
+/// | 14 | high bit of `GC_MARK`: Dirty or Metadata |
+/// | 13 | barred: pinned, or its gen may not rise, or a GC runs that it was not reclaimable before |
+/// | 0..13 | `GC_SECTORS_USED` |
 ///
-/// The barred bit repeats what [`Cold`] says, so that one word tells a sweep all it needs.
+/// The barred bit repeats what [`Cold`] says, so that one word tells a sweep all it needs. The two
+/// bits that exclude a bucket are just above the sectors, so that to the sweep's multiplication such
+/// a bucket has more sectors than any can have, and ranks behind the others by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hot(pub(crate) u32);
 
@@ -24,14 +27,12 @@ impl Hot {
     /// One step of prio.
     pub(crate) const PRIO_ONE: u32 = 1 << 16;
     pub(crate) const PRIO_SHIFT: u32 = 16;
-    pub(crate) const SECTORS_SHIFT: u32 = 3;
     pub(crate) const SECTORS_MASK: u32 = 0x1fff;
-    pub(crate) const BARRED: u32 = 1;
-    const MARK_SHIFT: u32 = 1;
-    const MARK_MASK: u32 = 0b11;
-    /// Bits that keep a bucket from being a victim: barred, or a mark of Dirty or Metadata, which
-    /// are the two with the high bit set.
-    pub(crate) const EXCLUDED: u32 = Self::BARRED | 0b100;
+    pub(crate) const BARRED: u32 = 1 << 13;
+    const MARK_HIGH: u32 = 1 << 14;
+    const MARK_LOW: u32 = 1 << 15;
+    /// Bits that keep a bucket from being a victim.
+    pub(crate) const EXCLUDED: u32 = Self::BARRED | Self::MARK_HIGH;
 
     pub(crate) const fn prio(self) -> Prio {
         let [_, _, low, high] = self.0.to_le_bytes();
@@ -40,16 +41,16 @@ impl Hot {
 
     /// 0 to 8191.
     pub(crate) const fn sectors_used(self) -> u16 {
-        let [low, high, _, _] = self.0.to_le_bytes();
-        u16::from_le_bytes([low, high]) >> Self::SECTORS_SHIFT
+        let [low, high, _, _] = (self.0 & Self::SECTORS_MASK).to_le_bytes();
+        u16::from_le_bytes([low, high])
     }
 
     pub(crate) const fn mark(self) -> Mark {
-        match (self.0 >> Self::MARK_SHIFT) & Self::MARK_MASK {
-            0 => Mark::None,
-            1 => Mark::Reclaimable,
-            2 => Mark::Dirty,
-            _ => Mark::Metadata,
+        match (self.0 & Self::MARK_HIGH != 0, self.0 & Self::MARK_LOW != 0) {
+            (false, false) => Mark::None,
+            (false, true) => Mark::Reclaimable,
+            (true, false) => Mark::Dirty,
+            (true, true) => Mark::Metadata,
         }
     }
 
@@ -69,24 +70,23 @@ impl Hot {
     /// As the kernel's 13-bit field: higher bits of `sectors` are lost (FORMAT.md §10.7).
     #[must_use]
     pub(crate) fn with_sectors_used(self, sectors: u16) -> Self {
-        let field = (u32::from(sectors) & Self::SECTORS_MASK) << Self::SECTORS_SHIFT;
-        Self((self.0 & !(Self::SECTORS_MASK << Self::SECTORS_SHIFT)) | field)
+        Self((self.0 & !Self::SECTORS_MASK) | (u32::from(sectors) & Self::SECTORS_MASK))
     }
 
     #[must_use]
-    pub(crate) fn with_mark(self, mark: Mark) -> Self {
-        let field: u32 = match mark {
+    pub(crate) const fn with_mark(self, mark: Mark) -> Self {
+        let field = match mark {
             Mark::None => 0,
-            Mark::Reclaimable => 1,
-            Mark::Dirty => 2,
-            Mark::Metadata => 3,
+            Mark::Reclaimable => Self::MARK_LOW,
+            Mark::Dirty => Self::MARK_HIGH,
+            Mark::Metadata => Self::MARK_HIGH | Self::MARK_LOW,
         };
-        Self((self.0 & !(Self::MARK_MASK << Self::MARK_SHIFT)) | (field << Self::MARK_SHIFT))
+        Self((self.0 & !(Self::MARK_HIGH | Self::MARK_LOW)) | field)
     }
 
     #[must_use]
-    pub(crate) fn with_barred(self, barred: bool) -> Self {
-        Self((self.0 & !Self::BARRED) | u32::from(barred))
+    pub(crate) const fn with_barred(self, barred: bool) -> Self {
+        Self(if barred { self.0 | Self::BARRED } else { self.0 & !Self::BARRED })
     }
 }
 

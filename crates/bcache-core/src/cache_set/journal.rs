@@ -8,11 +8,13 @@
 //! Memory: a few words for each entry on the device, and the bytes of the entries that the kernel
 //! keeps (`last_seq` to the newest), at most the size of the journal.
 
+use std::collections::HashSet;
+
 use crate::cache_set::CacheDevice;
 use crate::cache_set::journal_search::{self, Found};
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::{Bkey, KeyIter};
-use crate::layout::jset::{JSET_BYTES_MAX, JSET_HEADER_BYTES, Jset, JsetError};
+use crate::layout::jset::{JSET_BYTES_MAX, JSET_HEADER_BYTES, Jset, JsetError, seq_hint};
 use crate::units::{BucketIndex, Sectors};
 
 /// Bytes of a journal bucket that are read at once: whole entries fit.
@@ -57,6 +59,8 @@ pub enum Stop {
         offset: u64,
         /// Why not.
         error: JsetError,
+        /// The sequence number that it has, or would have if its magic were right.
+        seq_hint: Option<u64>,
     },
     /// The device refused to read from this byte on.
     Unreadable {
@@ -253,12 +257,13 @@ impl Journal {
 
     fn report(&self, problem: &mut dyn FnMut(JournalProblem)) {
         let newest_seq = self.newest().map(|entry| entry.jset.seq());
+        let seqs: HashSet<u64> = self.headers().map(|header| header.seq).collect();
         for (index, bucket) in self.buckets.iter().enumerate() {
-            let Stop::NoEntry { offset, error } = bucket.stop else { continue };
-            if let JsetError::BadChecksum { seq, .. } | JsetError::TooLong { seq, .. } = error {
+            let Stop::NoEntry { offset, error, seq_hint } = bucket.stop else { continue };
+            if self.would_matter(bucket, &error, seq_hint, &seqs) {
                 let place = JournalPlace { index, bucket: bucket.bucket, offset };
-                let follows_newest =
-                    newest_seq.and_then(|newest| newest.checked_add(1)) == Some(seq);
+                let next = newest_seq.and_then(|newest| newest.checked_add(1));
+                let follows_newest = next.is_some() && next == seq_hint;
                 problem(JournalProblem::Torn { place, error, follows_newest });
             }
         }
@@ -284,6 +289,35 @@ impl Journal {
             keys.by_ref().for_each(drop);
             if keys.truncated() {
                 problem(JournalProblem::KeysTruncated { seq, place });
+            }
+        }
+    }
+
+    /// Whether what ends `bucket` could have been an entry that is missed now: not one of an older
+    /// cycle, nor one that was written again elsewhere.
+    fn would_matter(
+        &self,
+        bucket: &JournalBucket,
+        error: &JsetError,
+        seq_hint: Option<u64>,
+        seqs: &HashSet<u64>,
+    ) -> bool {
+        let Some(newest) = self.newest() else {
+            return !matches!(error, JsetError::BadMagic { .. } | JsetError::TooShort { .. });
+        };
+        let (seq, last_seq) = (newest.jset.seq(), newest.jset.last_seq());
+        let expected = bucket.entries.last().and_then(|last| last.seq.checked_add(1));
+        let missed = |candidate: u64| candidate >= last_seq && !seqs.contains(&candidate);
+        match error {
+            JsetError::TooShort { .. } => false,
+            // Nearly always the end of what was written, or the middle of an older entry.
+            JsetError::BadMagic { .. } => seq_hint.is_some_and(|hint| {
+                missed(hint)
+                    && (Some(hint) == expected
+                        || expected.is_none() && hint <= seq.saturating_add(1))
+            }),
+            JsetError::TooLong { .. } | JsetError::BadChecksum { .. } => {
+                seq_hint.is_some_and(missed) || expected.is_some_and(missed)
             }
         }
     }
@@ -388,10 +422,18 @@ fn read_bucket(
                 entries.push(EntryHeader { seq, last_seq, bytes: length, place });
                 offset = offset.saturating_add(length.next_multiple_of(block_bytes.max(1)).max(1));
             }
-            Err(error) => break Stop::NoEntry { offset, error },
+            Err(error) => break Stop::NoEntry { offset, error, seq_hint: hint(bytes, &error) },
         }
     };
     JournalBucket { bucket, entries, stop }
+}
+
+fn hint(bytes: &[u8], error: &JsetError) -> Option<u64> {
+    match *error {
+        JsetError::TooShort { .. } => None,
+        JsetError::BadMagic { .. } => seq_hint(bytes),
+        JsetError::TooLong { seq, .. } | JsetError::BadChecksum { seq, .. } => Some(seq),
+    }
 }
 
 /// Reads one entry again; `None` when it is another one now.

@@ -169,7 +169,7 @@ mod tests {
             .collect();
         for seq in 1..=total {
             let nth = (seq - 1) / per_bucket;
-            let index = (start + nth as usize) % count;
+            let index = (start + usize::try_from(nth).unwrap()) % count;
             let slot = (seq - 1) % per_bucket;
             let place =
                 JournalPlace { index, bucket: BucketIndex(index as u64 + 1), offset: slot * 512 };
@@ -177,7 +177,7 @@ mod tests {
             let entry = EntryHeader { seq, last_seq, bytes: 240, place };
             let entries = &mut buckets[index].entries;
             // Entries of the cycle before stay behind the new ones until they are overwritten.
-            match entries.get_mut(slot as usize) {
+            match entries.get_mut(usize::try_from(slot).unwrap()) {
                 Some(old) => *old = entry,
                 None => entries.push(entry),
             }
@@ -194,17 +194,17 @@ mod tests {
             start in 0usize..2,
             total in 1u64..2000,
             per_bucket in 1u64..9,
-            pinned_share in 0.0f64..1.0,
+            pinned_percent in 0u64..100,
         ) {
             // The kernel always leaves a bucket free between the newest and the oldest needed.
             let room = ((count as u64 - 1) * per_bucket).saturating_sub(per_bucket).max(1);
-            let pinned = ((room as f64 * pinned_share) as u64).max(1);
+            let pinned = (room * pinned_percent / 100).max(1);
             let buckets = journal(count, start, total, per_bucket, pinned);
             let found = search(&buckets);
             let last_seq = total.saturating_sub(pinned - 1).max(1);
             let seqs: Vec<u64> = found.list.iter().map(|entry| entry.seq).collect();
             prop_assert_eq!(seqs, (last_seq..=total).collect::<Vec<_>>());
-            let newest = (start + ((total - 1) / per_bucket) as usize) % count;
+            let newest = (start + usize::try_from((total - 1) / per_bucket).unwrap()) % count;
             prop_assert_eq!(found.current, newest);
         }
     }

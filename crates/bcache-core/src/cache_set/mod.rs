@@ -218,6 +218,8 @@ pub struct VolumeUsage {
     pub dirty_sectors: Sectors,
     /// Extents that are cached.
     pub extents: u64,
+    /// Where the last of them ends: a sector of the backing device.
+    pub end: u64,
 }
 
 /// A cache set as read.

@@ -127,9 +127,13 @@ mod tests {
         fn later_keys_win_and_the_rest_of_the_btree_stays(replay in keys(), below in keys()) {
             let overlay = Overlay::new(replay.iter().copied());
             let mut expected = Sectorwise::new();
-            replay.iter().for_each(|key| add(&mut expected, key));
+            for key in &replay {
+                add(&mut expected, key);
+            }
             let mut found = Sectorwise::new();
-            overlay.extents().iter().for_each(|key| add(&mut found, key));
+            for key in overlay.extents() {
+                add(&mut found, key);
+            }
             prop_assert_eq!(&found, &expected);
             let sectors: u64 = overlay.extents().iter().map(|key| key.size().0).sum();
             prop_assert_eq!(sectors, expected.len() as u64, "extents overlap");

@@ -13,6 +13,7 @@ use crate::cache_set::{
     PrioChain, Progress, ReadError, ReadOptions, UuidTable, Visitor, VolumeUsage,
 };
 use crate::layout::bkey::{Bkey, Pos};
+use crate::layout::uuid_entry::UuidEntry;
 use crate::units::{BUCKET_GC_GEN_MAX, BucketIndex, GC_SECTORS_USED_MAX, Sectors};
 
 pub(super) fn read<'d>(
@@ -80,7 +81,9 @@ fn read_journal(cache: &CacheDevice<'_>, visitor: &mut dyn Visitor) -> Journal {
         },
         &mut |problem| problems.push(problem),
     );
-    problems.into_iter().for_each(|problem| visitor.problem(problem.into()));
+    for problem in problems {
+        visitor.problem(problem.into());
+    }
     journal
 }
 
@@ -104,7 +107,9 @@ fn read_prios(
         },
         &mut |problem| problems.push(problem),
     );
-    problems.into_iter().for_each(|problem| visitor.problem(problem.into()));
+    for problem in problems {
+        visitor.problem(problem.into());
+    }
     prios
 }
 
@@ -200,11 +205,12 @@ impl Marker<'_, '_> {
             volume.dirty_sectors += key.size();
         }
         volume.extents += 1;
+        volume.end = volume.end.max(key.offset());
     }
 
     fn check_volume(&mut self, origin: KeySource, key: &Bkey) {
         if self.uuids.bucket.is_some()
-            && self.uuids.get(key.inode()).is_none_or(|entry| entry.is_empty())
+            && self.uuids.get(key.inode()).is_none_or(UuidEntry::is_empty)
         {
             self.problem(BucketProblem::NoVolume { origin, key: *key });
         }

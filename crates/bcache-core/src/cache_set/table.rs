@@ -69,6 +69,7 @@ impl std::fmt::Display for GcMark {
 
 /// One bucket, as the kernel would hold it right after registration has marked all keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "`gen` is reserved: bucket_gen is its name here")]
 pub struct Bucket {
     prio: Prio,
     gc: u16,

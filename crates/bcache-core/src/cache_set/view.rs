@@ -2,6 +2,10 @@
 //!
 //! A [`View`] answers from the btree with the journal's keys laid over it, as the kernel does after
 //! registration. It reads the nodes on the way and keeps the last ones.
+//!
+//! Keys count sectors of the *backing device*, from its first sector on: sector 0 of `/dev/bcacheN`
+//! is at the device's data offset in the keys (`cached_dev_submit_bio`). A flash-only volume has no
+//! such offset.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -53,7 +57,7 @@ pub enum LookupError {
 pub struct Extent {
     /// Slot of the volume.
     pub inode: u32,
-    /// First sector of the volume.
+    /// First sector, as keys count: of the backing device.
     pub start: u64,
     /// Sector after the last.
     pub end: u64,
@@ -134,7 +138,7 @@ impl<'s, 'd> View<'s, 'd> {
     }
 
     /// Tells what the cache has for the sectors `[start, end)` of the volume in slot `inode`, in
-    /// order and without gaps.
+    /// order and without gaps. Sectors are those of keys: of the backing device.
     pub fn lookup(
         &mut self,
         inode: u32,
@@ -250,6 +254,8 @@ pub struct VolumeReader<'s, 'd> {
 impl<'s, 'd> VolumeReader<'s, 'd> {
     /// The volume in slot `inode` of `set`. `backing` is its backing device and the sector at which
     /// the data starts there; a flash-only volume has none and reads as zeroes where nothing is.
+    ///
+    /// Offsets are those of `/dev/bcacheN`: 0 is the first byte of data.
     pub fn new(
         set: &'s CacheSet<'d>,
         inode: u32,
@@ -264,11 +270,11 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
         if offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0 {
             return Err(VolumeReadError::Misaligned { offset, len });
         }
-        let start = offset / SECTOR_BYTES;
+        let data_offset = self.backing.map_or(0, |(_, data_offset)| data_offset.0);
+        let start = (offset / SECTOR_BYTES).saturating_add(data_offset);
+        let end = start.saturating_add(len / SECTOR_BYTES);
         let mut extents = Vec::new();
-        self.view.lookup(self.inode, start, start + len / SECTOR_BYTES, &mut |extent| {
-            extents.push(extent);
-        })?;
+        self.view.lookup(self.inode, start, end, &mut |extent| extents.push(extent))?;
         let mut rest = buf;
         for extent in extents {
             let bytes = Sectors(extent.end.saturating_sub(extent.start)).bytes();
@@ -279,9 +285,8 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
                 (Some(sector), _) => {
                     self.view.set().cache.device().read_at(sector.bytes(), part)?;
                 }
-                (None, Some((device, data_offset))) => {
-                    let sector = Sectors(extent.start) + data_offset;
-                    device.read_at(sector.bytes(), part)?;
+                (None, Some((device, _))) => {
+                    device.read_at(Sectors(extent.start).bytes(), part)?;
                 }
                 (None, None) => part.fill(0),
             }

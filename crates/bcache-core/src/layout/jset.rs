@@ -155,6 +155,17 @@ pub fn claimed_bytes(bytes: &[u8], magic: SetMagic, rest: usize) -> Result<usize
     })
 }
 
+/// The sequence number at the start of `bytes`, where everything but magic and checksum looks like
+/// an entry's header: what is left of an entry whose magic was damaged.
+pub fn seq_hint(bytes: &[u8]) -> Option<u64> {
+    let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
+    let plausible = raw.version.get() == JSET_VERSION
+        && raw.seq.get() != 0
+        && raw.last_seq.get() <= raw.seq.get()
+        && raw.last_seq.get() != 0;
+    plausible.then(|| raw.seq.get())
+}
+
 impl Jset {
     /// The entry at the start of `bytes`, checked as the kernel checks it: magic, length, checksum.
     ///

@@ -186,6 +186,14 @@ pub enum Warning {
         /// The block size.
         block_size: Sectors,
     },
+    /// The data of a backing device starts within a block: the kernel passes every request that is
+    /// no whole blocks of the disk by the cache (`check_should_bypass`), so all of them.
+    DataOffsetSplitsBlocks {
+        /// Where the data starts.
+        data_offset: Sectors,
+        /// The block size.
+        block_size: Sectors,
+    },
     /// A backing cache mode that no kernel knows.
     CacheModeUnknown {
         /// The value.
@@ -258,6 +266,12 @@ impl fmt::Display for Warning {
                 "block size of {} sectors: kernels since 6.11 refuse what is no power of two or \
                  larger than a page",
                 block_size.0
+            ),
+            Self::DataOffsetSplitsBlocks { data_offset, block_size } => write!(
+                f,
+                "the data starts at sector {}, no multiple of the block of {} sectors: a cache with \
+                 that block size caches nothing of it",
+                data_offset.0, block_size.0
             ),
             Self::CacheModeUnknown { value } => write!(f, "cache mode {value} is unknown"),
             Self::DependsOnJournal => f.write_str(
@@ -412,6 +426,10 @@ fn warnings(sb: &Superblock, target: &Target) -> Vec<Warning> {
             let block_size = sb.block_size();
             if !block_size.0.is_power_of_two() || block_size.0 > PAGE_SECTORS {
                 warnings.push(Warning::BackingBlockSize { block_size });
+            }
+            let data_offset = sb.data_offset();
+            if block_size.0 != 0 && data_offset.0 % block_size.0 != 0 {
+                warnings.push(Warning::DataOffsetSplitsBlocks { data_offset, block_size });
             }
             if sb.cache_mode().is_none() {
                 warnings.push(Warning::CacheModeUnknown { value: sb.cache_mode_raw() });

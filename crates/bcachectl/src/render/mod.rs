@@ -1,3 +1,4 @@
 //! Reports as tables and JSON.
 
 pub mod device;
+pub mod invalidate;

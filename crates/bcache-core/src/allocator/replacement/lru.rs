@@ -8,8 +8,9 @@
 //! 2. The sweep collects what passes. When it has collected several times what is wanted, it keeps
 //!    the best and lowers the threshold to the worst of those; from then on ties do not pass, as
 //!    with the kernel's heap.
-//! 3. If the guess was too low, it sweeps again with a higher one, at most twice.
-//! 4. The best are selected in linear time, and only they are sorted.
+//! 3. If the guess was too low, it sweeps again without one.
+//! 4. The best are told from the rest in linear time. They are invalidated in the order of the
+//!    table, which is the order that memory likes, and only then sorted.
 //!
 //! Keys are 32 bits there. `bucket_prio` itself is 64 bits around an inner 32-bit wrap, which shows
 //! when `min_prio` is over 32768 (65535 after a rescaling that aged nothing) or when a bucket's prio
@@ -52,9 +53,35 @@ impl Victim {
 /// Memory that passes reuse.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    keyed: Vec<u64>,
-    victims: Vec<Victim>,
+    keyed: Pile<u64>,
+    exact: Pile<Victim>,
 }
+
+/// What a sweep collected, in the order of the table, and room to work on it.
+#[derive(Debug)]
+struct Pile<K> {
+    collected: Vec<K>,
+    taken: Vec<K>,
+    spare: Vec<K>,
+}
+
+impl<K> Default for Pile<K> {
+    fn default() -> Self {
+        Self { collected: Vec::new(), taken: Vec::new(), spare: Vec::new() }
+    }
+}
+
+/// How far a selection got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// Buckets that were taken.
+    pub taken: usize,
+    /// Buckets that were named and refused.
+    pub refused: usize,
+}
+
+/// Buckets sampled at each place that is sampled: half a cache line.
+const SAMPLED_PER_LINE: usize = 8;
 
 /// Groups swept before what they yielded is looked at.
 const BLOCK_GROUPS: usize = 32;
@@ -62,34 +89,121 @@ const BLOCK_GROUPS: usize = 32;
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
 
+/// Victims whose words are read ahead of taking them, so that their cache misses overlap.
+const READ_AHEAD: usize = 16;
+
 /// The `count` buckets that may be invalidated with the least `bucket_prio`, ascending, or all of
 /// them when there are fewer.
-pub fn select<'a>(
+pub fn select(
     table: &BucketTable,
     min_prio: u16,
     count: usize,
-    scratch: &'a mut Scratch,
-) -> &'a [Victim] {
-    scratch.victims.clear();
+    scratch: &mut Scratch,
+) -> Vec<Victim> {
+    let mut victims = Vec::with_capacity(count.min(table.hot().len()));
+    select_and_take(table, min_prio, count, scratch, |_| true, |victim| victims.push(victim));
+    victims
+}
+
+/// Has `take` try the `count` buckets with the least `bucket_prio`, in the order of the table, and
+/// for each that it refuses one of the next best; then gives those taken to `push`, ascending.
+///
+/// Fewer are taken only when fewer may be invalidated, or when many were refused.
+pub(crate) fn select_and_take(
+    table: &BucketTable,
+    min_prio: u16,
+    count: usize,
+    scratch: &mut Scratch,
+    mut take: impl FnMut(Victim) -> bool,
+    mut push: impl FnMut(Victim),
+) -> Selected {
+    if count == 0 {
+        return Selected { taken: 0, refused: 0 };
+    }
     let words = table.hot();
     let first = u32::try_from(table.first_bucket().0).unwrap_or(u32::MAX);
-    if count == 0 {
-        return &scratch.victims;
-    }
     if min_prio <= Prio::INITIAL.0 {
         let min = u32::from(min_prio);
         let base = min.wrapping_sub((u32::from(Prio::INITIAL.0) - min) / 8);
-        let mut sweep = Sweep { words, base, count, keyed: &mut scratch.keyed };
-        if sweep.run() {
-            scratch.victims.extend(scratch.keyed.iter().map(|&keyed| Victim {
+        if (Sweep { words, base, count, pile: &mut scratch.keyed }).run() {
+            let victim = |keyed: u64| Victim {
                 bucket_prio: keyed >> 32,
                 index: index_of(keyed).saturating_add(first),
-            }));
-            return &scratch.victims;
+            };
+            let pile = &mut scratch.keyed;
+            let selected = pile.take_best(table, count, victim, &mut take);
+            sort_by_key(&mut pile.taken, &mut pile.spare);
+            pile.taken.iter().for_each(|&keyed| push(victim(keyed)));
+            return selected;
         }
     }
-    select_exact(words, first, min_prio, count, &mut scratch.victims);
-    &scratch.victims
+    let pile = &mut scratch.exact;
+    collect_exact(words, first, min_prio, count, pile);
+    let selected = pile.take_best(table, count, |victim| victim, &mut take);
+    pile.taken.sort_unstable();
+    pile.taken.iter().for_each(|&victim| push(victim));
+    selected
+}
+
+impl<K: Copy + Ord> Pile<K> {
+    /// The greatest of the `count` least: no two are equal, so exactly `count` are not above it.
+    /// `None` when there are not more than `count`.
+    fn last_of_best(&mut self, count: usize) -> Option<K> {
+        if self.collected.len() <= count {
+            return None;
+        }
+        self.spare.clear();
+        self.spare.extend_from_slice(&self.collected);
+        let (_, &mut last, _) = self.spare.select_nth_unstable(count.saturating_sub(1));
+        Some(last)
+    }
+
+    /// Has `take` try the `count` least, and more while it refuses; leaves those taken in `taken`.
+    fn take_best(
+        &mut self,
+        table: &BucketTable,
+        count: usize,
+        victim: impl Fn(K) -> Victim,
+        take: &mut impl FnMut(Victim) -> bool,
+    ) -> Selected {
+        let last = self.last_of_best(count);
+        let is_best = |item: &K| last.is_none_or(|last| *item <= last);
+        let mut refused = 0;
+        self.taken.clear();
+        let mut best = self.collected.iter().copied().filter(is_best);
+        let mut batch = Vec::with_capacity(READ_AHEAD);
+        loop {
+            batch.extend(best.by_ref().take(READ_AHEAD));
+            if batch.is_empty() {
+                break;
+            }
+            let touch = |all, &item: &K| all ^ table.touch(victim(item).bucket());
+            std::hint::black_box(batch.iter().fold(0, touch));
+            for item in batch.drain(..) {
+                if take(victim(item)) {
+                    self.taken.push(item);
+                } else {
+                    refused += 1;
+                }
+            }
+        }
+        if refused > 0 {
+            self.spare.clear();
+            self.spare.extend(self.collected.iter().filter(|item| !is_best(item)));
+            self.spare.sort_unstable();
+            for &item in &self.spare {
+                if self.taken.len() >= count {
+                    break;
+                }
+                if take(victim(item)) {
+                    self.taken.push(item);
+                } else {
+                    refused += 1;
+                }
+            }
+        }
+        Selected { taken: self.taken.len(), refused }
+    }
 }
 
 /// The low half of a key and index packed as one number.
@@ -98,31 +212,24 @@ fn index_of(keyed: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
+/// The high half.
+fn key_of(keyed: u64) -> u32 {
+    let [.., a, b, c, d] = keyed.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
 struct Sweep<'a> {
     words: &'a [AtomicU32],
     base: u32,
     count: usize,
-    keyed: &'a mut Vec<u64>,
+    pile: &'a mut Pile<u64>,
 }
 
 impl Sweep<'_> {
-    /// Leaves the victims in `keyed`, ascending; false when fewer than `count` have keys that fit.
+    /// Collects at least the `count` best; false when fewer than that have keys that fit.
     fn run(&mut self) -> bool {
-        let mut threshold = self.guess();
-        loop {
-            let at_most = threshold.unwrap_or(KEY_MAX);
-            self.sweep(at_most);
-            if self.keyed.len() >= self.count {
-                self.keep_best();
-                self.keyed.sort_unstable();
-                return true;
-            }
-            if at_most >= KEY_MAX {
-                return false;
-            }
-            // The sample misled: take all that is at hand, the sweep itself finds the threshold.
-            threshold = None;
-        }
+        // When the sample misled, all is taken and the sweep itself finds a threshold.
+        self.guess().is_some_and(|threshold| self.sweep(threshold)) || self.sweep(KEY_MAX)
     }
 
     /// A threshold that somewhat more than `count` buckets should pass, from about one in 256 of
@@ -137,15 +244,19 @@ impl Sweep<'_> {
             return None;
         }
         let stride = self.words.len() / lines;
-        let mut keys: Vec<u32> = Vec::with_capacity(lines * 4);
+        // First only the reads, so that their cache misses overlap.
+        let mut sample = Vec::with_capacity(lines * SAMPLED_PER_LINE);
         let mut jitter = 0x9e37_79b9usize;
         for line in 0..lines {
             jitter = jitter.wrapping_mul(0x915f_77f5).wrapping_add(0x3c6e_f35f);
             let start = line * stride + (jitter >> 8) % stride;
             let window = self.words.get(start..).unwrap_or_default();
-            keys.extend(window.iter().take(4).filter_map(|word| self.key(word)));
+            let window = window.iter().take(SAMPLED_PER_LINE);
+            sample.extend(window.map(|word| word.load(Ordering::Relaxed)));
         }
-        let sampled = lines * 4;
+        let sampled = sample.len();
+        let mut keys: Vec<_> =
+            sample.into_iter().filter_map(|word| fitting_key(word, self.base)).collect();
         // Expected rank in the sample, and four standard deviations more.
         let rank = self.count.checked_mul(sampled)? / self.words.len();
         let rank = rank + rank.isqrt() * 4 + 8;
@@ -156,17 +267,13 @@ impl Sweep<'_> {
         Some(*key)
     }
 
-    fn key(&self, word: &AtomicU32) -> Option<u32> {
-        let word = word.load(Ordering::Relaxed);
-        let key = vector::key(word, self.base);
-        (!Hot(word).excluded() && key <= KEY_MAX).then_some(key)
-    }
-
-    /// Collects the buckets whose key is at most `threshold`, or the best of them.
-    fn sweep(&mut self, mut threshold: u32) {
+    /// Collects the buckets whose key is at most `threshold`, or the best of them; whether they are
+    /// enough.
+    fn sweep(&mut self, mut threshold: u32) -> bool {
         let room = self.count.saturating_mul(4).max(1024);
-        self.keyed.clear();
+        self.pile.collected.clear();
         let mut masks = [0u64; BLOCK_GROUPS];
+        let mut candidates = [0usize; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
             let groups = words.len() / GROUP;
             vector::victims(
@@ -176,56 +283,103 @@ impl Sweep<'_> {
                 masks.get_mut(..groups).unwrap_or_default(),
             );
             let start = block * GROUP * BLOCK_GROUPS;
-            for (group, &mask) in masks.iter().take(groups).enumerate() {
-                let mut mask = mask;
-                while mask != 0 {
-                    let bit = mask.trailing_zeros() as usize;
-                    mask &= mask - 1;
-                    self.collect(start + group * GROUP + bit, threshold);
+            let mut found = 0;
+            let mut note = |index: usize, counts: bool| {
+                if let Some(place) = candidates.get_mut(found) {
+                    *place = index;
                 }
+                found += usize::from(counts);
+            };
+            for (group, &mask) in masks.iter().take(groups).enumerate() {
+                // Most groups have none, one or two: those are noted without a branch, which would
+                // be predicted wrongly as often as not.
+                let (group, mut mask) = (start + group * GROUP, mask);
+                for _ in 0..2 {
+                    note(group + mask.trailing_zeros() as usize, mask != 0);
+                    mask &= mask.wrapping_sub(1);
+                }
+                while mask != 0 {
+                    note(group + mask.trailing_zeros() as usize, true);
+                    mask &= mask - 1;
+                }
+            }
+            for &index in candidates.iter().take(found) {
+                self.collect(index, threshold);
             }
             for index in groups * GROUP..words.len() {
                 self.collect(start + index, threshold);
             }
-            if self.keyed.len() >= room {
-                let Some(worst) = self.keep_best() else { return };
+            if self.pile.collected.len() >= room {
+                let Some(last) = self.pile.last_of_best(self.count) else { continue };
+                self.pile.collected.retain(|&keyed| keyed <= last);
                 // At the bottom nothing can be better than what there is.
-                let Some(below) = worst.checked_sub(1) else { return };
+                let Some(below) = key_of(last).checked_sub(1) else { return true };
                 threshold = threshold.min(below);
             }
         }
+        self.pile.collected.len() >= self.count
     }
 
     fn collect(&mut self, index: usize, threshold: u32) {
         if let (Some(word), Ok(low)) = (self.words.get(index), u32::try_from(index)) {
-            if let Some(key) = self.key(word).filter(|&key| key <= threshold) {
-                self.keyed.push((u64::from(key) << 32) | u64::from(low));
+            let key = fitting_key(word.load(Ordering::Relaxed), self.base);
+            if let Some(key) = key.filter(|&key| key <= threshold) {
+                self.pile.collected.push((u64::from(key) << 32) | u64::from(low));
             }
         }
     }
+}
 
-    /// Drops all but the `count` least; the greatest key among those.
-    fn keep_best(&mut self) -> Option<u32> {
-        let last = self.count - 1;
-        if self.keyed.len() > self.count {
-            self.keyed.select_nth_unstable(last);
-            self.keyed.truncate(self.count);
+/// The key of a bucket that may be invalidated, if nothing wraps in it.
+fn fitting_key(word: u32, base: u32) -> Option<u32> {
+    let key = vector::key(word, base);
+    (!Hot(word).excluded() && key <= KEY_MAX).then_some(key)
+}
+
+/// Sorts by the upper half of each number: eleven bits at a time, the lowest first.
+fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
+    const BITS: u32 = 11;
+    const DIGITS: usize = 1 << BITS;
+    if keyed.len() < DIGITS {
+        keyed.sort_unstable();
+        return;
+    }
+    let greatest = keyed.iter().fold(0, |greatest, &keyed| greatest.max(key_of(keyed)));
+    spare.resize(keyed.len(), 0);
+    let used_bits = u32::BITS - greatest.leading_zeros();
+    for shift in (32..32 + used_bits).step_by(BITS as usize) {
+        // Masked to eleven bits, so that no index is out of range.
+        let digit = |value: u64| usize::try_from(value >> shift).unwrap_or(0) & (DIGITS - 1);
+        let mut places = [0usize; DIGITS];
+        for &value in keyed.iter() {
+            places[digit(value)] += 1;
         }
-        self.keyed.get(last).and_then(|&keyed| u32::try_from(keyed >> 32).ok())
+        let mut start = 0;
+        for place in &mut places {
+            start += std::mem::replace(place, start);
+        }
+        for &value in keyed.iter() {
+            let place = &mut places[digit(value)];
+            if let Some(slot) = spare.get_mut(*place) {
+                *slot = value;
+            }
+            *place += 1;
+        }
+        std::mem::swap(keyed, spare);
     }
 }
 
-/// The same with 64-bit keys and every wrap as it is, one bucket after the other.
-fn select_exact(
+/// Collects with 64-bit keys and every wrap as it is, one bucket after the other.
+fn collect_exact(
     words: &[AtomicU32],
     first: u32,
     min_prio: u16,
     count: usize,
-    victims: &mut Vec<Victim>,
+    pile: &mut Pile<Victim>,
 ) {
     let room = count.saturating_mul(2).max(1024);
     let mut threshold = u64::MAX;
-    victims.clear();
+    pile.collected.clear();
     for (index, word) in (first..).zip(words) {
         let word = Hot(word.load(Ordering::Relaxed));
         if word.excluded() {
@@ -235,17 +389,12 @@ fn select_exact(
         if bucket_prio > threshold {
             continue;
         }
-        victims.push(Victim { bucket_prio, index });
-        if victims.len() >= room && victims.len() > count {
-            let (_, worst, _) = victims.select_nth_unstable(count - 1);
-            let Some(below) = worst.bucket_prio.checked_sub(1) else {
-                victims.truncate(count);
-                break;
-            };
+        pile.collected.push(Victim { bucket_prio, index });
+        if pile.collected.len() >= room {
+            let Some(last) = pile.last_of_best(count) else { continue };
+            pile.collected.retain(|&victim| victim <= last);
+            let Some(below) = last.bucket_prio.checked_sub(1) else { return };
             threshold = below;
-            victims.truncate(count);
         }
     }
-    victims.sort_unstable();
-    victims.truncate(count);
 }

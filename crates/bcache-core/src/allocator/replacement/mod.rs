@@ -84,7 +84,7 @@ pub fn victims(
         Policy::Lru => {
             let mut scratch = lru::Scratch::default();
             let found = lru::select(table, min_prio, count, &mut scratch);
-            return found.iter().map(lru::Victim::bucket).collect();
+            return found.into_iter().map(|victim| victim.bucket()).collect();
         }
         Policy::Fifo => drop(state.cursor.select(table, count, &mut take)),
         Policy::Random => drop(state.random.select(table, count, &mut take)),

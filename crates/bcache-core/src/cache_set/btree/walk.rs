@@ -115,6 +115,14 @@ struct Frame {
     issued: VecDeque<(u64, Bkey)>,
 }
 
+impl Frame {
+    fn new(level: u16, keys: Vec<Bkey>, options: &WalkOptions) -> Self {
+        let largest = keys.iter().map(|key| key.size().bytes()).max().unwrap_or(1);
+        let ahead = (options.read_ahead_bytes / largest.max(1)).clamp(AHEAD_MIN, AHEAD_MAX);
+        Self { level, ahead, keys: keys.into_iter(), issued: VecDeque::new() }
+    }
+}
+
 /// Visits the node that `root`, a valid btree pointer, points to, and all below it that `handler`
 /// follows.
 pub fn walk(
@@ -134,7 +142,7 @@ pub fn walk(
         }
         drop(send);
         let mut walker = Walker { shared: &shared, receive, arrived: HashMap::new(), next_id: 0 };
-        let mut frames = vec![walker.frame(level, vec![*root], options)];
+        let mut frames = vec![Frame::new(level, vec![*root], options)];
         while let Some(frame) = frames.last_mut() {
             walker.issue(frame);
             let Some((id, key)) = frame.issued.pop_front() else {
@@ -152,7 +160,7 @@ pub fn walk(
                             .into_iter()
                             .filter(|child| handler.follow(child, child_level))
                             .collect();
-                        frames.push(walker.frame(child_level, children, options));
+                        frames.push(Frame::new(child_level, children, options));
                     }
                 }
                 Err(error) => handler.node(&key, level, Err(error)),
@@ -179,12 +187,6 @@ struct Walker<'s> {
 }
 
 impl Walker<'_> {
-    fn frame(&mut self, level: u16, keys: Vec<Bkey>, options: &WalkOptions) -> Frame {
-        let largest = keys.iter().map(|key| key.size().bytes()).max().unwrap_or(1);
-        let ahead = (options.read_ahead_bytes / largest.max(1)).clamp(AHEAD_MIN, AHEAD_MAX);
-        Frame { level, ahead, keys: keys.into_iter(), issued: VecDeque::new() }
-    }
-
     fn issue(&mut self, frame: &mut Frame) {
         while (frame.issued.len() as u64) < frame.ahead {
             let Some(key) = frame.keys.next() else { return };

@@ -124,6 +124,18 @@ pub enum MakeError {
         /// Its logical block in bytes.
         logical: u64,
     },
+    /// `--data-offset` splits the blocks of the cache that is made in the same command.
+    #[error(
+        "--data-offset: {} sectors are no multiple of the block size ({block_size}): the kernel \
+         would cache nothing; choose a multiple, or a smaller --block",
+        offset.0
+    )]
+    DataOffsetSplitsBlocks {
+        /// What was asked for.
+        offset: Sectors,
+        /// The block size.
+        block_size: Sectors,
+    },
     /// The device holds no superblock's worth of bytes.
     #[error(
         "{} is too small: {size_bytes} bytes, a superblock alone ends at byte {}",

@@ -129,6 +129,12 @@ pub fn plan(
     if count > 1 && shared_set {
         return Err(MakeError::SeveralCaches { count });
     }
+    // A cache of another command may have smaller blocks; for that case the verdict has a warning.
+    if let Some(offset) = options.data_offset {
+        if count > 0 && count < devices.len() && offset.0 % block_size.0 != 0 {
+            return Err(MakeError::DataOffsetSplitsBlocks { offset, block_size });
+        }
+    }
     let shared_uuid = options.set_uuid.unwrap_or_else(&mut *fresh);
     devices
         .into_iter()

@@ -1,0 +1,347 @@
+//! Waiting and waking: one cache's allocator as many threads use it.
+//!
+//! Allocations wait here when their reserves are empty, and the allocator thread waits here when
+//! there is nothing for it to do. Two rules keep a wake-up from being lost:
+//!
+//! - What an allocation waits for (a bucket in a reserve, the end of the thread) changes only under
+//!   the lock of the reserves, which it holds from looking until it sleeps.
+//! - The thread announces that it is about to sleep *before* it looks at what it waits for; whoever
+//!   changes that looks for the announcement *after* the change.
+//!
+//! An allocation takes the lock of the reserves and one stripe of the table, both held for tens of
+//! nanoseconds by anyone. It never waits for a sweep or for I/O, unless there is no free bucket left.
+
+use crate::units::BucketIndex;
+
+use super::replacement::lru::bucket_prio;
+use super::reserves::{Reserve, Reserves};
+use super::state::State;
+use super::sync::{
+    Arc, AtomicBool, AtomicU8, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, lock, wait,
+};
+use super::table::TableError;
+
+/// Why there is no bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocError {
+    /// There is none, and the caller did not want to wait.
+    #[error("no free bucket in the {reserve:?} reserve")]
+    WouldBlock {
+        /// The reserve that was asked, besides None.
+        reserve: Reserve,
+    },
+    /// There is none, and no thread that could free one.
+    #[error("no free bucket in the {reserve:?} reserve, and the allocator thread is stopped")]
+    Stopped {
+        /// The reserve that was asked, besides None.
+        reserve: Reserve,
+    },
+    /// The device failed: nothing is handed out any more.
+    #[error("the cache device has failed; nothing is allocated on it")]
+    Failed,
+    /// More caches were asked for than the set has, or none.
+    #[error("buckets on {wanted} caches were asked for; the set has {caches}")]
+    NotThatManyCaches {
+        /// Buckets asked for, each on its own cache.
+        wanted: usize,
+        /// Caches of the set.
+        caches: usize,
+    },
+    /// No such cache in the set.
+    #[error("the set has no cache {device}")]
+    NoSuchCache {
+        /// Number of the cache in its set.
+        device: u16,
+    },
+    /// The table refused the bucket.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// The thread is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stop;
+
+/// Whether anyone refills the reserves.
+const STOPPED: u8 = 0;
+const RUNNING: u8 = 1;
+const FAILED: u8 = 2;
+
+/// Buckets that are pushed under one lock of the reserves.
+const HAND_OUT_BATCH: usize = 64;
+
+#[derive(Debug, Default)]
+struct Control {
+    kicked: bool,
+    stop: bool,
+}
+
+/// One cache's allocator, shared by those who allocate and the thread that refills.
+pub struct Shared {
+    state: State,
+    /// With the lock of the reserves: a bucket was pushed, or the thread ended.
+    pushed: Condvar,
+    /// How many wait for that. Changes under the lock of the reserves.
+    waiting: AtomicU32,
+    /// STOPPED, RUNNING or FAILED. Changes under the lock of the reserves.
+    refiller: AtomicU8,
+    control: Mutex<Control>,
+    kick: Condvar,
+    /// The thread is asleep or about to be.
+    parked: AtomicBool,
+    /// A rescaling is due that the thread is to do.
+    rescale_due: AtomicBool,
+}
+
+impl Shared {
+    /// Shares `state`. Until a thread is started, only what is in the reserves can be allocated.
+    pub fn new(state: State) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            pushed: Condvar::new(),
+            waiting: AtomicU32::new(0),
+            refiller: AtomicU8::new(STOPPED),
+            control: Mutex::new(Control::default()),
+            kick: Condvar::new(),
+            parked: AtomicBool::new(false),
+            rescale_due: AtomicBool::new(false),
+        })
+    }
+
+    /// What is shared: hits, pins, marks and counters are used directly.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Allocates a bucket from None, or else from `reserve`; with `wait`, sleeps until one of them
+    /// has one (FORMAT.md §9.7). It carries one pin, which is the caller's.
+    pub fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<BucketIndex, AllocError> {
+        let mut reserves = lock(&self.state.reserves);
+        loop {
+            if self.refiller.load(Ordering::SeqCst) == FAILED {
+                return Err(AllocError::Failed);
+            }
+            if let Some(bucket) = reserves.pop(reserve) {
+                let low = is_low(&reserves, reserve);
+                drop(reserves);
+                if low {
+                    self.kick();
+                }
+                return Ok(self.state.take(bucket, reserve)?);
+            }
+            if !wait {
+                drop(reserves);
+                self.kick();
+                return Err(AllocError::WouldBlock { reserve });
+            }
+            reserves = self.sleep(reserves, reserve)?;
+        }
+    }
+
+    /// Waits until `reserve` holds `count` buckets: what a btree split checks before it takes locks
+    /// (`btree_check_reserve`).
+    pub fn wait_for_reserve(&self, reserve: Reserve, count: usize) -> Result<(), AllocError> {
+        let mut reserves = lock(&self.state.reserves);
+        while reserves.fifo(reserve).used() < count {
+            reserves = self.sleep(reserves, reserve)?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something was pushed, or fails when nobody would push.
+    fn sleep<'a>(
+        &self,
+        reserves: MutexGuard<'a, Reserves>,
+        reserve: Reserve,
+    ) -> Result<MutexGuard<'a, Reserves>, AllocError> {
+        match self.refiller.load(Ordering::SeqCst) {
+            FAILED => return Err(AllocError::Failed),
+            STOPPED => return Err(AllocError::Stopped { reserve }),
+            _ => {}
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // Before the lock is given up for sleeping: the thread cannot push in between, but it may
+        // already be awake and find the kick later, which costs one look.
+        self.kick();
+        let reserves = wait(&self.pushed, reserves);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        Ok(reserves)
+    }
+
+    /// Frees an allocated bucket and drops the pin that came with it.
+    pub fn release(&self, bucket: BucketIndex) -> Result<(), TableError> {
+        self.state.bucket_free(bucket)?;
+        self.state.table().unpin(bucket)
+    }
+
+    /// Marks for the end of a GC, and wakes the thread that may have waited for it.
+    pub fn gc_finished(&self) {
+        self.kick();
+    }
+
+    /// Keeps prios from being written until [`unblock_prios`](Self::unblock_prios): a btree node was
+    /// freed whose parent still points to it on disk.
+    pub fn block_prios(&self) {
+        self.state.set().block_prios();
+    }
+
+    /// Ends one [`block_prios`](Self::block_prios).
+    pub fn unblock_prios(&self) {
+        if self.state.set().unblock_prios() {
+            self.kick();
+        }
+    }
+
+    /// Rescales this cache's prios: the thread does, if one runs, so that the caller's I/O does not
+    /// wait for the sweep.
+    pub(crate) fn rescale(&self) {
+        if self.refiller.load(Ordering::SeqCst) == RUNNING {
+            self.rescale_due.store(true, Ordering::SeqCst);
+            self.kick();
+        } else {
+            self.state.rescale_now();
+        }
+    }
+
+    /// Counts I/O of a set with this one cache, rescaling its prios when due; true when it was.
+    pub fn account_io(&self, sectors: u32) -> bool {
+        let due = self.state.set().account(sectors);
+        if due {
+            self.rescale();
+        }
+        due
+    }
+
+    /// Wakes the thread if it sleeps.
+    pub(crate) fn kick(&self) {
+        // Of many who find it asleep one is enough.
+        if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
+            lock(&self.control).kicked = true;
+            self.kick.notify_all();
+        }
+    }
+
+    /// For the thread: does what it was asked to do on the way, and says whether it is to stop.
+    pub(crate) fn errands(&self) -> Result<(), Stop> {
+        if self.rescale_due.swap(false, Ordering::SeqCst) {
+            self.state.rescale_now();
+        }
+        if lock(&self.control).stop { Err(Stop) } else { Ok(()) }
+    }
+
+    /// For the thread: sleeps until `ready`, which it may look at more often than it changes.
+    pub(crate) fn park_until(&self, mut ready: impl FnMut() -> bool) -> Result<(), Stop> {
+        loop {
+            self.parked.store(true, Ordering::SeqCst);
+            if self.rescale_due.swap(false, Ordering::SeqCst) {
+                self.state.rescale_now();
+            }
+            if ready() {
+                self.parked.store(false, Ordering::SeqCst);
+                return Ok(());
+            }
+            let mut control = lock(&self.control);
+            while !control.kicked && !control.stop {
+                control = wait(&self.kick, control);
+            }
+            control.kicked = false;
+            if control.stop {
+                self.parked.store(false, Ordering::SeqCst);
+                return Err(Stop);
+            }
+        }
+    }
+
+    /// For the thread: pushes a batch of ready buckets to the reserves and wakes who waits for them.
+    ///
+    /// True when the reserves are full and nothing more can be pushed.
+    pub(crate) fn hand_out(&self, max: usize, pushed: &mut dyn FnMut(BucketIndex)) -> HandedOut {
+        let mut result = HandedOut::More;
+        let mut count = 0;
+        self.state.hand_out_batch(max.min(HAND_OUT_BATCH), &mut |out| match out {
+            super::state::HandOut::Pushed(ready, _) => {
+                count += 1;
+                pushed(ready.bucket);
+            }
+            super::state::HandOut::Full => result = HandedOut::Full,
+            super::state::HandOut::NothingReady => result = HandedOut::Nothing,
+        });
+        if count > 0 {
+            self.wake_waiters();
+        }
+        result
+    }
+
+    /// Whether the reserves have room for a bucket.
+    pub(crate) fn has_room(&self) -> bool {
+        !lock(&self.state.reserves).is_full()
+    }
+
+    /// Wakes those who wait for a bucket. Whoever counts itself in after this looked had the lock
+    /// of the reserves after the push, and so has seen it.
+    pub(crate) fn wake_waiters(&self) {
+        if self.waiting.load(Ordering::SeqCst) != 0 {
+            self.pushed.notify_all();
+        }
+    }
+
+    /// A thread begins to refill. A failure of the one before is forgotten.
+    pub(crate) fn thread_started(&self) {
+        let _reserves = lock(&self.state.reserves);
+        *lock(&self.control) = Control::default();
+        self.refiller.store(RUNNING, Ordering::SeqCst);
+    }
+
+    /// The thread has ended: those who wait are told.
+    pub(crate) fn thread_ended(&self, failed: bool) {
+        let reserves = lock(&self.state.reserves);
+        self.refiller.store(if failed { FAILED } else { STOPPED }, Ordering::SeqCst);
+        drop(reserves);
+        self.pushed.notify_all();
+        if self.rescale_due.swap(false, Ordering::SeqCst) {
+            self.state.rescale_now();
+        }
+    }
+
+    /// Asks the thread to stop where it can.
+    pub(crate) fn request_stop(&self) {
+        let mut control = lock(&self.control);
+        control.stop = true;
+        drop(control);
+        self.kick.notify_all();
+    }
+
+    /// Whether the device has failed.
+    pub fn has_failed(&self) -> bool {
+        self.refiller.load(Ordering::SeqCst) == FAILED
+    }
+
+    /// `bucket_prio` of a bucket as LRU would see it now: for inspection.
+    pub fn bucket_prio(&self, bucket: BucketIndex) -> Result<u64, TableError> {
+        let is = self.state.table().bucket(bucket)?;
+        Ok(bucket_prio(is.prio, is.sectors_used, self.state.set().min_prio()))
+    }
+}
+
+/// How far a batch got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandedOut {
+    /// There may be more.
+    More,
+    /// The reserves are full.
+    Full,
+    /// No bucket may be handed out.
+    Nothing,
+}
+
+/// Whether the thread should look after a pop for `reserve`.
+///
+/// The metadata reserves are refilled at once. None and MovingGc only from half empty on: waking a
+/// sleeping thread for each bucket would cost more than the bucket. Nobody waits for the difference.
+fn is_low(reserves: &Reserves, reserve: Reserve) -> bool {
+    let half = |reserve| {
+        let fifo = reserves.fifo(reserve);
+        fifo.used() <= fifo.capacity() / 2
+    };
+    half(Reserve::None) || reserve.is_metadata() || half(reserve)
+}

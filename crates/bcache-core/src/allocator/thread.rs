@@ -1,0 +1,365 @@
+//! The allocator thread: keeps the reserves filled (FORMAT.md §9.6).
+//!
+//! ```text
+//! A  hand out what is ready in free_inc, discarding on the way; wait while the reserves are full
+//! B  wait for valid marks and for anything to invalidate; one pass fills free_inc
+//! C  wait while prios must not be written
+//! D  write a chain of prio sets, flush, write the journal entry that names it, flush
+//!    now, and not before, is what is in free_inc ready
+//! ```
+//!
+//! A crash between any two of these leaves the old chain current, whose gens are those that the
+//! buckets of `free_inc` had before: their old contents are still whole, because nobody has had them.
+//!
+//! It differs from the kernel's where that one would lose data or hang (FORMAT.md §10.4, §10.5):
+//! when there are too few buckets for a chain, nothing is handed out; instead GC is woken, and
+//! buckets that it finds unreferenced fill the reserve. The first I/O error ends the thread, and with
+//! it every waiting and later allocation.
+
+use std::thread::JoinHandle;
+
+use crate::units::BucketIndex;
+
+use super::lifecycle::Safe;
+use super::prios::{PrioSetPlan, PrioWriteError};
+use super::replacement::Found;
+use super::shared::{HandedOut, Shared, Stop};
+use super::state::{CannotInvalidate, Pass};
+use super::sync::Arc;
+use super::table::{BucketTable, TableError};
+
+/// What the thread does with a device.
+///
+/// A call returns when it is done; a write is durable after the next `flush`.
+pub trait AllocatorIo: Send {
+    /// What can go wrong.
+    type Error: std::error::Error + Send + 'static;
+
+    /// Tells the device that a bucket holds nothing. A failure is reported to
+    /// [`observe`](Self::observe) and otherwise ignored, as the kernel does: discards are advice.
+    fn discard(&mut self, bucket: BucketIndex) -> Result<(), Self::Error>;
+
+    /// Writes one prio_set: prios and gens of `table` from `set.first_entry` on.
+    fn write_prio_set(&mut self, set: &PrioSetPlan, table: &BucketTable)
+    -> Result<(), Self::Error>;
+
+    /// Writes a journal entry whose prio_bucket is `prio_head`.
+    fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), Self::Error>;
+
+    /// Makes everything written so far durable.
+    fn flush(&mut self) -> Result<(), Self::Error>;
+
+    /// Asks for a GC, which may run in any thread and at any time from now on. Its end must be told
+    /// with [`Shared::gc_finished`].
+    fn wake_gc(&mut self);
+
+    /// Told of each step, in the thread: for counting and timing.
+    fn observe(&mut self, event: Event<'_, Self::Error>) {
+        let _ = event;
+    }
+}
+
+/// A step of the thread.
+#[derive(Debug)]
+pub enum Event<'a, E> {
+    /// A pass begins.
+    PassBegins,
+    /// A pass has ended.
+    PassEnded(&'a Pass),
+    /// A chain of prio sets is about to be written.
+    PrioWriteBegins,
+    /// A chain is durable and current.
+    PrioWriteEnded,
+    /// There are too few buckets for a chain; GC was woken.
+    PrioWriteDeferred,
+    /// These became available to allocations.
+    HandedOut(BucketIndex),
+    /// A discard failed.
+    DiscardFailed(BucketIndex, &'a E),
+    /// The thread waits for this.
+    Waits(WaitsFor),
+}
+
+/// What the thread can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Room in the reserves.
+    Room,
+    /// The end of a GC.
+    Gc(CannotInvalidate),
+    /// Freed btree nodes whose parents are not written yet.
+    Btree,
+}
+
+/// Why the thread ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ThreadError<E: std::error::Error + 'static> {
+    /// The device failed.
+    #[error("writing priorities and gens failed")]
+    Io(#[source] E),
+    /// The table is not consistent.
+    #[error("the bucket table is inconsistent")]
+    Table(#[from] TableError),
+    /// It panicked.
+    #[error("the allocator thread panicked")]
+    Panicked,
+    /// It could not be started.
+    #[error("the allocator thread could not be started")]
+    Spawn(#[source] std::io::Error),
+}
+
+/// A running allocator thread.
+pub struct AllocatorThread<Io: AllocatorIo> {
+    shared: Arc<Shared>,
+    join: Option<Join<Io>>,
+}
+
+type Join<Io> = JoinHandle<(Io, Result<(), ThreadError<<Io as AllocatorIo>::Error>>)>;
+
+impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
+    /// Starts a thread that refills `shared`'s reserves through `io`.
+    ///
+    /// A cache has at most one. It may be started again after it ended: what is in `free_inc` then
+    /// is handed out only if it was ready before.
+    pub fn start(shared: &Arc<Shared>, io: Io) -> Result<Self, ThreadError<Io::Error>> {
+        shared.thread_started();
+        let of_thread = Arc::clone(shared);
+        let join = std::thread::Builder::new()
+            .name("bcache_allocator".into())
+            .spawn(move || {
+                let mut io = io;
+                let result = run(&of_thread, &mut io);
+                (io, result)
+            })
+            .map_err(|error| {
+                shared.thread_ended(true);
+                ThreadError::Spawn(error)
+            })?;
+        Ok(Self { shared: Arc::clone(shared), join: Some(join) })
+    }
+
+    /// Stops it and gives back what it wrote through, with the error if it had ended by itself.
+    ///
+    /// It finishes a write that it is in, and nothing else: buckets in `free_inc` stay there.
+    pub fn stop(mut self) -> Result<Io, (Option<Io>, ThreadError<Io::Error>)> {
+        self.shared.request_stop();
+        match self.join.take().map(JoinHandle::join) {
+            Some(Ok((io, Ok(())))) => Ok(io),
+            Some(Ok((io, Err(error)))) => Err((Some(io), error)),
+            Some(Err(_)) | None => Err((None, ThreadError::Panicked)),
+        }
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.join.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl<Io: AllocatorIo> Drop for AllocatorThread<Io> {
+    fn drop(&mut self) {
+        self.shared.request_stop();
+        if let Some(join) = self.join.take() {
+            // What it ended with is of interest to nobody any more.
+            drop(join.join());
+        }
+    }
+}
+
+/// Tells the waiting that the thread has ended, also when it panics.
+struct EndGuard<'a> {
+    shared: &'a Shared,
+    failed: bool,
+}
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        self.shared.thread_ended(self.failed);
+    }
+}
+
+/// The thread's life, from start to stop: `Ok` when it was asked to stop.
+pub(crate) fn run<Io: AllocatorIo>(
+    shared: &Shared,
+    io: &mut Io,
+) -> Result<(), ThreadError<Io::Error>> {
+    let mut guard = EndGuard { shared, failed: true };
+    match (Loop { shared, io }).run() {
+        End::Stopped => {
+            guard.failed = false;
+            Ok(())
+        }
+        End::Failed(error) => Err(error),
+    }
+}
+
+enum End<E: std::error::Error + 'static> {
+    Stopped,
+    Failed(ThreadError<E>),
+}
+
+impl<E: std::error::Error + 'static> From<Stop> for End<E> {
+    fn from(Stop: Stop) -> Self {
+        Self::Stopped
+    }
+}
+
+impl<E: std::error::Error + 'static> From<TableError> for End<E> {
+    fn from(error: TableError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+struct Loop<'a, Io> {
+    shared: &'a Shared,
+    io: &'a mut Io,
+}
+
+impl<Io: AllocatorIo> Loop<'_, Io> {
+    fn run(mut self) -> End<Io::Error> {
+        loop {
+            if let Err(end) = self.hand_out().and_then(|()| self.refill()) {
+                return end;
+            }
+        }
+    }
+
+    /// A: moves what is ready to the reserves.
+    fn hand_out(&mut self) -> Result<(), End<Io::Error>> {
+        let discard = self.shared.state().config().discard;
+        let mut discarded = None;
+        loop {
+            self.shared.errands()?;
+            let batch = if discard {
+                let Some(ready) = self.shared.state().next_ready() else { return Ok(()) };
+                // Once, even if it then waits for room.
+                if discarded != Some(ready.bucket) {
+                    if let Err(error) = self.io.discard(ready.bucket) {
+                        self.io.observe(Event::DiscardFailed(ready.bucket, &error));
+                    }
+                    discarded = Some(ready.bucket);
+                }
+                1
+            } else {
+                usize::MAX
+            };
+            let io = &mut *self.io;
+            let mut observe = |bucket| io.observe(Event::HandedOut(bucket));
+            match self.shared.hand_out(batch, &mut observe) {
+                HandedOut::More => {}
+                HandedOut::Nothing => return Ok(()),
+                HandedOut::Full => {
+                    self.io.observe(Event::Waits(WaitsFor::Room));
+                    self.shared.park_until(|| self.shared.has_room())?;
+                }
+            }
+        }
+    }
+
+    /// B, C, D: fills `free_inc` and makes it ready.
+    fn refill(&mut self) -> Result<(), End<Io::Error>> {
+        let state = self.shared.state();
+        loop {
+            self.wait_for_gc()?;
+            self.io.observe(Event::PassBegins);
+            // A GC that began just now is waited for in the next round.
+            let Ok(pass) = state.invalidate_buckets() else { continue };
+            self.io.observe(Event::PassEnded(&pass));
+            if pass.found != Found::Enough {
+                self.io.wake_gc();
+            }
+            self.wait_for_btree()?;
+            if !state.config().sync {
+                state.free_inc_safe(Safe::NotSynced);
+                return Ok(());
+            }
+            if state.refill().free_inc.fifo().is_full() {
+                break;
+            }
+        }
+        self.write_prios()?;
+        state.free_inc_safe(Safe::GenDurable);
+        Ok(())
+    }
+
+    fn wait_for_gc(&mut self) -> Result<(), End<Io::Error>> {
+        self.shared.errands()?;
+        let state = self.shared.state();
+        if let Err(reason) = state.may_invalidate() {
+            self.io.observe(Event::Waits(WaitsFor::Gc(reason)));
+            self.shared.park_until(|| state.may_invalidate().is_ok())?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_btree(&mut self) -> Result<(), End<Io::Error>> {
+        let set = self.shared.state().set();
+        if set.prio_blocked() != 0 {
+            self.io.observe(Event::Waits(WaitsFor::Btree));
+            self.shared.park_until(|| set.prio_blocked() == 0)?;
+        }
+        Ok(())
+    }
+
+    /// D: writes a chain and makes it current, however long GC takes to find buckets for it.
+    fn write_prios(&mut self) -> Result<(), End<Io::Error>> {
+        loop {
+            self.io.observe(Event::PrioWriteBegins);
+            let mut journal_tried = false;
+            match self.try_write_prios(&mut journal_tried) {
+                Ok(()) => {
+                    self.shared.state().prio_write_commit()?;
+                    self.io.observe(Event::PrioWriteEnded);
+                    return Ok(());
+                }
+                Err(TryError::TooFewBuckets) => {
+                    let state = self.shared.state();
+                    state.prio_write_abort(journal_tried)?;
+                    state.set_invalidate_needs_gc();
+                    self.io.observe(Event::PrioWriteDeferred);
+                    self.io.wake_gc();
+                    self.wait_for_gc()?;
+                    // Nothing of free_inc may go; but what GC found unreferenced may.
+                    state.initial_fill();
+                    self.shared.wake_waiters();
+                    self.wait_for_btree()?;
+                }
+                Err(TryError::Io(error)) => {
+                    self.shared.state().prio_write_abort(journal_tried)?;
+                    return Err(End::Failed(ThreadError::Io(error)));
+                }
+                Err(TryError::Table(error)) => return Err(End::Failed(error.into())),
+            }
+        }
+    }
+
+    fn try_write_prios(&mut self, journal_tried: &mut bool) -> Result<(), TryError<Io::Error>> {
+        let state = self.shared.state();
+        state.prio_write_begin()?;
+        while let Some(set) = state.prio_write_next()? {
+            self.io.write_prio_set(&set, state.table()).map_err(TryError::Io)?;
+        }
+        self.io.flush().map_err(TryError::Io)?;
+        if let Some(head) = state.prio_write_head() {
+            *journal_tried = true;
+            self.io.write_journal_entry(head).map_err(TryError::Io)?;
+            self.io.flush().map_err(TryError::Io)?;
+        }
+        Ok(())
+    }
+}
+
+enum TryError<E> {
+    TooFewBuckets,
+    Table(TableError),
+    Io(E),
+}
+
+impl<E> From<PrioWriteError> for TryError<E> {
+    fn from(error: PrioWriteError) -> Self {
+        match error {
+            PrioWriteError::TooFewBuckets { .. } => Self::TooFewBuckets,
+            PrioWriteError::Table(error) => Self::Table(error),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The codes of findings: stable, never reused, each with what it means and what to do.
+
+use std::fmt::Write as _;
+
+use serde::{Serialize, Serializer};
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Nothing is lost and the kernel does not mind.
+    Untidy,
+    /// The kernel registers the set; data may be lost, wrong or unreachable.
+    DataAtRisk,
+    /// The kernel refuses to register the set, or gives it up when it comes across this.
+    KernelRefuses,
+}
+
+impl Severity {
+    /// The words for it in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Untidy => "untidy",
+            Self::DataAtRisk => "data at risk",
+            Self::KernelRefuses => "kernel refuses",
+        }
+    }
+}
+
+impl std::fmt::Display for Severity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident = $number:literal, $name:literal, $severity:ident, $meaning:literal, $advice:literal;)*) => {
+        /// What kind of finding it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(
+                #[doc = $meaning]
+                $variant = $number,
+            )*
+        }
+
+        impl Code {
+            /// Every code, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Its number.
+            pub const fn number(self) -> u16 {
+                match self { $(Self::$variant => $number),* }
+            }
+
+            /// Its name, for scripts.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// How bad such a finding usually is; a single one can be less so.
+            pub const fn severity(self) -> Severity {
+                match self { $(Self::$variant => Severity::$severity),* }
+            }
+
+            /// What it means.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning),* }
+            }
+
+            /// What a person can do.
+            pub const fn advice(self) -> &'static str {
+                match self { $(Self::$variant => $advice),* }
+            }
+        }
+    };
+}
+
+codes! {
+    SuperblockRefused = 101, "superblock-refused", KernelRefuses,
+        "The kernel refuses the superblock.",
+        "Compare with `bcachectl show`; a superblock of the same device saved earlier can be written back.";
+    SuperblockHazard = 102, "superblock-hazard", DataAtRisk,
+        "The kernel accepts the superblock and comes to grief over it.",
+        "Do not register the device; copy its dirty data off first.";
+    SuperblockUnknownFlags = 103, "superblock-unknown-flags", Untidy,
+        "The superblock has flags that no kernel knows.",
+        "Nothing needs to be done.";
+    JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
+        "A journal bucket cannot be read from the device.",
+        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+    JournalTorn = 202, "journal-torn", Untidy,
+        "A journal entry was begun and is not whole.",
+        "After a power failure this is normal: the kernel goes on from the entry before. Otherwise the last changes to the cache are lost.";
+    JournalGap = 203, "journal-gap", KernelRefuses,
+        "A journal entry that replay needs is missing.",
+        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+    JournalSearch = 204, "journal-search", DataAtRisk,
+        "The kernel's search of the journal does not find its newest entry.",
+        "Do not register the device: the kernel would go back to an older state.";
+    JournalChanged = 205, "journal-changed", Untidy,
+        "The journal changed while it was read.",
+        "The device is in use; stop the set and check again.";
+    JournalKeys = 206, "journal-keys", DataAtRisk,
+        "The keys of a journal entry do not fit it.",
+        "Do not register the device; the kernel would read past the entry's end.";
+    JournalLastSeq = 207, "journal-last-seq", KernelRefuses,
+        "A journal entry needs entries that come after it.",
+        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+    JournalEmpty = 208, "journal-empty", KernelRefuses,
+        "The journal holds no entries.",
+        "Without a journal the btree cannot be found; the cache has to be made anew and its dirty data is lost.";
+    JournalBadKey = 209, "journal-bad-key", KernelRefuses,
+        "A key of the journal's replay range cannot be an extent.",
+        "Do not register the device: replay would insert the key, or stop the kernel.";
+    PrioUnreadable = 301, "prio-unreadable", KernelRefuses,
+        "A prio set cannot be read from the device.",
+        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+    PrioDamaged = 302, "prio-damaged", KernelRefuses,
+        "A prio set is damaged, or is not one of this set.",
+        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+    PrioOutOfRange = 303, "prio-out-of-range", KernelRefuses,
+        "The prio chain leads to a bucket that the device does not have.",
+        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+    PrioInJournal = 304, "prio-in-journal", DataAtRisk,
+        "The prio chain leads to a bucket of the journal.",
+        "Do not register the device; copy its dirty data off first.";
+    PrioRepeated = 305, "prio-repeated", DataAtRisk,
+        "The prio chain leads to one bucket twice.",
+        "Do not register the device: the gens of some buckets are wrong.";
+    PrioMixed = 306, "prio-mixed", DataAtRisk,
+        "The prio sets of the chain are not of one write.",
+        "Do not register the device: the gens of some buckets are older than they were.";
+    UuidPointer = 401, "uuid-pointer", KernelRefuses,
+        "The journal does not tell where the uuid table is.",
+        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+    UuidUnreadable = 402, "uuid-unreadable", DataAtRisk,
+        "The uuid table cannot be read from the device.",
+        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+    UuidRepeated = 403, "uuid-repeated", DataAtRisk,
+        "Two volumes have the same uuid.",
+        "The kernel uses the first; what is cached under the second is not seen.";
+    BtreeRoot = 501, "btree-root", KernelRefuses,
+        "The journal does not tell where the btree is.",
+        "The set cannot be registered; its dirty data can only be searched for by hand.";
+    BtreeUnreadable = 502, "btree-unreadable", KernelRefuses,
+        "A btree node cannot be read from the device.",
+        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+    BtreeNode = 503, "btree-node", KernelRefuses,
+        "A btree node is damaged.",
+        "The set cannot be registered. What the other nodes name can be read offline; what this one named is lost.";
+    BtreeBadExtent = 504, "btree-bad-extent", KernelRefuses,
+        "A key in a leaf cannot be an extent.",
+        "The kernel gives the set up when it reads the node. Save dirty data by reading it offline.";
+    BtreeBadPointer = 505, "btree-bad-pointer", KernelRefuses,
+        "A key in an interior node cannot point to a node.",
+        "The kernel gives the set up when it reads the node. Save dirty data by reading it offline.";
+    BtreeOrder = 506, "btree-order", DataAtRisk,
+        "The keys of a set in a btree node are not in order, or one is cut off.",
+        "Do not register the device: the kernel does not notice and reads wrong data.";
+    BtreePastNode = 507, "btree-past-node", KernelRefuses,
+        "A btree node holds keys past its own end.",
+        "The kernel gives up at such a node, unless it is almost empty.";
+    BtreeRevisited = 508, "btree-revisited", DataAtRisk,
+        "Two keys of the btree lead to one node.",
+        "Do not register the device; copy its dirty data off first.";
+    BtreeBeforeNode = 509, "btree-before-node", DataAtRisk,
+        "A btree node holds keys that belong to the node before it.",
+        "Do not register the device: what is found depends on where one looks.";
+    BtreeUncovered = 510, "btree-uncovered", DataAtRisk,
+        "The children of an interior btree node do not reach its end.",
+        "Do not register the device: inserts past the last child fail.";
+    KeyStaleDirty = 601, "key-stale-dirty", DataAtRisk,
+        "A key holds the only copy of data, and its bucket was reused.",
+        "The data is lost. Check the filesystem on the volume.";
+    KeyTooStale = 602, "key-too-stale", KernelRefuses,
+        "A pointer is more than 96 gens behind its bucket.",
+        "The kernel gives the set up when it meets the key. Save dirty data, then make the cache anew.";
+    KeyNewer = 603, "key-newer", Untidy,
+        "An extent is of a newer gen than the prio set knows.",
+        "The kernel takes the extent's gen. Nothing needs to be done.";
+    KeyInconsistent = 604, "key-inconsistent", KernelRefuses,
+        "Keys for data and for the btree point into one bucket.",
+        "The kernel gives the set up. Save dirty data by reading it offline.";
+    KeyNoVolume = 605, "key-no-volume", DataAtRisk,
+        "An extent is of a volume that the uuid table does not have.",
+        "Clean data is of no use any more; dirty data cannot be reached through the kernel.";
+    BucketShared = 606, "bucket-shared", DataAtRisk,
+        "A bucket of journal, prios or uuids is used for something else too.",
+        "Do not register the device; copy its dirty data off first.";
+    BucketOverused = 607, "bucket-overused", DataAtRisk,
+        "The extents in a bucket are longer than the bucket: some overlap.",
+        "Some of the data is wrong. Compare clean data with the backing device (--verify-clean).";
+    BucketGenLimit = 608, "bucket-gen-limit", Untidy,
+        "Buckets have gens so far ahead that they cannot be invalidated.",
+        "The kernel reuses them after its next garbage collection.";
+    VolumeFlashClean = 609, "volume-flash-clean", DataAtRisk,
+        "A flash-only volume has extents that count as clean: the kernel may drop them.",
+        "Copy the volume off before the cache is used again.";
+    BackingUnreadable = 701, "backing-unreadable", DataAtRisk,
+        "A backing device's superblock cannot be read, or is none.",
+        "Name the right device; `bcachectl show` lists them.";
+    BackingRefused = 702, "backing-refused", KernelRefuses,
+        "The kernel refuses a backing device's superblock.",
+        "Compare with `bcachectl show`.";
+    BackingOtherSet = 703, "backing-other-set", DataAtRisk,
+        "A backing device belongs to another cache set.",
+        "Name the right device; `bcachectl show` lists them.";
+    BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,
+        "A backing device says that it is attached, and the uuid table does not have it.",
+        "Do not register both: the kernel would not find the device's dirty data.";
+    BackingStateClean = 705, "backing-state-clean", DataAtRisk,
+        "A backing device counts as clean, and the cache holds dirty data of it.",
+        "Do not run the device without the cache: data would be lost.";
+    BackingStateStale = 706, "backing-state-stale", DataAtRisk,
+        "A backing device was run without its cache while the cache held dirty data of it.",
+        "The dirty data in the cache was given up, and the kernel does not attach the device.";
+    BackingTooSmall = 707, "backing-too-small", DataAtRisk,
+        "The cache holds data past the end of a backing device.",
+        "Name the right device, or undo its shrinking.";
+    CleanMismatch = 708, "clean-mismatch", DataAtRisk,
+        "Cached data that counts as clean is not what the backing device holds.",
+        "One of the two is wrong: compare with a backup. Invalidating the buckets makes the backing device's data count.";
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// All codes as a table in Markdown: the contents of docs/findings.md after its introduction.
+pub fn table() -> String {
+    let mut table =
+        String::from("| code | name | severity | meaning | what to do |\n|---|---|---|---|---|\n");
+    for code in Code::ALL {
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            table,
+            "| {} | `{}` | {} | {} | {} |",
+            code.number(),
+            code.name(),
+            code.severity(),
+            code.meaning(),
+            code.advice()
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_in_order() {
+        assert!(Code::ALL.windows(2).all(|w| w[0].number() < w[1].number()));
+        let mut names: Vec<_> = Code::ALL.iter().map(|code| code.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Code::ALL.len());
+    }
+
+    #[test]
+    fn the_documented_table_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/findings.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (introduction, rest) = text.split_once("| code |").unwrap();
+        if std::env::var_os("BCACHE_BLESS").is_some() {
+            std::fs::write(path, format!("{introduction}{}", table())).unwrap();
+            return;
+        }
+        assert_eq!(format!("| code |{rest}"), table(), "docs/findings.md");
+    }
+}

@@ -1,0 +1,427 @@
+//! One finding: what, how bad, where, and what should have been there instead.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use crate::cache_set::btree::NodeFault;
+use crate::cache_set::journal::{JournalPlace, JournalProblem};
+use crate::cache_set::prios::PrioProblem;
+use crate::cache_set::uuids::UuidProblem;
+use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem};
+use crate::layout::bkey::Bkey;
+use crate::layout::verdict::{Refusal, Warning};
+use crate::ops::check::backing::BackingProblem;
+use crate::ops::check::code::{Code, Severity};
+use crate::units::{BucketIndex, Sectors};
+
+/// What was found.
+#[derive(Debug, thiserror::Error)]
+pub enum Detail {
+    /// The kernel refuses the superblock.
+    #[error("{0}")]
+    Refusal(Refusal),
+    /// The superblock's sizes make no cache device.
+    #[error(transparent)]
+    Geometry(crate::cache_set::OpenError),
+    /// The kernel accepts what it will choke on.
+    #[error("{0}")]
+    Warning(Warning),
+    /// The reader found something.
+    #[error(transparent)]
+    Set(#[from] Problem),
+    /// A backing device does not go with the set.
+    #[error(transparent)]
+    Backing(#[from] BackingProblem),
+    /// Buckets that cannot be invalidated.
+    #[error("{buckets} buckets have gens {span_max} past the oldest pointer")]
+    GenLimit {
+        /// How many.
+        buckets: u64,
+        /// The largest distance.
+        span_max: u8,
+    },
+    /// Clean extents of a flash-only volume.
+    #[error("flash-only volume in slot {slot} has {clean} of clean data")]
+    FlashClean {
+        /// Slot of the volume.
+        slot: u32,
+        /// How much.
+        clean: Sectors,
+    },
+}
+
+/// Where something was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The superblock.
+    Superblock,
+    /// The journal as a whole.
+    Journal,
+    /// A place in a journal bucket.
+    JournalBucket {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Bytes from its start.
+        offset: u64,
+    },
+    /// An entry of the journal.
+    JournalEntry {
+        /// Its sequence number.
+        seq: u64,
+    },
+    /// A prio set.
+    PrioSet {
+        /// Position in the chain.
+        index: u64,
+        /// The bucket, as the chain names it.
+        bucket: u64,
+    },
+    /// The uuid table.
+    Uuids,
+    /// One slot of the uuid table.
+    UuidSlot {
+        /// The slot.
+        slot: u32,
+    },
+    /// The journal's pointer to the root.
+    Root,
+    /// A btree node.
+    Node(NodePlace),
+    /// A key.
+    Key {
+        /// Where it stands.
+        origin: KeySource,
+        /// The key.
+        key: Bkey,
+    },
+    /// A bucket.
+    Bucket(BucketIndex),
+    /// All buckets.
+    Buckets,
+    /// A backing device.
+    Backing {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A stretch of a volume.
+    Volume {
+        /// Its slot.
+        slot: u32,
+        /// First sector, as keys count.
+        start: u64,
+        /// Sectors.
+        sectors: u64,
+    },
+}
+
+impl From<JournalPlace> for Place {
+    fn from(place: JournalPlace) -> Self {
+        Self::JournalBucket { bucket: place.bucket, offset: place.offset }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superblock => f.write_str("superblock"),
+            Self::Journal => f.write_str("journal"),
+            Self::JournalBucket { bucket, offset } => {
+                write!(f, "journal bucket {bucket}, byte {offset}")
+            }
+            Self::JournalEntry { seq } => write!(f, "journal entry {seq}"),
+            Self::PrioSet { index, bucket } => write!(f, "prio set {index}, bucket {bucket}"),
+            Self::Uuids => f.write_str("uuid table"),
+            Self::UuidSlot { slot } => write!(f, "uuid slot {slot}"),
+            Self::Root => f.write_str("btree root pointer"),
+            Self::Node(place) => place.fmt(f),
+            Self::Key { origin, key } => write!(f, "key {key:?} in {origin}"),
+            Self::Bucket(bucket) => write!(f, "bucket {bucket}"),
+            Self::Buckets => f.write_str("buckets"),
+            Self::Backing { path } => write!(f, "backing device {}", path.display()),
+            Self::Volume { slot, start, sectors } => {
+                write!(f, "volume in slot {slot}, sectors {start}+{sectors}")
+            }
+        }
+    }
+}
+
+/// One finding.
+#[derive(Debug)]
+pub struct Finding {
+    /// What was found.
+    pub detail: Detail,
+}
+
+impl Finding {
+    /// Its code.
+    pub fn code(&self) -> Code {
+        match &self.detail {
+            Detail::Refusal(_) | Detail::Geometry(_) => Code::SuperblockRefused,
+            Detail::Warning(Warning::UnknownFlags { .. }) => Code::SuperblockUnknownFlags,
+            Detail::Warning(_) => Code::SuperblockHazard,
+            Detail::Set(problem) => problem_code(problem),
+            Detail::Backing(problem) => problem.code(),
+            Detail::GenLimit { .. } => Code::BucketGenLimit,
+            Detail::FlashClean { .. } => Code::VolumeFlashClean,
+        }
+    }
+
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        match &self.detail {
+            Detail::Set(Problem::Bucket(
+                // Replay may bring back a dirty key whose data was written back since.
+                BucketProblem::StaleDirty { origin: KeySource::Journal { .. }, .. },
+            )) => Severity::Untidy,
+            Detail::Set(Problem::Bucket(BucketProblem::NoVolume { key, .. })) if !key.dirty() => {
+                Severity::Untidy
+            }
+            Detail::Set(Problem::Btree(BtreeProblem::Fault {
+                fault: NodeFault::PastNode { kernel_checks: false, .. },
+                ..
+            })) => Severity::DataAtRisk,
+            _ => self.code().severity(),
+        }
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> Place {
+        match &self.detail {
+            Detail::Refusal(_) | Detail::Geometry(_) | Detail::Warning(_) => Place::Superblock,
+            Detail::Set(problem) => problem_place(problem),
+            Detail::Backing(problem) => problem.place(),
+            Detail::GenLimit { .. } => Place::Buckets,
+            Detail::FlashClean { slot, .. } => Place::UuidSlot { slot: *slot },
+        }
+    }
+
+    /// What should have been there.
+    pub fn expected(&self) -> String {
+        match &self.detail {
+            Detail::Refusal(_) | Detail::Geometry(_) | Detail::Warning(_) => {
+                "a superblock that the kernel works with".to_owned()
+            }
+            Detail::Set(problem) => problem_expected(problem),
+            Detail::Backing(problem) => problem.expected(),
+            Detail::GenLimit { .. } => "gens at most 95 past the oldest pointer".to_owned(),
+            Detail::FlashClean { .. } => "all data of a flash-only volume is dirty".to_owned(),
+        }
+    }
+
+    /// What is there.
+    pub fn found(&self) -> String {
+        let mut text = self.detail.to_string();
+        let mut source = std::error::Error::source(&self.detail);
+        while let Some(error) = source {
+            let more = error.to_string();
+            if !text.ends_with(&more) {
+                text.push_str(": ");
+                text.push_str(&more);
+            }
+            source = error.source();
+        }
+        text
+    }
+
+    /// What a person can do.
+    pub fn advice(&self) -> &'static str {
+        self.code().advice()
+    }
+}
+
+impl<T: Into<Detail>> From<T> for Finding {
+    fn from(detail: T) -> Self {
+        Self { detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.code(), self.severity(), self.found())
+    }
+}
+
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Finding", 7)?;
+        fields.serialize_field("code", self.code().name())?;
+        fields.serialize_field("number", &self.code().number())?;
+        fields.serialize_field("severity", &self.severity())?;
+        fields.serialize_field("place", &self.place().to_string())?;
+        fields.serialize_field("expected", &self.expected())?;
+        fields.serialize_field("found", &self.found())?;
+        fields.serialize_field("advice", self.advice())?;
+        fields.end()
+    }
+}
+
+fn problem_code(problem: &Problem) -> Code {
+    match problem {
+        Problem::Journal(problem) => match problem {
+            JournalProblem::Unreadable { .. } => Code::JournalUnreadable,
+            JournalProblem::Torn { .. } => Code::JournalTorn,
+            JournalProblem::Gap { .. } => Code::JournalGap,
+            JournalProblem::SearchMisses { .. } => Code::JournalSearch,
+            JournalProblem::Changed { .. } => Code::JournalChanged,
+            JournalProblem::KeysTruncated { .. } => Code::JournalKeys,
+            JournalProblem::LastSeqAfterSeq { .. } => Code::JournalLastSeq,
+            JournalProblem::Empty => Code::JournalEmpty,
+        },
+        Problem::Prios(problem) => match problem {
+            PrioProblem::Unreadable { .. } => Code::PrioUnreadable,
+            PrioProblem::Invalid { .. } => Code::PrioDamaged,
+            PrioProblem::OutOfRange { .. } => Code::PrioOutOfRange,
+            PrioProblem::InJournal { .. } => Code::PrioInJournal,
+            PrioProblem::Repeated { .. } => Code::PrioRepeated,
+            PrioProblem::MixedSeq { .. } => Code::PrioMixed,
+        },
+        Problem::Uuids(problem) => match problem {
+            UuidProblem::BadPointer { .. } => Code::UuidPointer,
+            UuidProblem::Unreadable { .. } => Code::UuidUnreadable,
+            UuidProblem::Repeated { .. } => Code::UuidRepeated,
+        },
+        Problem::Btree(problem) => match problem {
+            BtreeProblem::BadRoot { .. } => Code::BtreeRoot,
+            BtreeProblem::Unreadable { .. } => Code::BtreeUnreadable,
+            BtreeProblem::BadNode { .. } => Code::BtreeNode,
+            BtreeProblem::Fault { fault, .. } => match fault {
+                NodeFault::BadExtent { .. } => Code::BtreeBadExtent,
+                NodeFault::BadBtreePtr { .. } => Code::BtreeBadPointer,
+                NodeFault::OutOfOrder { .. }
+                | NodeFault::Truncated { .. }
+                | NodeFault::More { .. } => Code::BtreeOrder,
+                NodeFault::PastNode { .. } => Code::BtreePastNode,
+            },
+            BtreeProblem::Revisited { .. } => Code::BtreeRevisited,
+            BtreeProblem::BeforeNode { .. } => Code::BtreeBeforeNode,
+            BtreeProblem::ChildrenEndShort { .. } | BtreeProblem::NoChildren { .. } => {
+                Code::BtreeUncovered
+            }
+        },
+        Problem::Bucket(problem) => match problem {
+            BucketProblem::StaleDirty { .. } => Code::KeyStaleDirty,
+            BucketProblem::TooStale { .. } => Code::KeyTooStale,
+            BucketProblem::NewerThanPrio { .. } => Code::KeyNewer,
+            BucketProblem::Inconsistent { .. } => Code::KeyInconsistent,
+            BucketProblem::SharedMetadata { .. } => Code::BucketShared,
+            BucketProblem::Overused { .. } => Code::BucketOverused,
+            BucketProblem::NoVolume { .. } => Code::KeyNoVolume,
+            BucketProblem::BadJournalKey { .. } => Code::JournalBadKey,
+        },
+    }
+}
+
+fn problem_place(problem: &Problem) -> Place {
+    match problem {
+        Problem::Journal(problem) => match problem {
+            JournalProblem::Unreadable { bucket, offset, .. } => {
+                Place::JournalBucket { bucket: *bucket, offset: *offset }
+            }
+            JournalProblem::Torn { place, .. }
+            | JournalProblem::KeysTruncated { place, .. }
+            | JournalProblem::LastSeqAfterSeq { place, .. } => (*place).into(),
+            JournalProblem::Changed { seq } => Place::JournalEntry { seq: *seq },
+            JournalProblem::Gap { .. }
+            | JournalProblem::SearchMisses { .. }
+            | JournalProblem::Empty => Place::Journal,
+        },
+        Problem::Prios(problem) => match problem {
+            PrioProblem::OutOfRange { index, bucket } => {
+                Place::PrioSet { index: *index, bucket: *bucket }
+            }
+            PrioProblem::Unreadable { index, bucket, .. }
+            | PrioProblem::Invalid { index, bucket, .. }
+            | PrioProblem::InJournal { index, bucket }
+            | PrioProblem::Repeated { index, bucket }
+            | PrioProblem::MixedSeq { index, bucket, .. } => {
+                Place::PrioSet { index: *index, bucket: bucket.0 }
+            }
+        },
+        Problem::Uuids(problem) => match problem {
+            UuidProblem::BadPointer { .. } | UuidProblem::Unreadable { .. } => Place::Uuids,
+            UuidProblem::Repeated { second, .. } => Place::UuidSlot { slot: *second },
+        },
+        Problem::Btree(problem) => match problem {
+            BtreeProblem::BadRoot { .. } => Place::Root,
+            BtreeProblem::Unreadable { place, .. }
+            | BtreeProblem::BadNode { place, .. }
+            | BtreeProblem::Fault { place, .. }
+            | BtreeProblem::Revisited { place }
+            | BtreeProblem::BeforeNode { place, .. }
+            | BtreeProblem::ChildrenEndShort { place, .. }
+            | BtreeProblem::NoChildren { place } => Place::Node(*place),
+        },
+        Problem::Bucket(problem) => match problem {
+            BucketProblem::StaleDirty { origin, key, .. }
+            | BucketProblem::TooStale { origin, key, .. }
+            | BucketProblem::NewerThanPrio { origin, key, .. }
+            | BucketProblem::Inconsistent { origin, key, .. }
+            | BucketProblem::NoVolume { origin, key }
+            | BucketProblem::BadJournalKey { origin, key } => {
+                Place::Key { origin: *origin, key: *key }
+            }
+            BucketProblem::SharedMetadata { bucket, .. }
+            | BucketProblem::Overused { bucket, .. } => Place::Bucket(*bucket),
+        },
+    }
+}
+
+fn problem_expected(problem: &Problem) -> String {
+    match problem {
+        Problem::Journal(problem) => match problem {
+            JournalProblem::Gap { start, end, .. } => format!("all entries from {start} to {end}"),
+            JournalProblem::SearchMisses { newest, .. } => format!("entry {newest} as the newest"),
+            JournalProblem::Changed { .. } => "a journal that nobody writes".to_owned(),
+            JournalProblem::LastSeqAfterSeq { seq, .. } => format!("last_seq of at most {seq}"),
+            JournalProblem::Unreadable { .. } => "a readable journal bucket".to_owned(),
+            JournalProblem::Torn { .. } | JournalProblem::Empty => "a whole entry".to_owned(),
+            JournalProblem::KeysTruncated { .. } => "whole keys".to_owned(),
+        },
+        Problem::Prios(problem) => match problem {
+            PrioProblem::MixedSeq { expected, .. } => format!("seq {expected}"),
+            PrioProblem::Unreadable { .. } | PrioProblem::Invalid { .. } => {
+                "a prio set of this cache set".to_owned()
+            }
+            PrioProblem::OutOfRange { .. }
+            | PrioProblem::InJournal { .. }
+            | PrioProblem::Repeated { .. } => "a bucket of its own".to_owned(),
+        },
+        Problem::Uuids(problem) => match problem {
+            UuidProblem::Repeated { .. } => "a uuid of its own".to_owned(),
+            UuidProblem::BadPointer { .. } | UuidProblem::Unreadable { .. } => {
+                "a readable uuid table".to_owned()
+            }
+        },
+        Problem::Btree(problem) => match problem {
+            BtreeProblem::BadRoot { .. } => "a pointer to a btree node".to_owned(),
+            BtreeProblem::Unreadable { .. } | BtreeProblem::BadNode { .. } => {
+                "a sound node".to_owned()
+            }
+            BtreeProblem::Fault { fault, .. } => match fault {
+                NodeFault::BadExtent { .. } => "an extent within one bucket".to_owned(),
+                NodeFault::BadBtreePtr { .. } => "a pointer to a btree node".to_owned(),
+                NodeFault::OutOfOrder { .. } | NodeFault::More { .. } => "keys in order".to_owned(),
+                NodeFault::Truncated { .. } => "whole keys".to_owned(),
+                NodeFault::PastNode { .. } => "keys up to the node's own".to_owned(),
+            },
+            BtreeProblem::Revisited { .. } => "one key for each node".to_owned(),
+            BtreeProblem::BeforeNode { expected, .. } => format!("keys from {expected} on"),
+            BtreeProblem::ChildrenEndShort { place, .. } => format!("a child up to {}", place.end),
+            BtreeProblem::NoChildren { .. } => "a child".to_owned(),
+        },
+        Problem::Bucket(problem) => match problem {
+            BucketProblem::StaleDirty { .. } => "the gen of the bucket".to_owned(),
+            BucketProblem::TooStale { .. } => "at most 96 gens behind".to_owned(),
+            BucketProblem::NewerThanPrio { from, .. } => format!("gen {from}"),
+            BucketProblem::Inconsistent { .. } | BucketProblem::SharedMetadata { .. } => {
+                "a bucket for one thing".to_owned()
+            }
+            BucketProblem::Overused { size, .. } => format!("at most {size} sectors"),
+            BucketProblem::NoVolume { .. } => "a volume of the uuid table".to_owned(),
+            BucketProblem::BadJournalKey { .. } => "an extent within one bucket".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,262 @@
+//! Why nothing can be invalidated, and what became of a device where writing failed.
+
+use std::collections::TryReserveError;
+use std::path::PathBuf;
+
+use crate::allocator::TableError;
+use crate::cache_set::btree::NodeReadError;
+use crate::cache_set::journal::NextBucketRefusal;
+use crate::cache_set::{Problem, ReadError};
+use crate::device::DeviceError;
+use crate::layout::bset::NodeErrorAt;
+use crate::layout::verdict::Refusal;
+use crate::ops::plan::ApplyError;
+use crate::ops::verify::VerifyError;
+use crate::units::BucketIndex;
+
+/// Why there is no plan. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidateError {
+    /// The device holds no cache set that could be read.
+    #[error("{}: nothing to invalidate", path.display())]
+    NoCache {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: ReadError,
+    },
+    /// The kernel would refuse the superblock.
+    #[error("{}: the kernel would refuse the device: {refusal}", path.display())]
+    KernelRefuses {
+        /// The device.
+        path: PathBuf,
+        /// In the kernel's words.
+        refusal: Refusal,
+    },
+    /// Something is wrong with the cache set; writing could make it worse.
+    #[error("{}: the cache set is damaged, {count} findings, the first of them", path.display())]
+    Damaged {
+        /// The device.
+        path: PathBuf,
+        /// The first finding.
+        #[source]
+        first: Box<Problem>,
+        /// How many findings there are.
+        count: u64,
+    },
+    /// No volume has the name.
+    #[error("the cache has no volume \"{name}\"; `bcachectl show --uuids` lists them")]
+    NoVolume {
+        /// What was asked for.
+        name: String,
+    },
+    /// Several volumes have the name.
+    #[error("\"{name}\" is the name of several volumes, in slots {}; give the slot", list(slots))]
+    AmbiguousVolume {
+        /// What was asked for.
+        name: String,
+        /// The slots that it could mean.
+        slots: Vec<u32>,
+    },
+    /// Too few unused buckets for the new prio chain.
+    #[error(
+        "a new prio chain needs {needed} unused buckets that are not to be invalidated, and there \
+         are {found}; leave unused buckets out of the list, or register the cache with the kernel \
+         and stop it again: its allocator frees some"
+    )]
+    TooFewUnused {
+        /// Buckets of a chain.
+        needed: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// No room for a journal entry.
+    #[error(
+        "the journal has no room for an entry (no block is left in the newest entry's bucket, and \
+         {next}); register the cache with the kernel and stop it again: that replays the journal"
+    )]
+    JournalFull {
+        /// Why it cannot go to the next journal bucket.
+        next: NextBucketRefusal,
+    },
+    /// The journal's sequence numbers have come to their end, or the number of the device in its set
+    /// is none.
+    #[error("no journal entry can follow entry {seq}")]
+    NoSuccessor {
+        /// The newest entry.
+        seq: u64,
+    },
+    /// A btree node that could be read before.
+    #[error(transparent)]
+    Node(#[from] NodeReadError),
+    /// A btree node that was sound before: something else writes to the device.
+    #[error("the btree node in bucket {bucket} changed while it was read: {error}")]
+    NodeChanged {
+        /// The node's bucket.
+        bucket: BucketIndex,
+        /// What is wrong now.
+        error: NodeErrorAt,
+    },
+    /// Not enough memory to choose among the buckets.
+    #[error("no memory to choose among the buckets")]
+    NoMemory(#[from] TryReserveError),
+    /// The allocator's table, which the policies work on, does not take the device.
+    #[error("the replacement policy cannot be applied")]
+    Policy(#[from] TableError),
+}
+
+fn list(slots: &[u32]) -> String {
+    slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What a device holds after a run that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// Not a byte was written.
+    Unchanged,
+    /// What it held: only buckets without meaning were written.
+    Old,
+    /// Wholly what it held or wholly what was planned: the journal entry that makes the difference
+    /// was given to the device, which failed before it was known to be durable.
+    OldOrNew,
+    /// What was planned, as far as the device is to be believed: everything was written and flushed,
+    /// and could not be read again.
+    New,
+    /// What was read back is not what was written.
+    Undefined,
+}
+
+/// Why a plan was not carried out, or not proven; [`RunError::state`] says what the device holds.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The device could not be claimed.
+    #[error(transparent)]
+    Claim(DeviceError),
+    /// The device changed between plan and claim.
+    #[error("{}: the device changed since it was read", path.display())]
+    Changed {
+        /// The device.
+        path: PathBuf,
+    },
+    /// Writing the new prio sets, or their flush, failed.
+    #[error("the new prio chain could not be written")]
+    Sets(#[source] ApplyError),
+    /// The new prio sets do not read back.
+    #[error("the new prio chain does not read back")]
+    VerifySets(#[source] VerifyError),
+    /// The journal entry, or its flush, failed.
+    #[error("the journal entry could not be written")]
+    Commit(#[source] ApplyError),
+    /// The journal entry does not read back.
+    #[error("the journal entry does not read back")]
+    VerifyCommit(#[source] VerifyError),
+    /// The cache set could not be read again.
+    #[error("the result could not be read back")]
+    Reread(#[source] InvalidateError),
+    /// The cache set, read again, is not what it should be.
+    #[error("the result is not what was planned")]
+    Proof(#[source] ProofError),
+}
+
+impl RunError {
+    /// What the device holds.
+    pub fn state(&self) -> DeviceState {
+        match self {
+            Self::Claim(_) | Self::Changed { .. } => DeviceState::Unchanged,
+            Self::Sets(error) if !error.may_have_written => DeviceState::Unchanged,
+            Self::Sets(_) | Self::VerifySets(_) => DeviceState::Old,
+            Self::Commit(error) if !error.may_have_written => DeviceState::Old,
+            Self::Commit(_) => DeviceState::OldOrNew,
+            Self::VerifyCommit(VerifyError::Read { .. }) => DeviceState::New,
+            Self::Reread(InvalidateError::Damaged { first, .. }) => {
+                if super::trust::is_unreadable(first) {
+                    DeviceState::New
+                } else {
+                    DeviceState::Undefined
+                }
+            }
+            Self::Reread(
+                InvalidateError::NoMemory(_)
+                | InvalidateError::NoCache {
+                    source:
+                        ReadError::OutOfMemory { .. }
+                        | ReadError::Open(crate::cache_set::OpenError::Device(_)),
+                    ..
+                },
+            ) => DeviceState::New,
+            Self::VerifyCommit(VerifyError::Differs { .. }) | Self::Reread(_) | Self::Proof(_) => {
+                DeviceState::Undefined
+            }
+        }
+    }
+}
+
+/// How the cache set, read again, departs from the plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProofError {
+    /// Another entry is the newest.
+    #[error("journal entry {found} is the newest, expected {expected}")]
+    Newest {
+        /// What was written.
+        expected: u64,
+        /// What is found.
+        found: u64,
+    },
+    /// The newest entry names another root, uuid table or replay range.
+    #[error("journal entry {seq} does not carry on the root, uuid table or replay range")]
+    Header {
+        /// The entry.
+        seq: u64,
+    },
+    /// Another chain is the current one.
+    #[error("the prio chain found is not the one written")]
+    Chain,
+    /// A bucket has another gen than planned.
+    #[error("bucket {bucket} has gen {found}, expected {expected}")]
+    BucketGen {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// As planned.
+        expected: u8,
+        /// As found.
+        found: u8,
+    },
+    /// A bucket that was invalidated still has valid pointers, or another one lost or won some.
+    #[error("bucket {bucket} is {found}, expected {expected}")]
+    Mark {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// As planned.
+        expected: crate::cache_set::GcMark,
+        /// As found.
+        found: crate::cache_set::GcMark,
+    },
+    /// A bucket has another number of sectors in use.
+    #[error("bucket {bucket} has {found} sectors in use, expected {expected}")]
+    SectorsUsed {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// As planned.
+        expected: u16,
+        /// As found.
+        found: u16,
+    },
+    /// A volume lost data that was not to be invalidated, or kept some that was.
+    #[error(
+        "volume {slot} has {found_cached} sectors cached, {found_dirty} of them dirty; expected \
+         {expected_cached} and {expected_dirty}"
+    )]
+    Volume {
+        /// Its slot.
+        slot: u32,
+        /// Cached sectors as planned.
+        expected_cached: u64,
+        /// Dirty sectors as planned.
+        expected_dirty: u64,
+        /// Cached sectors as found.
+        found_cached: u64,
+        /// Dirty sectors as found.
+        found_dirty: u64,
+    },
+}

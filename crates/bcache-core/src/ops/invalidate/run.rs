@@ -1,0 +1,161 @@
+//! Carrying an invalidation out, and proving that it has come to pass.
+
+use std::collections::BTreeSet;
+
+use crate::cache_set::journal::Journal;
+use crate::cache_set::{CacheDevice, CacheSet, GcMark, Progress, ReadOptions};
+use crate::device::{BlockDevice, DeviceError, ReadDevice};
+use crate::ops::invalidate::{InvalidatePlan, ProofError, RunError, TrustedSet, Writes};
+use crate::ops::plan::apply;
+use crate::ops::verify::verify;
+use crate::units::{BucketIndex, Gen};
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunProgress {
+    /// So many bytes more are written.
+    Written(u64),
+    /// The result is being read again.
+    Proving(Progress),
+}
+
+/// Writes what `plan` says to the device that `open` claims, and proves the result.
+///
+/// `open` gives the device that the plan was made from, for writing and for this process alone. A
+/// plan without writes does nothing. [`RunError::state`] says what an error leaves.
+pub fn run<D: BlockDevice>(
+    plan: &InvalidatePlan<'_>,
+    options: &ReadOptions,
+    open: impl FnOnce() -> Result<D, DeviceError>,
+    progress: &mut dyn FnMut(RunProgress),
+) -> Result<(), RunError> {
+    let Some(writes) = &plan.writes else { return Ok(()) };
+    let device = open().map_err(RunError::Claim)?;
+    check_unchanged(plan.set(), &device)?;
+    let mut written = |bytes| progress(RunProgress::Written(bytes));
+    apply(&writes.sets, &device, &mut written).map_err(RunError::Sets)?;
+    verify(&writes.sets, &device).map_err(RunError::VerifySets)?;
+    apply(&writes.commit, &device, &mut written).map_err(RunError::Commit)?;
+    verify(&writes.commit, &device).map_err(RunError::VerifyCommit)?;
+    let mut proving = |at| progress(RunProgress::Proving(at));
+    let result = TrustedSet::read(&device, options, &mut proving).map_err(RunError::Reread)?;
+    prove(plan, writes, result.set()).map_err(RunError::Proof)
+}
+
+/// Between plan and claim a kernel may have registered the device, which writes the superblock, or
+/// another invalidation may have run, which writes the journal.
+fn check_unchanged(set: &CacheSet<'_>, device: &dyn ReadDevice) -> Result<(), RunError> {
+    let changed = || RunError::Changed { path: device.info().path.clone() };
+    let cache = match CacheDevice::open(device) {
+        Ok(cache) => cache,
+        Err(crate::cache_set::OpenError::Device(error)) => return Err(RunError::Claim(error)),
+        Err(_) => return Err(changed()),
+    };
+    let journal = Journal::read(&cache, &mut |_| {}, &mut |_| {});
+    let newest = |journal: &Journal| {
+        journal.newest().map(|entry| (entry.place, entry.jset.as_bytes().to_vec()))
+    };
+    let same_size = device.info().size_bytes == set.cache.device().info().size_bytes;
+    let same = same_size
+        && cache.superblock().as_bytes() == set.cache.superblock().as_bytes()
+        && newest(&journal) == newest(&set.journal);
+    if same { Ok(()) } else { Err(changed()) }
+}
+
+/// Compares the cache set as it is now with what it was and what was planned.
+fn prove(
+    plan: &InvalidatePlan<'_>,
+    writes: &Writes,
+    after: &CacheSet<'_>,
+) -> Result<(), ProofError> {
+    let before = plan.set();
+    let (old, new) = match (before.journal.newest(), after.journal.newest()) {
+        (Some(old), Some(new)) => (&old.jset, &new.jset),
+        (_, new) => {
+            let found = new.map_or(0, |entry| entry.jset.seq());
+            return Err(ProofError::Newest { expected: writes.journal_seq, found });
+        }
+    };
+    if new.seq() != writes.journal_seq {
+        return Err(ProofError::Newest { expected: writes.journal_seq, found: new.seq() });
+    }
+    let carried_on = old.last_seq() == new.last_seq()
+        && old.uuid_bucket() == new.uuid_bucket()
+        && old.btree_root() == new.btree_root()
+        && old.btree_level() == new.btree_level()
+        && old.version() == new.version();
+    if !carried_on {
+        return Err(ProofError::Header { seq: new.seq() });
+    }
+    if after.prios.buckets != writes.chain || after.prios.seq != writes.prio_seq {
+        return Err(ProofError::Chain);
+    }
+    prove_buckets(plan, writes, after)?;
+    prove_volumes(plan, after)
+}
+
+fn prove_buckets(
+    plan: &InvalidatePlan<'_>,
+    writes: &Writes,
+    after: &CacheSet<'_>,
+) -> Result<(), ProofError> {
+    let before = plan.set();
+    let old_chain: BTreeSet<BucketIndex> = before.prios.buckets.iter().copied().collect();
+    let new_chain: BTreeSet<BucketIndex> = writes.chain.iter().copied().collect();
+    let all = (0u64..).map(BucketIndex).zip(before.table.as_slice()).zip(after.table.as_slice());
+    for ((number, old), new) in all {
+        let is_target = plan.is_target(number);
+        let expected = if is_target { old.bucket_gen().next() } else { old.bucket_gen() };
+        if new.bucket_gen() != expected {
+            let (Gen(expected), Gen(found)) = (expected, new.bucket_gen());
+            return Err(ProofError::BucketGen { bucket: number, expected, found });
+        }
+        let expected = match old.mark() {
+            _ if is_target => GcMark::Unused,
+            GcMark::Unused if new_chain.contains(&number) => GcMark::Metadata,
+            GcMark::Metadata if old_chain.contains(&number) => GcMark::Unused,
+            mark => mark,
+        };
+        if new.mark() != expected {
+            return Err(ProofError::Mark { bucket: number, expected, found: new.mark() });
+        }
+        let sectors = if is_target { 0 } else { old.sectors_used() };
+        if new.sectors_used() != sectors {
+            return Err(ProofError::SectorsUsed {
+                bucket: number,
+                expected: sectors,
+                found: new.sectors_used(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn prove_volumes(plan: &InvalidatePlan<'_>, after: &CacheSet<'_>) -> Result<(), ProofError> {
+    let survey = &plan.survey;
+    for (&slot, old) in &survey.cached {
+        let taken = survey.taken.get(&slot).copied().unwrap_or_default();
+        let found = after.volumes.get(&slot).copied().unwrap_or_default();
+        let cached = old.cached_sectors - taken.cached_sectors;
+        if found.cached_sectors != cached || found.dirty_sectors != old.dirty_sectors {
+            return Err(ProofError::Volume {
+                slot,
+                expected_cached: cached.0,
+                expected_dirty: old.dirty_sectors.0,
+                found_cached: found.cached_sectors.0,
+                found_dirty: found.dirty_sectors.0,
+            });
+        }
+    }
+    let unknown = after.volumes.iter().find(|(slot, _)| !survey.cached.contains_key(slot));
+    match unknown {
+        None => Ok(()),
+        Some((&slot, found)) => Err(ProofError::Volume {
+            slot,
+            expected_cached: 0,
+            expected_dirty: 0,
+            found_cached: found.cached_sectors.0,
+            found_dirty: found.dirty_sectors.0,
+        }),
+    }
+}

@@ -1,0 +1,227 @@
+//! Whose data is in the buckets: a walk over what is cached, once all gens are known.
+//!
+//! What counts is what the kernel would use after replay: usable extents, the journal's over the
+//! btree's. Memory: four bytes a bucket (eight where buckets are of 4 MiB and more).
+
+use std::collections::{BTreeMap, TryReserveError};
+
+use crate::cache_set::btree::node::node_ptr;
+use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, WalkOptions, walk};
+use crate::cache_set::{CacheSet, VolumeUsage};
+use crate::layout::bkey::Bkey;
+use crate::ops::invalidate::InvalidateError;
+use crate::ops::invalidate::bits::BucketBits;
+use crate::ops::invalidate::refusal::DirtyShare;
+use crate::units::{BucketIndex, GC_SECTORS_USED_MAX, Sectors};
+
+/// Refused buckets whose dirty data is told volume by volume; there can be millions.
+pub const DIRTY_DETAILS_MAX: usize = 1 << 16;
+
+/// Volumes that have a bit of their own in a bucket's mask; the last bit is for all others.
+const MASK_VOLUMES: usize = 31;
+
+/// What is in the buckets.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The slots that the bits of the masks stand for.
+    slots: Vec<u32>,
+    /// By bucket: which volumes have data in it.
+    masks: Vec<u32>,
+    /// By bucket, where the kernel's own count of sectors ends too early.
+    sectors: Option<Vec<u32>>,
+    /// By slot: what is cached.
+    pub cached: BTreeMap<u32, VolumeUsage>,
+    /// By slot: what of it is in buckets to be invalidated, all of it clean.
+    pub taken: BTreeMap<u32, VolumeUsage>,
+    /// Dirty sectors in refused buckets, by bucket and slot.
+    dirty: BTreeMap<(BucketIndex, u32), u64>,
+}
+
+impl Survey {
+    /// Looks at all that `set` has cached.
+    pub(super) fn new(
+        set: &CacheSet<'_>,
+        walk: &WalkOptions,
+        targets: &BucketBits,
+        refused: &BucketBits,
+    ) -> Result<Self, InvalidateError> {
+        let geometry = *set.geometry();
+        let table = || zeroed(geometry.nbuckets());
+        let large = geometry.bucket_size().0 > u64::from(GC_SECTORS_USED_MAX);
+        let mut survey = Self {
+            slots: set.volumes.keys().copied().take(MASK_VOLUMES).collect(),
+            masks: table()?,
+            sectors: if large { Some(table()?) } else { None },
+            ..Self::default()
+        };
+        for_each_extent(set, walk, &mut |key| {
+            let bit = survey.slots.binary_search(&key.inode()).unwrap_or(MASK_VOLUMES);
+            let size = key.size();
+            add(survey.cached.entry(key.inode()).or_default(), key);
+            let mut is_taken = false;
+            for ptr in key.ptrs() {
+                let bucket = ptr.bucket(&geometry);
+                let index = usize::try_from(bucket.0).unwrap_or(usize::MAX);
+                if let Some(mask) = survey.masks.get_mut(index) {
+                    *mask |= 1 << bit;
+                }
+                if let Some(sum) = survey.sectors.as_mut().and_then(|all| all.get_mut(index)) {
+                    *sum = sum.saturating_add(u32::try_from(size.0).unwrap_or(u32::MAX));
+                }
+                is_taken |= targets.contains(bucket);
+                if key.dirty() && refused.contains(bucket) {
+                    let place = (bucket, key.inode());
+                    let room = survey.dirty.len() < DIRTY_DETAILS_MAX;
+                    if room || survey.dirty.contains_key(&place) {
+                        *survey.dirty.entry(place).or_default() += size.0;
+                    }
+                }
+            }
+            if is_taken {
+                add(survey.taken.entry(key.inode()).or_default(), key);
+            }
+        })?;
+        Ok(survey)
+    }
+
+    /// The slots of the volumes that have data in `bucket`; the flag says that there are more.
+    pub fn volumes_of(&self, bucket: BucketIndex) -> (Vec<u32>, bool) {
+        let mask = usize::try_from(bucket.0)
+            .ok()
+            .and_then(|index| self.masks.get(index).copied())
+            .unwrap_or(0);
+        let slots = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| mask >> bit & 1 == 1)
+            .map(|(_, slot)| *slot)
+            .collect();
+        (slots, mask >> MASK_VOLUMES & 1 == 1)
+    }
+
+    /// Sectors in use in `bucket`, where the kernel's count of them is capped.
+    pub(super) fn sectors_of(&self, bucket: BucketIndex) -> Option<u64> {
+        let index = usize::try_from(bucket.0).ok()?;
+        self.sectors.as_ref()?.get(index).map(|&sectors| u64::from(sectors))
+    }
+
+    /// The dirty data in a refused bucket, by volume.
+    pub(super) fn shares_of(&self, set: &CacheSet<'_>, bucket: BucketIndex) -> Vec<DirtyShare> {
+        self.dirty
+            .range((bucket, 0)..=(bucket, u32::MAX))
+            .map(|(&(_, slot), &sectors)| DirtyShare {
+                slot,
+                name: volume_name(set, slot),
+                flash_only: set.uuids.get(slot).is_some_and(|entry| entry.flash_only()),
+                sectors,
+            })
+            .collect()
+    }
+}
+
+fn add(usage: &mut VolumeUsage, key: &Bkey) {
+    usage.extents += 1;
+    usage.cached_sectors += key.size();
+    if key.dirty() {
+        usage.dirty_sectors += key.size();
+    }
+}
+
+fn zeroed(nbuckets: u64) -> Result<Vec<u32>, TryReserveError> {
+    let count = usize::try_from(nbuckets).unwrap_or(usize::MAX);
+    let mut words = Vec::new();
+    words.try_reserve_exact(count)?;
+    words.resize(count, 0);
+    Ok(words)
+}
+
+/// How to call the volume in `slot`: its label, or else its uuid.
+pub fn volume_name(set: &CacheSet<'_>, slot: u32) -> String {
+    match set.uuids.get(slot) {
+        Some(entry) if entry.is_detached() => "detached".to_owned(),
+        Some(entry) if entry.is_empty() => "unknown".to_owned(),
+        Some(entry) => {
+            let label = entry.label.to_string();
+            if label.is_empty() { entry.uuid.to_string() } else { label }
+        }
+        None => "unknown".to_owned(),
+    }
+}
+
+/// The buckets that hold clean data of the volume in `slot`, in its sectors `[start, end)`, and how
+/// many sectors of dirty data there are.
+pub(super) fn buckets_of(
+    set: &CacheSet<'_>,
+    walk: &WalkOptions,
+    slot: u32,
+    range: (u64, u64),
+) -> Result<(BucketBits, Sectors), InvalidateError> {
+    let geometry = *set.geometry();
+    let mut buckets = BucketBits::new(geometry.nbuckets())?;
+    let mut dirty = Sectors(0);
+    for_each_extent(set, walk, &mut |key| {
+        let (start, end) = (key.start().max(range.0), key.offset().min(range.1));
+        if key.inode() != slot || start >= end {
+            return;
+        }
+        if key.dirty() {
+            dirty += Sectors(end - start);
+        } else {
+            key.ptrs().iter().for_each(|ptr| buckets.insert(ptr.bucket(&geometry)));
+        }
+    })?;
+    Ok((buckets, dirty))
+}
+
+/// Tells every usable extent of the set, in pieces, as it is once the journal is replayed.
+fn for_each_extent(
+    set: &CacheSet<'_>,
+    options: &WalkOptions,
+    found: &mut dyn FnMut(&Bkey),
+) -> Result<(), InvalidateError> {
+    let mut extents = Extents { set, found, error: None };
+    walk(&set.cache, &set.root, set.btree.depth, options, &mut extents);
+    let Extents { found, error, .. } = extents;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    let usable = |key: &&Bkey| set.table.is_usable(key, set.geometry());
+    set.overlay.extents().iter().filter(usable).for_each(found);
+    Ok(())
+}
+
+struct Extents<'a, 'd, 'f> {
+    set: &'a CacheSet<'d>,
+    found: &'f mut dyn FnMut(&Bkey),
+    error: Option<InvalidateError>,
+}
+
+impl WalkHandler for Extents<'_, '_, '_> {
+    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
+        let node = match node {
+            Ok(node) => node,
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                return;
+            }
+        };
+        if let Some(error) = node.error {
+            let bucket = node_ptr(key).bucket(self.set.geometry());
+            self.error.get_or_insert(InvalidateError::NodeChanged { bucket, error });
+        }
+        if level > 0 {
+            return;
+        }
+        let (table, geometry) = (&self.set.table, self.set.geometry());
+        for key in node.keys.iter().filter(|key| table.is_usable(key, geometry)) {
+            self.set.overlay.visible(key, &mut |piece| (self.found)(piece));
+        }
+    }
+
+    fn follow(&mut self, key: &Bkey, _child_level: u16) -> bool {
+        self.error.is_none()
+            && !key.is_zero_key()
+            && self.set.table.is_usable(key, self.set.geometry())
+    }
+}

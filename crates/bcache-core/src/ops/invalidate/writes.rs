@@ -1,0 +1,125 @@
+//! The writes of an invalidation: a new prio chain, and the journal entry that makes it current.
+
+use crate::cache_set::journal::{AppendPlaces, JournalPlace};
+use crate::cache_set::{CacheSet, GcMark};
+use crate::device::AlignedBuf;
+use crate::layout::prio_set::{BucketDisk, encode_into};
+use crate::ops::invalidate::InvalidateError;
+use crate::ops::invalidate::bits::BucketBits;
+use crate::ops::plan::{Plan, Step, WriteKind};
+use crate::units::{BucketIndex, Prio};
+
+/// What is written, in two parts with a flush at the end of each.
+#[derive(Clone, Debug)]
+pub struct Writes {
+    /// The new prio sets, in buckets that hold nothing.
+    pub sets: Plan,
+    /// The journal entry: what makes them the current ones.
+    pub commit: Plan,
+    /// The buckets of the new chain, head first.
+    pub chain: Vec<BucketIndex>,
+    /// Number of the new chain's write.
+    pub prio_seq: u64,
+    /// Sequence number of the journal entry.
+    pub journal_seq: u64,
+    /// Where the journal entry goes.
+    pub place: JournalPlace,
+}
+
+impl Writes {
+    /// All steps, in order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.sets.steps.iter().chain(&self.commit.steps)
+    }
+}
+
+/// Unused buckets for a new chain: nothing points to them, they are no targets, and the current
+/// chain, being metadata, is not among them (FORMAT.md §8.4 step 1).
+pub(super) fn choose_chain(
+    set: &CacheSet<'_>,
+    targets: &BucketBits,
+) -> Result<Vec<BucketIndex>, InvalidateError> {
+    let needed = set.geometry().prio_buckets();
+    let chain: Vec<BucketIndex> = (0u64..)
+        .map(BucketIndex)
+        .zip(set.table.as_slice())
+        .filter(|(number, bucket)| {
+            bucket.mark() == GcMark::Unused
+                && set.geometry().contains(*number)
+                && !bucket.pinned()
+                && !set.table.is_node(*number)
+                && !targets.contains(*number)
+        })
+        .map(|(number, _)| number)
+        .take(usize::try_from(needed).unwrap_or(usize::MAX))
+        .collect();
+    let found = chain.len() as u64;
+    if found < needed {
+        return Err(InvalidateError::TooFewUnused { needed, found });
+    }
+    Ok(chain)
+}
+
+/// Plans the writes that invalidate `targets`.
+pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, InvalidateError> {
+    let chain = choose_chain(set, targets)?;
+    let geometry = set.geometry();
+    let magic = set.cache.magic();
+    let prio_seq = set.prios.seq.wrapping_add(1);
+
+    let newest = &set.journal.newest().ok_or(InvalidateError::NoSuccessor { seq: 0 })?.jset;
+    let head = chain.first().copied().unwrap_or_default();
+    let entry = newest
+        .successor(set.cache.superblock().nr_this_dev(), head.0)
+        .ok_or(InvalidateError::NoSuccessor { seq: newest.seq() })?;
+    let places = set
+        .journal
+        .append_places(&set.cache)
+        .ok_or(InvalidateError::NoSuccessor { seq: newest.seq() })?;
+    let place = choose_place(&places)?;
+
+    let mut reserved = BucketBits::new(geometry.nbuckets())?;
+    chain.iter().for_each(|&bucket| reserved.insert(bucket));
+    let image_bytes = usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0);
+    let per_set = usize::try_from(geometry.prios_per_bucket()).unwrap_or(usize::MAX);
+    let mut sets = Plan::default();
+    // The kernel writes the last set first, for each names the next; nothing depends on it here.
+    let parts = chain.iter().zip(set.table.as_slice().chunks(per_set)).enumerate();
+    for (index, (&bucket, buckets)) in parts.rev() {
+        // The last set's is no terminator: kernels leave the head of the chain before in it.
+        let old_head = set.prios.buckets.first().copied().unwrap_or_default();
+        let next = chain.get(index + 1).copied().unwrap_or(old_head);
+        let index = index as u64;
+        let first = index.saturating_mul(geometry.prios_per_bucket());
+        let entries = (first..).map(BucketIndex).zip(buckets).map(|(number, bucket)| {
+            let (prio, bucket_gen) = (bucket.prio(), bucket.bucket_gen());
+            if targets.contains(number) {
+                BucketDisk { prio: Prio::INITIAL, bucket_gen: bucket_gen.next() }
+            } else if reserved.contains(number) {
+                // As the kernel has a bucket of its own chain. Its gen stays: nothing points to it.
+                BucketDisk { prio: Prio::BTREE, bucket_gen }
+            } else {
+                BucketDisk { prio, bucket_gen }
+            }
+        });
+        let mut data = AlignedBuf::zeroed(image_bytes);
+        encode_into(&mut data, magic, prio_seq, next.0, entries);
+        let offset = geometry.bucket_to_sector(bucket).bytes();
+        sets.steps.push(Step::Write { kind: WriteKind::PrioSet { index, bucket }, offset, data });
+    }
+    sets.steps.push(Step::Flush);
+
+    let mut data = AlignedBuf::zeroed(usize::try_from(geometry.block_bytes()).unwrap_or(0));
+    data.iter_mut().zip(entry.as_bytes()).for_each(|(to, from)| *to = *from);
+    let offset = geometry.bucket_to_sector(place.bucket).bytes().saturating_add(place.offset);
+    let kind = WriteKind::JournalEntry { seq: entry.seq() };
+    let commit = Plan { steps: vec![Step::Write { kind, offset, data }, Step::Flush] };
+    Ok(Writes { sets, commit, chain, prio_seq, journal_seq: entry.seq(), place })
+}
+
+fn choose_place(places: &AppendPlaces) -> Result<JournalPlace, InvalidateError> {
+    match (places.after_newest, places.next_bucket) {
+        (Some((place, _)), _) | (None, Ok(place)) => Ok(place),
+        (None, Err(next)) => Err(InvalidateError::JournalFull { next }),
+    }
+}

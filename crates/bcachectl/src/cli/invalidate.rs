@@ -1,0 +1,219 @@
+//! Options of `bcachectl invalidate`.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use bcache_cli::size::parse_sectors;
+use bcache_core::allocator::Policy;
+use bcache_core::ops::invalidate::{Amount, Selection};
+use bcache_core::units::Sectors;
+use clap::{ArgGroup, Args, ValueEnum};
+
+/// Options of `bcachectl invalidate`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("selection").required(true))]
+pub struct InvalidateArgs {
+    /// The cache device, or an image file of one
+    #[arg(value_name = "DEV")]
+    pub device: PathBuf,
+
+    /// Buckets by number: 5,10-20
+    #[arg(long, value_name = "LIST", group = "selection", value_parser = parse_buckets)]
+    bucket: Option<BucketList>,
+
+    /// The buckets that cover these sectors of the cache device: 81920+8
+    #[arg(long, value_name = "START+LEN", group = "selection", value_parser = parse_range)]
+    sectors: Option<SectorRange>,
+
+    /// The buckets with clean data of one volume
+    #[arg(long, value_name = "UUID|LABEL|SLOT", group = "selection")]
+    volume: Option<String>,
+
+    /// Only what caches these sectors of the volume
+    #[arg(long, value_name = "START+LEN", requires = "volume", value_parser = parse_range)]
+    range: Option<SectorRange>,
+
+    /// The buckets with clean data that were not used for the longest time: so many, or so many per
+    /// cent of them
+    #[arg(long, value_name = "N|P%", group = "selection", value_parser = parse_amount)]
+    coldest: Option<Amount>,
+
+    /// All buckets with clean data
+    #[arg(long, group = "selection")]
+    all_clean: bool,
+
+    /// The buckets that the kernel's allocator would take next with this policy
+    #[arg(long, group = "selection", requires = "count", value_enum)]
+    policy: Option<PolicyName>,
+
+    /// How many buckets the policy takes
+    #[arg(long, value_name = "N", requires = "policy")]
+    count: Option<u64>,
+
+    /// What the policy random draws from [default: 0]
+    #[arg(long, value_name = "S", requires = "policy")]
+    seed: Option<u64>,
+
+    /// Where buckets that were named are refused, invalidate the others
+    #[arg(long)]
+    pub skip_refused: bool,
+
+    /// Show what would be invalidated and written, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not ask, even on a terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// A replacement policy by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyName {
+    /// Least recently used, little data before much
+    Lru,
+    /// In turn, from the first bucket
+    Fifo,
+    /// At random
+    Random,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Lru => Self::Lru,
+            PolicyName::Fifo => Self::Fifo,
+            PolicyName::Random => Self::Random,
+        }
+    }
+}
+
+/// Buckets by number, in ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BucketList(Vec<RangeInclusive<u64>>);
+
+/// First sector and number of sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SectorRange(Sectors, Sectors);
+
+impl InvalidateArgs {
+    /// Which buckets are meant; `None` where no option says, which the parser does not let pass.
+    pub fn selection(&self) -> Option<Selection> {
+        if let Some(BucketList(ranges)) = &self.bucket {
+            return Some(Selection::Buckets(ranges.clone()));
+        }
+        if let Some(SectorRange(start, len)) = self.sectors {
+            return Some(Selection::Sectors { start, len });
+        }
+        if let Some(volume) = &self.volume {
+            let range = self.range.map(|SectorRange(start, len)| (start, len));
+            return Some(Selection::Volume { volume: volume.clone(), range });
+        }
+        if let Some(amount) = self.coldest {
+            return Some(Selection::Coldest(amount));
+        }
+        if let (Some(policy), Some(count)) = (self.policy, self.count) {
+            let seed = self.seed.unwrap_or(0);
+            return Some(Selection::Policy { policy: policy.into(), count, seed });
+        }
+        self.all_clean.then_some(Selection::AllClean)
+    }
+}
+
+/// Why an option's value is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum ValueError {
+    #[error("\"{part}\" is no bucket number and no range of them; write 5,10-20")]
+    Bucket { part: String },
+    #[error("the range {first}-{last} ends before it begins")]
+    Backwards { first: u64, last: u64 },
+    #[error("write the first sector and how many: START+LEN, as in 81920+8")]
+    NoPlus,
+    #[error("a range of 0 sectors is empty")]
+    EmptyRange,
+    #[error("the range ends past sector 2^64")]
+    TooLong,
+    #[error("write a number of buckets, or a whole percentage from 1% to 100%")]
+    Amount,
+}
+
+fn parse_buckets(text: &str) -> Result<BucketList, ValueError> {
+    let number = |part: &str, digits: &str| {
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let parsed = digits.parse().ok().filter(|_| is_number);
+        parsed.ok_or_else(|| ValueError::Bucket { part: part.to_owned() })
+    };
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (number(part, first)?, number(part, last)?);
+        if first > last {
+            return Err(ValueError::Backwards { first, last });
+        }
+        Ok(first..=last)
+    };
+    text.split(',').map(range).collect::<Result<_, _>>().map(BucketList)
+}
+
+fn parse_range(text: &str) -> Result<SectorRange, anyhow::Error> {
+    let (start, len) = text.split_once('+').ok_or(ValueError::NoPlus)?;
+    let start = if start == "0" { Sectors(0) } else { parse_sectors(start)? };
+    let len = parse_sectors(len)?;
+    if len.0 == 0 {
+        return Err(ValueError::EmptyRange.into());
+    }
+    start.checked_add(len).ok_or(ValueError::TooLong)?;
+    Ok(SectorRange(start, len))
+}
+
+fn parse_amount(text: &str) -> Result<Amount, ValueError> {
+    let (digits, percent) = match text.strip_suffix('%') {
+        Some(digits) => (digits, true),
+        None => (text, false),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ValueError::Amount);
+    }
+    let amount = if percent {
+        digits.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Amount::Percent)
+    } else {
+        digits.parse().ok().map(Amount::Count)
+    };
+    amount.ok_or(ValueError::Amount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_lists() {
+        let ranges = |text| parse_buckets(text).map(|BucketList(ranges)| ranges);
+        assert_eq!(ranges("5,10-20"), Ok(vec![5..=5, 10..=20]));
+        assert_eq!(ranges("0"), Ok(vec![0..=0]));
+        assert_eq!(ranges("7-3"), Err(ValueError::Backwards { first: 7, last: 3 }));
+        for text in
+            ["", ",", "1,", "a", "+5", "-5", "1-2-3", "1-", "0x10", "1 2", "99999999999999999999"]
+        {
+            assert!(matches!(ranges(text), Err(ValueError::Bucket { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_and_amounts() {
+        let range = |text| parse_range(text).ok();
+        assert_eq!(range("81920+8"), Some(SectorRange(Sectors(81920), Sectors(8))));
+        assert_eq!(range("0+1M"), Some(SectorRange(Sectors(0), Sectors(2048))));
+        for text in ["", "5", "5+", "+5", "5+0", "5-6", "a+b", "18446744073709551615+8"] {
+            assert_eq!(range(text), None, "{text}");
+        }
+        assert_eq!(parse_amount("30%"), Ok(Amount::Percent(30)));
+        assert_eq!(parse_amount("30"), Ok(Amount::Count(30)));
+        for text in ["", "%", "0%", "101%", "-1", "1.5%", "x", "30 %"] {
+            assert_eq!(parse_amount(text), Err(ValueError::Amount), "{text}");
+        }
+    }
+}

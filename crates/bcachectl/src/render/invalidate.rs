@@ -1,0 +1,181 @@
+//! An invalidation, as text and as JSON.
+//!
+//! There can be tens of millions of buckets: both are written as they go.
+
+use std::io::Write;
+
+use anyhow::Result;
+use bcache_core::cache_set::CacheSet;
+use bcache_core::ops::invalidate::{InvalidatePlan, Target, volume_name};
+use bcache_core::ops::plan::Step;
+use bcache_core::units::{BucketIndex, SECTOR_BYTES, format_bytes};
+use serde::Serialize;
+
+/// How far it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Only planned.
+    DryRun,
+    /// Refused: nothing was written.
+    Refused,
+    /// Carried out, and proven.
+    Done,
+}
+
+#[derive(Serialize)]
+struct TargetReport {
+    bucket: BucketIndex,
+    prio: u16,
+    gen_before: u8,
+    gen_after: u8,
+    sectors: u64,
+}
+
+impl From<Target> for TargetReport {
+    fn from(target: Target) -> Self {
+        Self {
+            bucket: target.bucket,
+            prio: target.prio.0,
+            gen_before: target.gen_before.0,
+            gen_after: target.gen_after.0,
+            sectors: target.sectors.0,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RefusedReport {
+    bucket: BucketIndex,
+    reason: String,
+}
+
+/// Writes the JSON object that the man page documents.
+pub fn json(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -> Result<()> {
+    let writes = plan.writes.as_ref().filter(|_| outcome != Outcome::Refused);
+    write!(out, "{{\"invalidated\":")?;
+    let targets = plan.targets().filter(|_| writes.is_some()).map(TargetReport::from);
+    list(out, targets)?;
+    write!(out, ",\n\"refused\":")?;
+    let refused =
+        plan.refused().map(|(bucket, reason)| RefusedReport { bucket, reason: reason.to_string() });
+    list(out, refused)?;
+    let chain = writes.map(|writes| writes.chain.as_slice()).unwrap_or_default();
+    let seq = writes.map(|writes| writes.journal_seq);
+    writeln!(
+        out,
+        ",\n\"prio_chain\":{},\n\"journal_seq\":{}}}",
+        serde_json::to_string(chain)?,
+        serde_json::to_string(&seq)?
+    )?;
+    Ok(())
+}
+
+/// A JSON list, a line for each element.
+fn list(out: &mut impl Write, elements: impl Iterator<Item = impl Serialize>) -> Result<()> {
+    write!(out, "[")?;
+    for (index, element) in elements.enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        write!(out, "{comma}\n{}", serde_json::to_string(&element)?)?;
+    }
+    write!(out, "]")?;
+    Ok(())
+}
+
+/// What happens, in one line.
+pub fn headline(plan: &InvalidatePlan<'_>, outcome: Outcome) -> String {
+    let count = plan.target_count();
+    let buckets = if count == 1 { "1 bucket".to_owned() } else { format!("{count} buckets") };
+    match outcome {
+        _ if count == 0 => "nothing to invalidate".to_owned(),
+        Outcome::DryRun => format!("{buckets} would be invalidated"),
+        Outcome::Refused => format!("nothing was written; {buckets} could be invalidated"),
+        Outcome::Done => format!("{buckets} invalidated"),
+    }
+}
+
+/// Whose data goes, volume by volume, and what stays.
+pub fn totals(out: &mut impl Write, plan: &InvalidatePlan<'_>) -> Result<()> {
+    let set = plan.set();
+    for (&slot, taken) in &plan.survey.taken {
+        let cached = plan.survey.cached.get(&slot).copied().unwrap_or_default();
+        writeln!(
+            out,
+            "  volume {slot} ({}): {} of {} cached",
+            volume_name(set, slot),
+            format_bytes(taken.cached_sectors.bytes()),
+            format_bytes(cached.cached_sectors.bytes()),
+        )?;
+    }
+    if plan.dirty_kept.0 > 0 {
+        let kept = format_bytes(plan.dirty_kept.bytes());
+        writeln!(out, "  {kept} of dirty data stay: the backing device lacks them")?;
+    }
+    Ok(())
+}
+
+/// Writes it for people.
+pub fn text(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -> Result<()> {
+    let set = plan.set();
+    if outcome == Outcome::DryRun && plan.target_count() > 0 {
+        writeln!(out, "{:>10} {:>6} {:>9} {:>8}  volumes", "bucket", "prio", "gen", "sectors")?;
+        for target in plan.targets() {
+            writeln!(
+                out,
+                "{:>10} {:>6} {:>9} {:>8}  {}",
+                target.bucket.0,
+                target.prio.0,
+                format!("{}->{}", target.gen_before.0, target.gen_after.0),
+                target.sectors.0,
+                owners(plan, set, target.bucket)
+            )?;
+        }
+        writeln!(out)?;
+    }
+    if plan.refused_count() > 0 {
+        writeln!(out, "refused:")?;
+        for (bucket, reason) in plan.refused() {
+            writeln!(out, "{:>10}  {reason}", bucket.0)?;
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "{}", headline(plan, outcome))?;
+    totals(out, plan)?;
+    if let Some(writes) = plan.writes.as_ref().filter(|_| outcome != Outcome::Refused) {
+        if outcome == Outcome::DryRun {
+            writeln!(out, "\nwould be written:")?;
+            for step in writes.steps() {
+                match step {
+                    Step::Write { kind, offset, data } => writeln!(
+                        out,
+                        "  {kind}: {} at sector {}",
+                        format_bytes(data.len() as u64),
+                        offset / SECTOR_BYTES
+                    )?,
+                    Step::Flush => writeln!(out, "  flush")?,
+                    Step::Zero { .. } | Step::Discard { .. } => {}
+                }
+            }
+        } else {
+            let chain: Vec<String> = writes.chain.iter().map(ToString::to_string).collect();
+            writeln!(
+                out,
+                "  new prio chain in bucket{} {}, journal entry {}",
+                if chain.len() == 1 { "" } else { "s" },
+                chain.join(", "),
+                writes.journal_seq
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Whose data is in a bucket, by name.
+fn owners(plan: &InvalidatePlan<'_>, set: &CacheSet<'_>, bucket: BucketIndex) -> String {
+    let (slots, more) = plan.survey.volumes_of(bucket);
+    let mut names: Vec<String> =
+        slots.iter().map(|&slot| format!("{slot} ({})", volume_name(set, slot))).collect();
+    if more {
+        names.push("others".to_owned());
+    }
+    if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+}
