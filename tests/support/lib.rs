@@ -9,6 +9,7 @@ pub mod image;
 pub mod kernel;
 pub mod need;
 pub mod tool;
+pub mod volume;
 
 pub use fixture::{Fixture, Verdict};
 pub use image::{LoopDevice, Scratch};
