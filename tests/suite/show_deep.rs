@@ -110,10 +110,7 @@ const SCHEMA: &[(&str, Is)] = &[
             ("volumes", Is::Numbers),
         ]),
     ),
-    (
-        "kernel",
-        Is::Object(&[("accepts", Is::Truth), ("error", Is::OrNull(&Is::Text))]),
-    ),
+    ("kernel", Is::Object(&[("accepts", Is::Truth), ("error", Is::OrNull(&Is::Text))])),
     (
         "usage",
         Is::Object(&[
@@ -130,10 +127,7 @@ const SCHEMA: &[(&str, Is)] = &[
             ("available", NUMBER),
             ("quantiles", Is::Numbers),
             ("gen_span_max", NUMBER),
-            (
-                "btree",
-                Is::Object(&[("nodes", NUMBER), ("depth", NUMBER), ("keys", NUMBER)]),
-            ),
+            ("btree", Is::Object(&[("nodes", NUMBER), ("depth", NUMBER), ("keys", NUMBER)])),
             (
                 "volumes",
                 Is::List(&[
@@ -563,7 +557,7 @@ fn a_reader_that_has_enough_ends_a_long_list() {
     }
     // All rows come when they are wanted.
     let output = show([cache, "--prios", "--format", "csv"]);
-    let rows = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+    let rows = text(&output).lines().count();
     assert_eq!(rows as u64, BIG_BUCKETS, "a header, and a row for each bucket but the first");
     let output = show([cache, "--keys", "--limit", "5", "--format", "csv"]);
     assert_eq!(text(&output).lines().count(), 6);
@@ -576,11 +570,8 @@ fn big_set() -> (Scratch, std::path::PathBuf) {
     const KEYS: u64 = 200_000;
     let scratch = Scratch::new().unwrap();
     let path = scratch.path("big");
-    let builder = SetBuilder {
-        nbuckets: BIG_BUCKETS,
-        bucket_size: Sectors(128),
-        ..SetBuilder::default()
-    };
+    let builder =
+        SetBuilder { nbuckets: BIG_BUCKETS, bucket_size: Sectors(128), ..SetBuilder::default() };
     let device = create_image(&path, BIG_BUCKETS * 128 * 512).unwrap();
     let first = builder.data_buckets(0).start;
     let key = |index: u64| {

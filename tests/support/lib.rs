@@ -8,6 +8,7 @@ pub mod fixture;
 pub mod image;
 pub mod kernel;
 pub mod need;
+pub mod superblocks;
 pub mod tool;
 pub mod volume;
 

@@ -4,32 +4,47 @@ use std::process::ExitCode;
 
 /// How a command ended when it did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Failure {
     /// Refused, or failed before anything was written.
-    Refused = 1,
+    Refused,
     /// The command line makes no sense (clap's own status, too).
-    Usage = 2,
+    Usage,
     /// Failed after writing had begun: at least one device has changed.
-    Partial = 3,
+    Partial,
     /// Written and flushed, but it could not be read again to prove it.
-    Unproven = 4,
+    Unproven,
     /// What was read back is not what was written: the device is in no state that can be told.
-    Undefined = 5,
+    Undefined,
+    /// `show --dirty`: there is dirty data.
+    DirtyData,
 }
 
-/// `show --dirty`: there is dirty data.
-pub const DIRTY_DATA: u8 = 4;
+impl Failure {
+    /// The status. Numbers above 3 have a meaning for one command each.
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Refused => 1,
+            Self::Usage => 2,
+            Self::Partial => 3,
+            Self::Unproven | Self::DirtyData => 4,
+            Self::Undefined => 5,
+        }
+    }
+}
 
-/// How a check ended: the statuses of fsck(8).
+impl From<Failure> for ExitCode {
+    fn from(failure: Failure) -> Self {
+        Self::from(failure.status())
+    }
+}
+
+/// How a check ended: the statuses of fsck(8), which add up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CheckStatus {
-    /// Nothing was found.
-    Clean = 0,
     /// Something was found, and left as it is.
     ErrorsLeft = 4,
-    /// The device could not be checked.
+    /// The device, or a part of it, could not be checked.
     Failed = 8,
     /// The command line makes no sense.
     Usage = 16,
@@ -38,12 +53,6 @@ pub enum CheckStatus {
 impl From<CheckStatus> for ExitCode {
     fn from(status: CheckStatus) -> Self {
         Self::from(status as u8)
-    }
-}
-
-impl From<Failure> for ExitCode {
-    fn from(failure: Failure) -> Self {
-        Self::from(failure as u8)
     }
 }
 

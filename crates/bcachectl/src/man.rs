@@ -56,6 +56,21 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             before: text::CHECK_BEFORE,
             after: text::CHECK_AFTER,
         },
+        Page {
+            name: "bcachectl-invalidate",
+            command: subcommand("invalidate")?,
+            synopsis: &[
+                "[OPTIONS] --bucket LIST DEV",
+                "[OPTIONS] --sectors START+LEN DEV",
+                "[OPTIONS] --volume VOLUME [ --range START+LEN ] DEV",
+                "[OPTIONS] --coldest N|P% DEV",
+                "[OPTIONS] --all-clean DEV",
+                "[OPTIONS] --policy POLICY --count N [ --seed S ] DEV",
+            ],
+            invocation: "bcachectl invalidate",
+            before: text::INVALIDATE_BEFORE,
+            after: text::INVALIDATE_AFTER,
+        },
     ];
     pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
 }

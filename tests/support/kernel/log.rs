@@ -216,7 +216,11 @@ impl Log {
     /// The first reason that the kernel gave for refusing a device when it was last offered, such
     /// as `Bad checksum`.
     pub fn register_error(&self, device: &str) -> Option<&str> {
-        let line = self.register_lines(device).into_iter().find(|line| complains(line))?;
+        let mut lines = self.register_lines(device);
+        lines.retain(|line| complains(line));
+        // An allocation that is too large gets a warning of its own before bcache tells.
+        let by_bcache = lines.iter().find(|line| line.contains("bcache: "));
+        let line = *by_bcache.or(lines.first())?;
         let said = line.split_once("bcache: ").map_or(line, |(_, said)| said);
         let message = said.split_once("() ").map_or(said, |(_function, message)| message);
         // Of the number of stripes it complains with what may lie behind it.

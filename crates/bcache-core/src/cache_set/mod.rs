@@ -23,6 +23,8 @@ pub mod problem;
 mod reader;
 pub mod refusal;
 pub mod table;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod usage;
 pub mod uuids;
 pub mod view;

@@ -87,10 +87,9 @@ impl SetRefusal {
             BtreeProblem::Unreadable { place, .. } | BtreeProblem::BadNode { place, .. } => {
                 at(place.bucket)
             }
-            BtreeProblem::Fault { place, fault } => match fault {
+            BtreeProblem::Fault { fault, .. } => match fault {
                 NodeFault::BadExtent { .. } => Some(Self::SpottedExtent),
                 NodeFault::BadBtreePtr { .. } => Some(Self::SpottedBtreePtr),
-                NodeFault::PastNode { kernel_checks: true, .. } => at(place.bucket),
                 _ => None,
             },
             _ => None,

@@ -180,8 +180,9 @@ pub enum Warning {
         /// The bits.
         bits: u64,
     },
-    /// A backing device whose block size no power of two or over a page is: kernels since 6.11
-    /// refuse it.
+    /// A backing device whose block size is no power of two or over a page: 6.1 takes it for the
+    /// block size of the bcache device and crashes when that is read; 6.12 refuses it and crashes
+    /// in cleaning up.
     BackingBlockSize {
         /// The block size.
         block_size: Sectors,
@@ -193,6 +194,14 @@ pub enum Warning {
         data_offset: Sectors,
         /// The block size.
         block_size: Sectors,
+    },
+    /// The data of a backing device starts within a logical block of the disk, which fails every
+    /// access.
+    DataOffsetMisaligned {
+        /// Where the data starts.
+        data_offset: Sectors,
+        /// The disk's logical block in bytes.
+        logical_block_bytes: u32,
     },
     /// A backing cache mode that no kernel knows.
     CacheModeUnknown {
@@ -208,8 +217,8 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// Whether registration never ends or the kernel writes where it must not: nothing that should
-    /// ever be written.
+    /// Whether registration never ends, the kernel writes where it must not or crashes, or no data
+    /// can be reached: nothing that should ever be written.
     pub const fn is_fatal(&self) -> bool {
         matches!(
             self,
@@ -217,6 +226,8 @@ impl Warning {
                 | Self::PartitionTooSmall { .. }
                 | Self::NoDataBuckets
                 | Self::TooFewDataBuckets { .. }
+                | Self::BackingBlockSize { .. }
+                | Self::DataOffsetMisaligned { .. }
         )
     }
 }
@@ -263,8 +274,8 @@ impl fmt::Display for Warning {
             Self::UnknownFlags { bits } => write!(f, "unknown flags {bits:#x}"),
             Self::BackingBlockSize { block_size } => write!(
                 f,
-                "block size of {} sectors: kernels since 6.11 refuse what is no power of two or \
-                 larger than a page",
+                "block size of {} sectors: kernels crash on backing devices with one that is no \
+                 power of two or larger than a page",
                 block_size.0
             ),
             Self::DataOffsetSplitsBlocks { data_offset, block_size } => write!(
@@ -272,6 +283,12 @@ impl fmt::Display for Warning {
                 "the data starts at sector {}, no multiple of the block of {} sectors: a cache with \
                  that block size caches nothing of it",
                 data_offset.0, block_size.0
+            ),
+            Self::DataOffsetMisaligned { data_offset, logical_block_bytes } => write!(
+                f,
+                "the data starts at sector {}, within a logical block of the disk \
+                 ({logical_block_bytes} bytes): every access to it fails",
+                data_offset.0
             ),
             Self::CacheModeUnknown { value } => write!(f, "cache mode {value} is unknown"),
             Self::DependsOnJournal => f.write_str(
@@ -430,6 +447,10 @@ fn warnings(sb: &Superblock, target: &Target) -> Vec<Warning> {
             let data_offset = sb.data_offset();
             if block_size.0 != 0 && data_offset.0 % block_size.0 != 0 {
                 warnings.push(Warning::DataOffsetSplitsBlocks { data_offset, block_size });
+            }
+            let logical_block_bytes = target.logical_block_bytes;
+            if data_offset.bytes() % u64::from(logical_block_bytes.max(1)) != 0 {
+                warnings.push(Warning::DataOffsetMisaligned { data_offset, logical_block_bytes });
             }
             if sb.cache_mode().is_none() {
                 warnings.push(Warning::CacheModeUnknown { value: sb.cache_mode_raw() });

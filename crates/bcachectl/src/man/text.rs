@@ -4,7 +4,8 @@ type Sections = &'static [(&'static str, &'static str)];
 
 const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
-    "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), bcache-bench(8), blkid(8), losetup(8), \
+    "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), \
+     bcachectl-invalidate(8), bcache-bench(8), blkid(8), losetup(8), \
      wipefs(8)
 
 The kernel's own text is Documentation/admin-guide/bcache.rst.",
@@ -344,6 +345,88 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
 The same with everything that is cached compared, for a program:
 
     bcachectl check --json --verify-clean cache.img disk.img",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+pub(super) const INVALIDATE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl invalidate takes buckets out of the cache on a device that the kernel does not run \
+     at the moment. Whatever was cached there is then read from the backing device. It does what \
+     the kernel does when it reuses a bucket: the bucket's gen is raised by one, which makes every \
+     pointer to it stale.
+
+Only clean data goes. Refused are buckets with dirty data, for the backing device lacks it; buckets \
+     of the journal, the prio chain, the uuid table and the btree; and buckets whose gen is 96 ahead \
+     of the oldest pointer to them, the kernel's own limit. Each refusal says what is at stake and \
+     what can be done instead. If a bucket that was named, by --bucket or --sectors, is refused, \
+     nothing is written unless --skip-refused is given. The other selections take only what may go: \
+     --volume takes the buckets with clean data of a volume and lists those of them that hold dirty \
+     data too, --all-clean lists those at the limit.
+
+Sectors have 512 bytes. --sectors counts from the start of the device, as the device itself reports \
+     bad sectors; on a partition, its start has to be taken off. A bucket goes as a whole, with the \
+     clean data of all volumes in it. --coldest takes buckets by their priority, which falls as they \
+     go unused; P% is a share of the buckets with clean data that may go. --policy does as the \
+     kernel's allocator would right after registration, with the same code as the allocator of \
+     bcache-bench(8): buckets without any data come first.
+
+The cache set is read as the kernel reads it, the journal included. A set with damage is refused. \
+     Then the new priorities and gens are written to unused buckets and flushed, read back, and made \
+     current by one journal entry, which is flushed too. Last the whole set is read again, and every \
+     bucket and volume must be as planned. A power cut at any time leaves the old state or the new \
+     one, and both are sound. On a terminal, invalidate shows what would go and asks.
+
+A device in use is refused. To stop a running cache, unmount its bcache devices, write 1 to \
+     /sys/block/bcacheN/bcache/stop of each, and to /sys/fs/bcache/UUID/stop.",
+)];
+
+pub(super) const INVALIDATE_AFTER: Sections = &[
+    (
+        "JSON",
+        "With --json the output is one object, for --dry-run too:
+
+invalidated :: A list of objects with bucket, prio, gen_before, gen_after and sectors (in use by \
+         data).
+
+refused :: A list of objects with bucket and reason (text). A range past the end of the device is \
+         one of them, with its first bucket.
+
+prio_chain :: The buckets of the new prio chain, head first; empty where nothing is written.
+
+journal_seq :: The number of the new journal entry, or null.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: The buckets are invalidated, and the set was read again to prove it; or there was \
+         nothing to invalidate; or --dry-run found no objection.
+
+1 :: Refused, or failed, and nothing is invalidated: the cache is as it was. At most unused buckets \
+         were written.
+
+2 :: The command line makes no sense.
+
+3 :: The journal entry was given to the device, which failed before it was durable. The cache is \
+         wholly as it was or wholly as planned, and sound either way.
+
+4 :: Everything was written and flushed, but could not be read again to prove it.
+
+5 :: What was read back is not what was written: the device is failing, and its state undefined.",
+    ),
+    (
+        "EXAMPLES",
+        "The coldest third of a cache that has become slow, shown and not done:
+
+    bcachectl invalidate /dev/nvme0n1 --coldest 30% --dry-run
+
+What covers eight sectors that the SSD cannot read any more:
+
+    bcachectl invalidate /dev/nvme0n1 --sectors 81920+8
+
+All clean data of the volume labelled home, in a script:
+
+    bcachectl invalidate /dev/nvme0n1 --volume home --yes --json",
     ),
     FILES,
     SEE_ALSO,

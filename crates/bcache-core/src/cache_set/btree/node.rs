@@ -56,13 +56,11 @@ pub enum NodeFault {
         /// Byte of the set in the node.
         set: usize,
     },
-    /// A key past the node's own: the kernel's "short btree key".
+    /// A key past the node's own, in a node with so few keys that the kernel does not look.
     #[error("key {key:?} lies past the node's own")]
     PastNode {
         /// The key.
         key: Bkey,
-        /// Whether the kernel looks; it does not at nodes with very few keys.
-        kernel_checks: bool,
     },
     /// There are more faults than were told.
     #[error("{count} more faults in this node")]
@@ -201,9 +199,10 @@ pub fn parse(cache: &CacheDevice<'_>, key: &Bkey, level: u16, bytes: &[u8]) -> L
     };
     if let Some(last) = node.keys.last().filter(|last| last.pos() > key.pos()) {
         let kernel_checks = BSET_HEADER_BYTES + node.key_bytes() >= SHORT_KEY_CHECK_BYTES;
-        faults.add(NodeFault::PastNode { key: *last, kernel_checks });
         if kernel_checks && node.error.is_none() {
             node.error = Some(NodeErrorAt { error: NodeError::ShortKey, offset: 0 });
+        } else {
+            faults.add(NodeFault::PastNode { key: *last });
         }
     }
     node.faults = faults.into_vec();

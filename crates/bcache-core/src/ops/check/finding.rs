@@ -12,6 +12,7 @@ use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem};
 use crate::layout::bkey::Bkey;
+use crate::layout::bset::NodeError;
 use crate::layout::verdict::{Refusal, Warning};
 use crate::ops::check::backing::BackingProblem;
 use crate::ops::check::code::{Code, Severity};
@@ -180,7 +181,7 @@ impl Finding {
                 Severity::Untidy
             }
             Detail::Set(Problem::Btree(BtreeProblem::Fault {
-                fault: NodeFault::PastNode { kernel_checks: false, .. },
+                fault: NodeFault::PastNode { .. },
                 ..
             })) => Severity::DataAtRisk,
             _ => self.code().severity(),
@@ -286,6 +287,9 @@ fn problem_code(problem: &Problem) -> Code {
         Problem::Btree(problem) => match problem {
             BtreeProblem::BadRoot { .. } => Code::BtreeRoot,
             BtreeProblem::Unreadable { .. } => Code::BtreeUnreadable,
+            BtreeProblem::BadNode { error, .. } if error.error == NodeError::ShortKey => {
+                Code::BtreePastNode
+            }
             BtreeProblem::BadNode { .. } => Code::BtreeNode,
             BtreeProblem::Fault { fault, .. } => match fault {
                 NodeFault::BadExtent { .. } => Code::BtreeBadExtent,

@@ -23,7 +23,7 @@ use std::cell::RefCell;
 
 use crate::cli::ShowArgs;
 use crate::deep::{Answer, BackingDevices};
-use crate::exit::{DIRTY_DATA, ExitError, Failure};
+use crate::exit::{ExitError, Failure};
 use crate::render::device::{DeviceReport, RunningReport};
 
 /// A device that could not be shown.
@@ -177,7 +177,7 @@ impl<'a> Session<'a> {
         }
         if self.args.dirty {
             return Ok(if status.dirty {
-                ExitCode::from(DIRTY_DATA)
+                Failure::DirtyData.into()
             } else if status.unknown {
                 Failure::Refused.into()
             } else {

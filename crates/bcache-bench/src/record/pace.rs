@@ -1,0 +1,246 @@
+//! When operations are meant to begin.
+//!
+//! In a *closed loop* an operation begins when the one before it has ended, and its latency counts
+//! from there. In an *open loop* operation `k` is meant to begin at `k / rate`, whatever the ones
+//! before it do: an operation that begins late, because the one before took long, is still carried
+//! out, at once, and its latency counts from when it was meant to begin. Ticks are never skipped, so
+//! that a stall shows in every operation that it held up.
+//!
+//! Waiting for a tick sleeps until [`SPIN_NS`] before it and then spins, because a sleep ends tens of
+//! microseconds late. The price: a thread whose ticks are closer together than that never sleeps and
+//! keeps a CPU busy; [`PaceCounts::spun_ns`] says how long it did. A machine needs as many CPUs as
+//! it has such threads, and one for the allocator's.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Clock;
+
+/// How long before a tick waiting turns from sleeping into spinning, in ns.
+pub const SPIN_NS: u64 = 100_000;
+
+/// Longest sleep in one piece, so that a run that is told to stop does so soon.
+const SLEEP_NS_MAX: u64 = 50_000_000;
+
+const NS_PER_SECOND: u128 = 1_000_000_000;
+
+/// How operations follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pace {
+    /// Each begins when the one before it has ended.
+    Closed,
+    /// So many a second begin, over all threads.
+    Open {
+        /// Operations a second, all threads together.
+        per_second: NonZeroU64,
+    },
+}
+
+/// What one thread's pacing came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaceCounts {
+    /// Operations that began later than they were meant to, by more than a microsecond.
+    pub late: u64,
+    /// The latest that one began after it was meant to, in ns.
+    pub late_ns_max: u64,
+    /// Time spent spinning before ticks, in ns.
+    pub spun_ns: u64,
+}
+
+/// Beginning later than this counts as late, in ns.
+const LATE_NS: u64 = 1_000;
+
+impl PaceCounts {
+    /// Adds another thread's.
+    pub fn add(&mut self, other: &Self) {
+        self.late += other.late;
+        self.late_ns_max = self.late_ns_max.max(other.late_ns_max);
+        self.spun_ns += other.spun_ns;
+    }
+}
+
+/// An operation's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// The thread's operations before this one.
+    pub index: u64,
+    /// When the operation is meant to begin, in ns of the clock: its latency counts from here.
+    pub intended_ns: u64,
+}
+
+impl Tick {
+    /// Latency of the operation if it ends now, in ns.
+    pub fn latency_ns(&self, clock: &Clock) -> u64 {
+        clock.now_ns().saturating_sub(self.intended_ns)
+    }
+}
+
+/// One thread's ticks.
+#[derive(Clone, Debug)]
+pub struct Pacer {
+    clock: Clock,
+    schedule: Option<Schedule>,
+    next: u64,
+    counts: PaceCounts,
+}
+
+/// The ticks of an open loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedule {
+    begin_ns: u64,
+    per_second: NonZeroU64,
+    thread: u64,
+    threads: u64,
+}
+
+impl Schedule {
+    /// When operation `index` of this thread is meant to begin. The threads take turns, so that all
+    /// ticks together are evenly spaced. Computed from the start each time: a step that is no whole
+    /// number of ns adds up to no drift.
+    fn intended_ns(&self, index: u64) -> u64 {
+        let turn = u128::from(index) * u128::from(self.threads) + u128::from(self.thread);
+        let after = turn * NS_PER_SECOND / u128::from(self.per_second.get());
+        self.begin_ns.saturating_add(u64::try_from(after).unwrap_or(u64::MAX))
+    }
+}
+
+impl Pacer {
+    /// The ticks of thread `thread` of `threads`, the first one at `begin_ns` or soon after.
+    pub fn new(clock: Clock, pace: Pace, begin_ns: u64, thread: u64, threads: u64) -> Self {
+        let schedule = match pace {
+            Pace::Closed => None,
+            Pace::Open { per_second } => {
+                // Failing to get a finer timer costs precision that the spinning makes good.
+                let _ = nix::sys::prctl::set_timerslack(1);
+                Some(Schedule { begin_ns, per_second, thread, threads: threads.max(1) })
+            }
+        };
+        Self { clock, schedule, next: 0, counts: PaceCounts::default() }
+    }
+
+    /// Waits for the next tick. `None`, possibly before the tick, once `stopped` says so.
+    pub fn tick(&mut self, stopped: impl Fn() -> bool) -> Option<Tick> {
+        let index = self.next;
+        let intended_ns = match self.schedule {
+            None if stopped() => return None,
+            None => self.clock.now_ns(),
+            Some(schedule) => {
+                let intended_ns = schedule.intended_ns(index);
+                self.wait_until(intended_ns, stopped)?;
+                intended_ns
+            }
+        };
+        self.next += 1;
+        Some(Tick { index, intended_ns })
+    }
+
+    fn wait_until(&mut self, intended_ns: u64, stopped: impl Fn() -> bool) -> Option<()> {
+        let mut now_ns = self.clock.now_ns();
+        let late_ns = now_ns.saturating_sub(intended_ns);
+        if late_ns > LATE_NS {
+            self.counts.late += 1;
+            self.counts.late_ns_max = self.counts.late_ns_max.max(late_ns);
+        }
+        loop {
+            if stopped() {
+                return None;
+            }
+            let left_ns = intended_ns.saturating_sub(now_ns);
+            if left_ns <= SPIN_NS {
+                break;
+            }
+            std::thread::sleep(Duration::from_nanos((left_ns - SPIN_NS).min(SLEEP_NS_MAX)));
+            now_ns = self.clock.now_ns();
+        }
+        let spins_from_ns = now_ns;
+        while now_ns < intended_ns {
+            std::hint::spin_loop();
+            now_ns = self.clock.now_ns();
+        }
+        self.counts.spun_ns += now_ns - spins_from_ns;
+        Some(())
+    }
+
+    /// What the pacing came to so far.
+    pub fn counts(&self) -> PaceCounts {
+        self.counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn open(per_second: u64) -> Pace {
+        Pace::Open { per_second: NonZeroU64::new(per_second).unwrap() }
+    }
+
+    proptest! {
+        /// The ticks of all threads together are those of one thread at the whole rate.
+        #[test]
+        fn threads_share_the_rate(rate in 1u64..10_000_000, threads in 1u64..9, begin in 0u64..1 << 40) {
+            let per_second = NonZeroU64::new(rate).unwrap();
+            let one = Schedule { begin_ns: begin, per_second, thread: 0, threads: 1 };
+            for turn in (0..1000).chain([rate * 3600, u64::from(u32::MAX)]) {
+                let of_thread = Schedule { thread: turn % threads, threads, ..one };
+                prop_assert_eq!(of_thread.intended_ns(turn / threads), one.intended_ns(turn));
+            }
+            // No drift: after an hour of operations it is an hour.
+            prop_assert_eq!(one.intended_ns(rate * 3600), begin + 3_600_000_000_000);
+        }
+    }
+
+    #[test]
+    fn a_stall_is_charged_to_every_operation_it_held_up() {
+        let clock = Clock::start();
+        // A tick each millisecond; the first operation takes 20 ms.
+        let mut pacer = Pacer::new(clock, open(1000), clock.now_ns(), 0, 1);
+        let mut latencies = Vec::new();
+        for index in 0..15 {
+            let tick = pacer.tick(|| false).unwrap();
+            assert_eq!(tick.index, index);
+            if index == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            latencies.push(tick.latency_ns(&clock));
+        }
+        for (held_up, latency) in (0u64..).zip(&latencies) {
+            assert!(*latency >= (20 - held_up) * 1_000_000, "{held_up}: {latency}");
+        }
+        let counts = pacer.counts();
+        assert!(counts.late >= 14 && counts.late_ns_max >= 19_000_000, "{counts:?}");
+    }
+
+    #[test]
+    fn a_tick_never_comes_early() {
+        let clock = Clock::start();
+        let mut pacer = Pacer::new(clock, open(2000), clock.now_ns(), 0, 1);
+        for _ in 0..20 {
+            let tick = pacer.tick(|| false).unwrap();
+            assert!(clock.now_ns() >= tick.intended_ns);
+        }
+        assert!(pacer.counts().spun_ns > 0);
+    }
+
+    #[test]
+    fn a_closed_loop_counts_from_the_beginning_of_the_operation() {
+        let clock = Clock::start();
+        let mut pacer = Pacer::new(clock, Pace::Closed, 0, 0, 1);
+        let before = clock.now_ns();
+        let tick = pacer.tick(|| false).unwrap();
+        assert!((before..=clock.now_ns()).contains(&tick.intended_ns));
+        assert_eq!(pacer.tick(|| true), None);
+    }
+
+    #[test]
+    fn a_wait_ends_when_told_to_stop() {
+        let clock = Clock::start();
+        let mut pacer = Pacer::new(clock, open(1), clock.now_ns() + 3_600_000_000_000, 0, 1);
+        let stop_at = clock.now_ns() + 120_000_000;
+        assert_eq!(pacer.tick(|| clock.now_ns() >= stop_at), None);
+    }
+}

@@ -1,0 +1,782 @@
+//! The reader and the check on cache sets that were made for it: sound ones, and each damage that a
+//! finding exists for.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
+use bcache_core::cache_set::{
+    CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace, ReadOptions,
+    Visitor,
+};
+use bcache_core::checksum::crc64;
+use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
+use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
+use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::jset::{self, Jset, JsetParams};
+use bcache_core::layout::prio_set::{BucketDisk, PrioSet, encode_into};
+use bcache_core::layout::superblock::{
+    BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
+};
+use bcache_core::layout::{bset, uuid_entry};
+use bcache_core::ops::check::{CheckOptions, Code, Registration, Report, Severity, check};
+use bcache_core::units::{BucketIndex, Gen, Sectors};
+use proptest::prelude::*;
+
+/// Sectors of each extent of the sample.
+const EXTENT: u64 = 8;
+
+/// Buckets with data in the sample.
+const DATA_BUCKETS: u64 = 200;
+
+/// A device with two volumes, a btree of three levels, several prio sets and a journal to replay.
+struct Sample {
+    device: MemoryDevice,
+    built: BuiltSet,
+    builder: SetBuilder,
+    first_data: u64,
+}
+
+fn data_key(builder: &SetBuilder, inode: u32, end: u64, bucket: u64, within: u64) -> Bkey {
+    let sector = bucket * builder.bucket_size.0 + within;
+    let ptr = Ptr::new((builder.bucket_disk)(bucket).bucket_gen, Sectors(sector), 0);
+    Bkey::new(inode, end, u16::try_from(EXTENT).unwrap()).with_ptrs(&[ptr])
+}
+
+impl Sample {
+    fn new() -> Self {
+        let mut builder = SetBuilder {
+            nbuckets: 3000,
+            bucket_size: Sectors(16),
+            sets_per_node: 2,
+            block_size: 1,
+            fill_percent: 5,
+            first_seq: 40,
+            last_seq: 41,
+            entries_per_bucket: 1,
+            njournal: 16,
+            volumes: vec![backing_volume(1), backing_volume(2)],
+            ..SetBuilder::default()
+        };
+        let first_data = builder.data_buckets(0).start;
+        let journal_bucket = first_data + DATA_BUCKETS;
+        let journal = (0..4u64).map(|entry| {
+            vec![data_key(
+                &builder,
+                0,
+                1_000_000 + entry * EXTENT + EXTENT,
+                journal_bucket + entry,
+                0,
+            )]
+        });
+        builder.journal = journal.collect();
+        let device = MemoryDevice::new(3000 * 16 * 512);
+        let keys: Vec<Bkey> = (0..DATA_BUCKETS * 2)
+            .map(|n| {
+                let inode = u32::from(n >= DATA_BUCKETS);
+                let end = 100 + (n % DATA_BUCKETS) * 3 * EXTENT;
+                let within = n % 2 * EXTENT;
+                data_key(&builder, inode, end, first_data + n / 2, within).with_dirty(n % 5 == 0)
+            })
+            .collect();
+        let built = builder.write(&device, keys.into_iter()).unwrap();
+        assert!(built.root.0 >= 2, "depth {}", built.root.0);
+        assert!(built.prio_buckets.len() > 1);
+        Self { device, built, builder, first_data }
+    }
+
+    fn check(&self) -> Report {
+        report(&self.device)
+    }
+
+    fn byte_of(&self, bucket: BucketIndex) -> u64 {
+        self.built.geometry.bucket_to_sector(bucket).bytes()
+    }
+
+    fn flip(&self, byte: u64, mask: u8) {
+        let mut sector = [0; 512];
+        let start = byte / 512 * 512;
+        self.device.read_at(start, &mut sector).unwrap();
+        sector[usize::try_from(byte - start).unwrap()] ^= mask;
+        self.device.write_at(start, &sector).unwrap();
+    }
+
+    fn write(&self, byte: u64, bytes: &[u8]) {
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(512), 0);
+        self.device.write_at(byte, &padded).unwrap();
+    }
+
+    fn edit_superblock(&self, change: impl FnOnce(&mut Superblock)) {
+        let mut sb = self.built.superblock.clone();
+        change(&mut sb);
+        self.device.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+    }
+
+    /// Byte of the journal entry with `seq`.
+    fn entry_byte(&self, seq: u64) -> u64 {
+        let index = 1 + seq - self.builder.first_seq;
+        self.byte_of(BucketIndex(self.built.geometry.first_bucket().0 + index))
+    }
+
+    fn entry(&self, seq: u64) -> Jset {
+        let mut bytes = vec![0; 8192];
+        self.device.read_at(self.entry_byte(seq), &mut bytes).unwrap();
+        Jset::parse(&bytes, self.built.magic, 8192).unwrap()
+    }
+
+    /// Writes the newest entry anew, changed, with a right checksum.
+    fn edit_newest(&self, change: impl FnOnce(&mut JsetParams<'_>)) {
+        let keys: Vec<Bkey> = self.entry(43).keys().collect();
+        self.write_newest(&keys, change);
+    }
+
+    /// The same with other keys.
+    fn write_newest(&self, keys: &[Bkey], change: impl FnOnce(&mut JsetParams<'_>)) {
+        let old = self.entry(43);
+        let mut params = JsetParams {
+            seq: 43,
+            last_seq: old.last_seq(),
+            uuid_bucket: *old.uuid_bucket(),
+            btree_root: *old.btree_root(),
+            btree_level: old.btree_level(),
+            prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
+            keys,
+        };
+        change(&mut params);
+        let entry = jset::encode(&params, self.built.magic).unwrap();
+        self.write(self.entry_byte(43), entry.as_bytes());
+    }
+
+    fn edit_prios(
+        &self,
+        index: usize,
+        change: impl FnOnce(&mut u64, &mut u64, &mut Vec<BucketDisk>),
+    ) {
+        let geometry = &self.built.geometry;
+        let byte = self.byte_of(self.built.prio_buckets[index]);
+        let mut image = vec![0; usize::try_from(geometry.meta_bucket_bytes()).unwrap()];
+        self.device.read_at(byte, &mut image).unwrap();
+        let set = PrioSet::parse(&image, self.built.magic).unwrap();
+        let (mut seq, mut next) = (set.seq(), set.next_bucket());
+        let mut entries: Vec<BucketDisk> = set.entries().collect();
+        change(&mut seq, &mut next, &mut entries);
+        encode_into(&mut image, self.built.magic, seq, next, entries.into_iter());
+        self.write(byte, &image);
+    }
+
+    /// Sets the gen of `bucket` in the prio chain.
+    fn set_gen(&self, bucket: u64, change: impl FnOnce(u8) -> u8) {
+        let per_set = self.built.geometry.prios_per_bucket();
+        self.edit_prios(usize::try_from(bucket / per_set).unwrap(), |_, _, entries| {
+            let entry = &mut entries[usize::try_from(bucket % per_set).unwrap()];
+            entry.bucket_gen = Gen(change(entry.bucket_gen.0));
+        });
+    }
+
+    fn edit_uuid(&self, slot: u64, change: impl FnOnce(&mut uuid_entry::UuidEntry)) {
+        let byte = self.byte_of(self.built.uuid_bucket);
+        let mut table = vec![0; 4096];
+        self.device.read_at(byte, &mut table).unwrap();
+        let mut entry =
+            uuid_entry::parse_table(&table, 1).swap_remove(usize::try_from(slot).unwrap());
+        change(&mut entry);
+        let at = usize::try_from(slot).unwrap() * 128;
+        table[at..at + 128].copy_from_slice(&uuid_entry::encode(&entry));
+        self.write(byte, &table);
+    }
+
+    /// The nodes of a level: place and keys.
+    fn nodes(&self, level: u16) -> Vec<LoadedNode> {
+        struct Nodes(u16, Vec<LoadedNode>);
+        impl Visitor for Nodes {
+            fn node(&mut self, place: NodePlace, node: &LoadedNode) {
+                if place.level == self.0 {
+                    self.1.push(node.clone());
+                }
+            }
+        }
+        let mut nodes = Nodes(level, Vec::new());
+        CacheSet::read(
+            CacheDevice::open(&self.device).unwrap(),
+            &ReadOptions::default(),
+            &mut nodes,
+        )
+        .unwrap();
+        nodes.1
+    }
+
+    /// Writes a node anew as a single set of changed keys, with a right checksum.
+    fn edit_node(&self, node: &LoadedNode, change: impl FnOnce(&mut Vec<Bkey>)) {
+        let mut keys = node.keys.clone();
+        change(&mut keys);
+        let ptr = node.key.ptrs()[0];
+        let bytes = bset::encode(self.built.magic, ptr, 99, &keys);
+        let mut image = vec![0; usize::try_from(node.key.size().bytes()).unwrap()];
+        image[..bytes.len()].copy_from_slice(&bytes);
+        self.write(ptr.offset().bytes(), &image);
+    }
+
+    fn leaf(&self) -> LoadedNode {
+        self.nodes(0).swap_remove(1)
+    }
+
+    fn interior(&self) -> LoadedNode {
+        self.nodes(1).swap_remove(0)
+    }
+
+    /// A dirty key of the leaf of [`Self::leaf`], and the bucket of its data.
+    fn dirty_key(&self) -> (Bkey, u64) {
+        let key = *self.leaf().keys.iter().find(|key| key.dirty()).unwrap();
+        (key, key.ptrs()[0].bucket(&self.built.geometry).0)
+    }
+
+    /// A bucket that nothing uses.
+    fn unused_bucket(&self) -> u64 {
+        self.first_data + DATA_BUCKETS + 50
+    }
+}
+
+fn report(device: &dyn ReadDevice) -> Report {
+    check(device, &CheckOptions::default(), &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_sound_set_has_no_findings() {
+    let sample = Sample::new();
+    let report = sample.check();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!(report.registration, Registration::Accepted);
+    assert_eq!(report.dirty.len(), 2);
+}
+
+#[test]
+fn every_key_is_seen_once_and_in_order() {
+    #[derive(Default)]
+    struct Keys(Vec<Bkey>, usize);
+    impl Visitor for Keys {
+        fn key(&mut self, origin: KeySource, key: &Bkey, state: KeyState) {
+            assert_eq!(state, KeyState::Valid, "{key:?}");
+            match origin {
+                KeySource::Btree { level: 0, .. } => self.0.push(*key),
+                KeySource::Journal { .. } => self.1 += 1,
+                _ => {}
+            }
+        }
+    }
+    let sample = Sample::new();
+    let mut keys = Keys::default();
+    let cache = CacheDevice::open(&sample.device).unwrap();
+    let set = CacheSet::read(cache, &ReadOptions::default(), &mut keys).unwrap();
+    assert_eq!(keys.0.len() as u64, DATA_BUCKETS * 2);
+    assert!(keys.0.windows(2).all(|w| w[0].pos() < w[1].pos()));
+    // Entry 40 is before last_seq.
+    assert_eq!(keys.1, 3);
+    let volume = set.volumes[&0];
+    assert_eq!(volume.cached_sectors, Sectors((DATA_BUCKETS + 3) * EXTENT));
+    assert_eq!(volume.dirty_sectors, Sectors(DATA_BUCKETS / 5 * EXTENT));
+}
+
+type Damage = (&'static str, fn(&Sample), Code, &'static [Code]);
+
+/// Each damage: its name, what it does, the finding that must report it, and findings that come
+/// along by nature.
+const DAMAGES: &[Damage] = &[
+    ("superblock byte", |s| s.flip(SB_OFFSET_BYTES + 72, 1), Code::SuperblockRefused, &[]),
+    (
+        "replacement policy 5",
+        |s| {
+            s.edit_superblock(|sb| {
+                let flags = sb.flags();
+                sb.edit(|sb| {
+                    sb.flags(flags | 5 << 2);
+                });
+            })
+        },
+        Code::SuperblockHazard,
+        &[],
+    ),
+    (
+        "unknown flag",
+        |s| {
+            s.edit_superblock(|sb| {
+                let flags = sb.flags();
+                sb.edit(|sb| {
+                    sb.flags(flags | 1 << 40);
+                });
+            })
+        },
+        Code::SuperblockUnknownFlags,
+        &[],
+    ),
+    ("newest entry torn", |s| s.flip(s.entry_byte(43) + 250, 1), Code::JournalTorn, &[]),
+    ("newest entry without magic", |s| s.flip(s.entry_byte(43) + 8, 1), Code::JournalTorn, &[]),
+    ("entry missing", |s| s.write(s.entry_byte(41), &[0; 512]), Code::JournalGap, &[]),
+    (
+        "entry beyond the search",
+        |s| {
+            let old = s.entry(43);
+            let entry = old.successor(0, old.prio_bucket(0)).unwrap();
+            let index = s.built.geometry.first_bucket().0 + 12;
+            s.write(s.byte_of(BucketIndex(index)), entry.as_bytes());
+        },
+        Code::JournalSearch,
+        &[],
+    ),
+    ("last_seq after seq", |s| s.edit_newest(|p| p.last_seq = 44), Code::JournalLastSeq, &[]),
+    (
+        "journal wiped",
+        |s| (40..44).for_each(|seq| s.write(s.entry_byte(seq), &[0; 512])),
+        Code::JournalEmpty,
+        &[],
+    ),
+    (
+        "journal key longer than its entry",
+        |s| {
+            let mut bytes = s.entry(43).as_bytes().to_vec();
+            // KEY_PTRS of the only key: six instead of one.
+            bytes[247] |= 0x60;
+            let csum = crc64(&bytes[8..]);
+            bytes[..8].copy_from_slice(&csum.to_le_bytes());
+            s.write(s.entry_byte(43), &bytes);
+        },
+        Code::JournalKeys,
+        &[],
+    ),
+    (
+        "journal key past a bucket",
+        |s| {
+            let mut bad = s.dirty_key().0;
+            bad.extend_by(100);
+            s.write_newest(&[bad], |_| {});
+        },
+        Code::JournalBadKey,
+        &[],
+    ),
+    (
+        "prio set byte",
+        |s| s.flip(s.byte_of(s.built.prio_buckets[1]) + 8000, 4),
+        Code::PrioDamaged,
+        &[],
+    ),
+    (
+        "prio head out of range",
+        |s| s.edit_newest(|p| p.prio_bucket[0] = 1 << 40),
+        Code::PrioOutOfRange,
+        &[],
+    ),
+    (
+        "prio head in the journal",
+        |s| s.edit_newest(|p| p.prio_bucket[0] = 3),
+        Code::PrioInJournal,
+        &[Code::PrioDamaged],
+    ),
+    (
+        "prio chain bites its tail",
+        |s| {
+            let first = s.built.prio_buckets[0].0;
+            s.edit_prios(0, |_, next, _| *next = first);
+        },
+        Code::PrioRepeated,
+        &[],
+    ),
+    ("prio sets of two writes", |s| s.edit_prios(1, |seq, _, _| *seq += 1), Code::PrioMixed, &[]),
+    (
+        "uuid pointer without a pointer",
+        |s| s.edit_newest(|p| p.uuid_bucket = Bkey::new(0, 0, 16)),
+        Code::UuidPointer,
+        &[],
+    ),
+    (
+        "two slots of one uuid",
+        |s| s.edit_uuid(1, |e| e.uuid = backing_volume(1).uuid),
+        Code::UuidRepeated,
+        &[],
+    ),
+    (
+        "root past the device",
+        |s| {
+            s.edit_newest(|p| {
+                p.btree_root = p.btree_root.with_ptrs(&[Ptr::new(Gen(1), Sectors(1 << 40), 0)]);
+            })
+        },
+        Code::BtreeRoot,
+        &[],
+    ),
+    ("node byte", |s| s.flip(s.leaf().sector().bytes() + 100, 1), Code::BtreeNode, &[]),
+    ("interior node byte", |s| s.flip(s.interior().sector().bytes() + 40, 1), Code::BtreeNode, &[]),
+    (
+        "extent past a bucket",
+        |s| s.edit_node(&s.leaf(), |keys| keys[3].extend_by(7)),
+        Code::BtreeBadExtent,
+        &[],
+    ),
+    (
+        "child past the device",
+        |s| {
+            s.edit_node(&s.interior(), |keys| {
+                keys[0] = keys[0].with_ptrs(&[Ptr::new(Gen(1), Sectors(1 << 40), 0)]);
+            })
+        },
+        Code::BtreeBadPointer,
+        &[],
+    ),
+    ("keys swapped", |s| s.edit_node(&s.leaf(), |keys| keys.swap(1, 2)), Code::BtreeOrder, &[]),
+    (
+        "key past its node",
+        |s| {
+            s.edit_node(&s.nodes(0)[0], |keys| {
+                let last = keys.last_mut().unwrap();
+                last.low += 8;
+            })
+        },
+        Code::BtreePastNode,
+        &[],
+    ),
+    (
+        "two keys to one child",
+        |s| {
+            s.edit_node(&s.interior(), |keys| {
+                keys[1] = keys[1].with_ptrs(&[keys[0].ptrs()[0]]);
+            })
+        },
+        Code::BtreeRevisited,
+        &[],
+    ),
+    (
+        "leaf begins in the one before",
+        |s| {
+            let before = s.nodes(0)[0].keys[0];
+            s.edit_node(&s.leaf(), |keys| keys[0].low = before.low);
+        },
+        Code::BtreeBeforeNode,
+        &[],
+    ),
+    (
+        "last child gone",
+        |s| {
+            s.edit_node(&s.interior(), |keys| {
+                keys.pop();
+            })
+        },
+        Code::BtreeUncovered,
+        &[],
+    ),
+    (
+        "bucket of dirty data reused",
+        |s| s.set_gen(s.dirty_key().1, |g| g + 1),
+        Code::KeyStaleDirty,
+        &[],
+    ),
+    (
+        "pointer 97 behind",
+        |s| s.set_gen(s.dirty_key().1, |g| g + 97),
+        Code::KeyTooStale,
+        &[Code::KeyStaleDirty, Code::BucketGenLimit],
+    ),
+    ("gen of data bucket set back", |s| s.set_gen(s.dirty_key().1, |g| g - 1), Code::KeyNewer, &[]),
+    (
+        "extent in a node",
+        |s| {
+            let node = s.nodes(1)[0].sector().0;
+            s.edit_node(&s.leaf(), |keys| {
+                keys[0] = keys[0].with_ptrs(&[Ptr::new(Gen(1), Sectors(node), 0)]);
+            });
+        },
+        Code::KeyInconsistent,
+        &[],
+    ),
+    (
+        "volume gone from the table",
+        |s| s.edit_uuid(1, |e| e.uuid = uuid::Uuid::nil()),
+        Code::KeyNoVolume,
+        &[],
+    ),
+    (
+        "extent in the uuid table",
+        |s| {
+            let sector = s.built.geometry.bucket_to_sector(s.built.uuid_bucket);
+            s.edit_node(&s.leaf(), |keys| {
+                keys[0] = keys[0].with_ptrs(&[Ptr::new(Gen(1), sector, 0)])
+            });
+        },
+        Code::BucketShared,
+        &[],
+    ),
+    (
+        "three extents on one place",
+        |s| {
+            s.edit_node(&s.leaf(), |keys| {
+                let ptr = Ptr::new(Gen(1), Sectors(s.unused_bucket() * 16), 0);
+                keys.iter_mut().step_by(2).take(3).for_each(|key| *key = key.with_ptrs(&[ptr]));
+            })
+        },
+        Code::BucketOverused,
+        &[],
+    ),
+    (
+        "clean pointer 96 behind",
+        |s| {
+            let key = *s.leaf().keys.iter().find(|key| !key.dirty()).unwrap();
+            let bucket = key.ptrs()[0].bucket(&s.built.geometry).0;
+            s.set_gen(bucket, |g| g + 96);
+        },
+        Code::BucketGenLimit,
+        &[Code::KeyStaleDirty],
+    ),
+    ("volume made flash-only", |s| s.edit_uuid(0, |e| e.flags = 1), Code::VolumeFlashClean, &[]),
+];
+
+#[test]
+fn every_damage_is_found_by_its_code_and_nothing_else_is() {
+    for (name, damage, code, along) in DAMAGES {
+        let sample = Sample::new();
+        let before = sample.device.content_hash();
+        damage(&sample);
+        assert_ne!(sample.device.content_hash(), before, "{name}: the damage did not land");
+        let report = sample.check();
+        let found: BTreeSet<Code> = report.counts.keys().copied().collect();
+        assert!(found.contains(code), "{name}: {:?}", report.findings);
+        let stray: Vec<_> =
+            found.iter().filter(|&other| other != code && !along.contains(other)).collect();
+        assert!(stray.is_empty(), "{name}: {stray:?} beside {code}: {:?}", report.findings);
+        let worst = report.findings.iter().map(|finding| finding.severity()).max().unwrap();
+        let refused = matches!(report.registration, Registration::Refused { .. });
+        assert_eq!(refused, worst == Severity::KernelRefuses, "{name}");
+        assert_eq!(report.data_at_risk, worst >= Severity::DataAtRisk, "{name}");
+        for finding in &report.findings {
+            assert!(!finding.place().to_string().is_empty() && !finding.expected().is_empty());
+        }
+    }
+}
+
+/// The findings that tests below provoke otherwise than by damage to the sample.
+const ELSEWHERE: [Code; 13] = [
+    Code::JournalUnreadable,
+    Code::PrioUnreadable,
+    Code::UuidUnreadable,
+    Code::BtreeUnreadable,
+    Code::JournalChanged,
+    Code::BackingUnreadable,
+    Code::BackingRefused,
+    Code::BackingOtherSet,
+    Code::BackingNotInTable,
+    Code::BackingStateClean,
+    Code::BackingStateStale,
+    Code::BackingTooSmall,
+    // Tested on an image that a kernel wrote.
+    Code::CleanMismatch,
+];
+
+#[test]
+fn every_code_has_its_damage() {
+    let covered: BTreeSet<Code> =
+        DAMAGES.iter().map(|(_, _, code, _)| *code).chain(ELSEWHERE).collect();
+    let missing: Vec<_> = Code::ALL.iter().filter(|code| !covered.contains(code)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// A journal that moves on while it is read: the second reading of an entry finds zeroes.
+struct Moving {
+    device: MemoryDevice,
+    entry: u64,
+    seen: AtomicBool,
+}
+
+impl ReadDevice for Moving {
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.device.read_at(offset, buf)?;
+        if offset == self.entry && self.seen.swap(true, Ordering::Relaxed) {
+            buf.fill(0);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_journal_that_changes_meanwhile_is_told() {
+    let sample = Sample::new();
+    let entry = sample.entry_byte(41);
+    let device = Moving { device: sample.device.clone(), entry, seen: AtomicBool::new(false) };
+    let report = report(&device);
+    let codes: Vec<_> = report.counts.keys().copied().collect();
+    assert_eq!(codes, [Code::JournalGap, Code::JournalChanged]);
+}
+
+const UNREADABLE: [Code; 4] =
+    [Code::JournalUnreadable, Code::PrioUnreadable, Code::UuidUnreadable, Code::BtreeUnreadable];
+
+#[test]
+fn unreadable_places_are_told_and_the_rest_is_read() {
+    let sample = Sample::new();
+    let places = [
+        sample.entry_byte(40),
+        sample.byte_of(sample.built.prio_buckets[1]),
+        sample.byte_of(sample.built.uuid_bucket),
+        sample.leaf().sector().bytes(),
+    ];
+    for (byte, code) in places.into_iter().zip(UNREADABLE) {
+        let device = FaultDevice::new(sample.device.snapshot()).with(
+            Fault::new(Trigger::Overlaps { operation: None, offset: byte, len: 512 })
+                .lasting(Lasting::Always),
+        );
+        let report = report(&device);
+        assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&code], "{:?}", report.findings);
+        assert!(report.incomplete);
+    }
+}
+
+fn backing(state: BackingState, change: impl FnOnce(&mut BackingParams)) -> MemoryDevice {
+    let mut params = BackingParams {
+        uuid: backing_volume(1).uuid,
+        set_uuid: SetBuilder::default().superblock().set_uuid(),
+        label: Label::default(),
+        data_offset: Sectors(16),
+        block_size: 1,
+        cache_mode: CacheMode::Writeback,
+    };
+    change(&mut params);
+    let mut sb = Superblock::new_backing(&params);
+    sb.edit(|sb| {
+        sb.state(state);
+    });
+    let device = MemoryDevice::new(600 << 20);
+    device.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+    device
+}
+
+#[test]
+fn backing_devices_must_belong() {
+    let sample = Sample::new();
+    let codes = |device: &MemoryDevice| -> Vec<Code> {
+        let options = CheckOptions { backing: vec![device], ..CheckOptions::default() };
+        let report = check(&sample.device, &options, &mut |_| {}).unwrap();
+        report.counts.keys().copied().collect()
+    };
+    let dirty = BackingState::Dirty;
+    assert_eq!(codes(&backing(dirty, |_| {})), []);
+    assert_eq!(codes(&backing(BackingState::Clean, |_| {})), [Code::BackingStateClean]);
+    assert_eq!(codes(&backing(BackingState::Stale, |_| {})), [Code::BackingStateStale]);
+    let other = uuid::Uuid::from_u128(77);
+    assert_eq!(codes(&backing(dirty, |p| p.set_uuid = other)), [Code::BackingOtherSet]);
+    assert_eq!(codes(&backing(dirty, |p| p.uuid = other)), [Code::BackingNotInTable]);
+    assert_eq!(codes(&backing(BackingState::None, |p| p.uuid = other)), []);
+    assert_eq!(codes(&MemoryDevice::new(1 << 20)), [Code::BackingUnreadable]);
+    let small = backing(dirty, |_| {}).with_info(|info| {
+        info.size_bytes = 1 << 20;
+        info.disk_size = Sectors(2048);
+    });
+    assert_eq!(codes(&small), [Code::BackingTooSmall]);
+    assert_eq!(codes(&backing(dirty, |p| p.block_size = 0)), [Code::BackingRefused]);
+}
+
+/// Every metadata byte of the sample: superblock, journal entries, prio sets, uuid table, nodes.
+fn metadata_ranges(sample: &Sample) -> Vec<(&'static str, u64, u64)> {
+    let mut ranges = vec![("superblock", SB_OFFSET_BYTES, 2264)];
+    ranges.extend((40..44).map(|seq| ("journal", sample.entry_byte(seq), 264)));
+    for bucket in &sample.built.prio_buckets {
+        ranges.push(("prios", sample.byte_of(*bucket), 8192));
+    }
+    ranges.push(("uuids", sample.byte_of(sample.built.uuid_bucket), 256));
+    for level in 0..=sample.built.root.0 {
+        for node in sample.nodes(level) {
+            ranges.push(("node", node.sector().bytes(), node.written_bytes as u64));
+        }
+    }
+    ranges
+}
+
+/// A sample for the whole of a property test, which undoes what it does to it.
+fn with_sample<T>(test: impl FnOnce(&Sample, &[(&'static str, u64, u64)]) -> T) -> T {
+    thread_local! {
+        static SAMPLE: (Sample, Vec<(&'static str, u64, u64)>) = {
+            let sample = Sample::new();
+            let ranges = metadata_ranges(&sample);
+            (sample, ranges)
+        };
+    }
+    SAMPLE.with(|(sample, ranges)| test(sample, ranges))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Flips bits of any metadata byte. Nothing panics or hangs, and what a checksum covers, the
+    /// kernel would notice, and so does the check.
+    #[test]
+    fn any_flipped_byte_is_survived_and_noticed_where_the_kernel_would(
+        place in any::<proptest::sample::Index>(), mask in 1u8..,
+    ) {
+        with_sample(|sample, ranges| {
+            let total: u64 = ranges.iter().map(|range| range.2).sum();
+            let mut rest = place.index(usize::try_from(total).unwrap()) as u64;
+            let range = ranges.iter().find(|range| {
+                let here = rest < range.2;
+                if !here {
+                    rest -= range.2;
+                }
+                here
+            });
+            let &(what, start, _) = range.unwrap();
+            let byte = start + rest;
+            sample.flip(byte, mask);
+            let result = check(&sample.device, &CheckOptions::default(), &mut |_| {});
+            sample.flip(byte, mask);
+            let found = result.map_or(true, |report| !report.is_clean());
+            let noticed = match what {
+                // Behind the last journal bucket's number nothing is covered by the checksum.
+                "superblock" => rest < 208 + 8 * 16,
+                // What fills the last block of a set is not covered either, and entry 40 is not needed.
+                "node" => false,
+                "journal" => start != sample.entry_byte(40),
+                "prios" => true,
+                _ => false,
+            };
+            prop_assert!(found || !noticed, "{what} byte {rest} at {byte}, mask {mask:#x}");
+            Ok(())
+        })?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whole stretches overwritten with noise: no panic, no hang.
+    #[test]
+    fn noise_is_survived(
+        place in any::<proptest::sample::Index>(),
+        noise in prop::collection::vec(any::<u8>(), 1..600),
+    ) {
+        with_sample(|sample, ranges| {
+            let before = sample.device.snapshot();
+            let (_, start, len) = ranges[place.index(ranges.len())];
+            let mut image = vec![0; usize::try_from(len).unwrap().next_multiple_of(512)];
+            sample.device.read_at(start, &mut image).unwrap();
+            let at = place.index(image.len());
+            for (to, from) in image[at..].iter_mut().zip(noise) {
+                *to = from;
+            }
+            sample.device.write_at(start, &image).unwrap();
+            let _ = check(&sample.device, &CheckOptions::default(), &mut |_| {});
+            sample.device.restore(&before);
+        });
+    }
+}
+
+#[test]
+fn a_sound_sample_reads_the_same_with_any_number_of_threads() {
+    let sample = Sample::new();
+    let read = |threads| {
+        let mut options = ReadOptions::default();
+        options.walk.threads = threads;
+        let cache = CacheDevice::open(&sample.device).unwrap();
+        CacheSet::read(cache, &options, &mut NoVisitor).unwrap()
+    };
+    let (one, many) = (read(1), read(8));
+    assert_eq!(one.table, many.table);
+    assert_eq!(one.volumes, many.volumes);
+}
