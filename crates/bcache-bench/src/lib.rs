@@ -1,7 +1,11 @@
 //! What the `bcache-bench` binary is made of: the reference engine, and the benches.
 
 pub mod memory;
+pub mod environment;
 pub mod num;
 pub mod record;
 pub mod reference;
+pub mod report;
+pub mod warnings;
+pub mod watch;
 pub mod workload;
