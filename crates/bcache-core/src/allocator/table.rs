@@ -508,10 +508,12 @@ impl BucketTable {
         })
     }
 
-    /// Reads the words of `bucket` ahead of their use, so that many misses overlap.
-    pub(crate) fn touch(&self, bucket: BucketIndex) -> u32 {
-        self.words(bucket)
-            .map_or(0, |(_, hot, cold)| hot.load(Ordering::Relaxed) ^ cold.load(Ordering::Relaxed))
+    /// Fetches the words of `bucket` ahead of their use, so that many misses overlap.
+    pub(crate) fn prefetch(&self, bucket: BucketIndex) {
+        if let Ok((_, hot, cold)) = self.words(bucket) {
+            vector::prefetch(hot);
+            vector::prefetch(cold);
+        }
     }
 
     /// Checks that every barred bit says what its cold word says. Only with nothing else running.

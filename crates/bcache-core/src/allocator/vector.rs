@@ -21,6 +21,18 @@ pub(crate) const fn key(word: u32, base: u32) -> u32 {
     (word >> Hot::PRIO_SHIFT).wrapping_sub(base).wrapping_mul(word & Hot::SECTORS_MASK)
 }
 
+/// Fetches the cache line of a word; a hint without effect on anything but time.
+pub(crate) fn prefetch(word: &AtomicU32) {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
+    // SAFETY: a prefetch may name any address; this one is even valid.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri), not(feature = "model"))))]
+    let _ = word;
+}
+
 /// For each group of 64 words, a mask of candidates: all that may be invalidated and whose [`key`] is
 /// at most `threshold`, and a few that are not and that the caller has to sort out. Words after the
 /// last whole group are left to the caller.

@@ -89,8 +89,8 @@ const BLOCK_GROUPS: usize = 32;
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
 
-/// Victims whose words are read ahead of taking them, so that their cache misses overlap.
-const READ_AHEAD: usize = 16;
+/// How many victims ahead words are fetched, so that their cache misses overlap.
+const READ_AHEAD: usize = 24;
 
 /// The `count` buckets that may be invalidated with the least `bucket_prio`, ascending, or all of
 /// them when there are fewer.
@@ -169,22 +169,17 @@ impl<K: Copy + Ord> Pile<K> {
         let last = self.last_of_best(count);
         let is_best = |item: &K| last.is_none_or(|last| *item <= last);
         let mut refused = 0;
+        self.spare.clear();
+        self.spare.extend(self.collected.iter().copied().filter(is_best));
         self.taken.clear();
-        let mut best = self.collected.iter().copied().filter(is_best);
-        let mut batch = Vec::with_capacity(READ_AHEAD);
-        loop {
-            batch.extend(best.by_ref().take(READ_AHEAD));
-            if batch.is_empty() {
-                break;
+        for (at, &item) in self.spare.iter().enumerate() {
+            if let Some(&ahead) = self.spare.get(at + READ_AHEAD) {
+                table.prefetch(victim(ahead).bucket());
             }
-            let touch = |all, &item: &K| all ^ table.touch(victim(item).bucket());
-            std::hint::black_box(batch.iter().fold(0, touch));
-            for item in batch.drain(..) {
-                if take(victim(item)) {
-                    self.taken.push(item);
-                } else {
-                    refused += 1;
-                }
+            if take(victim(item)) {
+                self.taken.push(item);
+            } else {
+                refused += 1;
             }
         }
         if refused > 0 {
@@ -244,19 +239,23 @@ impl Sweep<'_> {
             return None;
         }
         let stride = self.words.len() / lines;
-        // First only the reads, so that their cache misses overlap.
-        let mut sample = Vec::with_capacity(lines * SAMPLED_PER_LINE);
-        let mut jitter = 0x9e37_79b9usize;
+        let places = |line: usize| {
+            // A hash, to be as likely at any distance from the last place.
+            let jitter = line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            line * stride + jitter % stride
+        };
+        let mut sampled = 0;
+        let mut keys: Vec<u32> = Vec::with_capacity(lines * SAMPLED_PER_LINE);
         for line in 0..lines {
-            jitter = jitter.wrapping_mul(0x915f_77f5).wrapping_add(0x3c6e_f35f);
-            let start = line * stride + (jitter >> 8) % stride;
-            let window = self.words.get(start..).unwrap_or_default();
-            let window = window.iter().take(SAMPLED_PER_LINE);
-            sample.extend(window.map(|word| word.load(Ordering::Relaxed)));
+            if let Some(word) = self.words.get(places(line + READ_AHEAD)) {
+                vector::prefetch(word);
+            }
+            let window = self.words.get(places(line)..).unwrap_or_default();
+            let window = window.get(..SAMPLED_PER_LINE).unwrap_or(window);
+            sampled += window.len();
+            let words = window.iter().map(|word| word.load(Ordering::Relaxed));
+            keys.extend(words.filter_map(|word| fitting_key(word, self.base)));
         }
-        let sampled = sample.len();
-        let mut keys: Vec<_> =
-            sample.into_iter().filter_map(|word| fitting_key(word, self.base)).collect();
         // Expected rank in the sample, and four standard deviations more.
         let rank = self.count.checked_mul(sampled)? / self.words.len();
         let rank = rank + rank.isqrt() * 4 + 8;
