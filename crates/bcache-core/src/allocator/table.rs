@@ -147,6 +147,7 @@ impl BucketTable {
         let words = |word: u32| {
             let mut words = Vec::new();
             words.try_reserve_exact(len).map_err(|_| TableError::NoMemory { nbuckets })?;
+            vector::advise_huge_pages(&mut words);
             words.extend((0..len).map(|_| AtomicU32::new(word)));
             Ok(words)
         };

@@ -244,7 +244,6 @@ impl Sweep<'_> {
             let jitter = line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
             line * stride + jitter % stride
         };
-        let mut sampled = 0;
         let mut keys: Vec<u32> = Vec::with_capacity(lines * SAMPLED_PER_LINE);
         for line in 0..lines {
             if let Some(word) = self.words.get(places(line + READ_AHEAD)) {
@@ -252,18 +251,17 @@ impl Sweep<'_> {
             }
             let window = self.words.get(places(line)..).unwrap_or_default();
             let window = window.get(..SAMPLED_PER_LINE).unwrap_or(window);
-            sampled += window.len();
             let words = window.iter().map(|word| word.load(Ordering::Relaxed));
-            keys.extend(words.filter_map(|word| fitting_key(word, self.base)));
+            keys.extend(words.map(|word| fitting_key(word, self.base).unwrap_or(u32::MAX)));
         }
         // Expected rank in the sample, and four standard deviations more.
-        let rank = self.count.checked_mul(sampled)? / self.words.len();
+        let rank = self.count.checked_mul(keys.len())? / self.words.len();
         let rank = rank + rank.isqrt() * 4 + 8;
         if rank >= keys.len() {
             return None;
         }
         let (_, key, _) = keys.select_nth_unstable(rank);
-        Some(*key)
+        (*key <= KEY_MAX).then_some(*key)
     }
 
     /// Collects the buckets whose key is at most `threshold`, or the best of them; whether they are
