@@ -270,7 +270,7 @@ impl Sweep<'_> {
         let room = self.count.saturating_mul(4).max(1024);
         self.pile.collected.clear();
         let mut masks = [0u64; BLOCK_GROUPS];
-        let mut candidates = [0usize; GROUP * BLOCK_GROUPS + 1];
+        let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
             let groups = words.len() / GROUP;
             vector::victims(
@@ -281,27 +281,28 @@ impl Sweep<'_> {
             );
             let start = block * GROUP * BLOCK_GROUPS;
             let mut found = 0;
-            let mut note = |index: usize, counts: bool| {
-                if let Some(place) = candidates.get_mut(found) {
-                    *place = index;
+            // By their place in the block, which is small.
+            let mut note = |place: u16, counts: bool| {
+                if let Some(candidate) = candidates.get_mut(found) {
+                    *candidate = place;
                 }
                 found += usize::from(counts);
             };
-            for (group, &mask) in masks.iter().take(groups).enumerate() {
+            for (group, &mask) in (0u16..).step_by(GROUP).zip(masks.iter().take(groups)) {
                 // Most groups have none, one or two: those are noted without a branch, which would
                 // be predicted wrongly as often as not.
-                let (group, mut mask) = (start + group * GROUP, mask);
+                let mut mask = mask;
                 for _ in 0..2 {
-                    note(group + mask.trailing_zeros() as usize, mask != 0);
+                    note(group + lowest_bit(mask), mask != 0);
                     mask &= mask.wrapping_sub(1);
                 }
                 while mask != 0 {
-                    note(group + mask.trailing_zeros() as usize, true);
+                    note(group + lowest_bit(mask), true);
                     mask &= mask - 1;
                 }
             }
-            for &index in candidates.iter().take(found) {
-                self.collect(index, threshold);
+            for &place in candidates.iter().take(found) {
+                self.collect(start + usize::from(place), threshold);
             }
             for index in groups * GROUP..words.len() {
                 self.collect(start + index, threshold);
@@ -325,6 +326,12 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// The place of the lowest bit that is set, or 64.
+fn lowest_bit(mask: u64) -> u16 {
+    let [low, high, ..] = mask.trailing_zeros().to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 /// The key of a bucket that may be invalidated, if nothing wraps in it.
