@@ -13,6 +13,7 @@
 
 use crate::units::BucketIndex;
 
+use super::planted::{self, Bug};
 use super::replacement::lru::bucket_prio;
 use super::reserves::{Reserve, Reserves};
 use super::state::State;
@@ -232,13 +233,18 @@ impl Shared {
     /// For the thread: sleeps until `ready`, which it may look at more often than it changes.
     pub(crate) fn park_until(&self, mut ready: impl FnMut() -> bool) -> Result<(), Stop> {
         loop {
-            self.parked.store(true, Ordering::SeqCst);
+            if !planted::is(Bug::LateAnnouncement) {
+                self.parked.store(true, Ordering::SeqCst);
+            }
             if self.rescale_due.swap(false, Ordering::SeqCst) {
                 self.state.rescale_now();
             }
             if ready() {
                 self.parked.store(false, Ordering::SeqCst);
                 return Ok(());
+            }
+            if planted::is(Bug::LateAnnouncement) {
+                self.parked.store(true, Ordering::SeqCst);
             }
             let mut control = lock(&self.control);
             while !control.kicked && !control.stop {
@@ -280,7 +286,7 @@ impl Shared {
     /// Wakes those who wait for a bucket. Whoever counts itself in after this looked had the lock
     /// of the reserves after the push, and so has seen it.
     pub(crate) fn wake_waiters(&self) {
-        if self.waiting.load(Ordering::SeqCst) != 0 {
+        if self.waiting.load(Ordering::SeqCst) != 0 && !planted::is(Bug::NoWakeUp) {
             self.pushed.notify_all();
         }
     }
@@ -311,6 +317,11 @@ impl Shared {
         self.kick.notify_all();
     }
 
+    /// Whether a thread refills the reserves.
+    pub fn has_thread(&self) -> bool {
+        self.refiller.load(Ordering::SeqCst) == RUNNING
+    }
+
     /// Whether the device has failed.
     pub fn has_failed(&self) -> bool {
         self.refiller.load(Ordering::SeqCst) == FAILED
@@ -336,7 +347,7 @@ pub(crate) enum HandedOut {
 
 /// Whether the thread should look after a pop for `reserve`.
 ///
-/// The metadata reserves are refilled at once. None and MovingGc only from half empty on: waking a
+/// The metadata reserves are refilled at once. None and `MovingGc` only from half empty on: waking a
 /// sleeping thread for each bucket would cost more than the bucket. Nobody waits for the difference.
 fn is_low(reserves: &Reserves, reserve: Reserve) -> bool {
     let half = |reserve| {

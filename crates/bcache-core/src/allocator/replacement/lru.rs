@@ -89,8 +89,8 @@ const BLOCK_GROUPS: usize = 32;
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
 
-/// Victims whose words are read ahead of taking them, so that their cache misses overlap.
-const READ_AHEAD: usize = 16;
+/// How many victims ahead words are fetched, so that their cache misses overlap.
+const READ_AHEAD: usize = 24;
 
 /// The `count` buckets that may be invalidated with the least `bucket_prio`, ascending, or all of
 /// them when there are fewer.
@@ -169,22 +169,17 @@ impl<K: Copy + Ord> Pile<K> {
         let last = self.last_of_best(count);
         let is_best = |item: &K| last.is_none_or(|last| *item <= last);
         let mut refused = 0;
+        self.spare.clear();
+        self.spare.extend(self.collected.iter().copied().filter(is_best));
         self.taken.clear();
-        let mut best = self.collected.iter().copied().filter(is_best);
-        let mut batch = Vec::with_capacity(READ_AHEAD);
-        loop {
-            batch.extend(best.by_ref().take(READ_AHEAD));
-            if batch.is_empty() {
-                break;
+        for (at, &item) in self.spare.iter().enumerate() {
+            if let Some(&ahead) = self.spare.get(at + READ_AHEAD) {
+                table.prefetch(victim(ahead).bucket());
             }
-            let touch = |all, &item: &K| all ^ table.touch(victim(item).bucket());
-            std::hint::black_box(batch.iter().fold(0, touch));
-            for item in batch.drain(..) {
-                if take(victim(item)) {
-                    self.taken.push(item);
-                } else {
-                    refused += 1;
-                }
+            if take(victim(item)) {
+                self.taken.push(item);
+            } else {
+                refused += 1;
             }
         }
         if refused > 0 {
@@ -244,27 +239,29 @@ impl Sweep<'_> {
             return None;
         }
         let stride = self.words.len() / lines;
-        // First only the reads, so that their cache misses overlap.
-        let mut sample = Vec::with_capacity(lines * SAMPLED_PER_LINE);
-        let mut jitter = 0x9e37_79b9usize;
+        let places = |line: usize| {
+            // A hash, to be as likely at any distance from the last place.
+            let jitter = line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            line * stride + jitter % stride
+        };
+        let mut keys: Vec<u32> = Vec::with_capacity(lines * SAMPLED_PER_LINE);
         for line in 0..lines {
-            jitter = jitter.wrapping_mul(0x915f_77f5).wrapping_add(0x3c6e_f35f);
-            let start = line * stride + (jitter >> 8) % stride;
-            let window = self.words.get(start..).unwrap_or_default();
-            let window = window.iter().take(SAMPLED_PER_LINE);
-            sample.extend(window.map(|word| word.load(Ordering::Relaxed)));
+            if let Some(word) = self.words.get(places(line + READ_AHEAD)) {
+                vector::prefetch(word);
+            }
+            let window = self.words.get(places(line)..).unwrap_or_default();
+            let window = window.get(..SAMPLED_PER_LINE).unwrap_or(window);
+            let words = window.iter().map(|word| word.load(Ordering::Relaxed));
+            keys.extend(words.map(|word| fitting_key(word, self.base).unwrap_or(u32::MAX)));
         }
-        let sampled = sample.len();
-        let mut keys: Vec<_> =
-            sample.into_iter().filter_map(|word| fitting_key(word, self.base)).collect();
         // Expected rank in the sample, and four standard deviations more.
-        let rank = self.count.checked_mul(sampled)? / self.words.len();
+        let rank = self.count.checked_mul(keys.len())? / self.words.len();
         let rank = rank + rank.isqrt() * 4 + 8;
         if rank >= keys.len() {
             return None;
         }
         let (_, key, _) = keys.select_nth_unstable(rank);
-        Some(*key)
+        (*key <= KEY_MAX).then_some(*key)
     }
 
     /// Collects the buckets whose key is at most `threshold`, or the best of them; whether they are
@@ -273,7 +270,7 @@ impl Sweep<'_> {
         let room = self.count.saturating_mul(4).max(1024);
         self.pile.collected.clear();
         let mut masks = [0u64; BLOCK_GROUPS];
-        let mut candidates = [0usize; GROUP * BLOCK_GROUPS + 1];
+        let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
             let groups = words.len() / GROUP;
             vector::victims(
@@ -284,27 +281,28 @@ impl Sweep<'_> {
             );
             let start = block * GROUP * BLOCK_GROUPS;
             let mut found = 0;
-            let mut note = |index: usize, counts: bool| {
-                if let Some(place) = candidates.get_mut(found) {
-                    *place = index;
+            // By their place in the block, which is small.
+            let mut note = |place: u16, counts: bool| {
+                if let Some(candidate) = candidates.get_mut(found) {
+                    *candidate = place;
                 }
                 found += usize::from(counts);
             };
-            for (group, &mask) in masks.iter().take(groups).enumerate() {
+            for (group, &mask) in (0u16..).step_by(GROUP).zip(masks.iter().take(groups)) {
                 // Most groups have none, one or two: those are noted without a branch, which would
                 // be predicted wrongly as often as not.
-                let (group, mut mask) = (start + group * GROUP, mask);
+                let mut mask = mask;
                 for _ in 0..2 {
-                    note(group + mask.trailing_zeros() as usize, mask != 0);
+                    note(group + lowest_bit(mask), mask != 0);
                     mask &= mask.wrapping_sub(1);
                 }
                 while mask != 0 {
-                    note(group + mask.trailing_zeros() as usize, true);
+                    note(group + lowest_bit(mask), true);
                     mask &= mask - 1;
                 }
             }
-            for &index in candidates.iter().take(found) {
-                self.collect(index, threshold);
+            for &place in candidates.iter().take(found) {
+                self.collect(start + usize::from(place), threshold);
             }
             for index in groups * GROUP..words.len() {
                 self.collect(start + index, threshold);
@@ -328,6 +326,12 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// The place of the lowest bit that is set, or 64.
+fn lowest_bit(mask: u64) -> u16 {
+    let [low, high, ..] = mask.trailing_zeros().to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 /// The key of a bucket that may be invalidated, if nothing wraps in it.
