@@ -341,6 +341,7 @@ fn fitting_key(word: u32, base: u32) -> Option<u32> {
 }
 
 /// Sorts by the upper half of each number: eleven bits at a time, the lowest first.
+#[allow(clippy::indexing_slicing)] // `digit` is masked to the size of `places`
 fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
     const BITS: u32 = 11;
     const DIGITS: usize = 1 << BITS;
