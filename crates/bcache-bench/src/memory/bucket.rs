@@ -1,9 +1,9 @@
 //! `bcache-bench bucket`: how long allocating a bucket takes while the thread invalidates.
 //!
-//! Open loop: one caller allocates at a fixed rate; in between, at the same rate, the harness runs an
-//! operation that does nothing. What machine, scheduler and the thread's use of memory do to one they
-//! do to the other, so that the difference is the allocator's. Closed loop: callers allocate as fast as
-//! they can.
+//! Open loop: one caller allocates at a fixed rate, for a quarter of a second at a time; in between, for
+//! as long and at the same rate, the harness runs an operation that does nothing. What machine and
+//! scheduler do to one they do to the other, so that the difference is the allocator's. Closed loop:
+//! callers allocate as fast as they can.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -162,6 +162,9 @@ impl Target for Reference {
     }
 }
 
+/// Allocations that an open loop makes at least.
+const SAMPLES_MIN: u64 = 200_000;
+
 /// One engine at one rate.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rated {
@@ -255,26 +258,28 @@ fn closed_loop(target: &dyn Target, options: &Options) -> anyhow::Result<(f64, u
 
 fn open_loop(target: &dyn Target, rate: u32, options: &Options) -> anyhow::Result<Rated> {
     let (mut allocs, mut empties) = (histogram()?, histogram()?);
-    let before = target.passes();
+    let mut passes = 0;
     let start = Instant::now();
-    let mut schedule = OpenLoop::new(rate.saturating_mul(2));
+    let slice = (rate / 4).max(1);
     // Enough of both for the 99.99th percentile to mean something.
-    while target.passes() - before < options.passes || allocs.len() < 200_000 {
-        for _ in 0..256 {
+    while passes < options.passes || allocs.len() < SAMPLES_MIN {
+        let before = target.passes();
+        let mut schedule = OpenLoop::new(rate);
+        for _ in 0..slice {
             let bucket = schedule.run(&mut allocs, || target.alloc())?;
             target.done(bucket)?;
+        }
+        passes += target.passes() - before;
+        // A schedule of its own: it does not inherit what an allocation delayed.
+        let mut schedule = OpenLoop::new(rate);
+        for _ in 0..slice {
             schedule.run(&mut empties, || black_box(()));
         }
         if start.elapsed() > options.limit {
             break;
         }
     }
-    Ok(Rated {
-        rate,
-        passes: target.passes() - before,
-        alloc: Latency::of(&allocs),
-        empty: Latency::of(&empties),
-    })
+    Ok(Rated { rate, passes, alloc: Latency::of(&allocs), empty: Latency::of(&empties) })
 }
 
 fn run_engine(engine: Engine, options: &Options) -> anyhow::Result<EngineReport> {
