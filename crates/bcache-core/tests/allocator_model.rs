@@ -5,109 +5,23 @@
 //! schedules and schedules with few, well-placed preemptions (PCT) are tried; a thread that sleeps for
 //! ever shows as a deadlock. The same scenarios must fail when a bug is planted.
 
-use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use bcache_core::allocator::planted::{Bug, plant};
-use bcache_core::allocator::prios::PrioSetPlan;
 use bcache_core::allocator::thread::ThreadError;
 use bcache_core::allocator::{
-    AllocError, AllocatorIo, AllocatorThread, BucketTable, Config, Mark, Reserve, SectorAllocator,
-    SectorRequest, Shared, Sizes, State,
+    AllocError, AllocatorThread, Config, Mark, Reserve, SectorAllocator, SectorRequest, Shared,
+    Sizes, State,
 };
-use bcache_core::units::{BucketIndex, Gen, Geometry, Sectors};
+use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use shuttle::thread;
 
+mod allocator_support;
+
+use allocator_support::{DeviceFailed, Disk, DiskIo, collect};
+
 const NBUCKETS: u64 = 14;
-
-/// What a device would hold: all that was written, and what of it is durable.
-#[derive(Default)]
-struct Disk {
-    /// Gens in each prio set, by bucket, and whether they are durable.
-    sets: HashMap<BucketIndex, (Vec<Gen>, bool)>,
-    /// Heads that journal entries name, oldest first, and whether they are durable.
-    heads: Vec<(BucketIndex, bool)>,
-    /// An entry was written while a set that it names was not durable: had the entry survived a
-    /// crash and the set not, the cache would be lost.
-    entry_before_sets: bool,
-}
-
-impl Disk {
-    /// Panics unless after a crash at this moment, whatever survives of what is not durable, a reader
-    /// finds that `bucket` has at least the gen `bucket_gen`.
-    fn assert_safe(&self, bucket: BucketIndex, bucket_gen: Gen) {
-        assert!(!self.entry_before_sets, "a journal entry was written before its prio sets");
-        let newest_durable = self.heads.iter().rposition(|&(_, durable)| durable);
-        let possible = self.heads.get(newest_durable.unwrap_or(0)..).unwrap();
-        assert!(newest_durable.is_some(), "{bucket} was handed out before any prios were written");
-        for (head, _) in possible {
-            let (gens, durable) = self.sets.get(head).expect("the head names a set");
-            assert!(durable, "a journal entry names a prio set that is not durable");
-            let found = gens[usize::try_from(bucket.0).unwrap()];
-            assert_eq!(bucket_gen.gen_after(found), 0, "{bucket} was handed out with an old gen");
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("no space left on model")]
-struct ModelError;
-
-/// Writes to a [`Disk`].
-struct ModelIo {
-    shared: Arc<Shared>,
-    disk: Arc<Mutex<Disk>>,
-    /// Writes until one fails.
-    writes_left: u32,
-}
-
-impl ModelIo {
-    fn write(&mut self) -> Result<(), ModelError> {
-        self.writes_left = self.writes_left.checked_sub(1).ok_or(ModelError)?;
-        Ok(())
-    }
-}
-
-impl AllocatorIo for ModelIo {
-    type Error = ModelError;
-
-    fn discard(&mut self, _: BucketIndex) -> Result<(), ModelError> {
-        Ok(())
-    }
-
-    fn write_prio_set(&mut self, set: &PrioSetPlan, table: &BucketTable) -> Result<(), ModelError> {
-        self.write()?;
-        let gens = table.prios_and_gens(set.first_entry).map(|(_, g)| g).collect();
-        self.disk.lock().unwrap().sets.insert(set.bucket, (gens, false));
-        Ok(())
-    }
-
-    fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), ModelError> {
-        self.write()?;
-        let mut disk = self.disk.lock().unwrap();
-        disk.heads.push((prio_head, false));
-        disk.entry_before_sets |= !disk.sets[&prio_head].1;
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), ModelError> {
-        self.write()?;
-        let mut disk = self.disk.lock().unwrap();
-        disk.sets.values_mut().for_each(|(_, durable)| *durable = true);
-        disk.heads.iter_mut().for_each(|(_, durable)| *durable = true);
-        Ok(())
-    }
-
-    fn wake_gc(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        thread::spawn(move || {
-            shared.state().gc_start();
-            shared.state().gc_finish(&[]).unwrap();
-            shared.gc_finished();
-        });
-    }
-}
 
 struct Setup {
     shared: Arc<Shared>,
@@ -125,11 +39,13 @@ impl Setup {
         Self { shared: Shared::new(state), disk: Arc::default() }
     }
 
-    fn io(&self, writes_left: u32) -> ModelIo {
-        ModelIo { shared: Arc::clone(&self.shared), disk: Arc::clone(&self.disk), writes_left }
+    fn io(&self, writes_left: u32) -> DiskIo {
+        let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
+        let gc = |shared| drop(thread::spawn(move || collect(&shared)));
+        DiskIo { shared, disk, writes_left, gc }
     }
 
-    fn start(&self, writes_left: u32) -> AllocatorThread<ModelIo> {
+    fn start(&self, writes_left: u32) -> AllocatorThread<DiskIo> {
         AllocatorThread::start(&self.shared, self.io(writes_left)).unwrap()
     }
 }
@@ -194,7 +110,7 @@ fn a_failing_device_fails_those_who_wait() {
         assert_eq!(thread.join().unwrap(), AllocError::Failed);
     }
     let error = allocator.stop().err().map(|(_, error)| error);
-    assert!(matches!(error, Some(ThreadError::Io(ModelError))));
+    assert!(matches!(error, Some(ThreadError::Io(DeviceFailed))));
     assert_eq!(setup.shared.bucket_alloc(Reserve::None, false), Err(AllocError::Failed));
     setup.shared.state().check().unwrap();
 }

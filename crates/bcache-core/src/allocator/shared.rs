@@ -75,7 +75,13 @@ const HAND_OUT_BATCH: usize = 64;
 struct Control {
     kicked: bool,
     stop: bool,
+    /// The thread waits for `kick`: otherwise there is nobody to notify.
+    asleep: bool,
 }
+
+/// How often whoever is about to sleep looks whether it still has to: a few microseconds, less than
+/// being woken costs. Under the model checker spinning would only multiply the schedules.
+const SPINS: u32 = if cfg!(feature = "model") { 0 } else { 400 };
 
 /// One cache's allocator, shared by those who allocate and the thread that refills.
 pub struct Shared {
@@ -217,8 +223,13 @@ impl Shared {
     pub(crate) fn kick(&self) {
         // Of many who find it asleep one is enough.
         if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
-            lock(&self.control).kicked = true;
-            self.kick.notify_all();
+            let mut control = lock(&self.control);
+            control.kicked = true;
+            let asleep = control.asleep;
+            drop(control);
+            if asleep {
+                self.kick.notify_all();
+            }
         }
     }
 
@@ -246,10 +257,18 @@ impl Shared {
             if planted::is(Bug::LateAnnouncement) {
                 self.parked.store(true, Ordering::SeqCst);
             }
+            for _ in 0..SPINS {
+                if !self.parked.load(Ordering::SeqCst) {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
             let mut control = lock(&self.control);
             while !control.kicked && !control.stop {
+                control.asleep = true;
                 control = wait(&self.kick, control);
             }
+            control.asleep = false;
             control.kicked = false;
             if control.stop {
                 self.parked.store(false, Ordering::SeqCst);

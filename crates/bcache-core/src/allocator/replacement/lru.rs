@@ -403,3 +403,112 @@ fn collect_exact(
         }
     }
 }
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use crate::allocator::Mark;
+    use crate::units::Gen;
+    use proptest::prelude::*;
+
+    /// A bucket: prio, sectors used, mark.
+    fn bucket() -> impl Strategy<Value = (u16, u16, Mark)> {
+        let prio = prop_oneof![
+            4 => 0u16..=32768,
+            2 => 30000u16..30010,
+            1 => any::<u16>(),
+        ];
+        let sectors = prop_oneof![1 => Just(0u16), 4 => 1u16..1100, 1 => 0u16..8192];
+        let mark = prop_oneof![
+            2 => Just(Mark::None),
+            6 => Just(Mark::Reclaimable),
+            1 => Just(Mark::Dirty),
+            1 => Just(Mark::Metadata),
+        ];
+        (prio, sectors, mark)
+    }
+
+    fn table(buckets: &[(u16, u16, Mark)], first: u64) -> BucketTable {
+        let table = BucketTable::new(first + buckets.len() as u64, first).unwrap();
+        for (index, &(prio, sectors, mark)) in (first..).zip(buckets) {
+            let bucket = BucketIndex(index);
+            table.mark_key(bucket, Gen(0), mark, sectors).unwrap();
+            table.set_prio(bucket, Prio(prio)).unwrap();
+        }
+        table.gc_finish();
+        table
+    }
+
+    /// What sorting all buckets that may go would yield.
+    fn sorted(table: &BucketTable, min_prio: u16, count: usize) -> Vec<u64> {
+        let mut all: Vec<_> = (table.first_bucket().0..table.nbuckets())
+            .map(|index| table.bucket(BucketIndex(index)).unwrap())
+            .filter(|is| matches!(is.mark, Mark::None | Mark::Reclaimable) && is.pins == 0)
+            .map(|is| bucket_prio(is.prio, is.sectors_used, min_prio))
+            .collect();
+        all.sort_unstable();
+        all.truncate(count);
+        all
+    }
+
+    fn selected(table: &BucketTable, min_prio: u16, count: usize) -> Vec<u64> {
+        let victims = select(table, min_prio, count, &mut Scratch::default());
+        for victim in &victims {
+            let is = table.bucket(victim.bucket()).unwrap();
+            assert!(table.can_invalidate(victim.bucket()).unwrap());
+            assert_eq!(victim.bucket_prio, bucket_prio(is.prio, is.sectors_used, min_prio));
+        }
+        let mut buckets: Vec<_> = victims.iter().map(Victim::bucket).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        assert_eq!(buckets.len(), victims.len(), "a bucket was named twice");
+        victims.iter().map(|victim| victim.bucket_prio).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_least_are_selected_in_order(
+            buckets in proptest::collection::vec(bucket(), 0..2000),
+            first in 1u64..70,
+            min_prio in prop_oneof![Just(0u16), 0u16..=32768, Just(30000), any::<u16>()],
+            count in prop_oneof![Just(0usize), 1usize..20, 0usize..2500],
+        ) {
+            let table = table(&buckets, first);
+            prop_assert_eq!(selected(&table, min_prio, count), sorted(&table, min_prio, count));
+        }
+    }
+
+    /// Large enough to be sampled, in orders that mislead a sample or never let the threshold rest.
+    #[test]
+    fn large_tables_in_any_order() {
+        let len = 100_000u32;
+        let random = |i: u32| u16::try_from(i.wrapping_mul(2_654_435_761) >> 17).unwrap();
+        let orders: [(&str, &dyn Fn(u32) -> u16); 5] = [
+            ("random", &random),
+            ("ascending", &|i| u16::try_from(i / 4).unwrap()),
+            ("descending", &|i| u16::try_from((len - i) / 4).unwrap()),
+            ("all equal", &|_| 7),
+            ("cold at the end only", &|i| if i + 3000 > len { 1 } else { 30000 }),
+        ];
+        for (name, prio) in orders {
+            let buckets: Vec<_> = (0..len).map(|i| (prio(i), 9, Mark::Reclaimable)).collect();
+            let table = table(&buckets, 1);
+            for count in [1, 511, 5000, 100_000, 200_000] {
+                assert_eq!(selected(&table, 0, count), sorted(&table, 0, count), "{name} {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn bucket_prio_wraps_as_the_kernels() {
+        assert_eq!(bucket_prio(Prio(0), 10, 0), 40960);
+        assert_eq!(bucket_prio(Prio::INITIAL, 1, 0), 36864);
+        assert_eq!(bucket_prio(Prio(20000), 3, 20000), 3 * (12768 / 8));
+        // Below min_prio by more than an eighth of the rest: the inner sum wraps at 32 bits.
+        assert_eq!(bucket_prio(Prio(0), 2, 30000), 2 * (u64::from(u32::MAX) + 1 - 30000 + 346));
+        assert_eq!(bucket_prio(Prio(0), 0, 30000), 0);
+        // After a rescaling that aged nothing.
+        let eighth = 32768u32.wrapping_sub(65535) / 8;
+        assert_eq!(bucket_prio(Prio(65535), 5, 65535), u64::from(eighth) * 5);
+    }
+}
