@@ -21,6 +21,8 @@ use bcache_tests::{
 };
 use rand::{RngCore as _, SeedableRng as _};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -81,8 +83,11 @@ struct Judgement {
     scratch: Scratch,
 }
 
-/// Larger than any volume.
+/// Larger than any volume without a backing device.
 const DUMP_BYTES: u64 = 256 << 20;
+
+/// Bytes that are compared at once.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Boots a kernel that registers the devices of each case, tells their figures, copies their volumes
 /// and stops them again.
@@ -110,7 +115,11 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
         guest = guest.script("set_figures");
         for (index, volume) in volumes.iter().enumerate() {
             // A sum over a volume takes the guest ten times as long as the copy.
-            let dump = scratch.sparse(&dump_name(case, index), DUMP_BYTES)?;
+            let size = match backing.get(index) {
+                Some(backing) => std::fs::metadata(backing)?.len(),
+                None => DUMP_BYTES,
+            };
+            let dump = scratch.sparse(&dump_name(case, index), size)?;
             let (with_disk, name) = disk(guest, &dump, false);
             let copy = "bs=1M iflag=direct oflag=direct 2>/dev/null";
             guest = with_disk.script(format!("dd if={volume} of={name} {copy}"));
@@ -144,14 +153,24 @@ impl Judgement {
     }
 
     /// Whether the volumes of two cases read the same, and not as if nothing had been copied.
-    fn same_volumes(&self, one: &Case, other: &Case) -> anyhow::Result<bool> {
-        for index in 0..one.devices.volumes.len() {
-            let read = |case| std::fs::read(self.scratch.path(&dump_name(case, index)));
-            let (one, other) = (read(one)?, read(other)?);
-            ensure!(one.iter().any(|&byte| byte != 0), "the volume is empty");
-            if one != other {
-                return Ok(false);
+    fn same_volumes(&self, case: &Case, than: &Case) -> anyhow::Result<bool> {
+        for index in 0..case.devices.volumes.len() {
+            let open = |case| File::open(self.scratch.path(&dump_name(case, index)));
+            let (mut one, mut other) = (open(case)?, open(than)?);
+            let (mut ours, mut theirs) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+            let mut empty = true;
+            loop {
+                let got = one.read(&mut ours)?;
+                other.read_exact(&mut theirs[..got])?;
+                if got == 0 {
+                    break;
+                }
+                if ours[..got] != theirs[..got] {
+                    return Ok(false);
+                }
+                empty &= ours[..got].iter().all(|&byte| byte == 0);
             }
+            ensure!(!empty, "{}: nothing was copied", dump_name(case, index));
         }
         Ok(true)
     }
@@ -525,6 +544,13 @@ fn expect_variety(fresh: &Fresh, devices: &Devices) -> anyhow::Result<()> {
 
 /// `--volume` takes the clean data of one volume by label, uuid or slot, and nothing of another.
 fn one_volume(scratch: &Scratch, devices: &Devices) -> anyhow::Result<()> {
+    // Slots go by the order of attaching, which nothing promises.
+    let (slot, uuid) = with_cache_set(&devices.cache, |set| {
+        let mut used = set.uuids.used();
+        let found = used.find(|(_, entry)| entry.label.as_bytes() == b"volume1");
+        let (slot, entry) = found.context("a volume with the label")?;
+        Ok((slot, entry.uuid.to_string()))
+    })?;
     let cached = |image: &Path| {
         with_cache_set(image, |set| {
             let clean = |slot| {
@@ -532,14 +558,11 @@ fn one_volume(scratch: &Scratch, devices: &Devices) -> anyhow::Result<()> {
                     .get(&slot)
                     .map_or(0, |usage| usage.cached_sectors.0 - usage.dirty_sectors.0)
             };
-            Ok([clean(0), clean(1)])
+            Ok([clean(1 - slot), clean(slot)])
         })
     };
-    let uuid = with_cache_set(&devices.cache, |set| {
-        Ok(set.uuids.get(1).context("slot 1")?.uuid.to_string())
-    })?;
     let before = cached(&devices.cache)?;
-    for name in ["volume1", "1", &uuid] {
+    for name in ["volume1", &slot.to_string(), &uuid] {
         let image = scratch.copy("one-volume", &devices.cache)?;
         let report = invalidate(&image, &["--volume", name])?;
         ensure!(!report.invalidated.is_empty(), "{report:?}");
