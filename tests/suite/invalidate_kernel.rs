@@ -6,11 +6,13 @@
 
 use anyhow::{Context as _, ensure};
 use bcache_core::allocator::Policy;
-use bcache_core::cache_set::GcMark;
+use bcache_core::cache_set::{GcMark, ReadOptions};
+use bcache_core::device::testkit::{MemoryDevice, SimDevice};
 use bcache_core::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BackingParams, CacheMode, CacheParams, Label, Replacement,
     SB_OFFSET_BYTES, Superblock,
 };
+use bcache_core::ops::invalidate::{Amount, Options, Selection, TrustedSet, plan, run};
 use bcache_core::units::Sectors;
 use bcache_tests::cache::{
     Invalidated, check_clean, invalidate, overwrite_buckets, run_invalidate, with_cache_set,
@@ -37,6 +39,9 @@ fn main() -> ExitCode {
         }));
         trials.push(trial(format!("up_to_the_gen_limit_{kernel}"), &[Need::Guest], move || {
             up_to_the_gen_limit(kernel)
+        }));
+        trials.push(trial(format!("power_cuts_{kernel}"), &[Need::Guest], move || {
+            power_cuts(kernel)
         }));
     }
     main_with(trials)
@@ -658,6 +663,68 @@ fn up_to_the_gen_limit(kernel: Kernel) -> anyhow::Result<()> {
         ensure!(
             judgement.same_volumes(plain, case)?,
             "{}: the volume reads differently",
+            case.name
+        );
+    }
+    Ok(())
+}
+
+/// Power cuts in an invalidation, as the kernel finds the device afterwards: dirty data and keys to
+/// replay are in it, and where the new state survived, the invalidated buckets are overwritten.
+fn power_cuts(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let fixture = Fixture::unpack("multi-612")?;
+    let mut volumes: Vec<String> =
+        fixture.log.md5_devices().into_iter().map(str::to_owned).collect();
+    volumes.sort();
+    let devices =
+        Devices { cache: fixture.cache.clone(), backing: fixture.backing.clone(), volumes };
+    let disk = MemoryDevice::from_reader(&mut File::open(&devices.cache)?)?;
+    let read = ReadOptions::default();
+    let options = Options {
+        selection: Selection::Coldest(Amount::Percent(60)),
+        skip_refused: false,
+        walk: read.walk,
+    };
+    let plan = plan(TrustedSet::read(&disk, &read, &mut |_| {})?, &options)?;
+    let writes = plan.writes.as_ref().context("nothing to invalidate")?;
+    let mut cases = vec![Case::copy(&scratch, "plain", &devices)?];
+    let (mut old, mut new) = (0, 0);
+    // The set, its flush, the entry, its flush; and no cut at all.
+    for cut in 0..=4 {
+        let device = SimDevice::new(&disk).with_power_cut_at(cut);
+        let result = run(&plan, &read, || Ok(&device), &mut |_| {});
+        ensure!(result.is_err() == (cut < 4), "cut {cut}: {result:?}");
+        let mut outcomes = vec![device.durable(), device.current()];
+        outcomes.extend([device.crash(cut * 2), device.crash(cut * 2 + 1)]);
+        for (index, outcome) in outcomes.iter().enumerate() {
+            // Much is the same: the first of each kind will do, and what is torn.
+            if index > 0 && outcome.first_difference(&outcomes[index - 1]).is_none() {
+                continue;
+            }
+            let name = format!("cut{cut}-{index}");
+            let image = scratch.path(&format!("{name}.cache"));
+            outcome.save(&image)?;
+            let seq = with_cache_set(&image, |set| {
+                Ok(set.journal.newest().context("no journal")?.jset.seq())
+            })?;
+            if seq == writes.journal_seq {
+                new += 1;
+                overwrite_buckets(&image, plan.targets().map(|target| target.bucket.0))?;
+            } else {
+                old += 1;
+            }
+            check_clean(&image)?;
+            let devices = Devices { cache: image, ..devices.clone() };
+            cases.push(Case { name, devices, writes_on: false });
+        }
+    }
+    ensure!(old >= 4 && new >= 2, "{old} old, {new} new");
+    let judgement = judge(kernel, &cases)?;
+    for case in &cases {
+        ensure!(
+            judgement.same_volumes(&cases[0], case)?,
+            "{}: a volume reads differently",
             case.name
         );
     }
