@@ -1,15 +1,15 @@
 //! What tests do with cache devices on the host: run `bcachectl invalidate`, overwrite buckets, and
 //! check what is left.
 
-use crate::binary;
 use crate::image::write_at;
+use crate::tool::bcachectl;
 use anyhow::{Context as _, ensure};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::{FileReader, open_read};
 use bcache_core::ops::check::{CheckOptions, check};
 use serde::Deserialize;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// What `bcachectl invalidate --json` prints: these keys and no others.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,12 +56,7 @@ pub struct RefusedBucket {
 /// # Errors
 /// When it cannot be started.
 pub fn run_invalidate(image: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
-    Command::new(binary("bcachectl")?)
-        .arg("invalidate")
-        .arg(image)
-        .args(arguments)
-        .output()
-        .context("run bcachectl")
+    bcachectl()?.arg("invalidate").arg(image).args(arguments).output().context("run bcachectl")
 }
 
 /// Runs `bcachectl invalidate --json` and reads what it prints.

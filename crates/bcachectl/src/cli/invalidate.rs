@@ -9,6 +9,13 @@ use bcache_core::ops::invalidate::{Amount, Selection};
 use bcache_core::units::Sectors;
 use clap::{ArgGroup, Args, ValueEnum};
 
+/// Selections that a range of a volume says nothing about. The parser passes over what an option
+/// requires where that conflicts with what is given.
+const NOT_VOLUME: [&str; 5] = ["bucket", "sectors", "coldest", "all_clean", "policy"];
+
+/// Selections that a policy's options say nothing about.
+const NOT_POLICY: [&str; 5] = ["bucket", "sectors", "volume", "coldest", "all_clean"];
+
 /// Options of `bcachectl invalidate`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("selection").required(true))]
@@ -30,7 +37,7 @@ pub struct InvalidateArgs {
     volume: Option<String>,
 
     /// Only what caches these sectors of the volume
-    #[arg(long, value_name = "START+LEN", requires = "volume", value_parser = parse_range)]
+    #[arg(long, value_name = "START+LEN", requires = "volume", conflicts_with_all = NOT_VOLUME, value_parser = parse_range)]
     range: Option<SectorRange>,
 
     /// The buckets with clean data that were not used for the longest time: so many, or so many per
@@ -47,11 +54,11 @@ pub struct InvalidateArgs {
     policy: Option<PolicyName>,
 
     /// How many buckets the policy takes
-    #[arg(long, value_name = "N", requires = "policy")]
+    #[arg(long, value_name = "N", requires = "policy", conflicts_with_all = NOT_POLICY)]
     count: Option<u64>,
 
     /// What the policy random draws from [default: 0]
-    #[arg(long, value_name = "S", requires = "policy")]
+    #[arg(long, value_name = "S", requires = "policy", conflicts_with_all = NOT_POLICY)]
     seed: Option<u64>,
 
     /// Where buckets that were named are refused, invalidate the others

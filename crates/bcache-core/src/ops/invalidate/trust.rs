@@ -29,14 +29,16 @@ impl<'d> TrustedSet<'d> {
             return Err(InvalidateError::KernelRefuses { path, refusal });
         }
         let mut watch = Watch { progress, first: None, count: 0 };
-        let set = CacheSet::read(cache, options, &mut watch)
-            .map_err(|source| InvalidateError::NoCache { path: path.clone(), source })?;
-        match watch.first {
-            None => Ok(Self(set)),
-            Some(first) => {
-                Err(InvalidateError::Damaged { path, first: Box::new(first), count: watch.count })
-            }
+        let set = CacheSet::read(cache, options, &mut watch);
+        // What was wrong with the journal says more than that there is none.
+        if let Some(first) = watch.first {
+            return Err(InvalidateError::Damaged {
+                path,
+                first: Box::new(first),
+                count: watch.count,
+            });
         }
+        set.map(Self).map_err(|source| InvalidateError::NoCache { path, source })
     }
 
     /// The cache set.
