@@ -4,7 +4,7 @@
 set -eu
 
 build='gcc libc6-dev pkg-config libblkid-dev libclang-dev'
-test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools'
+test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools e2fsprogs'
 
 [ $# -gt 0 ] || set -- build test
 wanted=

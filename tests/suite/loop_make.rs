@@ -1,0 +1,382 @@
+//! `bcachectl make` and `show` on loop devices, which are block devices like any other: sector
+//! sizes, devices in use, discards, progress, and a device that fails in the middle.
+
+use anyhow::{Context as _, ensure};
+use bcache_tests::fault::{FullLoop, with_writes_refused_from};
+use bcache_tests::image::write_at;
+use bcache_tests::need::find_program;
+use bcache_tests::tool::{bcachectl, number, run, show, text};
+use bcache_tests::{LoopDevice, Need, Scratch, binary, main_with, trial};
+use nix::libc;
+use nix::pty::{Winsize, openpty};
+use serde_json::Value;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output, Stdio};
+
+const MIB: u64 = 1 << 20;
+const LOOP: &[Need] = &[Need::LoopDevices];
+
+fn main() -> ExitCode {
+    let mkfs = &[Need::LoopDevices, Need::Program("mkfs.ext4", "e2fsprogs")];
+    main_with(vec![
+        trial("loop_sector_sizes", LOOP, sector_sizes),
+        trial("loop_claimed_by_another_process", LOOP, claimed),
+        trial("loop_mounted", mkfs, mounted),
+        trial("loop_reading_an_image", LOOP, image_behind_a_loop_device),
+        trial("loop_read_only", LOOP, read_only),
+        trial("loop_partition_in_use", mkfs, partition_in_use),
+        trial("loop_discard", LOOP, discard),
+        trial("loop_progress", LOOP, progress),
+        trial("loop_second_of_three_fails", LOOP, second_of_three_fails),
+        trial("loop_same_device_by_two_names", LOOP, same_device),
+        trial("image_write_is_refused", &[Need::Program("prlimit", "util-linux")], refused_write),
+    ])
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+/// Runs `bcachectl make` and demands that it refuses, naming each of `words`, with the image as it
+/// was; also where every override is given.
+fn refused(image: &Path, arguments: &[&Path], words: &[&str]) -> anyhow::Result<()> {
+    let before = fs::read(image)?;
+    for options in [&["-B"] as &[_], &["--wipe-bcache", "--force", "--yes", "-B"], &["-n", "-C"]] {
+        let output = bcachectl()?.arg("make").args(options).args(arguments).output()?;
+        let said = stderr(&output);
+        ensure!(output.status.code() == Some(1), "{options:?} {arguments:?}: {said}");
+        for word in words {
+            ensure!(said.contains(word), "{options:?} {arguments:?}: no {word:?} in {said}");
+        }
+        ensure!(said.lines().count() == 1, "{said}");
+    }
+    ensure!(fs::read(image)? == before, "the image was written");
+    Ok(())
+}
+
+fn sector_sizes() -> anyhow::Result<()> {
+    for sector_size in [512, 4096] {
+        let scratch = Scratch::new()?;
+        let cache = scratch.sparse("cache", 40 * MIB)?;
+        let backing = scratch.sparse("backing", 9 * MIB)?;
+        let cache = LoopDevice::attach(&cache, sector_size)?;
+        let backing_loop = LoopDevice::attach(&backing, 512)?;
+        let before = fs::read(&backing)?;
+        // The blocks of both are those of the one with the larger sectors.
+        let make = |options: &[&str]| -> anyhow::Result<Output> {
+            let mut command = bcachectl()?;
+            command.arg("make").args(options).arg("-C").arg(cache.path());
+            Ok(command.arg("-B").arg(backing_loop.path()).output()?)
+        };
+        if sector_size == 4096 {
+            for (options, word) in [(["-w", "512"], "--block"), (["-o", "17"], "--data-offset")] {
+                let output = make(&options)?;
+                ensure!(output.status.code() == Some(1) && stderr(&output).contains(word));
+            }
+            ensure!(fs::read(&backing)? == before, "a refused make wrote");
+        }
+        let output = make(&[])?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        for device in [&cache, &backing_loop] {
+            let shown = show(device.path())?;
+            let blocks = number(&shown, "/superblock/block_size_sectors")?;
+            ensure!(blocks == u64::from(sector_size) / 512, "{shown}");
+            ensure!(Path::new(text(&shown, "/path")?) == device.path(), "{shown}");
+        }
+        let shown = show(backing_loop.path())?;
+        let losetup = text(&shown, "/data/losetup")?;
+        let device = backing_loop.path().display().to_string();
+        ensure!(losetup.ends_with(&format!("--offset 8192 {device}")), "{losetup}");
+        ensure!(fs::read(&backing)?[..4096].iter().all(|byte| *byte == 0));
+    }
+    Ok(())
+}
+
+fn claimed() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let other_image = scratch.sparse("other", 40 * MIB)?;
+    let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path())?;
+    let output = bcachectl()?.args(["make", "-B"]).arg(&other_image).arg(device.path()).output()?;
+    let said = stderr(&output);
+    let name = device.path().display().to_string();
+    ensure!(output.status.code() == Some(1) && said.contains("in use"), "{said}");
+    ensure!(said.contains(&name), "{said}");
+    // The other device could have been formatted; no byte of it was written.
+    ensure!(fs::metadata(&other_image)?.blocks() == 0, "the other device was written");
+    // Looking is possible.
+    let output = run([Path::new("show"), device.path()])?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("no bcache device"));
+    drop(claim);
+    let output = bcachectl()?.args(["make", "-B"]).arg(device.path()).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    Ok(())
+}
+
+/// A mounted file system, unmounted with the value.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(device: &Path, at: PathBuf) -> anyhow::Result<Self> {
+        fs::create_dir_all(&at)?;
+        let status = program("mount")?.arg(device).arg(&at).status()?;
+        ensure!(status.success(), "mount of {} failed", device.display());
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = program("umount").and_then(|mut it| Ok(it.arg(&self.0).status()?));
+        if !matches!(unmounted, Ok(status) if status.success()) {
+            eprintln!("{} could not be unmounted: {unmounted:?}", self.0.display());
+        }
+    }
+}
+
+fn program(name: &str) -> anyhow::Result<Command> {
+    Ok(Command::new(find_program(name).with_context(|| format!("{name} is missing"))?))
+}
+
+fn mkfs(device: &Path) -> anyhow::Result<()> {
+    let output = program("mkfs.ext4")?.args(["-q", "-F", "-L", "my-files"]).arg(device).output()?;
+    ensure!(output.status.success(), "mkfs.ext4: {}", stderr(&output));
+    Ok(())
+}
+
+fn mounted() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    mkfs(device.path())?;
+    let mounted = Mounted::new(device.path(), scratch.path("mounted"))?;
+    let at = mounted.0.display().to_string();
+    for options in [&["-B"] as &[_], &["--wipe-bcache", "--force", "--yes", "-C"]] {
+        let output = bcachectl()?.arg("make").args(options).arg(device.path()).output()?;
+        let said = stderr(&output);
+        ensure!(output.status.code() == Some(1), "{said}");
+        ensure!(
+            said.contains("in use") && said.contains("mounted at") && said.contains(&at),
+            "{said}"
+        );
+        ensure!(said.contains("ext4"), "{said}");
+    }
+    // It is shown with who holds it.
+    let output = run([Path::new("show"), device.path()])?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(printed.contains(&at) && printed.contains("my-files"), "{printed}");
+    fs::write(mounted.0.join("file"), "still here")?;
+    drop(mounted);
+    // Unmounted, it is still somebody's file system.
+    let output = bcachectl()?.args(["make", "-C"]).arg(device.path()).output()?;
+    let said = stderr(&output);
+    ensure!(output.status.code() == Some(1) && said.contains("my-files"), "{said}");
+    let output = bcachectl()?.args(["make", "-f", "-C"]).arg(device.path()).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    let mut blkid = program("blkid")?;
+    let output = blkid.args(["-p", "-o", "value", "-s", "TYPE"]).arg(device.path()).output()?;
+    let types = String::from_utf8(output.stdout)?;
+    ensure!(types.trim() == "bcache", "{types}");
+    Ok(())
+}
+
+fn image_behind_a_loop_device() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let name = device.path().file_name().context("a name")?.to_string_lossy().into_owned();
+    refused(&image, &[&image], &["in use", &name])?;
+    // And with the device itself: it is the same, under the kernel's eyes.
+    refused(&image, &[device.path(), &image], &["in use", &name])?;
+    drop(device);
+    let output = bcachectl()?.args(["make", "-B"]).arg(&image).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    Ok(())
+}
+
+fn read_only() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    ensure!(program("blockdev")?.arg("--setro").arg(device.path()).status()?.success());
+    let result = refused(&image, &[device.path()], &["read-only"]);
+    // The kernel keeps the flag for the device's next user.
+    ensure!(program("blockdev")?.arg("--setrw").arg(device.path()).status()?.success());
+    result
+}
+
+/// A partition of the device is mounted: neither it nor the whole device may be written.
+fn partition_in_use() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let mut table = [0; 512];
+    table[446 + 4] = 0x83;
+    table[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
+    table[446 + 12..446 + 16].copy_from_slice(&(20_u32 << 11).to_le_bytes());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    write_at(&image, 0, &table)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let name = device.path().file_name().context("a name")?.to_string_lossy().into_owned();
+    // Tells the kernel to look at the table, as `losetup --partscan` does.
+    let added = program("partx")?.arg("--add").arg(device.path()).output()?;
+    let partition = PathBuf::from(format!("{}p1", device.path().display()));
+    ensure!(partition.exists(), "partx: {}", stderr(&added));
+    let result = (|| {
+        mkfs(&partition)?;
+        let mounted = Mounted::new(&partition, scratch.path("mounted"))?;
+        let at = mounted.0.display().to_string();
+        for path in [&partition, device.path()] {
+            let output = bcachectl()?.args(["make", "-f", "-B"]).arg(path).output()?;
+            let said = stderr(&output);
+            ensure!(output.status.code() == Some(1) && said.contains(&at), "{said}");
+            ensure!(said.contains(&name), "{said}");
+        }
+        drop(mounted);
+        // With nobody using it, the table is what is in the way.
+        let output = bcachectl()?.args(["make", "-B"]).arg(device.path()).output()?;
+        ensure!(output.status.code() == Some(1) && stderr(&output).contains("dos"));
+        // The kernel looks at the whole disk only; a cache must fit its partition nevertheless.
+        let output = bcachectl()?.args(["make", "-f", "--json", "-C"]).arg(&partition).output()?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        let made: Value = serde_json::from_slice(&output.stdout)?;
+        let sb = &made["devices"][0]["superblock"];
+        let covered = number(sb, "/nbuckets")? * number(sb, "/bucket_size_sectors")?;
+        ensure!(covered <= 20 << 11, "{sb}");
+        Ok(())
+    })();
+    program("partx")?.arg("--delete").arg(device.path()).status()?;
+    result
+}
+
+fn discard() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    write_at(&image, 0, &vec![0xaa; usize::try_from(40 * MIB)?])?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let make = |options: &[&str]| -> anyhow::Result<u64> {
+        let mut command = bcachectl()?;
+        command.args(["make", "--wipe-bcache"]).args(options).arg(device.path());
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        File::open(&image)?.sync_all()?;
+        Ok(fs::metadata(&image)?.blocks() * 512)
+    };
+    // Nobody asked for it: the blocks stay.
+    ensure!(make(&["-C"])? >= 39 * MIB);
+    ensure!(make(&["--discard", "-B"])? >= 39 * MIB, "a backing device was discarded");
+    let left = make(&["--discard", "-C"])?;
+    ensure!(left < MIB, "{left} bytes are left after a discard");
+    let shown = show(device.path())?;
+    ensure!(shown["superblock"]["discard"] == true, "{shown}");
+    Ok(())
+}
+
+fn progress() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 20 << 30)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let name = device.path().display().to_string();
+    let size = Winsize { ws_row: 25, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None)?;
+    let mut command = Command::new(binary("bcachectl")?);
+    command.args(["make", "--discard", "-C"]).arg(device.path()).stdin(Stdio::null());
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(Stdio::from(File::from(pty.slave)));
+    let mut child = command.spawn()?;
+    // Closes our handle of the other end, or reading would never end.
+    drop(command);
+    let mut printed = Vec::new();
+    // The end of a terminal is an error (EIO), once all is read.
+    let _ = File::from(pty.master).read_to_end(&mut printed);
+    ensure!(child.wait()?.success());
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    ensure!(printed.contains(&name) && printed.contains("GiB"), "{printed:?}");
+    // Where nobody looks there is nothing to see.
+    let output = bcachectl()?
+        .args(["make", "--wipe-bcache", "--discard", "-C"])
+        .arg(device.path())
+        .output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    Ok(())
+}
+
+/// Where a write fails, the message says what became of each device, and so does the JSON.
+fn second_of_three_fails() -> anyhow::Result<()> {
+    // From the superblock on, and everything.
+    for bad in [4096..8192, 0..4 * MIB] {
+        let scratch = Scratch::new()?;
+        let images = [scratch.sparse("first", 4 * MIB)?, scratch.sparse("third", 4 * MIB)?];
+        let first = LoopDevice::attach(&images[0], 512)?;
+        let second = FullLoop::new(4 * MIB, &[bad])?;
+        let third = LoopDevice::attach(&images[1], 512)?;
+        let paths = [first.path(), second.path(), third.path()];
+        let output = bcachectl()?.args(["make", "--json", "-B"]).args(paths).output()?;
+        let said = stderr(&output);
+        ensure!(output.status.code() == Some(3), "{:?}: {said}", output.status);
+        let [first_name, second_name, third_name] = paths.map(|path| path.display().to_string());
+        for part in [
+            format!("formatted: {first_name};"),
+            format!("nor formatted: {second_name};"),
+            format!("not written: {third_name})"),
+            "No space left on device".to_owned(),
+        ] {
+            ensure!(said.contains(&part), "no {part:?} in {said}");
+        }
+        ensure!(said.lines().count() == 1, "{said}");
+        let document: Value = serde_json::from_slice(&output.stdout)?;
+        let formatted: Vec<_> = (0..3).map(|it| &document["devices"][it]["formatted"]).collect();
+        ensure!(formatted == [true, false, false], "{document}");
+        ensure!(document["devices"][1]["error"].is_string(), "{document}");
+        ensure!(document["devices"][2].get("error").is_none(), "{document}");
+        ensure!(text(&show(first.path())?, "/superblock/checksum")? == "ok");
+        ensure!(fs::metadata(&images[1])?.blocks() == 0, "the third device was written");
+        let shown = run([Path::new("show"), second.path()])?;
+        ensure!(shown.status.code() == Some(1), "the second device looks formatted");
+        // In words, too.
+        let output = bcachectl()?.args(["make", "--wipe-bcache", "-B"]).args(paths).output()?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(3), "{printed}");
+        ensure!(printed.contains(&format!("{third_name}: not formatted")), "{printed}");
+    }
+    Ok(())
+}
+
+fn same_device() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink(device.path(), &link)?;
+    let before = fs::read(&image)?;
+    let mut make = bcachectl()?;
+    let output = make.args(["make", "-C"]).arg(&link).arg("-B").arg(device.path()).output()?;
+    ensure!(output.status.code() == Some(1) && stderr(&output).contains("same device"));
+    ensure!(fs::read(&image)? == before);
+    Ok(())
+}
+
+/// A torn write to an image, without any privilege: status 3, the image named, the others intact.
+fn refused_write() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let images = [scratch.sparse("first", 4 * MIB)?, scratch.sparse("second", 4 * MIB)?];
+    for image in &images {
+        write_at(image, 0, &[0x5a; 16384])?;
+    }
+    let before = fs::read(&images[1])?;
+    let mut command = with_writes_refused_from(binary("bcachectl")?, 4096);
+    let output = command.args(["make", "-B"]).args(&images).stdin(Stdio::null()).output()?;
+    let said = stderr(&output);
+    ensure!(output.status.code() == Some(3), "{:?}: {said}", output.status);
+    let [first, second] = [&images[0], &images[1]].map(|image| image.display().to_string());
+    ensure!(said.contains(&format!("nor formatted: {first};")), "{said}");
+    ensure!(said.contains(&format!("not written: {second})")), "{said}");
+    ensure!(said.contains("File too large"), "{said}");
+    ensure!(fs::read(&images[1])? == before, "the second image was written");
+    let mut start = [0; 8192];
+    File::open(&images[0])?.read_exact_at(&mut start, 0)?;
+    ensure!(start[..4096] == [0; 4096] && start[4096..] == [0x5a; 4096], "nothing was torn");
+    Ok(())
+}
