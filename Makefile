@@ -23,9 +23,11 @@ demo:
 	tests/demo.sh
 
 # The whole test suite. The documentation's examples come first, so that the
-# last lines are the test runner's own counts.
+# last lines are the test runner's own counts. The allocator's concurrent code
+# is checked on a model checker's primitives, which make a build of their own.
 check: deps kernels
 	$(CARGO) test --workspace --doc
+	$(CARGO) test -p bcache-core --features model --test allocator_model
 	$(CARGO) test --workspace --lib --bins --tests
 
 # The fuzz targets without end, with cargo-fuzz and a nightly compiler.

@@ -216,7 +216,7 @@ impl Record {
 
     fn describe(&self) -> String {
         let head: Vec<String> =
-            self.varied.superblock.as_bytes()[..208].chunks(8).map(hex).collect();
+            self.varied.superblock.as_bytes()[..208].chunks(8).map(word).collect();
         format!("{} on disk {}\n  {}", self.varied.story, self.disk, head.join(" "))
     }
 
@@ -236,6 +236,8 @@ impl Record {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Eight bytes in the order in which they lie on the device.
+fn word(bytes: &[u8]) -> String {
+    let word = bytes.try_into().map_or(0, u64::from_be_bytes);
+    format!("{word:016x}")
 }

@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod need;
 pub mod superblocks;
 pub mod tool;
+pub mod volume;
 
 pub use fixture::{Fixture, Verdict};
 pub use image::{LoopDevice, Scratch};

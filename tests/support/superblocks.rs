@@ -77,6 +77,9 @@ fn fresh_uuid(rng: &mut Pcg64) -> Uuid {
 }
 
 /// A superblock for a device such as `target`, with up to four fields changed.
+///
+/// # Panics
+/// On a device so small that no cache fits it at all (under 8 buckets of a page).
 pub fn vary(rng: &mut Pcg64, target: &Target) -> Varied {
     let superblock = if rng.random_bool(0.6) { cache(rng, target) } else { backing(rng, target) };
     let story = format!("{superblock:?}");

@@ -301,7 +301,7 @@ impl Pair {
     fn odd_prio(&mut self) {
         for _ in 0..if self.shape.hot { 50 } else { 1 } {
             let b = self.any_bucket();
-            let prio = *[0, 1, 2, 32767, 40000, 65534, 65535].choose(&mut self.rng).unwrap();
+            let prio = *[0, 0, 1, 2, 32767, 40000, 65534, 65535].choose(&mut self.rng).unwrap();
             self.fast.table().set_prio(bucket(b), Prio(prio)).unwrap();
             self.reference.buckets[b].prio = prio;
             self.compare_bucket(b);
@@ -555,7 +555,6 @@ fn allocator_and_reference_agree_step_by_step() {
         ("inconsistent keys", total.inconsistent_keys),
         ("buckets at the gen limit", total.gen_limited),
         ("sweeps with min_prio over 32768", total.exact_sweeps),
-        ("victims whose bucket_prio wrapped", total.wrapped_victims),
     ] {
         assert!(count > 0, "the run had no {what}");
     }

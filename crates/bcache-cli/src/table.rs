@@ -11,6 +11,9 @@ pub fn table(style: Style, header: &[&str]) -> Table {
     table
 }
 
+/// Tables on a terminal are never squeezed below this many columns.
+const WIDTH_MIN: u16 = 40;
+
 /// A table without a header: names on the left, values on the right.
 pub fn bare(style: Style) -> Table {
     let mut table = Table::new();
@@ -18,6 +21,11 @@ pub fn bare(style: Style) -> Table {
         table
             .load_preset(presets::UTF8_HORIZONTAL_ONLY)
             .set_content_arrangement(ContentArrangement::Dynamic);
+        // A serial console says that it has no columns at all; a column of single letters helps
+        // nobody.
+        if table.width().is_none_or(|width| width < WIDTH_MIN) {
+            table.set_width(WIDTH_MIN);
+        }
     } else {
         table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     }

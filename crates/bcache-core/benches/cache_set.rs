@@ -137,7 +137,7 @@ fn keys(path: &Path) {
     });
     println!(
         "keys: plain read {plain:.2?}, read {read:.2?}, check {checked:.2?}: {:.1} M keys/s, {:.2} times the plain read, peak {} MB",
-        count as f64 / checked.as_secs_f64() / 1e6,
+        f64::from(u32::try_from(count).unwrap()) / checked.as_secs_f64() / 1e6,
         checked.as_secs_f64() / plain.as_secs_f64(),
         peak_mb()
     );

@@ -38,6 +38,24 @@ impl From<Failure> for ExitCode {
     }
 }
 
+/// How a check ended: the statuses of fsck(8), which add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CheckStatus {
+    /// Something was found, and left as it is.
+    ErrorsLeft = 4,
+    /// The device, or a part of it, could not be checked.
+    Failed = 8,
+    /// The command line makes no sense.
+    Usage = 16,
+}
+
+impl From<CheckStatus> for ExitCode {
+    fn from(status: CheckStatus) -> Self {
+        Self::from(status as u8)
+    }
+}
+
 /// An error that ends the command with a status of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{error:#}")]

@@ -49,6 +49,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             after: text::SHOW_AFTER,
         },
         Page {
+            name: "bcachectl-check",
+            command: subcommand("check")?,
+            synopsis: &["[OPTIONS] DEV [BACKING...]"],
+            invocation: "bcachectl check",
+            before: text::CHECK_BEFORE,
+            after: text::CHECK_AFTER,
+        },
+        Page {
             name: "bcachectl-invalidate",
             command: subcommand("invalidate")?,
             synopsis: &[

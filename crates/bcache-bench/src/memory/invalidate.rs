@@ -6,7 +6,9 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use bcache_core::allocator::{BucketTable, Config, Reserve, Safe, State};
+use bcache_core::allocator::replacement::lru;
+use bcache_core::allocator::state::HandOut;
+use bcache_core::allocator::{BucketTable, Config, Mark, Reserve, Safe, State};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::Serialize;
@@ -27,7 +29,9 @@ pub struct Report {
     pub bytes_per_bucket: usize,
     /// Adding up an array.
     pub sum_ns: u64,
-    /// One pass of the allocator: sweep, selection, sorting, invalidating.
+    /// Naming the victims of one pass: sweep, selection, sorting.
+    pub select_ns: Option<u64>,
+    /// One pass of the allocator: the same, and invalidating them.
     pub pass_ns: Option<u64>,
     /// One rescaling.
     pub rescale_ns: Option<u64>,
@@ -45,12 +49,12 @@ fn ns(time: Duration) -> u64 {
 fn use_up(state: &State) -> anyhow::Result<()> {
     state.free_inc_safe(Safe::NotSynced);
     loop {
-        let pushed = matches!(state.hand_out(), bcache_core::allocator::state::HandOut::Pushed(..));
+        let pushed = matches!(state.hand_out(), HandOut::Pushed(..));
         let mut allocated = 0;
         for reserve in Reserve::ALL {
             while let Some(bucket) = state.bucket_alloc(reserve)? {
                 state.table().unpin(bucket)?;
-                state.table().set_mark(bucket, bcache_core::allocator::Mark::Reclaimable)?;
+                state.table().set_mark(bucket, Mark::Reclaimable)?;
                 state.table().hit(bucket)?;
                 allocated += 1;
             }
@@ -70,7 +74,7 @@ fn use_up_reference(reference: &mut Reference) {
                 let bucket = &mut reference.buckets[b];
                 bucket.pin -= 1;
                 bucket.prio = 32768;
-                bucket.mark = bcache_core::allocator::Mark::Reclaimable;
+                bucket.mark = Mark::Reclaimable;
                 allocated += 1;
             }
         }
@@ -88,14 +92,19 @@ pub fn run(nbuckets: u64, passes: usize, engine: Engine, seed: u64) -> anyhow::R
     let array: Vec<u32> = (0..len).map(|_| random.next_u32()).collect();
     let mut fast = engine.fast().then(|| used_state(config, seed)).transpose()?;
     let mut reference = engine.reference().then(|| used_reference(&config, seed));
-    let mut times: [Vec<Duration>; 5] = Default::default();
+    let mut scratch = lru::Scratch::default();
+    let mut times: [Vec<Duration>; 6] = Default::default();
     let mut victims = 0;
     // Everything in turn, so that all see the same state of the machine.
     for _ in 0..passes.max(1) {
-        let [sums, fast_passes, fast_rescales, passes, rescales] = &mut times;
+        let [sums, selects, fast_passes, fast_rescales, passes, rescales] = &mut times;
         let sum = || black_box(&array).iter().fold(0u32, |sum, &word| sum.wrapping_add(word));
         sums.push(timed(|| black_box(sum())).0);
         if let Some(state) = &mut fast {
+            let (min_prio, room) = (state.set().min_prio(), state.sizes().free_inc);
+            let mut select = || lru::select(state.table(), min_prio, room, &mut scratch).len();
+            selects.push(timed(|| black_box(select())).0);
+            sums.push(timed(|| black_box(sum())).0);
             let (time, pass) = timed(|| state.invalidate_buckets());
             victims = pass?.invalidated;
             fast_passes.push(time);
@@ -114,7 +123,7 @@ pub fn run(nbuckets: u64, passes: usize, engine: Engine, seed: u64) -> anyhow::R
             rescales.push(timed(|| reference.rescale_priorities(due)).0);
         }
     }
-    let [sum, pass, rescale, reference_pass, reference_rescale] =
+    let [sum, select, pass, rescale, reference_pass, reference_rescale] =
         times.map(|mut times| (!times.is_empty()).then(|| ns(median(&mut times))));
     Ok(Report {
         nbuckets,
@@ -122,6 +131,7 @@ pub fn run(nbuckets: u64, passes: usize, engine: Engine, seed: u64) -> anyhow::R
         passes,
         bytes_per_bucket: BucketTable::BYTES_PER_BUCKET,
         sum_ns: sum.unwrap_or(0),
+        select_ns: select,
         pass_ns: pass,
         rescale_ns: rescale,
         reference_pass_ns: reference_pass,

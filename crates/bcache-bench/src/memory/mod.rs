@@ -1,6 +1,9 @@
 //! Benches of the allocator's parts in memory, without I/O, beside the reference engine.
 
+pub mod bucket;
+pub mod harness;
 pub mod invalidate;
+pub mod sector;
 
 use std::time::{Duration, Instant};
 
@@ -52,10 +55,10 @@ pub fn geometry(nbuckets: u64) -> anyhow::Result<Geometry> {
 /// metadata.
 fn contents(random: &mut Pcg64) -> (Prio, Mark, u16) {
     let bits = random.next_u64();
-    let [a, b, c, d, e, ..] = bits.to_le_bytes();
-    let prio = u16::from_le_bytes([a, b]) / 2;
-    let sectors = u16::from_le_bytes([c, d]) % 1024 + 1;
-    match e {
+    let [prio, more_prio, sectors, more_sectors, kind, ..] = bits.to_le_bytes();
+    let prio = u16::from_le_bytes([prio, more_prio]) / 2;
+    let sectors = u16::from_le_bytes([sectors, more_sectors]) % 1024 + 1;
+    match kind {
         0..230 => (Prio(prio + 1), Mark::Reclaimable, sectors),
         230..250 => (Prio(prio + 1), Mark::Dirty, sectors),
         _ => (Prio::BTREE, Mark::Metadata, 1024),

@@ -5,6 +5,7 @@
 //! nothing made clever. Tests compare the allocator with it step by step, and the benches measure the
 //! allocator against it. It shares no code with the allocator beyond names of things.
 
+mod engine;
 mod heap;
 mod sectors;
 
@@ -15,6 +16,7 @@ use bcache_core::units::{BucketIndex, Gen, Geometry};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
+pub use engine::Locked;
 pub use sectors::{OpenBuckets, Piece};
 
 const BTREE_PRIO: u16 = 65535;
@@ -64,7 +66,8 @@ impl Fifo {
         self.items.len() >= self.size
     }
 
-    fn push(&mut self, bucket: usize) -> bool {
+    /// Appends a bucket; false when there is no room.
+    pub fn push(&mut self, bucket: usize) -> bool {
         let fits = !self.full();
         if fits {
             self.items.push_back(bucket);
@@ -83,7 +86,7 @@ pub struct Reference {
     bucket_size: u64,
     policy: Policy,
     reclaim_in_gc: bool,
-    /// Btree, Prio, MovingGc, None.
+    /// In the kernel's order: btree, prio, moving GC, none.
     pub free: [Fifo; 4],
     /// Invalidated buckets.
     pub free_inc: Fifo,

@@ -10,7 +10,7 @@
 //!   (pinned)        pop: mark and prio for its new use                          (in a reserve)
 //! ```
 //!
-//! Between Invalidated and Ready lies the one rule that keeps data safe: until the prio_set with
+//! Between Invalidated and Ready lies the one rule that keeps data safe: until the `prio_set` with
 //! the new gen, and the journal entry that points to the chain, are durable, a crash brings back the
 //! old gen, and with it pointers into the bucket that look valid. Nobody may have overwritten it by
 //! then. [`Safe`] names the reasons for which a bucket may leave `free_inc`; only a [`Ready`], which
@@ -38,9 +38,9 @@ pub enum Lifecycle {
 /// Why nothing in a bucket can be wanted again, even after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Safe {
-    /// Its new gen is durable: in a prio_set that the newest durable journal entry leads to.
+    /// Its new gen is durable: in a `prio_set` that the newest durable journal entry leads to.
     GenDurable,
-    /// The set is not CACHE_SYNC: after a crash everything in it is discarded.
+    /// The set is not `CACHE_SYNC`: after a crash everything in it is discarded.
     NotSynced,
     /// GC found no valid pointer into it, and its gen has not risen since it was last durable.
     Unreferenced,

@@ -17,6 +17,7 @@
 //! docs/allocator.md tells how they work together and what may happen at once.
 
 pub mod lifecycle;
+pub mod planted;
 pub mod prios;
 pub mod replacement;
 pub mod rescale;

@@ -50,11 +50,11 @@ pub struct Sizes {
     pub btree: usize,
     /// Capacity of the Prio reserve: one chain of prio sets.
     pub prio: usize,
-    /// Capacity of the MovingGc reserve.
+    /// Capacity of the `MovingGc` reserve.
     pub moving_gc: usize,
     /// Capacity of the None reserve.
     pub none: usize,
-    /// Capacity of free_inc: what one pass invalidates at most.
+    /// Capacity of `free_inc`: what one pass invalidates at most.
     pub free_inc: usize,
     /// Victims that the kernel's LRU heap holds.
     pub heap: usize,
@@ -207,7 +207,7 @@ impl Reserves {
     }
 
     /// Puts a free bucket where it is needed most (`bch_allocator_push`): Prio first, then Btree,
-    /// MovingGc, None. `None` when all are full.
+    /// `MovingGc`, None. `None` when all are full.
     pub fn push(&mut self, bucket: BucketIndex) -> Option<Reserve> {
         Reserve::PUSH_ORDER.into_iter().find(|&reserve| self.fifo_mut(reserve).push(bucket))
     }

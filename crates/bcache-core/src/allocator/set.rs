@@ -195,6 +195,44 @@ impl CacheSet {
     }
 }
 
+/// A set of one cache, as the sector allocator wants it.
+pub struct OneCache(Arc<Shared>);
+
+impl OneCache {
+    /// The cache.
+    pub fn new(cache: Arc<Shared>) -> Self {
+        Self(cache)
+    }
+}
+
+impl BucketSource for OneCache {
+    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
+        let bucket = self.0.bucket_alloc(reserve, wait)?;
+        let bucket_gen = self.0.state().table().bucket_gen(bucket)?;
+        Ok(SetPointer { device: 0, bucket, bucket_gen })
+    }
+
+    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        Ok(self.0.state().table().pin(pointer.bucket)?)
+    }
+
+    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        Ok(self.0.state().table().unpin(pointer.bucket)?)
+    }
+
+    fn is_stale(&self, pointer: &SetPointer) -> bool {
+        self.0.state().is_stale(pointer)
+    }
+
+    fn bucket_size(&self) -> Sectors {
+        self.0.state().bucket_size()
+    }
+
+    fn block_size(&self) -> Sectors {
+        self.0.state().block_size()
+    }
+}
+
 impl BucketSource for CacheSet {
     fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
         let first = self.by_alloc(reserve).first().copied().unwrap_or_default();

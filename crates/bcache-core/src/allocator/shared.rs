@@ -13,6 +13,7 @@
 
 use crate::units::BucketIndex;
 
+use super::planted::{self, Bug};
 use super::replacement::lru::bucket_prio;
 use super::reserves::{Reserve, Reserves};
 use super::state::State;
@@ -74,7 +75,13 @@ const HAND_OUT_BATCH: usize = 64;
 struct Control {
     kicked: bool,
     stop: bool,
+    /// The thread waits for `kick`: otherwise there is nobody to notify.
+    asleep: bool,
 }
+
+/// How often whoever is about to sleep looks whether it still has to: a few microseconds, less than
+/// being woken costs. Under the model checker spinning would only multiply the schedules.
+const SPINS: u32 = if cfg!(feature = "model") { 0 } else { 400 };
 
 /// One cache's allocator, shared by those who allocate and the thread that refills.
 pub struct Shared {
@@ -216,8 +223,13 @@ impl Shared {
     pub(crate) fn kick(&self) {
         // Of many who find it asleep one is enough.
         if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
-            lock(&self.control).kicked = true;
-            self.kick.notify_all();
+            let mut control = lock(&self.control);
+            control.kicked = true;
+            let asleep = control.asleep;
+            drop(control);
+            if asleep {
+                self.kick.notify_all();
+            }
         }
     }
 
@@ -232,7 +244,9 @@ impl Shared {
     /// For the thread: sleeps until `ready`, which it may look at more often than it changes.
     pub(crate) fn park_until(&self, mut ready: impl FnMut() -> bool) -> Result<(), Stop> {
         loop {
-            self.parked.store(true, Ordering::SeqCst);
+            if !planted::is(Bug::LateAnnouncement) {
+                self.parked.store(true, Ordering::SeqCst);
+            }
             if self.rescale_due.swap(false, Ordering::SeqCst) {
                 self.state.rescale_now();
             }
@@ -240,10 +254,21 @@ impl Shared {
                 self.parked.store(false, Ordering::SeqCst);
                 return Ok(());
             }
+            if planted::is(Bug::LateAnnouncement) {
+                self.parked.store(true, Ordering::SeqCst);
+            }
+            for _ in 0..SPINS {
+                if !self.parked.load(Ordering::SeqCst) {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
             let mut control = lock(&self.control);
             while !control.kicked && !control.stop {
+                control.asleep = true;
                 control = wait(&self.kick, control);
             }
+            control.asleep = false;
             control.kicked = false;
             if control.stop {
                 self.parked.store(false, Ordering::SeqCst);
@@ -280,7 +305,7 @@ impl Shared {
     /// Wakes those who wait for a bucket. Whoever counts itself in after this looked had the lock
     /// of the reserves after the push, and so has seen it.
     pub(crate) fn wake_waiters(&self) {
-        if self.waiting.load(Ordering::SeqCst) != 0 {
+        if self.waiting.load(Ordering::SeqCst) != 0 && !planted::is(Bug::NoWakeUp) {
             self.pushed.notify_all();
         }
     }
@@ -311,6 +336,11 @@ impl Shared {
         self.kick.notify_all();
     }
 
+    /// Whether a thread refills the reserves.
+    pub fn has_thread(&self) -> bool {
+        self.refiller.load(Ordering::SeqCst) == RUNNING
+    }
+
     /// Whether the device has failed.
     pub fn has_failed(&self) -> bool {
         self.refiller.load(Ordering::SeqCst) == FAILED
@@ -336,7 +366,7 @@ pub(crate) enum HandedOut {
 
 /// Whether the thread should look after a pop for `reserve`.
 ///
-/// The metadata reserves are refilled at once. None and MovingGc only from half empty on: waking a
+/// The metadata reserves are refilled at once. None and `MovingGc` only from half empty on: waking a
 /// sleeping thread for each bucket would cost more than the bucket. Nobody waits for the difference.
 fn is_low(reserves: &Reserves, reserve: Reserve) -> bool {
     let half = |reserve| {

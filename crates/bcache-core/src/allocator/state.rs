@@ -32,10 +32,10 @@ pub struct Config {
     pub seed: u64,
     /// Size of the Btree reserve.
     pub btree_reserve: BtreeReserve,
-    /// CACHE_SYNC: what is on the device outlives a crash, so gens must be durable before a bucket
+    /// `CACHE_SYNC`: what is on the device outlives a crash, so gens must be durable before a bucket
     /// is used again.
     pub sync: bool,
-    /// CACHE_DISCARD: discard buckets on their way to the reserves.
+    /// `CACHE_DISCARD`: discard buckets on their way to the reserves.
     pub discard: bool,
     /// Buckets that could be invalidated when a GC began may be while it runs (kernels since 6.10),
     /// instead of waiting for its end (2018 and 6.1).
@@ -150,10 +150,27 @@ impl State {
         set: Arc<SetCounters>,
         device: usize,
     ) -> Result<Self, StateError> {
-        let geometry = config.geometry;
-        let nbuckets = geometry.nbuckets();
-        let sizes = Sizes::new(&geometry, config.btree_reserve)
+        let nbuckets = config.geometry.nbuckets();
+        let sizes = Sizes::new(&config.geometry, config.btree_reserve)
             .ok_or(StateError::TooFewBuckets { nbuckets })?;
+        Self::with_sizes(config, set, device, sizes)
+    }
+
+    /// The same with queues of any size: a model checker's caches are smaller than any kernel's.
+    #[cfg(feature = "model")]
+    pub fn of_model(config: Config, sizes: Sizes) -> Result<Self, StateError> {
+        let geometry = config.geometry;
+        let set = SetCounters::new(geometry.nbuckets(), geometry.bucket_size().0, 1);
+        Self::with_sizes(config, Arc::new(set), 0, sizes)
+    }
+
+    fn with_sizes(
+        config: Config,
+        set: Arc<SetCounters>,
+        device: usize,
+        sizes: Sizes,
+    ) -> Result<Self, StateError> {
+        let geometry = config.geometry;
         // GC_SECTORS_USED keeps 13 bits of it, as the kernel's field does (FORMAT.md §10.7).
         let bucket_sectors = u16::try_from(geometry.bucket_size().0 & 0x1fff).unwrap_or(0);
         Ok(Self {
@@ -162,7 +179,7 @@ impl State {
             bucket_sectors,
             set,
             device,
-            table: BucketTable::new(nbuckets, geometry.first_bucket().0)?,
+            table: BucketTable::new(geometry.nbuckets(), geometry.first_bucket().0)?,
             reserves: Mutex::new(Reserves::new(&sizes)),
             refill: Mutex::new(Refill {
                 free_inc: FreeInc::new(sizes.free_inc),

@@ -14,6 +14,11 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
+#[cfg(feature = "model")]
+pub(crate) use shuttle::thread;
+#[cfg(not(feature = "model"))]
+pub(crate) use std::thread;
+
 use std::sync::PoisonError;
 
 /// Takes a lock, also after a thread panicked with it: the allocator's critical sections leave
@@ -46,7 +51,7 @@ impl BriefLock {
         {
             tries += 1;
             if tries % 64 == 0 {
-                std::thread::yield_now();
+                thread::yield_now();
             } else {
                 std::hint::spin_loop();
             }

@@ -20,6 +20,7 @@
 
 use crate::units::{BucketIndex, Gen, Prio};
 
+use super::planted::{self, Bug};
 use super::sync::{AtomicBool, AtomicU32, BriefGuard, BriefLock, Ordering};
 use super::words::{Cold, Hot};
 use super::{Mark, vector};
@@ -136,7 +137,7 @@ pub struct BucketTable {
 
 impl BucketTable {
     /// A table of `nbuckets` buckets with gen 0, prio 0 and no mark, as the kernel's for a device
-    /// without CACHE_SYNC. Marks count as valid only after the first [`gc_finish`](Self::gc_finish).
+    /// without `CACHE_SYNC`. Marks count as valid only after the first [`gc_finish`](Self::gc_finish).
     pub fn new(nbuckets: u64, first_bucket: u64) -> Result<Self, TableError> {
         let too_many = TableError::TooManyBuckets { nbuckets };
         if u32::try_from(nbuckets).is_err() {
@@ -147,6 +148,7 @@ impl BucketTable {
         let words = |word: u32| {
             let mut words = Vec::new();
             words.try_reserve_exact(len).map_err(|_| TableError::NoMemory { nbuckets })?;
+            vector::advise_huge_pages(&mut words);
             words.extend((0..len).map(|_| AtomicU32::new(word)));
             Ok(words)
         };
@@ -247,7 +249,7 @@ impl BucketTable {
         self.words(bucket).map(|(_, _, cold)| Cold(cold.load(Ordering::SeqCst)).bucket_gen())
     }
 
-    /// Sets what a prio_set says of a bucket: `last_gc` becomes its gen too (FORMAT.md §3.3).
+    /// Sets what a `prio_set` says of a bucket: `last_gc` becomes its gen too (FORMAT.md §3.3).
     pub fn load(&self, bucket: BucketIndex, prio: Prio, bucket_gen: Gen) -> Result<(), TableError> {
         let (index, hot, cold) = self.words(bucket)?;
         let _stripe = self.stripe(index);
@@ -347,11 +349,8 @@ impl BucketTable {
     pub fn can_invalidate(&self, bucket: BucketIndex) -> Result<bool, TableError> {
         let (index, hot, cold) = self.words(bucket)?;
         let _stripe = self.stripe(index);
-        Ok(self.may_go(Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::SeqCst))))
-    }
-
-    fn may_go(&self, hot: Hot, cold: Cold) -> bool {
-        matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.barred(self.gc_mark_valid())
+        let valid = self.gc_mark_valid();
+        Ok(may_go(Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::SeqCst)), valid))
     }
 
     /// Invalidates `bucket` if that is allowed and `still` holds for its hot word: gen up, prio
@@ -369,9 +368,14 @@ impl BucketTable {
         if !still(word) {
             return None;
         }
+        // Whoever starts or ends a GC is kept out by the lock that passes run under.
+        let valid = self.gc_mark_valid();
         let old = Self::update_cold(cold, |cold| {
             let bucket_gen = cold.bucket_gen().next();
-            self.may_go(word, cold).then(|| cold.with_gen(bucket_gen).pinned()).flatten()
+            if planted::is(Bug::UncheckedVictim) {
+                return cold.with_gen(bucket_gen).pinned();
+            }
+            may_go(word, cold, valid).then(|| cold.with_gen(bucket_gen).pinned()).flatten()
         })
         .ok()?;
         hot.store(word.with_prio(Prio::INITIAL).with_barred(true).0, Ordering::Relaxed);
@@ -497,7 +501,7 @@ impl BucketTable {
     }
 
     /// Prio and gen of consecutive buckets from `start`, those before `first_bucket` included, as a
-    /// prio_set stores them.
+    /// `prio_set` stores them.
     pub fn prios_and_gens(&self, start: u64) -> impl Iterator<Item = (Prio, Gen)> + '_ {
         let start = usize::try_from(start).unwrap_or(usize::MAX).min(self.hot.len());
         let hot = self.hot.get(start..).unwrap_or_default();
@@ -508,10 +512,12 @@ impl BucketTable {
         })
     }
 
-    /// Reads the words of `bucket` ahead of their use, so that many misses overlap.
-    pub(crate) fn touch(&self, bucket: BucketIndex) -> u32 {
-        self.words(bucket)
-            .map_or(0, |(_, hot, cold)| hot.load(Ordering::Relaxed) ^ cold.load(Ordering::Relaxed))
+    /// Fetches the words of `bucket` ahead of their use, so that many misses overlap.
+    pub(crate) fn prefetch(&self, bucket: BucketIndex) {
+        if let Ok((_, hot, cold)) = self.words(bucket) {
+            vector::prefetch(hot);
+            vector::prefetch(cold);
+        }
     }
 
     /// Checks that every barred bit says what its cold word says. Only with nothing else running.
@@ -522,6 +528,11 @@ impl BucketTable {
             Hot(hot.load(Ordering::Relaxed)).barred() == cold.barred(valid)
         })
     }
+}
+
+/// Whether a bucket with these words may be invalidated (FORMAT.md §6.5).
+fn may_go(hot: Hot, cold: Cold, gc_mark_valid: bool) -> bool {
+    matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.barred(gc_mark_valid)
 }
 
 /// What the end of a GC finds.

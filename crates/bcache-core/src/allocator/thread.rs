@@ -16,16 +16,16 @@
 //! buckets that it finds unreferenced fill the reserve. The first I/O error ends the thread, and with
 //! it every waiting and later allocation.
 
-use std::thread::JoinHandle;
-
 use crate::units::BucketIndex;
 
 use super::lifecycle::Safe;
+use super::planted::{self, Bug};
 use super::prios::{PrioSetPlan, PrioWriteError};
 use super::replacement::Found;
 use super::shared::{HandedOut, Shared, Stop};
 use super::state::{CannotInvalidate, Pass};
 use super::sync::Arc;
+use super::sync::thread::{Builder, JoinHandle};
 use super::table::{BucketTable, TableError};
 
 /// What the thread does with a device.
@@ -39,11 +39,11 @@ pub trait AllocatorIo: Send {
     /// [`observe`](Self::observe) and otherwise ignored, as the kernel does: discards are advice.
     fn discard(&mut self, bucket: BucketIndex) -> Result<(), Self::Error>;
 
-    /// Writes one prio_set: prios and gens of `table` from `set.first_entry` on.
+    /// Writes one `prio_set`: prios and gens of `table` from `set.first_entry` on.
     fn write_prio_set(&mut self, set: &PrioSetPlan, table: &BucketTable)
     -> Result<(), Self::Error>;
 
-    /// Writes a journal entry whose prio_bucket is `prio_head`.
+    /// Writes a journal entry whose `prio_bucket` is `prio_head`.
     fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), Self::Error>;
 
     /// Makes everything written so far durable.
@@ -124,7 +124,7 @@ impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
     pub fn start(shared: &Arc<Shared>, io: Io) -> Result<Self, ThreadError<Io::Error>> {
         shared.thread_started();
         let of_thread = Arc::clone(shared);
-        let join = std::thread::Builder::new()
+        let join = Builder::new()
             .name("bcache_allocator".into())
             .spawn(move || {
                 let mut io = io;
@@ -152,7 +152,7 @@ impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
 
     /// Whether it has ended by itself.
     pub fn has_ended(&self) -> bool {
-        self.join.as_ref().is_none_or(JoinHandle::is_finished)
+        !self.shared.has_thread()
     }
 }
 
@@ -265,6 +265,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             // A GC that began just now is waited for in the next round.
             let Ok(pass) = state.invalidate_buckets() else { continue };
             self.io.observe(Event::PassEnded(&pass));
+            if planted::is(Bug::EarlyHandOut) {
+                state.free_inc_safe(Safe::GenDurable);
+                return Ok(());
+            }
             if pass.found != Found::Enough {
                 self.io.wake_gc();
             }
@@ -339,7 +343,9 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         while let Some(set) = state.prio_write_next()? {
             self.io.write_prio_set(&set, state.table()).map_err(TryError::Io)?;
         }
-        self.io.flush().map_err(TryError::Io)?;
+        if !planted::is(Bug::SkippedFlush) {
+            self.io.flush().map_err(TryError::Io)?;
+        }
         if let Some(head) = state.prio_write_head() {
             *journal_tried = true;
             self.io.write_journal_entry(head).map_err(TryError::Io)?;

@@ -12,17 +12,21 @@ use crate::layout::bkey::Bkey;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlay {
     extents: Vec<Bkey>,
+    /// The entry that each extent comes from.
+    seqs: Vec<u64>,
 }
 
 impl Overlay {
-    /// From keys in the order of their insertion. Keys that cannot be extents are left out.
-    pub fn new(keys: impl Iterator<Item = Bkey>) -> Self {
+    /// From keys in the order of their insertion, each with its entry's sequence number. Keys that
+    /// cannot be extents are left out.
+    pub fn new(keys: impl Iterator<Item = (u64, Bkey)>) -> Self {
         // By inode and end, so that the first entry past a start is the first that can overlap.
-        let mut map: BTreeMap<(u32, u64), Bkey> = BTreeMap::new();
-        for key in keys.filter(|key| key.size().0 > 0 && key.size().0 <= key.offset()) {
-            insert(&mut map, key);
+        let mut map = Map::new();
+        for (seq, key) in keys.filter(|(_, key)| key.size().0 > 0 && key.size().0 <= key.offset()) {
+            insert(&mut map, seq, key);
         }
-        Self { extents: map.into_values().collect() }
+        let (extents, seqs) = map.into_values().unzip();
+        Self { extents, seqs }
     }
 
     /// The extents.
@@ -42,12 +46,20 @@ impl Overlay {
 
     /// The extents that overlap `[start, end)` of `inode`, uncut.
     pub fn overlapping(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = &Bkey> {
+        self.overlapping_with_seq(inode, start, end).map(|(_, key)| key)
+    }
+
+    /// The same, each with the sequence number of its entry.
+    pub fn overlapping_with_seq(
+        &self,
+        inode: u32,
+        start: u64,
+        end: u64,
+    ) -> impl Iterator<Item = (u64, &Bkey)> {
         let first = self.first_after(inode, start);
-        self.extents
-            .get(first..)
-            .unwrap_or_default()
-            .iter()
-            .take_while(move |key| key.inode() == inode && key.start() < end)
+        let seqs = self.seqs.get(first..).unwrap_or_default().iter().copied();
+        seqs.zip(self.extents.get(first..).unwrap_or_default())
+            .take_while(move |(_, key)| key.inode() == inode && key.start() < end)
     }
 
     /// What is left visible of `key`, an extent of the btree: told piece by piece.
@@ -68,27 +80,30 @@ impl Overlay {
     }
 }
 
-fn insert(map: &mut BTreeMap<(u32, u64), Bkey>, key: Bkey) {
+/// Extents and their entries' sequence numbers by inode and end.
+type Map = BTreeMap<(u32, u64), (Bkey, u64)>;
+
+fn insert(map: &mut Map, seq: u64, key: Bkey) {
     let inode = key.inode();
-    let overlapped: Vec<Bkey> = map
+    let overlapped: Vec<(Bkey, u64)> = map
         .range((inode, key.start().saturating_add(1))..)
         .map(|(_, old)| *old)
-        .take_while(|old| old.inode() == inode && old.start() < key.offset())
+        .take_while(|(old, _)| old.inode() == inode && old.start() < key.offset())
         .collect();
-    for old in overlapped {
+    for (old, old_seq) in overlapped {
         map.remove(&(inode, old.offset()));
         if old.start() < key.start() {
             let mut front = old;
             front.cut_back(key.start());
-            map.insert((inode, front.offset()), front);
+            map.insert((inode, front.offset()), (front, old_seq));
         }
         if old.offset() > key.offset() {
             let mut tail = old;
             tail.cut_front(key.offset());
-            map.insert((inode, tail.offset()), tail);
+            map.insert((inode, tail.offset()), (tail, old_seq));
         }
     }
-    map.insert((inode, key.offset()), key);
+    map.insert((inode, key.offset()), (key, seq));
 }
 
 #[cfg(test)]
@@ -125,7 +140,7 @@ mod tests {
     proptest! {
         #[test]
         fn later_keys_win_and_the_rest_of_the_btree_stays(replay in keys(), below in keys()) {
-            let overlay = Overlay::new(replay.iter().copied());
+            let overlay = Overlay::new((0..).zip(replay.iter().copied()));
             let mut expected = Sectorwise::new();
             for key in &replay {
                 add(&mut expected, key);
@@ -135,6 +150,14 @@ mod tests {
                 add(&mut found, key);
             }
             prop_assert_eq!(&found, &expected);
+            // Each extent is a part of the key whose number it bears.
+            for extent in overlay.extents() {
+                let (inode, start, end) = (extent.inode(), extent.start(), extent.offset());
+                let (seq, _) = overlay.overlapping_with_seq(inode, start, end).next().unwrap();
+                let key = &replay[usize::try_from(seq).unwrap()];
+                prop_assert_eq!(key.inode(), inode);
+                prop_assert!(key.start() <= start && end <= key.offset());
+            }
             let sectors: u64 = overlay.extents().iter().map(|key| key.size().0).sum();
             prop_assert_eq!(sectors, expected.len() as u64, "extents overlap");
             for key in below {
@@ -150,7 +173,7 @@ mod tests {
 
     #[test]
     fn impossible_keys_are_left_out() {
-        let overlay = Overlay::new([Bkey::new(0, 4, 8), Bkey::new(0, 4, 0)].into_iter());
+        let overlay = Overlay::new([(1, Bkey::new(0, 4, 8)), (2, Bkey::new(0, 4, 0))].into_iter());
         assert!(overlay.is_empty());
     }
 }

@@ -34,9 +34,8 @@ pub(super) fn read<'d>(
     let uuids = UuidTable::read(&cache, newest.uuid_bucket(), newest.version(), &mut |p| {
         visitor.problem(p.into());
     });
-    let overlay = Overlay::new(
-        journal.replay_keys().map(|(_, key)| key).filter(|key| key.is_valid_extent(&geometry)),
-    );
+    let overlay =
+        Overlay::new(journal.replay_keys().filter(|(_, key)| key.is_valid_extent(&geometry)));
     let root = *newest.btree_root();
     let mut marker = Marker {
         cache: &cache,

@@ -93,8 +93,8 @@ pub fn priority_stats(table: &BucketTable, geometry: &Geometry) -> PriorityStats
     let mut nth_prio = NthPrio { ages: ages(), passed: 0, current: None };
     for (i, quantile) in (1u64..).zip(&mut quantiles) {
         let rank = aged.saturating_mul(i) / (QUANTILES as u64 + 1);
-        // Without any such bucket the kernel shows the first of the sorted prios: see `oldest`.
-        let prio = nth_prio.at(rank).unwrap_or_else(|| first_without_age(&by_prio));
+        // Without any such bucket the kernel reads the prio behind those of the btree, which is 0.
+        let prio = nth_prio.at(rank).unwrap_or(0);
         *quantile = Prio::INITIAL.0.wrapping_sub(prio);
     }
     PriorityStats {
@@ -123,12 +123,6 @@ impl<'c, I: Iterator<Item = (u16, &'c u64)>> NthPrio<'c, I> {
         }
         self.current
     }
-}
-
-/// What the kernel reads where no bucket has an age: the first prio behind those of the btree,
-/// which is 0.
-fn first_without_age(_by_prio: &[u64]) -> u16 {
-    0
 }
 
 /// Buckets that the allocator may use, as the kernel counts them: without a mark or clean, and not

@@ -148,13 +148,13 @@ impl<'s, 'd> View<'s, 'd> {
     ) -> Result<(), LookupError> {
         let mut at = start;
         let overlay = &self.set.overlay;
-        for above in overlay.overlapping(inode, start, end) {
+        for (seq, above) in overlay.overlapping_with_seq(inode, start, end) {
             let from = above.start().max(at);
             if at < from {
                 self.lookup_btree(inode, at, from, found)?;
             }
             let to = above.offset().min(end);
-            found(self.extent(inode, from, to, Some((above, KeySource::Journal { seq: 0 }))));
+            found(self.extent(inode, from, to, Some((above, KeySource::Journal { seq }))));
             at = to;
         }
         if at < end {

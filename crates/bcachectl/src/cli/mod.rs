@@ -1,5 +1,6 @@
 //! The command line: one definition yields the parser, the help, the man pages and the completions.
 
+pub mod check;
 pub mod invalidate;
 pub mod lists;
 pub mod make;
@@ -8,6 +9,7 @@ pub mod show;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use check::CheckArgs;
 pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
 pub use show::ShowArgs;
@@ -36,6 +38,8 @@ pub enum Command {
     Make(MakeArgs),
     /// Show what bcache devices hold
     Show(ShowArgs),
+    /// Check a cache device for errors
+    Check(CheckArgs),
     /// Force buckets out of a cache that is not running
     Invalidate(InvalidateArgs),
     /// Print completions for a shell

@@ -97,11 +97,11 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
         bail!("nothing was written");
     }
     let outcome = write(&plans);
-    render(&mut out, args, &plans, &outcome)?;
-    out.finish()?;
+    // What became of the devices is said even where nobody reads standard output any more.
+    let rendered = render(&mut out, args, &plans, &outcome).and_then(|()| out.finish());
     leftovers(&outcome.formatted);
     match outcome.failed {
-        None => Ok(ExitCode::SUCCESS),
+        None => rendered.map(|()| ExitCode::SUCCESS),
         Some((path, error)) => Err(failure(&path, error, &outcome.formatted, &outcome.untouched)),
     }
 }

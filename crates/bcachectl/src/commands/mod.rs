@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod check;
 pub mod invalidate;
 pub mod make;
 pub mod show;
@@ -13,12 +14,15 @@ use bcache_cli::out::Out;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
-use crate::exit::{ExitError, Failure};
+use crate::exit::{CheckStatus, ExitError, Failure};
 use crate::man;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -27,6 +31,7 @@ pub fn main() -> ExitCode {
     let result = match (&cli.command, submatches) {
         (Command::Make(args), Some(submatches)) => make::run(args, submatches),
         (Command::Show(args), _) => show::run(args),
+        (Command::Check(args), _) => check::run(args),
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Completions { shell }, _) => completions(*shell),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
@@ -40,6 +45,19 @@ pub fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "bcachectl: {error:#}");
             error.downcast_ref::<ExitError>().map_or(Failure::Refused, |error| error.failure).into()
         }
+    }
+}
+
+/// Prints what clap has to say: help, or what is wrong with the command line. A check has statuses
+/// of its own.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to be done where the stream is closed.
+    let _ = error.print();
+    let is_check = std::env::args_os().nth(1).is_some_and(|command| command == "check");
+    match (error.use_stderr(), is_check) {
+        (false, _) => ExitCode::SUCCESS,
+        (true, true) => CheckStatus::Usage.into(),
+        (true, false) => Failure::Usage.into(),
     }
 }
 

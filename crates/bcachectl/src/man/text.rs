@@ -4,7 +4,8 @@ type Sections = &'static [(&'static str, &'static str)];
 
 const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
-    "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-invalidate(8), bcache-bench(8), blkid(8), losetup(8), \
+    "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), \
+     bcachectl-invalidate(8), bcache-bench(8), blkid(8), losetup(8), \
      wipefs(8)
 
 The kernel's own text is Documentation/admin-guide/bcache.rst.",
@@ -130,7 +131,27 @@ With devices it shows each superblock in full: whether its checksum is right; wh
      would register it, and if not, why, in the kernel's own words; what the kernel would accept and \
      choke on; flags and features by name, unknown bits kept; and for a backing device, where its \
      data starts and the command that reaches it without bcache. If the backing device is dirty, its \
-     data is incomplete without the cache.",
+     data is incomplete without the cache.
+
+Of a cache device that is in use, everything is read that the kernel reads at registration: the \
+     journal, the prios, the uuid table and the whole btree. That completes the kernel's verdict, \
+     and answers in words the question that loses people their data: is there dirty data on this \
+     cache, how much, of which backing device, and is it safe to wipe. It takes as long as reading \
+     the btree does, some minutes for a cache of many terabytes; --superblock leaves it out. The \
+     list of all devices of the machine never reads more than superblocks.
+
+A backing device is named where it is present: among the devices on the command line, or in the \
+     machine.
+
+The lists (--prios, --journal, --uuids, --btree, --keys, --lookup) are made as they are written: \
+     nothing is collected, and a reader that has enough ends them. Only --sort and --reverse keep \
+     4 bytes a bucket. Reading itself takes 8 bytes a bucket, and the keys that the journal would \
+     replay.
+
+What is shown is the kernel's own view right after registration: keys of the journal laid over \
+     those of the btree, gens raised by newer pointers, the marks of GC. A running kernel has moved \
+     on from what its device holds; where the device is in use, a warning says that it may change \
+     while it is read.",
 )];
 
 pub(super) const SHOW_AFTER: Sections = &[
@@ -160,16 +181,84 @@ found :: What else libblkid finds on the device; absent where there is nothing.
 
 in_use :: Who holds the device; absent where nobody does.
 
-running :: What sysfs says of a registered device: device, set_uuid, state, cache_mode, dirty_data.",
+running :: What sysfs says of a registered device: device, set_uuid, state, cache_mode, dirty_data.
+
+For a cache device there is more:
+
+dirty :: An object with answer (none, present, unknown), sectors (of dirty data; those that are \
+         certain where the answer is unknown; null where nothing could be read), safe_to_wipe \
+         (true or false), volumes (a list of slots whose data would be lost), text (a list of \
+         sentences). With --dirty also for a backing device.
+
+problems, more_problems :: What is wrong with the set, as text; and how much more of it there is, \
+         where the list was cut.
+
+usage :: With --usage: buckets (an object with total, unused, clean, dirty, metadata), percent (the \
+         same as the kernel rounds it), available, available_percent, average, \
+         sectors_per_quantile, quantiles (a list of 31 ages), gen_span_max, gen_span_limit, \
+         buckets_at_limit, btree (an object with nodes, depth, keys, used_percent, \
+         root_used_percent), ages (an object with step and counts), and volumes, a list of objects \
+         with slot, uuid, label, flash_only, detached, cached_sectors, dirty_sectors, extents, \
+         backing, backing_state, data_offset_sectors (the last three null where the device is not \
+         present).
+
+prios :: With --prios: a list of objects with bucket, prio, gen, last_gc, gen_span, mark (unused, \
+         clean, dirty, metadata), sectors_used, use (null, or journal, prios, uuids, btree). The \
+         list starts at the first bucket that the kernel uses.
+
+journal :: With --journal: first_seq (the oldest entry on the device), last_seq (the newest), \
+         replay_from, entries, replay_entries, replay_keys, buckets, current_bucket, \
+         current_offset, gaps (a list of pairs), and entry_list, a list of objects with seq, \
+         last_seq, index, bucket, offset, bytes, keys (null where the kernel does not look any \
+         more), state (newest, replay, old).
+
+uuids :: With --uuids: a list of objects with slot, uuid, label, flash_only, detached, first_reg, \
+         last_reg, invalidated (seconds since 1970), sectors, flags, backing.
+
+btree :: With --btree: nodes, depth, keys, usable_keys, bad_nodes, node_bytes, used_percent, \
+         root_used_percent, root_bucket, and node_list, a list of objects with level, bucket, \
+         cache_sector, end_volume, end_sector, keys, sets, written_bytes, fill_percent, error.
+
+keys :: With --keys or --bucket: a list of objects, one for each pointer of a key, with source \
+         (btree, journal), level, node, seq, volume, start, end, sectors, dirty, bucket, \
+         cache_sector, gen, state (valid, hole, unavailable, stale, freed), stale_by. Keys of the \
+         btree are listed whole, also where a key of the journal lies over them.
+
+lookup :: With --lookup: a list of objects with volume, start, end, bcache_start, state (cached, \
+         dirty, absent), cache_sector, bucket, source, node, key.
+
+The rows that --format ndjson and csv print, one list at a time, are those objects.",
+    ),
+    (
+        "LOOKING THINGS UP",
+        "Sectors of a volume are counted as bcache's keys do: from the first sector of the backing \
+         device, its superblock included. Sector 0 of /dev/bcacheN is the sector data offset (16, \
+         as a rule) of the backing device; where that is present, the list has both. Flash-only \
+         volumes have no such offset.
+
+--lookup VOLUME:SECTOR says what is cached at a place, --bucket LIST what points into buckets. \
+         Ages of buckets are distances from the prio 32768 of a bucket that was just used; the \
+         quantiles are those of the kernel's priority_stats.",
     ),
     (
         "EXIT STATUS",
         "0 :: Every device named carries a bcache superblock with a good checksum; without devices \
          named, every device of the machine could be looked at.
 
-1 :: Some device could not be read, carries no bcache superblock, or one with a bad checksum.
+1 :: Some device could not be read, carries no bcache superblock, or one with a bad checksum; or a \
+         cache set is damaged so that keys may be missing from what is shown.
 
-2 :: The command line makes no sense.",
+2 :: The command line makes no sense.
+
+With --dirty, for scripts:
+
+0 :: None of the devices has, or lacks, dirty data.
+
+1 :: That cannot be told.
+
+2 :: The command line makes no sense.
+
+4 :: There is dirty data on a cache device, or a backing device needs some that is on its cache.",
     ),
     (
         "EXAMPLES",
@@ -177,9 +266,85 @@ running :: What sysfs says of a registered device: device, set_uuid, state, cach
 
     bcachectl show
 
+May this cache be wiped?
+
+    bcachectl show --dirty /dev/nvme0n1 || echo keep it
+
+How is it used, and what is cached of the first MiB of /dev/bcache0?
+
+    bcachectl show --usage --lookup 0:16+2048 /dev/nvme0n1
+
+The ten coldest buckets with clean data:
+
+    bcachectl show --prios --sort prio --format ndjson /dev/nvme0n1 |
+        jq -c 'select(.mark == \"clean\")' | head
+
 Would the kernel take this image?
 
     bcachectl show --json cache.img | jq '.devices[0].kernel'",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+pub(super) const CHECK_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl check looks for anything that is wrong with the cache set on a cache device. It only \
+     reads, and does not stop at the first finding: the superblock, the journal, the prios, the \
+     uuid table, the btree and all keys are checked as the kernel does at registration, and for \
+     what the kernel does not look at besides.
+
+The first line answers what matters: would the kernel register this, and is data at risk. Then \
+     follow the findings, each with its code, which stays the same in all versions; how severe it \
+     is; where it is; what should be there and what is; and what a person can do.
+
+With its backing devices, check also tells whether they belong to the set, and whether their state \
+     fits what the cache holds. With --verify-clean it compares what counts as clean in the cache \
+     with the backing devices, which reads both.
+
+A device in use changes while it is read, which looks like damage; stop the set first.",
+)];
+
+pub(super) const CHECK_AFTER: Sections = &[
+    (
+        "SEVERITY",
+        "kernel refuses :: The kernel does not register the set, or gives it up when it comes across \
+         this.
+
+data at risk :: The kernel registers the set; data may be lost, wrong or unreachable.
+
+untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves such things.",
+    ),
+    (
+        "JSON",
+        "With --json the output is one object with path, backing (a list of paths), registers (true \
+         or false), in_use (a list of text), registration (accepted, initialised, or an object \
+         refused with code and reason), data_at_risk, dirty (a list of objects with slot, uuid, \
+         label, flash_only, dirty_sectors), incomplete (whether there may be more than was found), \
+         findings (a list of objects with code, number, severity, place, expected, found, advice), \
+         counts (an object: findings of each code, listed or not) and exit_status.",
+    ),
+    (
+        "EXIT STATUS",
+        "The sum of these, as fsck(8) has them:
+
+0 :: No errors. Findings that are only untidy are listed, and are no errors.
+
+4 :: Errors were found, and left uncorrected.
+
+8 :: The device, or a part of it, could not be read, or it carries no cache set.
+
+16 :: The command line makes no sense.",
+    ),
+    (
+        "EXAMPLES",
+        "Is this cache in order, and does the disk belong to it?
+
+    bcachectl check /dev/nvme0n1 /dev/sdb
+
+The same with everything that is cached compared, for a program:
+
+    bcachectl check --json --verify-clean cache.img disk.img",
     ),
     FILES,
     SEE_ALSO,

@@ -89,8 +89,8 @@ const BLOCK_GROUPS: usize = 32;
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
 
-/// Victims whose words are read ahead of taking them, so that their cache misses overlap.
-const READ_AHEAD: usize = 16;
+/// How many victims ahead words are fetched, so that their cache misses overlap.
+const READ_AHEAD: usize = 24;
 
 /// The `count` buckets that may be invalidated with the least `bucket_prio`, ascending, or all of
 /// them when there are fewer.
@@ -169,22 +169,17 @@ impl<K: Copy + Ord> Pile<K> {
         let last = self.last_of_best(count);
         let is_best = |item: &K| last.is_none_or(|last| *item <= last);
         let mut refused = 0;
+        self.spare.clear();
+        self.spare.extend(self.collected.iter().copied().filter(is_best));
         self.taken.clear();
-        let mut best = self.collected.iter().copied().filter(is_best);
-        let mut batch = Vec::with_capacity(READ_AHEAD);
-        loop {
-            batch.extend(best.by_ref().take(READ_AHEAD));
-            if batch.is_empty() {
-                break;
+        for (at, &item) in self.spare.iter().enumerate() {
+            if let Some(&ahead) = self.spare.get(at + READ_AHEAD) {
+                table.prefetch(victim(ahead).bucket());
             }
-            let touch = |all, &item: &K| all ^ table.touch(victim(item).bucket());
-            std::hint::black_box(batch.iter().fold(0, touch));
-            for item in batch.drain(..) {
-                if take(victim(item)) {
-                    self.taken.push(item);
-                } else {
-                    refused += 1;
-                }
+            if take(victim(item)) {
+                self.taken.push(item);
+            } else {
+                refused += 1;
             }
         }
         if refused > 0 {
@@ -244,27 +239,29 @@ impl Sweep<'_> {
             return None;
         }
         let stride = self.words.len() / lines;
-        // First only the reads, so that their cache misses overlap.
-        let mut sample = Vec::with_capacity(lines * SAMPLED_PER_LINE);
-        let mut jitter = 0x9e37_79b9usize;
+        let places = |line: usize| {
+            // A hash, to be as likely at any distance from the last place.
+            let jitter = line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            line * stride + jitter % stride
+        };
+        let mut keys: Vec<u32> = Vec::with_capacity(lines * SAMPLED_PER_LINE);
         for line in 0..lines {
-            jitter = jitter.wrapping_mul(0x915f_77f5).wrapping_add(0x3c6e_f35f);
-            let start = line * stride + (jitter >> 8) % stride;
-            let window = self.words.get(start..).unwrap_or_default();
-            let window = window.iter().take(SAMPLED_PER_LINE);
-            sample.extend(window.map(|word| word.load(Ordering::Relaxed)));
+            if let Some(word) = self.words.get(places(line + READ_AHEAD)) {
+                vector::prefetch(word);
+            }
+            let window = self.words.get(places(line)..).unwrap_or_default();
+            let window = window.get(..SAMPLED_PER_LINE).unwrap_or(window);
+            let words = window.iter().map(|word| word.load(Ordering::Relaxed));
+            keys.extend(words.map(|word| fitting_key(word, self.base).unwrap_or(u32::MAX)));
         }
-        let sampled = sample.len();
-        let mut keys: Vec<_> =
-            sample.into_iter().filter_map(|word| fitting_key(word, self.base)).collect();
         // Expected rank in the sample, and four standard deviations more.
-        let rank = self.count.checked_mul(sampled)? / self.words.len();
+        let rank = self.count.checked_mul(keys.len())? / self.words.len();
         let rank = rank + rank.isqrt() * 4 + 8;
         if rank >= keys.len() {
             return None;
         }
         let (_, key, _) = keys.select_nth_unstable(rank);
-        Some(*key)
+        (*key <= KEY_MAX).then_some(*key)
     }
 
     /// Collects the buckets whose key is at most `threshold`, or the best of them; whether they are
@@ -273,7 +270,7 @@ impl Sweep<'_> {
         let room = self.count.saturating_mul(4).max(1024);
         self.pile.collected.clear();
         let mut masks = [0u64; BLOCK_GROUPS];
-        let mut candidates = [0usize; GROUP * BLOCK_GROUPS + 1];
+        let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
             let groups = words.len() / GROUP;
             vector::victims(
@@ -284,27 +281,28 @@ impl Sweep<'_> {
             );
             let start = block * GROUP * BLOCK_GROUPS;
             let mut found = 0;
-            let mut note = |index: usize, counts: bool| {
-                if let Some(place) = candidates.get_mut(found) {
-                    *place = index;
+            // By their place in the block, which is small.
+            let mut note = |place: u16, counts: bool| {
+                if let Some(candidate) = candidates.get_mut(found) {
+                    *candidate = place;
                 }
                 found += usize::from(counts);
             };
-            for (group, &mask) in masks.iter().take(groups).enumerate() {
+            for (group, &mask) in (0u16..).step_by(GROUP).zip(masks.iter().take(groups)) {
                 // Most groups have none, one or two: those are noted without a branch, which would
                 // be predicted wrongly as often as not.
-                let (group, mut mask) = (start + group * GROUP, mask);
+                let mut mask = mask;
                 for _ in 0..2 {
-                    note(group + mask.trailing_zeros() as usize, mask != 0);
+                    note(group + lowest_bit(mask), mask != 0);
                     mask &= mask.wrapping_sub(1);
                 }
                 while mask != 0 {
-                    note(group + mask.trailing_zeros() as usize, true);
+                    note(group + lowest_bit(mask), true);
                     mask &= mask - 1;
                 }
             }
-            for &index in candidates.iter().take(found) {
-                self.collect(index, threshold);
+            for &place in candidates.iter().take(found) {
+                self.collect(start + usize::from(place), threshold);
             }
             for index in groups * GROUP..words.len() {
                 self.collect(start + index, threshold);
@@ -330,6 +328,12 @@ impl Sweep<'_> {
     }
 }
 
+/// The place of the lowest bit that is set, or 64.
+fn lowest_bit(mask: u64) -> u16 {
+    let [low, high, ..] = mask.trailing_zeros().to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// The key of a bucket that may be invalidated, if nothing wraps in it.
 fn fitting_key(word: u32, base: u32) -> Option<u32> {
     let key = vector::key(word, base);
@@ -337,6 +341,7 @@ fn fitting_key(word: u32, base: u32) -> Option<u32> {
 }
 
 /// Sorts by the upper half of each number: eleven bits at a time, the lowest first.
+#[allow(clippy::indexing_slicing)] // `digit` is masked to the size of `places`
 fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
     const BITS: u32 = 11;
     const DIGITS: usize = 1 << BITS;
@@ -396,5 +401,114 @@ fn collect_exact(
             let Some(below) = last.bucket_prio.checked_sub(1) else { return };
             threshold = below;
         }
+    }
+}
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use crate::allocator::Mark;
+    use crate::units::Gen;
+    use proptest::prelude::*;
+
+    /// A bucket: prio, sectors used, mark.
+    fn bucket() -> impl Strategy<Value = (u16, u16, Mark)> {
+        let prio = prop_oneof![
+            4 => 0u16..=32768,
+            2 => 30000u16..30010,
+            1 => any::<u16>(),
+        ];
+        let sectors = prop_oneof![1 => Just(0u16), 4 => 1u16..1100, 1 => 0u16..8192];
+        let mark = prop_oneof![
+            2 => Just(Mark::None),
+            6 => Just(Mark::Reclaimable),
+            1 => Just(Mark::Dirty),
+            1 => Just(Mark::Metadata),
+        ];
+        (prio, sectors, mark)
+    }
+
+    fn table(buckets: &[(u16, u16, Mark)], first: u64) -> BucketTable {
+        let table = BucketTable::new(first + buckets.len() as u64, first).unwrap();
+        for (index, &(prio, sectors, mark)) in (first..).zip(buckets) {
+            let bucket = BucketIndex(index);
+            table.mark_key(bucket, Gen(0), mark, sectors).unwrap();
+            table.set_prio(bucket, Prio(prio)).unwrap();
+        }
+        table.gc_finish();
+        table
+    }
+
+    /// What sorting all buckets that may go would yield.
+    fn sorted(table: &BucketTable, min_prio: u16, count: usize) -> Vec<u64> {
+        let mut all: Vec<_> = (table.first_bucket().0..table.nbuckets())
+            .map(|index| table.bucket(BucketIndex(index)).unwrap())
+            .filter(|is| matches!(is.mark, Mark::None | Mark::Reclaimable) && is.pins == 0)
+            .map(|is| bucket_prio(is.prio, is.sectors_used, min_prio))
+            .collect();
+        all.sort_unstable();
+        all.truncate(count);
+        all
+    }
+
+    fn selected(table: &BucketTable, min_prio: u16, count: usize) -> Vec<u64> {
+        let victims = select(table, min_prio, count, &mut Scratch::default());
+        for victim in &victims {
+            let is = table.bucket(victim.bucket()).unwrap();
+            assert!(table.can_invalidate(victim.bucket()).unwrap());
+            assert_eq!(victim.bucket_prio, bucket_prio(is.prio, is.sectors_used, min_prio));
+        }
+        let mut buckets: Vec<_> = victims.iter().map(Victim::bucket).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        assert_eq!(buckets.len(), victims.len(), "a bucket was named twice");
+        victims.iter().map(|victim| victim.bucket_prio).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_least_are_selected_in_order(
+            buckets in proptest::collection::vec(bucket(), 0..2000),
+            first in 1u64..70,
+            min_prio in prop_oneof![Just(0u16), 0u16..=32768, Just(30000), any::<u16>()],
+            count in prop_oneof![Just(0usize), 1usize..20, 0usize..2500],
+        ) {
+            let table = table(&buckets, first);
+            prop_assert_eq!(selected(&table, min_prio, count), sorted(&table, min_prio, count));
+        }
+    }
+
+    /// Large enough to be sampled, in orders that mislead a sample or never let the threshold rest.
+    #[test]
+    fn large_tables_in_any_order() {
+        let len = 100_000u32;
+        let random = |i: u32| u16::try_from(i.wrapping_mul(2_654_435_761) >> 17).unwrap();
+        let orders: [(&str, &dyn Fn(u32) -> u16); 5] = [
+            ("random", &random),
+            ("ascending", &|i| u16::try_from(i / 4).unwrap()),
+            ("descending", &|i| u16::try_from((len - i) / 4).unwrap()),
+            ("all equal", &|_| 7),
+            ("cold at the end only", &|i| if i + 3000 > len { 1 } else { 30000 }),
+        ];
+        for (name, prio) in orders {
+            let buckets: Vec<_> = (0..len).map(|i| (prio(i), 9, Mark::Reclaimable)).collect();
+            let table = table(&buckets, 1);
+            for count in [1, 511, 5000, 100_000, 200_000] {
+                assert_eq!(selected(&table, 0, count), sorted(&table, 0, count), "{name} {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn bucket_prio_wraps_as_the_kernels() {
+        assert_eq!(bucket_prio(Prio(0), 10, 0), 40960);
+        assert_eq!(bucket_prio(Prio::INITIAL, 1, 0), 36864);
+        assert_eq!(bucket_prio(Prio(20000), 3, 20000), 3 * (12768 / 8));
+        // Below min_prio by more than an eighth of the rest: the inner sum wraps at 32 bits.
+        assert_eq!(bucket_prio(Prio(0), 2, 30000), 2 * (u64::from(u32::MAX) + 1 - 30000 + 346));
+        assert_eq!(bucket_prio(Prio(0), 0, 30000), 0);
+        // After a rescaling that aged nothing.
+        let eighth = 32768u32.wrapping_sub(65535) / 8;
+        assert_eq!(bucket_prio(Prio(65535), 5, 65535), u64::from(eighth) * 5);
     }
 }

@@ -3,6 +3,8 @@
 //! Up to 128 lists share one pair of arrays: places 0 to 127 are the items, 128 to 255 the heads.
 //! Every index is a byte and the arrays have 256 places, so no access can be out of range.
 
+#![allow(clippy::indexing_slicing)] // the indices are bytes, the arrays have 256 places
+
 /// An item, 0 to 127.
 pub(super) type Item = u8;
 

@@ -217,7 +217,7 @@ impl<S: BucketSource> SectorAllocator<S> {
             }
         }
         open.sectors_free = left;
-        open.sector = open.sector + Sectors(given);
+        open.sector += Sectors(given);
         if let Some(written) = shard.sectors_written.get_mut(usize::from(allocated.pointer.device))
         {
             *written = written.wrapping_add(given);

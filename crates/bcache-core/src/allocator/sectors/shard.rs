@@ -112,11 +112,12 @@ impl Shard {
         self.owned == OPEN_BUCKETS
     }
 
+    #[allow(clippy::indexing_slicing)] // 7 bits index 128 places
     pub(super) fn open(&self, item: Item) -> &Open {
-        // 7 bits index 128 places.
         &self.open[usize::from(item & 0x7f)]
     }
 
+    #[allow(clippy::indexing_slicing)] // 7 bits index 128 places
     pub(super) fn open_mut(&mut self, item: Item) -> &mut Open {
         &mut self.open[usize::from(item & 0x7f)]
     }

@@ -9,7 +9,7 @@
 //! 1. zeroes over the first 4 KiB and over every signature found, then a flush: from here on the
 //!    device is nothing, neither what it was nor bcache;
 //! 2. discards, and zeroes over the future journal where an old one could come back (FORMAT.md
-//!    §1.5), then a flush;
+//!    §1.5), then a flush (a write to a discarded place is never undone by the discard);
 //! 3. the superblock, then a flush. It is one write of 4 KiB whose checksum tells whether it is
 //!    whole, and everything it relies on is durable before it.
 
@@ -393,25 +393,31 @@ fn steps(
 ) -> Plan {
     let mut steps = Vec::new();
     let wipe = |offset, len| Step::Zero { kind: WriteKind::Wipe, offset, len };
-    // The start of the disk, as make-bcache zeroes it, and the superblock: from here the device is
-    // neither what it was nor half of what it will be.
-    steps.push(wipe(0, SB_OFFSET_BYTES + SB_BYTES as u64));
     let block = u64::from(facts.info.logical_block_bytes).max(SECTOR_BYTES);
     let header = SB_OFFSET_BYTES + SB_BYTES as u64;
     let size_bytes = facts.info.size_bytes;
-    for (offset, len) in facts.found.iter().flat_map(|found| found.signatures(size_bytes, block)) {
-        let start = offset / block * block;
-        let end = offset.saturating_add(len).next_multiple_of(block).min(size_bytes);
-        if end > header && start < end {
-            let start = start.max(header);
-            steps.push(wipe(start, end - start));
-        }
-    }
+    let signatures: Vec<Step> = facts
+        .found
+        .iter()
+        .flat_map(|found| found.signatures(size_bytes, block))
+        .filter_map(|(offset, len)| {
+            let start = (offset / block * block).max(header);
+            let end = offset.saturating_add(len).next_multiple_of(block).min(size_bytes);
+            (start < end).then(|| wipe(start, end - start))
+        })
+        .collect();
+    // The start of the disk, as make-bcache zeroes it, and the superblock: from here the device is
+    // neither what it was nor half of what it will be.
+    steps.push(wipe(0, header));
+    steps.extend(signatures.iter().cloned());
     steps.push(Step::Flush);
     let mut second = Vec::new();
-    if options.discard && facts.kind == Kind::Cache && facts.info.discard {
-        let len = facts.info.size_bytes / block * block;
-        second.push(Step::Discard { offset: 0, len });
+    let end = size_bytes / block * block;
+    if options.discard && facts.kind == Kind::Cache && facts.info.discard && end > header {
+        // What is discarded may read as anything, what it held before included: the superblock's
+        // place stays out of it, and the signatures are wiped again.
+        second.push(Step::Discard { offset: header, len: end - header });
+        second.extend(signatures);
     }
     if let Some((start, size)) = journal {
         second.push(wipe(start.bytes(), size.bytes()));

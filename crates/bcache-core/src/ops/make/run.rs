@@ -46,6 +46,15 @@ pub enum RunError {
         #[source]
         source: VerifyError,
     },
+    /// What was written could be read back, and then not be looked at once more.
+    #[error("{}: written, but it cannot be read", path.display())]
+    ReadBack {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DeviceError,
+    },
     /// What was written reads back, and the kernel would refuse it.
     #[error("{}: written, but the kernel would refuse it: {refusal}", path.display())]
     Refused {
@@ -62,7 +71,7 @@ impl RunError {
         match self {
             Self::Device(_) | Self::Probe(_) | Self::Changed { .. } => false,
             Self::Apply { source, .. } => source.may_have_written,
-            Self::Verify { .. } | Self::Refused { .. } => true,
+            Self::Verify { .. } | Self::ReadBack { .. } | Self::Refused { .. } => true,
         }
     }
 }
@@ -188,7 +197,9 @@ fn format(
         disk_size: info.disk_size.max(info.size()),
         logical_block_bytes: info.logical_block_bytes,
     };
-    let written = read_superblock(device)?;
+    // Not as an error of the device alone, which would say that nothing was written.
+    let written =
+        read_superblock(device).map_err(|source| RunError::ReadBack { path: path(), source })?;
     let refusal =
         written.map_or(Some(Refusal::BadMagic), |sb| kernel_verdict(&sb, &target).refusal);
     match refusal {

@@ -1,0 +1,233 @@
+//! `bcache-bench sector`: how many pieces of space the sector allocator gives out in a second.
+//!
+//! Each thread writes to its share of the streams in turn, 4 KiB at a time, each stream on its own
+//! volume and write point. Buckets come from a list that never runs out, so that only the sector
+//! allocator is measured; pins are taken and dropped as for real.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bcache_core::allocator::sectors::BucketSource;
+use bcache_core::allocator::{
+    AllocError, Config, Reserve, SectorAllocator, SectorRequest, SetPointer, State,
+};
+use bcache_core::units::{BucketIndex, Sectors};
+use serde::Serialize;
+
+use super::{Engine, geometry, used_reference, used_state};
+use crate::reference::{Locked, Reference};
+
+/// Sectors of a write.
+const WRITE: u32 = 8;
+
+/// Hands out the buckets of a device in turn.
+struct InTurn {
+    state: State,
+    next: AtomicU64,
+}
+
+impl BucketSource for InTurn {
+    fn bucket_alloc(&self, _: Reserve, _: bool) -> Result<SetPointer, AllocError> {
+        let table = self.state.table();
+        let buckets = table.nbuckets() - table.first_bucket().0;
+        loop {
+            let turn = self.next.fetch_add(1, Ordering::Relaxed);
+            let bucket = BucketIndex(table.first_bucket().0 + turn % buckets);
+            if table.bucket(bucket)?.pins == 0 {
+                table.pin(bucket)?;
+                return Ok(SetPointer { device: 0, bucket, bucket_gen: table.bucket_gen(bucket)? });
+            }
+        }
+    }
+
+    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        Ok(self.state.table().pin(pointer.bucket)?)
+    }
+
+    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        Ok(self.state.table().unpin(pointer.bucket)?)
+    }
+
+    fn is_stale(&self, pointer: &SetPointer) -> bool {
+        self.state.is_stale(pointer)
+    }
+
+    fn bucket_size(&self) -> Sectors {
+        self.state.bucket_size()
+    }
+
+    fn block_size(&self) -> Sectors {
+        self.state.block_size()
+    }
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Buckets.
+    pub nbuckets: u64,
+    /// Most threads.
+    pub threads: usize,
+    /// Streams of all threads together.
+    pub streams: usize,
+    /// Engines.
+    pub engine: Engine,
+    /// How long each measurement runs.
+    pub time: Duration,
+    /// Seed of the buckets' contents.
+    pub seed: u64,
+}
+
+/// One engine with some number of threads.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Measured {
+    /// Which.
+    pub engine: Engine,
+    /// Threads.
+    pub threads: usize,
+    /// Pieces a second, the best of several rounds.
+    pub per_second: f64,
+}
+
+/// What the bench found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Streams of all threads together.
+    pub streams: usize,
+    /// The measurements.
+    pub measured: Vec<Measured>,
+}
+
+impl Report {
+    /// One of the measurements.
+    pub fn per_second(&self, engine: Engine, threads: usize) -> Option<f64> {
+        let is = |m: &&Measured| m.engine == engine && m.threads == threads;
+        self.measured.iter().find(is).map(|m| m.per_second)
+    }
+}
+
+/// Where a stream stands, alone on its cache line.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Stream {
+    inode: u32,
+    write_point: u32,
+    offset: u64,
+}
+
+/// Runs `write` on the streams of each of `threads` threads in turn; writes a second.
+fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
+    options: &Options,
+    threads: usize,
+    write: W,
+) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let counts = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let write = &write;
+                scope.spawn(move || -> anyhow::Result<(u64, Duration)> {
+                    let mut streams: Vec<Stream> = (0..options.streams.max(threads))
+                        .filter(|stream| stream % threads == thread)
+                        .map(|stream| {
+                            let number = u32::try_from(stream).unwrap_or(0);
+                            Stream { inode: number + 1, write_point: number + 1, offset: 0 }
+                        })
+                        .collect();
+                    let mut held = None;
+                    let mut count = 0;
+                    let begun = Instant::now();
+                    while start.elapsed() < options.time {
+                        for _ in 0..(4096 / streams.len()).max(1) {
+                            for stream in &mut streams {
+                                stream.offset += write(thread, stream, &mut held)?;
+                                count += 1;
+                            }
+                        }
+                    }
+                    Ok((count, begun.elapsed()))
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap_or_else(|_| anyhow::bail!("a writer panicked")))
+            .collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    #[allow(clippy::cast_precision_loss)] // a count for people
+    Ok(counts.iter().map(|(count, time)| *count as f64 / time.as_secs_f64()).sum())
+}
+
+fn fast(options: &Options, threads: usize) -> anyhow::Result<f64> {
+    let state = used_state(Config::new(geometry(options.nbuckets)?), options.seed)?;
+    let nr_uuids = state.config().geometry.nr_uuids();
+    let source = InTurn { state, next: AtomicU64::new(0) };
+    let sectors = SectorAllocator::new(source, threads, nr_uuids);
+    rate(options, threads, |writer, stream, held| {
+        let request = SectorRequest {
+            inode: stream.inode,
+            offset: stream.offset,
+            sectors: WRITE,
+            write_point: stream.write_point,
+            moving_gc: false,
+            wait: true,
+        };
+        let piece = sectors.alloc_sectors(writer, &request)?;
+        if let Some(bucket) = held.replace(piece.pointer.bucket.0) {
+            sectors.source().state.table().unpin(BucketIndex(bucket))?;
+        }
+        Ok(u64::from(piece.sectors))
+    })
+}
+
+/// Puts buckets that nobody holds into the None reserve.
+fn refill(engine: &mut Reference, next: &AtomicU64) {
+    for _ in 0..64 {
+        let buckets = engine.buckets.len() - engine.first;
+        let turn = next.fetch_add(1, Ordering::Relaxed);
+        let b = engine.first + usize::try_from(turn).unwrap_or(0) % buckets;
+        if engine.buckets[b].pin == 0 && engine.free[3].push(b) {
+            engine.buckets[b].pin = 1;
+        }
+    }
+}
+
+fn reference(options: &Options, threads: usize) -> anyhow::Result<f64> {
+    let config = Config::new(geometry(options.nbuckets)?);
+    let locked: Arc<Locked> = Locked::new(used_reference(&config, options.seed));
+    let next = AtomicU64::new(0);
+    rate(options, threads, |_, stream, held| {
+        let request = (stream.inode, stream.offset, u64::from(WRITE), stream.write_point);
+        let done = held.take().map(usize::try_from).transpose()?;
+        let piece = locked
+            .alloc_sectors(request, done, |engine| refill(engine, &next))
+            .ok_or_else(|| anyhow::anyhow!("no bucket is free"))?;
+        *held = Some(piece.bucket as u64);
+        Ok(piece.sectors)
+    })
+}
+
+/// Runs the bench.
+pub fn run(options: &Options) -> anyhow::Result<Report> {
+    let mut measured: Vec<Measured> = Vec::new();
+    // In rounds, so that a disturbance of the machine hits all of them or costs one round.
+    for _ in 0..3 {
+        let mut note = |engine, threads, per_second| {
+            let same = |m: &&mut Measured| m.engine == engine && m.threads == threads;
+            match measured.iter_mut().find(same) {
+                Some(best) => best.per_second = best.per_second.max(per_second),
+                None => measured.push(Measured { engine, threads, per_second }),
+            }
+        };
+        for threads in 1..=options.threads.max(1) {
+            if options.engine.fast() {
+                note(Engine::Fast, threads, fast(options, threads)?);
+            }
+            if options.engine.reference() {
+                note(Engine::Reference, threads, reference(options, threads)?);
+            }
+        }
+    }
+    Ok(Report { streams: options.streams, measured })
+}

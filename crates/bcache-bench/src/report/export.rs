@@ -1,0 +1,239 @@
+//! Files that a report goes to.
+//!
+//! They are opened before the run, so that a path that cannot be written ends the command at once and
+//! not after an hour. What a file held is kept until the report is there to replace it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+
+use super::{Report, hgrm, plot};
+
+/// Where a report is to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportPaths {
+    /// JSON.
+    pub json: Option<PathBuf>,
+    /// Folder for `.hgrm` files, one for each run and measure.
+    pub hgrm: Option<PathBuf>,
+    /// Picture.
+    pub svg: Option<PathBuf>,
+}
+
+/// Opened and not written yet.
+#[derive(Debug)]
+pub struct Exports {
+    json: Option<Target>,
+    hgrm: Option<PathBuf>,
+    svg: Option<Target>,
+}
+
+/// Why a report cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// A file or folder cannot be opened for writing.
+    #[error("cannot write to {}", path.display())]
+    Open {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("writing {} failed", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The picture cannot be drawn.
+    #[error("no picture was written to {}", path.display())]
+    Plot {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: plot::PlotError,
+    },
+}
+
+impl Exports {
+    /// Opens all of `paths`.
+    pub fn open(paths: &ExportPaths) -> Result<Self, ExportError> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(Target::open).transpose();
+        let hgrm = paths.hgrm.as_ref().map(|folder| writable_folder(folder)).transpose()?;
+        Ok(Self { json: open(&paths.json)?, svg: open(&paths.svg)?, hgrm })
+    }
+
+    /// Writes `report` to all of them.
+    pub fn write(self, report: &Report) -> Result<(), ExportError> {
+        if let Some(target) = self.json {
+            target.write(|out| {
+                serde_json::to_writer_pretty(&mut *out, report)?;
+                writeln!(out)
+            })?;
+        }
+        if let Some(folder) = self.hgrm {
+            for run in &report.runs {
+                for measured in &run.measures {
+                    let path = folder.join(hgrm_name(&run.name, measured.measure.key()));
+                    Target::open(&path)?.write(|out| hgrm::write(out, &measured.histogram))?;
+                }
+            }
+        }
+        if let Some(target) = self.svg {
+            let reports = std::slice::from_ref(report);
+            let curves = plot::curves(reports, &[], &[]);
+            let picture = plot::svg(&plot::title(&report.command, &[]), &curves);
+            let picture = picture
+                .map_err(|source| ExportError::Plot { path: target.path.clone(), source })?;
+            target.write(|out| out.write_all(picture.as_bytes()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Name of the percentile file of one run and measure.
+pub fn hgrm_name(run: &str, measure: &str) -> String {
+    let run: String =
+        run.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    format!("{run}-{measure}.hgrm")
+}
+
+/// Makes the folder where it is not there, and asks whether files can be made in it.
+fn writable_folder(folder: &Path) -> Result<PathBuf, ExportError> {
+    let failed = |source| ExportError::Open { path: folder.to_owned(), source };
+    fs::create_dir_all(folder).map_err(failed)?;
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    Ok(folder.to_owned())
+}
+
+/// A file that is open for writing and still holds what it held.
+#[derive(Debug)]
+pub struct Target {
+    path: PathBuf,
+    file: File,
+    /// Made by us and not written: it goes again when the run fails.
+    is_new: bool,
+}
+
+impl Target {
+    /// Opens a file, or makes an empty one.
+    pub fn open(path: &Path) -> Result<Self, ExportError> {
+        let failed = |source| ExportError::Open { path: path.to_owned(), source };
+        let made = OpenOptions::new().write(true).create_new(true).open(path);
+        let (file, is_new) = match made {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (OpenOptions::new().write(true).open(path).map_err(failed)?, false)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(Self { path: path.to_owned(), file, is_new })
+    }
+
+    /// Replaces what the file holds.
+    pub fn write(
+        mut self,
+        write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+    ) -> Result<(), ExportError> {
+        self.is_new = false;
+        let write = || {
+            // A pipe or a terminal has nothing to cut off.
+            if self.file.metadata()?.is_file() {
+                self.file.set_len(0)?;
+            }
+            let mut out = BufWriter::new(&self.file);
+            write(&mut out)?;
+            out.flush()
+        };
+        write().map_err(|source| ExportError::Write { path: self.path.clone(), source })
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if self.is_new {
+            // Whatever ended the run is the better error.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn everything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ExportPaths {
+            json: Some(dir.path().join("report.json")),
+            hgrm: Some(dir.path().join("a/b")),
+            svg: Some(dir.path().join("report.svg")),
+        };
+        fs::write(dir.path().join("report.svg"), "x".repeat(1 << 20)).unwrap();
+        let mut report = sample::report(1_000, 1.0);
+        report.runs.push(sample::run("fixed addresses", 10, 1.0));
+        Exports::open(&paths).unwrap().write(&report).unwrap();
+        assert_eq!(Report::load(&paths.json.unwrap()).unwrap().runs.len(), 2);
+        let picture = fs::read_to_string(dir.path().join("report.svg")).unwrap();
+        assert!(picture.trim_end().ends_with("</svg>"));
+        let mut names: Vec<_> = fs::read_dir(dir.path().join("a/b"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "allocator-bucket_allocation.hgrm",
+                "allocator-data_write.hgrm",
+                "fixed_addresses-bucket_allocation.hgrm",
+                "fixed_addresses-data_write.hgrm"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_run_that_fails_leaves_everything_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = dir.path().join("old.json");
+        let new = dir.path().join("new.svg");
+        fs::write(&old, "old").unwrap();
+        let paths = ExportPaths { json: Some(old.clone()), hgrm: None, svg: Some(new.clone()) };
+        let exports = Exports::open(&paths).unwrap();
+        assert!(new.exists());
+        drop(exports);
+        assert!(!new.exists());
+        assert_eq!(fs::read_to_string(old).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_bad_path_is_found_before_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("no/such/folder/report.json");
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for paths in [
+            ExportPaths { json: Some(path.clone()), ..ExportPaths::default() },
+            ExportPaths { svg: Some(path), ..ExportPaths::default() },
+            ExportPaths { svg: Some(dir.path().to_owned()), ..ExportPaths::default() },
+            ExportPaths { hgrm: Some(file), ..ExportPaths::default() },
+        ] {
+            let error = Exports::open(&paths).unwrap_err();
+            assert!(matches!(error, ExportError::Open { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_device_is_an_error() {
+        let target = Target::open(Path::new("/dev/full")).unwrap();
+        let error = target.write(|out| out.write_all(b"report")).unwrap_err();
+        assert!(matches!(error, ExportError::Write { .. }), "{error}");
+    }
+}

@@ -1,0 +1,355 @@
+//! The allocator thread over a device that fails, and the allocator under real threads.
+#![cfg(not(feature = "model"))]
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bcache_core::allocator::set::OneCache;
+use bcache_core::allocator::thread::ThreadError;
+use bcache_core::allocator::{
+    AllocError, AllocatorThread, CacheSet, Config, Lifecycle, Mark, Policy, Reserve,
+    SectorAllocator, SectorRequest, Shared, State,
+};
+use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
+
+mod allocator_support;
+
+use allocator_support::{DeviceFailed, Disk, DiskIo, collect};
+
+/// Three prio sets a chain.
+fn config(nbuckets: u64) -> Config {
+    let geometry = Geometry::new(nbuckets, 3, Sectors(8), Sectors(8)).unwrap();
+    let mut config = Config::new(geometry);
+    config.expensive_debug_checks = true;
+    config
+}
+
+fn collect_in_thread(shared: Arc<Shared>) {
+    thread::spawn(move || collect(&shared));
+}
+
+struct Setup {
+    shared: Arc<Shared>,
+    disk: Arc<Mutex<Disk>>,
+}
+
+impl Setup {
+    fn new(config: Config) -> Self {
+        let state = State::new(config).unwrap();
+        state.gc_finish(&[]).unwrap();
+        state.initial_fill();
+        Self { shared: Shared::new(state), disk: Arc::default() }
+    }
+
+    fn io(&self, writes_left: u32) -> DiskIo {
+        let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
+        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
+    }
+
+    /// Allocates until there is an error, checking that each bucket is safe to overwrite.
+    fn allocate(&self, most: usize) -> (usize, Option<AllocError>) {
+        for count in 0..most {
+            match self.shared.bucket_alloc(Reserve::None, true) {
+                Ok(bucket) => {
+                    let table = self.shared.state().table();
+                    let bucket_gen = table.bucket_gen(bucket).unwrap();
+                    self.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
+                    self.shared.release(bucket).unwrap();
+                }
+                Err(error) => return (count, Some(error)),
+            }
+        }
+        (most, None)
+    }
+}
+
+#[test]
+fn every_bucket_handed_out_is_durable_whenever_the_device_fails() {
+    let mut handed_out = 0;
+    for writes in 0..40 {
+        let setup = Setup::new(config(3000));
+        assert_eq!(setup.shared.state().sizes().prio, 3);
+        let allocator = AllocatorThread::start(&setup.shared, setup.io(writes)).unwrap();
+        let (count, error) = setup.allocate(usize::MAX);
+        assert_eq!(error, Some(AllocError::Failed), "after {writes} writes");
+        handed_out += count;
+        // Nothing comes out of it any more, not even what is in reserves.
+        assert_eq!(setup.shared.bucket_alloc(Reserve::Btree, false), Err(AllocError::Failed));
+        assert!(setup.shared.has_failed());
+        let (io, error) = allocator.stop().err().unwrap();
+        assert!(matches!(error, ThreadError::Io(DeviceFailed)));
+        setup.shared.state().check().unwrap();
+        // The device recovers: what was in doubt is not used before prios are written again.
+        let io = DiskIo { writes_left: u32::MAX, ..io.unwrap() };
+        let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+        assert_eq!(setup.allocate(100), (100, None), "after {writes} writes");
+        assert!(allocator.stop().is_ok());
+        setup.shared.state().check().unwrap();
+    }
+    assert!(handed_out > 100, "the run handed out only {handed_out} buckets");
+}
+
+#[test]
+fn stopping_fails_those_who_wait_and_keeps_what_was_not_durable() {
+    for round in 0..20 {
+        let setup = Setup::new(config(3000));
+        let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+        let shared = Arc::clone(&setup.shared);
+        let waiter = thread::spawn(move || {
+            let mut error = None;
+            while error.is_none() {
+                error = shared.bucket_alloc(Reserve::MovingGc, true).err();
+            }
+            error
+        });
+        thread::sleep(Duration::from_micros(round * 50));
+        let io = allocator.stop().ok().unwrap();
+        let error = waiter.join().unwrap();
+        assert!(matches!(error, Some(AllocError::Stopped { .. })), "{error:?}");
+        let state = setup.shared.state();
+        state.check().unwrap();
+        for bucket in state.free_inc_contents() {
+            let place = state.lifecycle(bucket).unwrap();
+            if place == Lifecycle::Ready {
+                let bucket_gen = state.table().bucket_gen(bucket).unwrap();
+                setup.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
+            } else {
+                assert_eq!(place, Lifecycle::Invalidated);
+            }
+        }
+        collect(&setup.shared);
+        let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+        assert_eq!(setup.allocate(50), (50, None));
+        assert!(allocator.stop().is_ok());
+    }
+}
+
+/// Without an unreferenced bucket there is none for prio sets. Nothing may be handed out then; as soon
+/// as GC finds some, everything moves.
+#[test]
+fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
+    let state = State::new(config(3000)).unwrap();
+    for bucket in (3..3000).map(BucketIndex) {
+        state.table().load(bucket, Prio(1000), Gen(7)).unwrap();
+        state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
+    }
+    state.gc_finish(&[]).unwrap();
+    assert_eq!(state.initial_fill(), 0);
+    let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+    // The first GCs find every bucket referenced, as before.
+    let io = DiskIo {
+        gc: |shared| {
+            thread::spawn(move || {
+                shared.state().gc_start();
+                for bucket in (3..3000).map(BucketIndex) {
+                    let table = shared.state().table();
+                    let bucket_gen = table.bucket_gen(bucket).unwrap();
+                    table.mark_key(bucket, bucket_gen, Mark::Reclaimable, 8).unwrap();
+                }
+                shared.state().gc_finish(&[]).unwrap();
+                thread::sleep(Duration::from_millis(1));
+                shared.gc_finished();
+            });
+        },
+        ..setup.io(u32::MAX)
+    };
+    let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let nothing = setup.shared.bucket_alloc(Reserve::None, false);
+    assert!(matches!(nothing, Err(AllocError::WouldBlock { .. })), "{nothing:?}");
+    assert!(!setup.disk.lock().unwrap().has_prios());
+    let io = allocator.stop().ok().unwrap();
+    let io = DiskIo { gc: collect_in_thread, ..io };
+    let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+    collect(&setup.shared);
+    assert_eq!(setup.allocate(100), (100, None));
+    assert!(allocator.stop().is_ok());
+    setup.shared.state().check().unwrap();
+}
+
+#[test]
+fn an_unsynced_set_writes_nothing() {
+    let mut config = config(3000);
+    config.sync = false;
+    let setup = Setup::new(config);
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(0)).unwrap();
+    for _ in 0..100 {
+        let bucket = setup.shared.bucket_alloc(Reserve::None, true).unwrap();
+        setup.shared.release(bucket).unwrap();
+    }
+    assert!(allocator.stop().is_ok());
+    assert!(!setup.disk.lock().unwrap().has_prios());
+}
+
+/// Everything at once on every policy: afterwards the table and the lists are consistent.
+#[test]
+fn allocations_hits_gcs_and_rescalings_at_once() {
+    for policy in [Policy::Lru, Policy::Fifo, Policy::Random] {
+        let mut config = config(5000);
+        config.policy = policy;
+        config.reclaim_in_gc = policy == Policy::Lru;
+        let setup = Setup::new(config);
+        let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+        let end = Instant::now() + Duration::from_millis(300);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while Instant::now() < end {
+                        assert_eq!(setup.allocate(10), (10, None));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let table = setup.shared.state().table();
+                let mut b = 3;
+                while Instant::now() < end {
+                    b = if b < 4999 { b + 1 } else { 3 };
+                    table.hit(BucketIndex(b)).unwrap();
+                    if b % 64 == 0 {
+                        setup.shared.account_io(1000);
+                    }
+                    if b == 3 {
+                        collect(&setup.shared);
+                    }
+                }
+            });
+        });
+        assert!(allocator.stop().is_ok());
+        setup.shared.state().check().unwrap();
+    }
+}
+
+#[test]
+fn writers_never_get_the_same_sector() {
+    let geometry = Geometry::new(3000, 1, Sectors(64), Sectors(8)).unwrap();
+    let setup = Setup::new(Config::new(geometry));
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+    let source = OneCache::new(Arc::clone(&setup.shared));
+    let sectors = SectorAllocator::new(source, 4, 64);
+    let given: Vec<_> = thread::scope(|scope| {
+        let writers: Vec<_> = (0..4u32)
+            .map(|writer| {
+                let (sectors, shared) = (&sectors, &setup.shared);
+                scope.spawn(move || {
+                    let mut given = Vec::new();
+                    let mut offset = 0;
+                    for i in 0..4000u32 {
+                        let request = SectorRequest {
+                            inode: i % 5,
+                            offset,
+                            sectors: 8 + i % 9,
+                            // Sometimes another's: then its open buckets are taken over.
+                            write_point: if i % 7 == 0 { 99 } else { writer },
+                            moving_gc: i % 50 == 0,
+                            wait: true,
+                        };
+                        let writer = usize::try_from(writer).unwrap();
+                        let piece = sectors.alloc_sectors(writer, &request).unwrap();
+                        offset += u64::from(piece.sectors);
+                        given.push((piece.pointer, piece.sector.0, piece.sectors));
+                        // Held for a while, so that a bucket given twice shows.
+                        if given.len() > 256 {
+                            let (pointer, ..) = given[given.len() - 256];
+                            let bucket = pointer.bucket;
+                            shared.state().table().unpin(bucket).unwrap();
+                        }
+                    }
+                    given
+                })
+            })
+            .collect();
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    });
+    // A bucket is given again only with another gen.
+    let mut pieces: Vec<_> = given
+        .iter()
+        .map(|(pointer, sector, sectors)| {
+            (pointer.bucket, pointer.bucket_gen.0, *sector, u64::from(*sectors))
+        })
+        .collect();
+    pieces.sort_unstable();
+    for pair in pieces.windows(2) {
+        let (one, next) = (pair[0], pair[1]);
+        if (one.0, one.1) == (next.0, next.1) {
+            assert!(one.2 + one.3 <= next.2, "{one:?} and {next:?} overlap");
+        }
+        assert!(one.2 + one.3 <= (one.0.0 + 1) * 64, "{one:?} leaves its bucket");
+    }
+    let total: u64 = pieces.iter().map(|piece| piece.3).sum();
+    assert_eq!(sectors.sectors_written(0), total);
+    assert!(allocator.stop().is_ok());
+}
+
+fn filled_set(used: [usize; 3]) -> CacheSet {
+    let set = CacheSet::new(&[config(3000), config(3000), config(3000)]).unwrap();
+    set.gc_finish(&[]).unwrap();
+    for (cache, used) in set.caches().iter().zip(used) {
+        let state = cache.state();
+        state.initial_fill();
+        state.invalidate_buckets().unwrap();
+        state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+        while state.reserve_used(Reserve::None) < 3 {
+            state.hand_out();
+        }
+        for _ in 0..used {
+            state.bucket_alloc(Reserve::None).unwrap().unwrap();
+        }
+    }
+    set
+}
+
+#[test]
+fn a_set_takes_the_emptiest_caches_and_gives_all_back_on_failure() {
+    let set = filled_set([2, 0, 1]);
+    let none = |device: usize| set.caches()[device].state().reserve_used(Reserve::None);
+    let avail = set.counters().avail_nbuckets();
+    let two = set.bucket_alloc_set(Reserve::None, 2, false).unwrap();
+    assert_eq!(two.iter().map(|pointer| pointer.device).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(set.counters().avail_nbuckets(), avail - 2);
+    set.release_set(&two).unwrap();
+    assert_eq!(set.counters().avail_nbuckets(), avail);
+    // Two each on 1, one each on 0 and 2: then 0 and 2 run dry.
+    assert_eq!([none(0), none(1), none(2)], [1, 2, 1]);
+    set.bucket_alloc_set(Reserve::None, 3, false).unwrap();
+    assert_eq!([none(0), none(1), none(2)], [0, 1, 0]);
+    let avail = set.counters().avail_nbuckets();
+    let moving = |device: usize| set.caches()[device].state().reserve_used(Reserve::MovingGc);
+    let failed = set.bucket_alloc_set(Reserve::None, 2, false);
+    assert!(matches!(failed, Err(AllocError::WouldBlock { .. })), "{failed:?}");
+    // The bucket of cache 1 is free again: nobody holds a pin or a mark.
+    assert_eq!(set.counters().avail_nbuckets(), avail);
+    let of_one = set.caches()[1].state();
+    let pinned = (3..3000)
+        .map(BucketIndex)
+        .filter(|&b| of_one.lifecycle(b).unwrap() == Lifecycle::Allocated)
+        .count();
+    assert_eq!(pinned, 1, "only the bucket that the set of three holds on cache 1");
+    assert!(moving(0) > 0, "another reserve is not touched");
+    assert!(set.bucket_alloc_set(Reserve::None, 4, false).is_err());
+    assert!(set.bucket_alloc_set(Reserve::None, 0, false).is_err());
+}
+
+#[test]
+fn of_equally_empty_caches_the_one_with_the_oldest_data_is_first() {
+    let set = filled_set([0, 0, 0]);
+    for (device, prio) in [(0, 300), (1, 100), (2, 200)] {
+        let cache = &set.caches()[device];
+        for bucket in (3..3000).map(BucketIndex) {
+            cache.state().table().set_prio(bucket, Prio(prio)).unwrap();
+        }
+    }
+    assert!(set.account_io(1));
+    assert_eq!(set.counters().min_prio(), 99);
+    let two = set.bucket_alloc_set(Reserve::None, 2, false).unwrap();
+    assert_eq!(two.iter().map(|pointer| pointer.device).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn sets_that_cannot_be_are_refused() {
+    assert!(CacheSet::new(&[]).is_err());
+    assert!(CacheSet::new(&[config(3000); 9]).is_err());
+    let mut other = config(3000);
+    other.geometry = Geometry::new(3000, 3, Sectors(16), Sectors(8)).unwrap();
+    assert!(CacheSet::new(&[config(3000), other]).is_err());
+}

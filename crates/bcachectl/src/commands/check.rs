@@ -1,0 +1,200 @@
+//! `bcachectl check`: whether a cache device is consistent. Never writes.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bcache_cli::is_broken_pipe;
+use bcache_cli::out::{Out, coloured};
+use bcache_cli::progress::Progress;
+use bcache_cli::table;
+use bcache_core::cache_set;
+use bcache_core::device::holders::holders_of;
+use bcache_core::device::{FileReader, ReadDevice, open_read};
+use bcache_core::ops::check::{
+    CheckOptions, CheckProgress, Code, Registration, Report, Severity, check,
+};
+use bcache_core::units::format_bytes;
+use comfy_table::Color;
+use serde::Serialize;
+
+use crate::cli::CheckArgs;
+use crate::exit::CheckStatus;
+
+/// The output in JSON; the man page documents the keys.
+#[derive(Serialize)]
+struct Json<'a> {
+    path: &'a Path,
+    backing: &'a [PathBuf],
+    registers: bool,
+    in_use: Vec<String>,
+    #[serde(flatten)]
+    report: &'a Report,
+    exit_status: u8,
+}
+
+/// Runs `bcachectl check`. Whatever keeps it from checking ends it with [`CheckStatus::Failed`].
+pub fn run(args: &CheckArgs) -> Result<ExitCode> {
+    match check_device(args) {
+        Err(error) if !is_broken_pipe(&error) => {
+            let _ = writeln!(io::stderr(), "bcachectl: {error:#}");
+            Ok(CheckStatus::Failed.into())
+        }
+        result => result,
+    }
+}
+
+fn check_device(args: &CheckArgs) -> Result<ExitCode> {
+    let device = open_read(&args.device)?;
+    let backing: Vec<FileReader> = args.backing.iter().map(open_read).collect::<Result<_, _>>()?;
+    let in_use: Vec<String> = holders_of(&args.device).iter().map(ToString::to_string).collect();
+    if !in_use.is_empty() {
+        writeln!(
+            io::stderr(),
+            "bcachectl: warning: {} is in use ({}): what changes while it is read looks like \
+             damage",
+            args.device.display(),
+            in_use.join("; ")
+        )?;
+    }
+    let options = CheckOptions {
+        backing: backing.iter().map(|device| device as &dyn ReadDevice).collect(),
+        verify_clean: args.verify_clean,
+        findings_per_code: args.findings,
+        ..CheckOptions::default()
+    };
+    let mut progress = Progress::new(args.device.display().to_string());
+    let report = check(&device, &options, &mut |at| match at {
+        CheckProgress::Reading(cache_set::Progress::Journal { done, total }) => {
+            progress.set("journal", done, total);
+        }
+        CheckProgress::Reading(cache_set::Progress::Prios { done, total }) => {
+            progress.set("prios", done, total);
+        }
+        CheckProgress::Reading(cache_set::Progress::Btree { done, known }) => {
+            progress.set("btree nodes", done, known);
+        }
+        CheckProgress::Comparing { done, total } => progress.set("clean data", done, total),
+    });
+    progress.finish();
+    let report = report
+        .map_err(|error| anyhow::Error::from(error).context(args.device.display().to_string()))?;
+    let status = exit_status(&report);
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&Json {
+            path: &args.device,
+            backing: &args.backing,
+            registers: !matches!(report.registration, Registration::Refused { .. }),
+            in_use,
+            report: &report,
+            exit_status: status,
+        })?;
+    } else {
+        render(&mut out, args, &report)?;
+    }
+    out.finish()?;
+    Ok(ExitCode::from(status))
+}
+
+/// As fsck(8) has it: a sum. What is only untidy is no error.
+fn exit_status(report: &Report) -> u8 {
+    let refused = matches!(report.registration, Registration::Refused { .. });
+    let errors = refused
+        || report.data_at_risk
+        || report.findings.iter().any(|finding| finding.severity() > Severity::Untidy);
+    let unread = report.counts.keys().any(|code| {
+        matches!(
+            code,
+            Code::JournalUnreadable
+                | Code::PrioUnreadable
+                | Code::UuidUnreadable
+                | Code::BtreeUnreadable
+                | Code::BackingUnreadable
+        )
+    });
+    let status = |condition: bool, status: CheckStatus| if condition { status as u8 } else { 0 };
+    status(errors, CheckStatus::ErrorsLeft) | status(unread, CheckStatus::Failed)
+}
+
+fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
+    let style = out.style();
+    let (kernel, kernel_colour) = match &report.registration {
+        Registration::Accepted => ("the kernel would register it".to_owned(), Color::Green),
+        Registration::Initialised => (
+            "the kernel would register it and start it afresh: it holds no cache set".to_owned(),
+            Color::Green,
+        ),
+        Registration::Refused { code, reason } => {
+            (format!("the kernel would NOT register it: {reason} [{}]", code.name()), Color::Red)
+        }
+    };
+    let (data, data_colour) = if report.data_at_risk {
+        ("data is AT RISK", Color::Red)
+    } else if report.incomplete {
+        ("whether data is at risk cannot be told", Color::Yellow)
+    } else {
+        ("no data is at risk", Color::Green)
+    };
+    writeln!(
+        out,
+        "{}: {}; {}.",
+        args.device.display(),
+        coloured(style, kernel_colour, &kernel),
+        coloured(style, data_colour, data)
+    )?;
+    for volume in &report.dirty {
+        let name = if volume.label.is_empty() {
+            format!("volume {}", volume.slot)
+        } else {
+            format!("volume {} \"{}\"", volume.slot, volume.label)
+        };
+        let kind = if volume.flash_only { "flash-only" } else { "backing device" };
+        writeln!(
+            out,
+            "Only this cache has {} of {name} ({kind}, UUID {}).",
+            format_bytes(volume.dirty_sectors.bytes()),
+            volume.uuid
+        )?;
+    }
+    if report.findings.is_empty() {
+        writeln!(out, "Nothing was found.")?;
+        return Ok(());
+    }
+    writeln!(out)?;
+    let header = ["code", "severity", "place", "expected", "found"];
+    let mut rows = table::table(style, &header);
+    for finding in &report.findings {
+        let colour = match finding.severity() {
+            Severity::Untidy => Color::Reset,
+            Severity::DataAtRisk => Color::Yellow,
+            Severity::KernelRefuses => Color::Red,
+        };
+        rows.add_row(vec![
+            format!("{} {}", finding.code().number(), finding.code().name()).into(),
+            table::state(style, finding.severity().name(), colour),
+            finding.place().to_string().into(),
+            finding.expected().into(),
+            finding.found().into(),
+        ]);
+    }
+    writeln!(out, "{rows}")?;
+    for (code, count) in &report.counts {
+        let told = report.findings.iter().filter(|finding| finding.code() == *code).count() as u64;
+        let more =
+            if told < *count { format!(" ({told} of {count} listed)") } else { String::new() };
+        writeln!(
+            out,
+            "{} {}{more}: {} {}",
+            code.number(),
+            code.name(),
+            code.meaning(),
+            code.advice()
+        )?;
+    }
+    if report.incomplete {
+        writeln!(out, "Parts could not be read or understood: there may be more than was found.")?;
+    }
+    Ok(())
+}
