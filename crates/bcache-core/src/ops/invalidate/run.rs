@@ -1,7 +1,5 @@
 //! Carrying an invalidation out, and proving that it has come to pass.
 
-use std::collections::BTreeSet;
-
 use crate::cache_set::journal::Journal;
 use crate::cache_set::{CacheDevice, CacheSet, GcMark, Progress, ReadOptions};
 use crate::device::{BlockDevice, DeviceError, ReadDevice};
@@ -100,8 +98,13 @@ fn prove_buckets(
     after: &CacheSet<'_>,
 ) -> Result<(), ProofError> {
     let before = plan.set();
-    let old_chain: BTreeSet<BucketIndex> = before.prios.buckets.iter().copied().collect();
-    let new_chain: BTreeSet<BucketIndex> = writes.chain.iter().copied().collect();
+    // In the order of the buckets, so that they can be passed along with them.
+    let sorted = |chain: &[BucketIndex]| {
+        let mut chain = chain.to_vec();
+        chain.sort_unstable();
+        chain.into_iter().peekable()
+    };
+    let (mut old_chain, mut new_chain) = (sorted(&before.prios.buckets), sorted(&writes.chain));
     let all = (0u64..).map(BucketIndex).zip(before.table.as_slice()).zip(after.table.as_slice());
     for ((number, old), new) in all {
         let is_target = plan.is_target(number);
@@ -110,10 +113,12 @@ fn prove_buckets(
             let (Gen(expected), Gen(found)) = (expected, new.bucket_gen());
             return Err(ProofError::BucketGen { bucket: number, expected, found });
         }
+        let in_old_chain = old_chain.next_if_eq(&number).is_some();
+        let in_new_chain = new_chain.next_if_eq(&number).is_some();
         let expected = match old.mark() {
             _ if is_target => GcMark::Unused,
-            GcMark::Unused if new_chain.contains(&number) => GcMark::Metadata,
-            GcMark::Metadata if old_chain.contains(&number) => GcMark::Unused,
+            GcMark::Unused if in_new_chain => GcMark::Metadata,
+            GcMark::Metadata if in_old_chain => GcMark::Unused,
             mark => mark,
         };
         if new.mark() != expected {
