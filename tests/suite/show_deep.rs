@@ -314,7 +314,7 @@ fn what_cannot_be_told_is_said_so() {
     let device = device(&fixture, &["--btree", "--prios"]);
     let bucket = tool::number(&device, "/superblock/bucket_size_sectors").unwrap() * 512;
     let root = tool::number(&device, "/btree/root_bucket").unwrap();
-    bcache_tests::image::write_at(&fixture.cache, root * bucket + 40, &[0xff; 16]).unwrap();
+    bcache_tests::image::write_at(&fixture.cache, root * bucket + 8, &[0xff; 8]).unwrap();
     let output = show([OsStr::new("--dirty"), fixture.cache.as_os_str()]);
     assert_eq!(code(&output), 1, "{}", text(&output));
     assert!(text(&output).contains("CANNOT BE TOLD"), "{}", text(&output));
@@ -396,7 +396,7 @@ fn buckets_are_filtered_sorted_and_limited() {
         let reversed = column(&rows(&["--sort", sort, "--reverse"]), name);
         assert!(reversed.is_sorted_by(|a, b| a >= b), "{sort}");
     }
-    assert_ne!(column(&all, "prio").first(), column(&all, "prio").last(), "sorting is seen");
+    assert_ne!(rows(&["--sort", "prio"]), all, "sorting is seen");
     assert_eq!(column(&rows(&["--reverse", "--limit", "2"]), "bucket"), [1023, 1022]);
     assert!(rows(&["--limit", "0"]).is_empty());
 }

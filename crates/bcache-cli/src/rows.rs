@@ -123,10 +123,18 @@ pub fn write_list<L: List>(out: &mut Out, format: Format, list: &L) -> Result<()
         }),
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(&mut *out);
-            each(list, |row| csv.serialize(row).map_err(io::Error::from))?;
+            each(list, |row| csv.serialize(row).map_err(io_error))?;
             csv.flush()?;
             Ok(())
         }
+    }
+}
+
+/// The device's own error where there is one: a closed pipe has to be seen as such.
+fn io_error(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
     }
 }
 

@@ -70,11 +70,12 @@ pub(super) fn examine<'d>(
                     DirtyAnswer::unknown("its superblock has a bad checksum")
                 }
             });
-            return Ok(wanted_nothing(
-                args,
-                examined,
-                "a backing device has no buckets and no keys",
-            ));
+            // Named beside its cache, a backing device is there for its volume to be recognised.
+            if args.devices.len() > 1 {
+                return Ok(examined);
+            }
+            let why = "a backing device has no buckets and no keys";
+            return Ok(wanted_nothing(args, examined, why));
         }
         None => {
             examined.dirty =
