@@ -1,0 +1,129 @@
+//! `bcache-bench compare`: what changed, and what is only noise.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use bcache_cli::out::{Out, Style};
+use bcache_cli::table::{number, state, table};
+use comfy_table::{Cell, Color};
+
+use crate::cli::CompareArgs;
+use crate::compare::{Comparison, Difference, Verdict, format_ratio};
+use crate::exit::Failure;
+use crate::num::{float, format_count, format_ns, whole};
+use crate::report::Report;
+
+/// Runs `bcache-bench compare`.
+pub fn run(args: &CompareArgs) -> Result<ExitCode> {
+    let (a, b) = (Report::load(&args.a)?, Report::load(&args.b)?);
+    let comparison = Comparison::new(&a, &b, args.threshold / 100.0);
+    if !args.force && !comparison.settings.is_empty() {
+        let list: Vec<String> = comparison
+            .settings
+            .iter()
+            .map(|it| format!("{} ({} and {})", it.name, it.a, it.b))
+            .collect();
+        bail!(
+            "{} and {} were run with different settings: {}; --force compares them nevertheless",
+            args.a.display(),
+            args.b.display(),
+            list.join(", ")
+        );
+    }
+    if comparison.is_empty() {
+        bail!("{} and {} have no run in common", args.a.display(), args.b.display());
+    }
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&comparison)?;
+    } else {
+        let style = out.style();
+        render(&mut out, style, &comparison, [&a, &b])?;
+    }
+    out.finish()?;
+    let (worse, _) = comparison.changes();
+    Ok(if worse > 0 { Failure::Worse.into() } else { ExitCode::SUCCESS })
+}
+
+fn verdict(style: Style, verdict: Verdict) -> Cell {
+    match verdict {
+        Verdict::NoChange => Cell::new("no change beyond the noise"),
+        Verdict::Better => state(style, "better", Color::Green),
+        Verdict::Worse => state(style, "worse", Color::Red),
+        Verdict::TooFewSamples => state(style, "too few samples to say", Color::Yellow),
+    }
+}
+
+fn render(
+    out: &mut impl Write,
+    style: Style,
+    comparison: &Comparison,
+    reports: [&Report; 2],
+) -> Result<()> {
+    for (what, differences) in
+        [("settings", &comparison.settings), ("circumstances", &comparison.environment)]
+    {
+        if !differences.is_empty() {
+            let mut rows = table(style, &[&format!("different {what}"), "A", "B"]);
+            for Difference { name, a, b } in differences {
+                rows.add_row([name, a, b]);
+            }
+            writeln!(out, "{}\n", rows.trim_fmt())?;
+        }
+    }
+    let mut rows = table(
+        style,
+        &["run", "measure", "", "A", "its range", "B", "its range", "change", "verdict"],
+    );
+    for it in &comparison.latencies {
+        let ns = |value: u64| format_ns(float(value));
+        let range = |low: u64, high: u64| Cell::new(format!("{} .. {}", ns(low), ns(high)));
+        rows.add_row([
+            Cell::new(&it.run),
+            Cell::new(it.measure),
+            Cell::new(it.percentile),
+            number(ns(it.a.value_ns)),
+            range(it.a.low_ns, it.a.high_ns),
+            number(ns(it.b.value_ns)),
+            range(it.b.low_ns, it.b.high_ns),
+            number(format_ratio(it.ratio)),
+            verdict(style, it.verdict),
+        ]);
+    }
+    for it in &comparison.rates {
+        rows.add_row([
+            Cell::new(&it.run),
+            Cell::new(it.name),
+            Cell::new(""),
+            number(format_count(whole(it.a))),
+            Cell::new(""),
+            number(format_count(whole(it.b))),
+            Cell::new(""),
+            number(format_ratio(it.ratio)),
+            verdict(style, it.verdict),
+        ]);
+    }
+    writeln!(out, "{}", rows.trim_fmt())?;
+    for it in &comparison.unmatched {
+        let only_in = it.only_in.to_ascii_uppercase();
+        writeln!(out, "only in {only_in}: {}, {}", it.run, it.measure)?;
+    }
+    for (name, report) in ["A", "B"].into_iter().zip(reports) {
+        for warning in &report.warnings {
+            writeln!(out, "warning of {name}: {warning}")?;
+        }
+    }
+    let percent = comparison.threshold * 100.0;
+    writeln!(
+        out,
+        "\n{}. Changed is what moved by more than {percent} % and, for percentiles, out of the range\n\
+         in which chance alone would leave it (99 %). Two runs of the same thing may differ by more:\n\
+         repeat a run before a change is believed.",
+        match comparison.changes() {
+            (0, 0) => "No change beyond the noise".to_owned(),
+            (worse, better) => format!("Worse: {worse}, better: {better}"),
+        }
+    )?;
+    Ok(())
+}
