@@ -182,7 +182,7 @@ impl Comparison {
     }
 }
 
-fn difference(name: &str, a: impl ToString, b: impl ToString) -> Option<Difference> {
+fn difference(name: &str, a: &impl ToString, b: &impl ToString) -> Option<Difference> {
     let (a, b) = (a.to_string(), b.to_string());
     (a != b).then(|| Difference { name: name.to_owned(), a, b })
 }
@@ -193,7 +193,7 @@ fn settings(a: &Report, b: &Report) -> Vec<Difference> {
         .settings
         .differences(&b.settings)
         .into_iter()
-        .filter_map(|name| difference(name, a.settings.text(name), b.settings.text(name)));
+        .filter_map(|name| difference(name, &a.settings.text(name), &b.settings.text(name)));
     command.into_iter().chain(named).collect()
 }
 
@@ -218,13 +218,13 @@ fn environment(a: &Report, b: &Report) -> Vec<Difference> {
     let build = |debug| if debug { "debug" } else { "release" };
     [
         difference("version", &a.version, &b.version),
-        difference("build", build(on_a.debug_build), build(on_b.debug_build)),
-        difference("CPU", text(&on_a.cpu_model), text(&on_b.cpu_model)),
-        difference("CPUs", on_a.cpus, on_b.cpus),
-        difference("kernel", text(&on_a.kernel), text(&on_b.kernel)),
-        difference("clocksource", text(&on_a.clocksource), text(&on_b.clocksource)),
-        difference("device", devices(a), devices(b)),
-        difference("ended early", a.interrupted, b.interrupted),
+        difference("build", &build(on_a.debug_build), &build(on_b.debug_build)),
+        difference("CPU", &text(&on_a.cpu_model), &text(&on_b.cpu_model)),
+        difference("CPUs", &on_a.cpus, &on_b.cpus),
+        difference("kernel", &text(&on_a.kernel), &text(&on_b.kernel)),
+        difference("clocksource", &text(&on_a.clocksource), &text(&on_b.clocksource)),
+        difference("device", &devices(a), &devices(b)),
+        difference("ended early", &a.interrupted, &b.interrupted),
     ]
     .into_iter()
     .flatten()

@@ -3,6 +3,7 @@
 //! Each writer counts in a cache line of its own, with plain stores: a counter that writers share
 //! would cost more than an allocation does. A thread adds them up a few times a second.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -233,19 +234,20 @@ impl Window {
                 (self.began, self.then) = (now, sums);
             }
         }
+        // Writing to a string cannot fail.
         let mut message = format!(
             "{} op/s  {}/s",
             format_count(self.operations_per_second),
             format_bytes(self.bytes_per_second)
         );
         if let Some(share) = ratio(sums.hits, sums.hits + sums.misses) {
-            message.push_str(&format!("  hits {:.0} %", share * 100.0));
+            let _ = write!(message, "  hits {:.0} %", share * 100.0);
         }
         if sums.passes > 0 {
-            message.push_str(&format!("  passes {}", format_count(sums.passes)));
+            let _ = write!(message, "  passes {}", format_count(sums.passes));
         }
         if sums.blocked > 0 {
-            message.push_str(&format!("  waited {}", format_count(sums.blocked)));
+            let _ = write!(message, "  waited {}", format_count(sums.blocked));
         }
         message
     }
