@@ -99,6 +99,10 @@ pub struct Latency {
     pub b: Estimate,
     /// `b / a`.
     pub ratio: f64,
+    /// The least that the ratio may be, from the ends of both intervals.
+    pub ratio_low: f64,
+    /// The most that it may be.
+    pub ratio_high: f64,
     /// What became of it.
     pub verdict: Verdict,
 }
@@ -255,7 +259,10 @@ fn latencies(
     let found = Percentile::ALL.map(|percentile| {
         let of = |measured: &Measured| estimate(&measured.histogram, percentile.quantile());
         let (a, b) = (of(a), of(b));
-        let ratio = float(b.value_ns.max(1)) / float(a.value_ns.max(1));
+        let ratio_of = |b_ns: u64, a_ns: u64| float(b_ns.max(1)) / float(a_ns.max(1));
+        let ratio = ratio_of(b.value_ns, a.value_ns);
+        let (ratio_low, ratio_high) =
+            (ratio_of(b.low_ns, a.high_ns), ratio_of(b.high_ns, a.low_ns));
         let apart = a.high_ns < b.low_ns || b.high_ns < a.low_ns;
         let verdict = if samples < percentile.samples_needed() {
             Verdict::TooFewSamples
@@ -264,7 +271,8 @@ fn latencies(
         } else {
             Verdict::NoChange
         };
-        Latency { run: run.clone(), measure, percentile, a, b, ratio, verdict }
+        let run = run.clone();
+        Latency { run, measure, percentile, a, b, ratio, ratio_low, ratio_high, verdict }
     });
     found.into_iter()
 }
@@ -368,6 +376,10 @@ mod tests {
     fn what_is_slower_is_worse() {
         let a = uniform(100_000, 1000, 9000, 1);
         let b = uniform(100_000, 1200, 10_800, 2);
+        for it in latencies("run", &a, &b, 0.05) {
+            assert!(it.ratio_low > 1.1 && it.ratio_low < it.ratio, "{it:?}");
+            assert!(it.ratio < it.ratio_high && it.ratio_high < 1.3, "{it:?}");
+        }
         let verdicts = |a, b, threshold| -> Vec<_> {
             latencies("run", a, b, threshold).map(|it| it.verdict).collect()
         };

@@ -72,35 +72,24 @@ fn render(
             writeln!(out, "{}\n", rows.trim_fmt())?;
         }
     }
-    let mut rows = table(
-        style,
-        &["run", "measure", "", "A", "its range", "B", "its range", "change", "verdict"],
-    );
+    let mut rows = table(style, &["figure", "A", "B", "change", "by chance", "verdict"]);
     for it in &comparison.latencies {
-        let ns = |value: u64| format_ns(float(value));
-        let range = |low: u64, high: u64| Cell::new(format!("{} .. {}", ns(low), ns(high)));
         rows.add_row([
-            Cell::new(&it.run),
-            Cell::new(it.measure),
-            Cell::new(it.percentile),
-            number(ns(it.a.value_ns)),
-            range(it.a.low_ns, it.a.high_ns),
-            number(ns(it.b.value_ns)),
-            range(it.b.low_ns, it.b.high_ns),
+            Cell::new(format!("{}: {} {}", it.run, it.measure, it.percentile)),
+            number(format_ns(float(it.a.value_ns))),
+            number(format_ns(float(it.b.value_ns))),
             number(format_ratio(it.ratio)),
+            number(format!("{} to {}", format_ratio(it.ratio_low), format_ratio(it.ratio_high))),
             verdict(style, it.verdict),
         ]);
     }
     for it in &comparison.rates {
         rows.add_row([
-            Cell::new(&it.run),
-            Cell::new(it.name),
-            Cell::new(""),
+            Cell::new(format!("{}: {}", it.run, it.name)),
             number(format_count(whole(it.a))),
-            Cell::new(""),
             number(format_count(whole(it.b))),
-            Cell::new(""),
             number(format_ratio(it.ratio)),
+            Cell::new(""),
             verdict(style, it.verdict),
         ]);
     }
@@ -117,9 +106,9 @@ fn render(
     let percent = comparison.threshold * 100.0;
     writeln!(
         out,
-        "\n{}. Changed is what moved by more than {percent} % and, for percentiles, out of the range\n\
-         in which chance alone would leave it (99 %). Two runs of the same thing may differ by more:\n\
-         repeat a run before a change is believed.",
+        "\n{}. Changed is what moved by more than {percent} % and, for percentiles, by more than\n\
+         chance explains, which is the range shown (99 % for each report). Two runs of the same thing may\n\
+         differ by more: repeat a run before a change is believed.",
         match comparison.changes() {
             (0, 0) => "No change beyond the noise".to_owned(),
             (worse, better) => format!("Worse: {worse}, better: {better}"),

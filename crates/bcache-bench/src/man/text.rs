@@ -162,9 +162,9 @@ pub(super) const COMPARE_BEFORE: Sections = &[(
     "bcache-bench compare says what changed from report A to report B, for each run and measure that \
      both have, percentile by percentile.
 
-Each percentile is shown with the range in which it lies with 99 % by chance alone, which follows from \
-     the number of samples. A percentile has changed when the ranges of A and B do not meet and it \
-     moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
+For each percentile the number of samples says within which range it lies with 99 %. The column \
+     \"by chance\" shows what these ranges make of the change. A percentile has changed when its ranges \
+     in A and B do not meet and it moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
      or too few samples to say. Rates have no such range; for them the threshold alone counts. The \
      maximum of a run is a single sample and is not compared.
 
@@ -177,7 +177,7 @@ pub(super) const COMPARE_AFTER: Sections = &[
         "JSON",
         "With --json the output is one object with threshold, settings and environment (what differs: \
          name, a, b), unmatched (run, measure, only_in), latencies (run, measure, percentile, a and b \
-         with value_ns, low_ns and high_ns, ratio, verdict) and rates (run, name, a, b, ratio, \
+         with value_ns, low_ns and high_ns, ratio, ratio_low, ratio_high, verdict) and rates (run, name, a, b, ratio, \
          verdict). A verdict is no_change, better, worse or too_few_samples.",
     ),
     (

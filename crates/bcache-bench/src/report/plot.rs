@@ -214,7 +214,7 @@ fn draw(
         curves.iter().map(|curve| points(curve.histogram, nines_max.into())).collect();
     let (low, high) = vertical_range(&lines);
 
-    let legend = LEGEND_LINE * u32::try_from(curves.len()).unwrap_or(1) + LEGEND_LINE;
+    let legend = LEGEND_LINE * (u32::try_from(curves.len()).unwrap_or(1) + 2);
     let root = SVGBackend::with_string(picture, (WIDTH, HEIGHT + legend)).into_drawing_area();
     root.fill(&WHITE)?;
     let (head, rest) = root.split_vertically(TITLE);
