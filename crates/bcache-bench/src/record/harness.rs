@@ -42,8 +42,8 @@ pub trait Worker {
     /// Why it cannot go on.
     type Error: Send;
 
-    /// Carries out one operation and records what is to be recorded of it. `Ok(false)` ends this
-    /// thread's part of the run.
+    /// Carries out one operation and records what is to be recorded of it. `Ok(false)` says that there
+    /// was nothing left to do, and ends this thread's part of the run.
     fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, Self::Error>;
 
     /// Called in the thread once no more operations come, for counts that are kept per thread.
@@ -184,10 +184,7 @@ impl<E: Send> Gate<E> {
             let mut context = Context { clock, tick, recorder: &mut recorder };
             match worker.operate(&mut context) {
                 Ok(true) => operations += 1,
-                Ok(false) => {
-                    operations += 1;
-                    break;
-                }
+                Ok(false) => break,
                 Err(error) => {
                     self.fail(error);
                     break;
@@ -318,8 +315,11 @@ mod tests {
         type Error = ();
 
         fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, ()> {
-            context.time(Measure::Discard, || ());
-            Ok(context.tick.index < 4)
+            let more = context.tick.index < 5;
+            if more {
+                context.time(Measure::Discard, || ());
+            }
+            Ok(more)
         }
     }
 

@@ -214,7 +214,7 @@ fn draw(
         curves.iter().map(|curve| points(curve.histogram, nines_max.into())).collect();
     let (low, high) = vertical_range(&lines);
 
-    let legend = LEGEND_LINE * u32::try_from(curves.len()).unwrap_or(1) + LEGEND_LINE;
+    let legend = LEGEND_LINE * (u32::try_from(curves.len()).unwrap_or(1) + 2);
     let root = SVGBackend::with_string(picture, (WIDTH, HEIGHT + legend)).into_drawing_area();
     root.fill(&WHITE)?;
     let (head, rest) = root.split_vertically(TITLE);
@@ -237,7 +237,9 @@ fn draw(
         .x_labels(usize::try_from(nines_max)? + 1)
         .y_labels(usize::try_from(high - low)? + 1)
         .x_label_formatter(&|nines| percentile_label(*nines))
-        .y_label_formatter(&|decade| format_ns(10f64.powf(*decade)).replace(".00", ""))
+        .y_label_formatter(&|decade| {
+            format_ns(10f64.powf(*decade)).replace(".00", "").replace(".0", "")
+        })
         .x_desc("percentile")
         .y_desc("latency")
         .label_style(labels.clone())
@@ -279,10 +281,10 @@ fn draw_legend(
     let first = MARGIN + 76;
     let columns = [("count", 640), ("p50", 740), ("p99", 840), ("p99.99", 940), ("max", 1040)];
     for (name, x) in columns {
-        foot.draw(&Text::new(name, (x, 8), right.color(&INK.mix(0.6))))?;
+        foot.draw(&Text::new(name, (x, 14), right.color(&INK.mix(0.6))))?;
     }
     for (index, curve) in curves.iter().enumerate() {
-        let y = i32::try_from(LEGEND_LINE)? * (i32::try_from(index)? + 1) + 8;
+        let y = i32::try_from(LEGEND_LINE)? * (i32::try_from(index)? + 1) + 14;
         let ends = [(first, y), (first + 36, y)];
         match dash_of(curve) {
             None => foot.draw(&PathElement::new(ends, style_of(curve)))?,

@@ -137,7 +137,9 @@ impl Scattered {
         let zipf = Zipf::new(float(places), exponent).ok()?;
         // The golden section of the places keeps neighbours in rank far apart.
         let golden = whole(float(places) * 0.618_033_988_749_894_9).max(1);
-        let stride = (golden..).find(|it| super::greatest_common_divisor(*it, places) == 1)?;
+        // The number before `places` is one at the latest.
+        let stride =
+            (golden..=places).find(|it| super::greatest_common_divisor(*it, places) == 1)?;
         Some(Self { zipf, places, stride })
     }
 

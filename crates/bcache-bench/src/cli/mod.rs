@@ -1,0 +1,64 @@
+//! The command line: one definition yields the parser, the help, the man page and the completions.
+
+pub mod compare;
+pub mod device;
+pub mod memory;
+pub mod plot;
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use compare::CompareArgs;
+pub use device::DeviceArgs;
+pub use memory::{BucketArgs, InvalidateArgs, SectorArgs};
+pub use plot::PlotArgs;
+
+/// Drive bcache's allocator, and measure it
+#[derive(Debug, Parser)]
+#[command(
+    name = "bcache-bench",
+    version,
+    about,
+    long_about = None,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Time an LRU pass and a rescaling in memory, against the sum of an array
+    Invalidate(InvalidateArgs),
+    /// Time bucket allocation in memory while the allocator thread invalidates
+    Bucket(BucketArgs),
+    /// Time sector allocation in memory
+    Sector(SectorArgs),
+    /// Say what changed between two reports, noise considered
+    Compare(CompareArgs),
+    /// Draw the latencies of reports into one picture
+    Plot(PlotArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages
+    #[command(hide = true)]
+    Man {
+        /// The folder to write them to
+        folder: PathBuf,
+    },
+}
+
+/// The whole command line, as clap sees it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}

@@ -1,0 +1,118 @@
+//! `bcache-bench compare`: what changed, and what is only noise.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use bcache_cli::out::{Out, Style};
+use bcache_cli::table::{number, state, table};
+use comfy_table::{Cell, Color};
+
+use crate::cli::CompareArgs;
+use crate::compare::{Comparison, Difference, Verdict, format_ratio};
+use crate::exit::Failure;
+use crate::num::{float, format_count, format_ns, whole};
+use crate::report::Report;
+
+/// Runs `bcache-bench compare`.
+pub fn run(args: &CompareArgs) -> Result<ExitCode> {
+    let (a, b) = (Report::load(&args.a)?, Report::load(&args.b)?);
+    let comparison = Comparison::new(&a, &b, args.threshold / 100.0);
+    if !args.force && !comparison.settings.is_empty() {
+        let list: Vec<String> = comparison
+            .settings
+            .iter()
+            .map(|it| format!("{} ({} and {})", it.name, it.a, it.b))
+            .collect();
+        bail!(
+            "{} and {} were run with different settings: {}; --force compares them nevertheless",
+            args.a.display(),
+            args.b.display(),
+            list.join(", ")
+        );
+    }
+    if comparison.is_empty() {
+        bail!("{} and {} have no run in common", args.a.display(), args.b.display());
+    }
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&comparison)?;
+    } else {
+        let style = out.style();
+        render(&mut out, style, &comparison, [&a, &b])?;
+    }
+    out.finish()?;
+    let (worse, _) = comparison.changes();
+    Ok(if worse > 0 { Failure::Worse.into() } else { ExitCode::SUCCESS })
+}
+
+fn verdict(style: Style, verdict: Verdict) -> Cell {
+    match verdict {
+        Verdict::NoChange => Cell::new("no change beyond the noise"),
+        Verdict::Better => state(style, "better", Color::Green),
+        Verdict::Worse => state(style, "worse", Color::Red),
+        Verdict::TooFewSamples => state(style, "too few samples to say", Color::Yellow),
+    }
+}
+
+fn render(
+    out: &mut impl Write,
+    style: Style,
+    comparison: &Comparison,
+    reports: [&Report; 2],
+) -> Result<()> {
+    for (what, differences) in
+        [("settings", &comparison.settings), ("circumstances", &comparison.environment)]
+    {
+        if !differences.is_empty() {
+            let mut rows = table(style, &[&format!("different {what}"), "A", "B"]);
+            for Difference { name, a, b } in differences {
+                rows.add_row([name, a, b]);
+            }
+            writeln!(out, "{}\n", rows.trim_fmt())?;
+        }
+    }
+    let mut rows = table(style, &["figure", "A", "B", "change", "by chance", "verdict"]);
+    for it in &comparison.latencies {
+        rows.add_row([
+            Cell::new(format!("{}: {} {}", it.run, it.measure, it.percentile)),
+            number(format_ns(float(it.a.value_ns))),
+            number(format_ns(float(it.b.value_ns))),
+            number(format_ratio(it.ratio)),
+            number(format!("{} to {}", format_ratio(it.ratio_low), format_ratio(it.ratio_high))),
+            verdict(style, it.verdict),
+        ]);
+    }
+    for it in &comparison.rates {
+        rows.add_row([
+            Cell::new(format!("{}: {}", it.run, it.name)),
+            number(format_count(whole(it.a))),
+            number(format_count(whole(it.b))),
+            number(format_ratio(it.ratio)),
+            Cell::new(""),
+            verdict(style, it.verdict),
+        ]);
+    }
+    writeln!(out, "{}", rows.trim_fmt())?;
+    for it in &comparison.unmatched {
+        let only_in = it.only_in.to_ascii_uppercase();
+        writeln!(out, "only in {only_in}: {}, {}", it.run, it.measure)?;
+    }
+    for (name, report) in ["A", "B"].into_iter().zip(reports) {
+        for warning in &report.warnings {
+            writeln!(out, "warning of {name}: {warning}")?;
+        }
+    }
+    let percent = comparison.threshold * 100.0;
+    writeln!(
+        out,
+        "\n{}. Changed is what moved by more than {percent} % and, for percentiles, by more than\n\
+         chance explains, which is the range shown (99 % for each report). Two runs of the same thing may\n\
+         differ by more: repeat a run before a change is believed.",
+        match comparison.changes() {
+            (0, 0) => "No change beyond the noise".to_owned(),
+            (worse, better) => format!("Worse: {worse}, better: {better}"),
+        }
+    )?;
+    Ok(())
+}

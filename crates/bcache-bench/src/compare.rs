@@ -1,0 +1,445 @@
+//! What changed between two reports, and what is only noise.
+//!
+//! A percentile of a run is an estimate. Its confidence interval follows from the order statistics:
+//! of `n` samples, the one at rank `n p` may as well have been any within
+//! `n p ± z sqrt(n p (1 - p))`, and the values at those ranks, widened to the histogram's resolution,
+//! bound the percentile. A change is called one when the intervals of both runs are apart *and* the
+//! percentile moved by more than a threshold: samples of one run have the state of the machine in
+//! common, so that two runs of the same thing differ by more than sampling alone explains.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::num::{float, whole};
+use crate::record::Measure;
+use crate::report::{Figures, Measured, Percentile, Report, Run};
+
+/// Quantile of the normal distribution for intervals that hold with 99 %.
+const Z: f64 = 2.576;
+
+/// By how much a figure has to move by default to be called changed.
+pub const THRESHOLD: f64 = 0.05;
+
+/// Two reports beside each other.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// Share by which a figure has to move to be called changed.
+    pub threshold: f64,
+    /// Settings that differ.
+    pub settings: Vec<Difference>,
+    /// What else differs and may explain a change: machine, kernel, device, build.
+    pub environment: Vec<Difference>,
+    /// Runs and measures that only one report has.
+    pub unmatched: Vec<Unmatched>,
+    /// Latencies that both have.
+    pub latencies: Vec<Latency>,
+    /// Rates that both have.
+    pub rates: Vec<Rate>,
+}
+
+/// Something in which two reports differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What.
+    pub name: String,
+    /// In the first report.
+    pub a: String,
+    /// In the second.
+    pub b: String,
+}
+
+/// A measure that only one report has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unmatched {
+    /// The run.
+    pub run: String,
+    /// The measure.
+    pub measure: Measure,
+    /// Which report has it: `a` or `b`.
+    pub only_in: char,
+}
+
+/// What became of a figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing that noise would not explain.
+    NoChange,
+    /// Better.
+    Better,
+    /// Worse.
+    Worse,
+    /// Too few samples in one report or the other to say.
+    TooFewSamples,
+}
+
+/// An estimate and its confidence interval (99 %), in ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// The percentile.
+    pub value_ns: u64,
+    /// Lower bound.
+    pub low_ns: u64,
+    /// Upper bound.
+    pub high_ns: u64,
+}
+
+/// A percentile in both reports.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Latency {
+    /// The run.
+    pub run: String,
+    /// The measure.
+    pub measure: Measure,
+    /// The percentile.
+    pub percentile: Percentile,
+    /// In the first report.
+    pub a: Estimate,
+    /// In the second.
+    pub b: Estimate,
+    /// `b / a`.
+    pub ratio: f64,
+    /// The least that the ratio may be, from the ends of both intervals.
+    pub ratio_low: f64,
+    /// The most that it may be.
+    pub ratio_high: f64,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// A rate in both reports; more is better.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rate {
+    /// The run.
+    pub run: String,
+    /// Which rate.
+    pub name: &'static str,
+    /// In the first report.
+    pub a: f64,
+    /// In the second.
+    pub b: f64,
+    /// `b / a`.
+    pub ratio: f64,
+    /// What became of it; rates have no samples, so that only the threshold tells.
+    pub verdict: Verdict,
+}
+
+impl Comparison {
+    /// Compares `b` with `a`.
+    pub fn new(a: &Report, b: &Report, threshold: f64) -> Self {
+        let mut comparison = Self {
+            threshold,
+            settings: settings(a, b),
+            environment: environment(a, b),
+            unmatched: Vec::new(),
+            latencies: Vec::new(),
+            rates: Vec::new(),
+        };
+        for run_a in &a.runs {
+            let run_b = b.run(&run_a.name);
+            for measured in &run_a.measures {
+                match run_b.and_then(|run| run.measured(measured.measure)) {
+                    Some(other) => {
+                        comparison.latencies.extend(latencies(
+                            &run_a.name,
+                            measured,
+                            other,
+                            threshold,
+                        ));
+                    }
+                    None => comparison.unmatched(run_a, measured, 'a'),
+                }
+            }
+            if let Some(run_b) = run_b {
+                comparison.rates.extend(rates(run_a, run_b, threshold));
+            }
+        }
+        for run_b in &b.runs {
+            let run_a = a.run(&run_b.name);
+            for measured in &run_b.measures {
+                if run_a.and_then(|run| run.measured(measured.measure)).is_none() {
+                    comparison.unmatched(run_b, measured, 'b');
+                }
+            }
+        }
+        comparison
+    }
+
+    fn unmatched(&mut self, run: &Run, measured: &Measured, only_in: char) {
+        let (run, measure) = (run.name.clone(), measured.measure);
+        self.unmatched.push(Unmatched { run, measure, only_in });
+    }
+
+    /// Whether both reports have anything in common.
+    pub fn is_empty(&self) -> bool {
+        self.latencies.is_empty() && self.rates.is_empty()
+    }
+
+    /// How many figures have become worse, and how many better.
+    pub fn changes(&self) -> (usize, usize) {
+        let verdicts = || {
+            let latencies = self.latencies.iter().map(|it| it.verdict);
+            latencies.chain(self.rates.iter().map(|it| it.verdict))
+        };
+        let count = |wanted| verdicts().filter(|verdict| *verdict == wanted).count();
+        (count(Verdict::Worse), count(Verdict::Better))
+    }
+}
+
+fn difference(name: &str, a: &impl ToString, b: &impl ToString) -> Option<Difference> {
+    let (a, b) = (a.to_string(), b.to_string());
+    (a != b).then(|| Difference { name: name.to_owned(), a, b })
+}
+
+fn settings(a: &Report, b: &Report) -> Vec<Difference> {
+    let command = difference("command", &a.command, &b.command);
+    let named = a
+        .settings
+        .differences(&b.settings)
+        .into_iter()
+        .filter_map(|name| difference(name, &a.settings.text(name), &b.settings.text(name)));
+    command.into_iter().chain(named).collect()
+}
+
+fn environment(a: &Report, b: &Report) -> Vec<Difference> {
+    let (on_a, on_b) = (&a.environment, &b.environment);
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
+    let devices = |report: &Report| {
+        let of = |device: &crate::environment::DeviceEnvironment| {
+            let model = device.model.clone().unwrap_or_else(|| match &device.backing {
+                crate::environment::Backing::Loop { direct: Some(true), .. } => {
+                    "direct loop".into()
+                }
+                crate::environment::Backing::Loop { .. } => "buffered loop".into(),
+                crate::environment::Backing::Image { .. } => "image".into(),
+                crate::environment::Backing::Memory => "memory".into(),
+                crate::environment::Backing::Device => "unknown".into(),
+            });
+            format!("{model} of {}", bcache_core::units::format_bytes(device.size_bytes))
+        };
+        report.environment.devices.iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    let build = |debug| if debug { "debug" } else { "release" };
+    [
+        difference("version", &a.version, &b.version),
+        difference("build", &build(on_a.debug_build), &build(on_b.debug_build)),
+        difference("CPU", &text(&on_a.cpu_model), &text(&on_b.cpu_model)),
+        difference("CPUs", &on_a.cpus, &on_b.cpus),
+        difference("kernel", &text(&on_a.kernel), &text(&on_b.kernel)),
+        difference("clocksource", &text(&on_a.clocksource), &text(&on_b.clocksource)),
+        difference("device", &devices(a), &devices(b)),
+        difference("ended early", &a.interrupted, &b.interrupted),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A quantile and its confidence interval.
+pub fn estimate(histogram: &Histogram<u64>, quantile: f64) -> Estimate {
+    let count = float(histogram.len());
+    let rank = count * quantile;
+    let slack = Z * (count * quantile * (1.0 - quantile)).sqrt();
+    let at_rank = |rank: f64| histogram.value_at_quantile((rank / count.max(1.0)).clamp(0.0, 1.0));
+    Estimate {
+        value_ns: histogram.value_at_quantile(quantile),
+        low_ns: histogram.lowest_equivalent(at_rank((rank - slack).floor())),
+        high_ns: histogram.highest_equivalent(at_rank((rank + slack).ceil())),
+    }
+}
+
+fn latencies(
+    run: &str,
+    a: &Measured,
+    b: &Measured,
+    threshold: f64,
+) -> impl Iterator<Item = Latency> + use<> {
+    let (run, measure) = (run.to_owned(), a.measure);
+    let samples = a.histogram.len().min(b.histogram.len());
+    let found = Percentile::ALL.map(|percentile| {
+        let of = |measured: &Measured| estimate(&measured.histogram, percentile.quantile());
+        let (a, b) = (of(a), of(b));
+        let ratio_of = |b_ns: u64, a_ns: u64| float(b_ns.max(1)) / float(a_ns.max(1));
+        let ratio = ratio_of(b.value_ns, a.value_ns);
+        let (ratio_low, ratio_high) =
+            (ratio_of(b.low_ns, a.high_ns), ratio_of(b.high_ns, a.low_ns));
+        let apart = a.high_ns < b.low_ns || b.high_ns < a.low_ns;
+        let verdict = if samples < percentile.samples_needed() {
+            Verdict::TooFewSamples
+        } else if apart {
+            judge(ratio, threshold)
+        } else {
+            Verdict::NoChange
+        };
+        let run = run.clone();
+        Latency { run, measure, percentile, a, b, ratio, ratio_low, ratio_high, verdict }
+    });
+    found.into_iter()
+}
+
+/// For times, of which more is worse. Down counts as up does: to 1/1.05 as to 1.05.
+fn judge(ratio: f64, threshold: f64) -> Verdict {
+    if ratio > 1.0 + threshold {
+        Verdict::Worse
+    } else if ratio < 1.0 / (1.0 + threshold) {
+        Verdict::Better
+    } else {
+        Verdict::NoChange
+    }
+}
+
+fn rates(a: &Run, b: &Run, threshold: f64) -> Vec<Rate> {
+    let (of_a, of_b) = (a.figures(), b.figures());
+    let rate = |name, get: fn(&Figures) -> Option<f64>| {
+        let (a_value, b_value) = (get(&of_a)?, get(&of_b)?);
+        let ratio = b_value / a_value;
+        let verdict = judge(a_value / b_value, threshold);
+        Some(Rate { run: a.name.clone(), name, a: a_value, b: b_value, ratio, verdict })
+    };
+    [
+        rate("operations/s", |it| it.operations_per_second),
+        rate("written bytes/s", |it| it.written_bytes_per_second),
+        rate("read bytes/s", |it| it.read_bytes_per_second),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A ratio as people read changes: `+12.3 %`, `x 4.56`.
+pub fn format_ratio(ratio: f64) -> String {
+    if (0.5..2.0).contains(&ratio) {
+        format!("{:+.1} %", (ratio - 1.0) * 100.0)
+    } else if whole(ratio) < 10 {
+        format!("x {ratio:.2}")
+    } else {
+        format!("x {ratio:.0}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::latency_histogram;
+    use crate::report::sample;
+    use rand::{Rng, SeedableRng};
+    use rand_pcg::Pcg64;
+    use serde_json::json;
+
+    fn uniform(samples: u64, low: u64, high: u64, seed: u64) -> Measured {
+        let mut random = Pcg64::seed_from_u64(seed);
+        let mut histogram = latency_histogram();
+        for _ in 0..samples {
+            histogram.record(random.random_range(low..high)).unwrap();
+        }
+        Measured { measure: Measure::DataWrite, histogram }
+    }
+
+    #[test]
+    fn intervals_hold_the_true_percentile() {
+        // 99 % of the intervals should; of 500 runs, 11 misses are already past six in a thousand.
+        for percentile in [Percentile::P50, Percentile::P90, Percentile::P99] {
+            let truth = 10_000.0 + percentile.quantile() * 90_000.0;
+            let misses = (0..500)
+                .filter(|seed| {
+                    let measured = uniform(2_000, 10_000, 100_000, *seed);
+                    let found = estimate(&measured.histogram, percentile.quantile());
+                    assert!(found.low_ns <= found.value_ns && found.value_ns <= found.high_ns);
+                    !(float(found.low_ns)..=float(found.high_ns)).contains(&truth)
+                })
+                .count();
+            assert!(misses <= 15, "{percentile}: {misses}");
+        }
+    }
+
+    #[test]
+    fn intervals_are_no_wider_than_they_must_be() {
+        let measured = uniform(100_000, 10_000, 100_000, 1);
+        let found = estimate(&measured.histogram, 0.5);
+        // z sqrt(n p q) / n of the range, twice: 733 ns, and the histogram's resolution.
+        assert!(found.high_ns - found.low_ns < 1_000, "{found:?}");
+    }
+
+    #[test]
+    fn the_same_again_is_no_change() {
+        let mut changes = 0;
+        for seed in 0..50 {
+            let (a, b) =
+                (uniform(100_000, 1000, 9000, seed), uniform(100_000, 1000, 9000, seed + 99));
+            let found = latencies("run", &a, &b, 0.0);
+            changes += found.filter(|it| it.verdict != Verdict::NoChange).count();
+        }
+        assert!(changes <= 3, "{changes} of 250");
+    }
+
+    #[test]
+    fn what_is_slower_is_worse() {
+        let a = uniform(100_000, 1000, 9000, 1);
+        let b = uniform(100_000, 1200, 10_800, 2);
+        for it in latencies("run", &a, &b, 0.05) {
+            assert!(it.ratio_low > 1.1 && it.ratio_low < it.ratio, "{it:?}");
+            assert!(it.ratio < it.ratio_high && it.ratio_high < 1.3, "{it:?}");
+        }
+        let verdicts = |a, b, threshold| -> Vec<_> {
+            latencies("run", a, b, threshold).map(|it| it.verdict).collect()
+        };
+        assert_eq!(verdicts(&a, &b, 0.05), [Verdict::Worse; 5]);
+        assert_eq!(verdicts(&b, &a, 0.05), [Verdict::Better; 5]);
+        assert_eq!(verdicts(&a, &b, 0.25), [Verdict::NoChange; 5]);
+    }
+
+    #[test]
+    fn too_few_samples_are_no_verdict() {
+        let (a, b) = (uniform(1000, 1000, 9000, 1), uniform(1_000_000, 5000, 45_000, 1));
+        let verdicts: Vec<_> = latencies("run", &a, &b, 0.05).map(|it| it.verdict).collect();
+        let (worse, few) = (Verdict::Worse, Verdict::TooFewSamples);
+        assert_eq!(verdicts, [worse, worse, worse, few, few]);
+    }
+
+    #[test]
+    fn rates_are_better_when_there_is_more() {
+        let mut a = sample::report(100_000, 1.0);
+        let b = a.clone();
+        a.runs[0].counters.written_bytes *= 2;
+        let found = Comparison::new(&a, &b, THRESHOLD);
+        let verdict = |name| found.rates.iter().find(|it| it.name == name).unwrap().verdict;
+        assert_eq!(verdict("written bytes/s"), Verdict::Worse);
+        assert_eq!(verdict("operations/s"), Verdict::NoChange);
+        assert_eq!(found.changes(), (1, 0));
+        assert_eq!(Comparison::new(&b, &a, THRESHOLD).changes(), (0, 1));
+    }
+
+    #[test]
+    fn differences_are_told() {
+        let a = sample::report(100, 1.0);
+        let mut b = a.clone();
+        b.settings.0.insert("seed".to_owned(), json!(7));
+        b.environment.kernel = Some("6.1".to_owned());
+        b.runs.push(sample::run("reference", 100, 1.0));
+        b.runs[0].measures.remove(0);
+        let found = Comparison::new(&a, &b, THRESHOLD);
+        let names = |list: &[Difference]| list.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found.settings), ["seed"]);
+        assert_eq!(names(&found.environment), ["kernel"]);
+        let unmatched: Vec<_> =
+            found.unmatched.iter().map(|it| (it.run.as_str(), it.only_in)).collect();
+        assert_eq!(unmatched, [("allocator", 'a'), ("reference", 'b'), ("reference", 'b')]);
+        assert!(!found.is_empty());
+        b.runs.clear();
+        assert!(Comparison::new(&a, &b, THRESHOLD).is_empty());
+    }
+
+    #[test]
+    fn ratios_read_well() {
+        for (ratio, text) in [
+            (1.0, "+0.0 %"),
+            (1.123, "+12.3 %"),
+            (0.9, "-10.0 %"),
+            (2.0, "x 2.00"),
+            (0.25, "x 0.25"),
+            (31.4, "x 31"),
+        ] {
+            assert_eq!(format_ratio(ratio), text);
+        }
+    }
+}

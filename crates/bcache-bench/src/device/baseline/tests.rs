@@ -1,0 +1,126 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use bcache_core::device::testkit::{
+    Fault, FaultDevice, MemoryDevice, TraceDevice, TraceOp, Trigger,
+};
+
+use super::*;
+use crate::workload::ReadShare;
+
+static GO: AtomicBool = AtomicBool::new(false);
+
+fn workload(blocks: &str, reads: f64) -> Workload {
+    Workload {
+        working_set: Sectors(1 << 20),
+        access: "zipf".parse().unwrap(),
+        block_sizes: blocks.parse().unwrap(),
+        read_share: ReadShare::from_percent(reads).unwrap(),
+        streams: NonZeroU32::new(2).unwrap(),
+        writers: NonZeroU32::new(2).unwrap(),
+        seed: 3,
+    }
+}
+
+fn amount(bytes: u64) -> Length {
+    Length::WrittenBytes(NonZeroU64::new(bytes).unwrap())
+}
+
+const AREA: Area = Area { start: Sectors(2048), size: Sectors(16384) };
+
+/// The writes of a run: offset and length in sectors.
+fn writes(device: &TraceDevice<MemoryDevice>) -> Vec<(u64, u64)> {
+    device
+        .changes()
+        .iter()
+        .filter_map(|event| match &event.op {
+            TraceOp::Write { offset, len, .. } => Some((offset / 512, len / 512)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn an_amount_is_written_within_the_area_and_consecutively() {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let live = Live::new(2);
+    let terms = Terms { pace: Pace::Closed, length: amount(12 << 20), stop: &GO, live: &live };
+    let run = fixed_addresses(&device, AREA, &workload("4k", 0.0), &terms).unwrap();
+    assert_eq!(run.counters.written_bytes, 12 << 20);
+    assert_eq!(run.operations, 3072);
+    assert_eq!(run.measured(Measure::DataWrite).unwrap().histogram.len(), 3072);
+    assert_eq!(run.measured(Measure::Operation).unwrap().histogram.len(), 3072);
+    assert!(run.measured(Measure::DataRead).is_none());
+    assert_eq!(live.sums().written_bytes, 12 << 20);
+    let part = AREA.size.0 / 4;
+    let mut next = [0, 1, 2, 3].map(|stream| AREA.start.0 + stream * part);
+    for (offset, size) in writes(&device) {
+        assert!(offset >= AREA.start.0 && offset + size <= AREA.start.0 + AREA.size.0);
+        let stream = usize::try_from((offset - AREA.start.0) / part).unwrap();
+        let start = AREA.start.0 + stream as u64 * part;
+        assert!(offset == next[stream] || (offset == start && next[stream] == start + part));
+        next[stream] = offset + size;
+    }
+}
+
+#[test]
+fn reads_stay_within_the_area_too() {
+    // A device that ends with the area: a read past it would fail.
+    let device = MemoryDevice::new((AREA.start + AREA.size).bytes());
+    let live = Live::new(2);
+    let length = Length::Elapsed(Duration::from_millis(100));
+    let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
+    let workload = workload("4k=1,12k=1,64k=1", 50.0);
+    let run = fixed_addresses(&device, AREA, &workload, &terms).unwrap();
+    assert!(run.counters.read_bytes > 0 && run.counters.written_bytes > 0);
+    let reads = run.measured(Measure::DataRead).unwrap().histogram.len();
+    assert_eq!(reads, run.counters.hits);
+    assert_eq!(reads + run.measured(Measure::DataWrite).unwrap().histogram.len(), run.operations);
+}
+
+#[test]
+fn an_area_without_room_is_refused() {
+    let device = MemoryDevice::new(32 << 20);
+    let live = Live::new(2);
+    let terms = Terms { pace: Pace::Closed, length: amount(1), stop: &GO, live: &live };
+    let area = Area { size: Sectors(511), ..AREA };
+    let error = fixed_addresses(&device, area, &workload("64k", 0.0), &terms).unwrap_err();
+    assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
+    let error = sequential_write(&device, area, Sectors(512), NonZeroU64::MIN, &GO).unwrap_err();
+    assert!(matches!(error, BaselineError::AreaTooSmall { streams: 1, .. }), "{error}");
+}
+
+#[test]
+fn device_errors_end_it() {
+    let device = FaultDevice::new(MemoryDevice::new(32 << 20)).with(Fault::new(Trigger::NthOp(20)));
+    let live = Live::new(2);
+    let length = Length::Elapsed(Duration::from_secs(600));
+    let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
+    let error = fixed_addresses(&device, AREA, &workload("4k", 0.0), &terms).unwrap_err();
+    assert!(matches!(error, BaselineError::Device(DeviceError::Io { .. })), "{error}");
+}
+
+#[test]
+fn a_sequential_write_goes_round_and_flushes_once() {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let area = Area { start: Sectors(8), size: Sectors(64) };
+    let bytes = NonZeroU64::new(40 << 10).unwrap();
+    let run = sequential_write(&device, area, Sectors(16), bytes, &GO).unwrap();
+    let offsets: Vec<u64> = writes(&device).iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(offsets, [8, 24, 40, 56, 8]);
+    assert_eq!(run.counters.written_bytes, 40 << 10);
+    assert_eq!(run.operations, 5);
+    let events = device.changes();
+    let flushes = events.iter().filter(|event| matches!(event.op, TraceOp::Flush)).count();
+    assert_eq!(flushes, 1);
+    assert!(matches!(events.last().unwrap().op, TraceOp::Flush));
+}
+
+#[test]
+fn noise_is_not_compressible_by_being_the_same() {
+    let buffer = noise(8192, 1);
+    let values: std::collections::HashSet<u8> = buffer.iter().copied().collect();
+    assert_eq!(values.len(), 256);
+    assert_ne!(&buffer[..4096], &buffer[4096..]);
+    assert_ne!(&*noise(8192, 2), &*buffer);
+}

@@ -1,0 +1,77 @@
+//! The man page of bcache-bench.
+
+mod text;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use bcache_cli::man::Page;
+
+use crate::cli;
+
+/// Writes all pages to `folder`.
+pub fn write(folder: &Path) -> Result<()> {
+    for (name, page) in pages()? {
+        let path = folder.join(&name);
+        std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// All pages, by file name.
+pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
+    let subcommand = |name: &str| {
+        cli::command().find_subcommand(name).cloned().with_context(|| format!("no command {name}"))
+    };
+    let pages = [
+        Page {
+            name: "bcache-bench",
+            command: cli::command(),
+            synopsis: &["COMMAND [OPTIONS]", "--help", "--version"],
+            invocation: "bcache-bench",
+            before: text::MAIN_BEFORE,
+            after: text::MAIN_AFTER,
+        },
+        Page {
+            name: "bcache-bench-invalidate",
+            command: subcommand("invalidate")?,
+            synopsis: &["[OPTIONS]"],
+            invocation: "bcache-bench invalidate",
+            before: text::INVALIDATE_BEFORE,
+            after: text::INVALIDATE_AFTER,
+        },
+        Page {
+            name: "bcache-bench-bucket",
+            command: subcommand("bucket")?,
+            synopsis: &["[OPTIONS]"],
+            invocation: "bcache-bench bucket",
+            before: text::BUCKET_BEFORE,
+            after: text::BUCKET_AFTER,
+        },
+        Page {
+            name: "bcache-bench-sector",
+            command: subcommand("sector")?,
+            synopsis: &["[OPTIONS]"],
+            invocation: "bcache-bench sector",
+            before: text::SECTOR_BEFORE,
+            after: text::SECTOR_AFTER,
+        },
+        Page {
+            name: "bcache-bench-compare",
+            command: subcommand("compare")?,
+            synopsis: &["[OPTIONS] A.json B.json"],
+            invocation: "bcache-bench compare",
+            before: text::COMPARE_BEFORE,
+            after: text::COMPARE_AFTER,
+        },
+        Page {
+            name: "bcache-bench-plot",
+            command: subcommand("plot")?,
+            synopsis: &["[OPTIONS] --output FILE.svg REPORT.json..."],
+            invocation: "bcache-bench plot",
+            before: text::PLOT_BEFORE,
+            after: text::PLOT_AFTER,
+        },
+    ];
+    pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
+}

@@ -1,0 +1,232 @@
+//! The sections that no parser knows.
+
+type Sections = &'static [(&'static str, &'static str)];
+
+const SEE_ALSO: (&str, &str) =
+    ("SEE ALSO", "bcache-bench(8), bcache-bench-compare(8), bcache-bench-plot(8), bcachectl(8)");
+
+pub(super) const MAIN_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-bench drives the allocator of bcache, the block cache of the Linux kernel, and measures \
+     how long it takes: not on the average only, but up to the slowest one in ten thousand.
+
+invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
+     on reports, which hold whole histograms.",
+)];
+
+pub(super) const MAIN_AFTER: Sections = &[
+    (
+        "LATENCIES",
+        "Times are kept in histograms from 1 ns to 1 hour with three significant digits.
+
+At a fixed rate an operation's latency counts from when it was due, whether or not the ones before it \
+     were done by then. None is skipped: a stall of a second shows in every operation that was due in \
+     that second. Without a rate the next operation begins when the one before it has ended, and its \
+     latency counts from there; a stall then shows once.
+
+Before an operation is due a writer sleeps, and spins for the last 100 microseconds, because sleeping \
+     ends late. At more than 10,000 operations a second for each writer it never sleeps: each writer \
+     then wants a CPU for itself, and so does the allocator.",
+    ),
+    (
+        "REPORTS",
+        "A report in JSON is one object:
+
+format :: 1. A program refuses reports of a format that it does not know.
+
+version, command, started_unix_seconds, interrupted :: The program, what it was asked for, when, and \
+         whether it was ended early.
+
+settings :: What was asked for, by name. Reports with different settings are not compared.
+
+environment :: cpu_model, cpus, kernel, clocksource, governors, clock, debug_build, and devices with \
+         their model, size_bytes, rotational, write_cache and what is behind them.
+
+runs :: What was run: each with name, elapsed_ns, operations, figures (a second, hit_ratio, \
+         write_amplification), pace (late, late_ns_max, spun_ns), counters, and measures.
+
+measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
+         max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
+
+ratios :: Figures of this report beside each other: name, value, baseline, unit.
+
+warnings :: What makes figures dubious: each with a code and the numbers that belong to it.",
+    ),
+    (
+        "WARNINGS",
+        "debug_build :: The program was built without optimisation.
+
+too_few_samples :: Fewer than ten samples lie beyond a percentile: p99.99 takes 100,000 samples.
+
+clocksource, clock_resolution :: The clock is not the CPU's counter, or coarse compared with what was \
+         measured.
+
+governor, frequency_changed :: The CPUs do not run at one frequency.
+
+other_user_of_device :: Others read or wrote the device during the run.
+
+loop_over_page_cache, image_file :: What was measured is not a device alone.
+
+steal, other_programs, involuntary_switches :: The machine did something else as well.
+
+more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or the rate was more \
+         than could be done.",
+    ),
+    (
+        "ENVIRONMENT",
+        "NO_COLOR :: If set to anything, tables have no colours. They have neither colours nor \
+         borders where the output is no terminal.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: All went well.
+
+1 :: Refused, or failed before anything was written to a device.
+
+2 :: The command line makes no sense.
+
+3 :: Failed after a device was written to.
+
+4 :: compare found something that has become worse.",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const INVALIDATE_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcache-bench invalidate times one pass over all buckets of a cache that picks those to be used \
+         again, least recently used first, and one rescaling of all priorities. Beside them it adds up \
+         an array of as many 32 bit numbers: what memory allows at best.",
+    ),
+    ("ENGINES", ENGINES),
+];
+
+pub(super) const INVALIDATE_AFTER: Sections = &[
+    EXIT_STATUS,
+    (
+        "EXAMPLES",
+        "A cache of 512 GiB and one of 17 TiB with buckets of 512 KiB:
+
+    bcache-bench invalidate --nbuckets 1048576,36864000",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const BUCKET_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcache-bench bucket times the allocation of buckets while the allocator thread invalidates \
+         buckets and hands them out. In the open loop one caller allocates at a fixed rate, and latency \
+         counts from when an allocation was due; for as long and in the same way an operation is timed \
+         that does nothing, which shows what the machine adds. In the closed loop callers allocate as \
+         fast as they can.",
+    ),
+    ("ENGINES", ENGINES),
+];
+
+pub(super) const BUCKET_AFTER: Sections = &[
+    EXIT_STATUS,
+    (
+        "EXAMPLES",
+        "Does the tail grow with the cache?
+
+    bcache-bench bucket --engine fast --nbuckets 65536,36864000 --rate 100000",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const SECTOR_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcache-bench sector times how many pieces of space the sector allocator gives out in a second. \
+         Each thread writes to its share of the streams in turn, 4 KiB at a time; buckets never run \
+         out, so that the sector allocator alone is timed.",
+    ),
+    ("ENGINES", ENGINES),
+];
+
+pub(super) const SECTOR_AFTER: Sections = &[
+    EXIT_STATUS,
+    (
+        "EXAMPLES",
+        "Up to four threads:
+
+    bcache-bench sector --threads 4",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const COMPARE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-bench compare says what changed from report A to report B, for each run and measure that \
+     both have, percentile by percentile.
+
+For each percentile the number of samples says within which range it lies with 99 %. The column \
+     \"by chance\" shows what these ranges make of the change. A percentile has changed when its ranges \
+     in A and B do not meet and it moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
+     or too few samples to say. Rates have no such range; for them the threshold alone counts. The \
+     maximum of a run is a single sample and is not compared.
+
+Reports whose settings differ are refused, and the settings are named; --force compares them \
+     nevertheless. Another machine, kernel, device or build is named and no reason to refuse.",
+)];
+
+pub(super) const COMPARE_AFTER: Sections = &[
+    (
+        "JSON",
+        "With --json the output is one object with threshold, settings and environment (what differs: \
+         name, a, b), unmatched (run, measure, only_in), latencies (run, measure, percentile, a and b \
+         with value_ns, low_ns and high_ns, ratio, ratio_low, ratio_high, verdict) and rates (run, name, a, b, ratio, \
+         verdict). A verdict is no_change, better, worse or too_few_samples.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: Nothing has become worse.
+
+1 :: A report could not be read, or the settings differ.
+
+2 :: The command line makes no sense.
+
+4 :: Something has become worse.",
+    ),
+    (
+        "EXAMPLES",
+        "Did it get slower?
+
+    bcache-bench compare before.json after.json
+
+What do two writers change? The settings differ on purpose:
+
+    bcache-bench compare --force one-writer.json two-writers.json",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const PLOT_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-bench plot draws the latencies of one or more reports into one picture: latency on a \
+     logarithmic axis, percentiles on one that gives each further nine the same room. A curve ends, \
+     with a dot, where its samples do.
+
+With several measures each has a colour, and dashes tell the reports apart; with one measure each \
+     report and run has a colour.",
+)];
+
+pub(super) const PLOT_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: The picture was written.
+
+1 :: A report could not be read, has nothing to draw, or the picture could not be written.
+
+2 :: The command line makes no sense.",
+    ),
+    (
+        "EXAMPLES",
+        "Bucket allocation before and after:
+
+    bcache-bench plot before.json after.json -m bucket-allocation -o change.svg",
+    ),
+    SEE_ALSO,
+];
