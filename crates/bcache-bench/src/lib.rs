@@ -1,6 +1,7 @@
 //! What the `bcache-bench` binary is made of: the reference engine, and the benches.
 
 pub mod cli;
+pub mod commands;
 pub mod environment;
 pub mod memory;
 pub mod num;

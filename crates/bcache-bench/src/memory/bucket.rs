@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::hint::black_box;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,10 +19,14 @@ use bcache_core::allocator::{
     AllocatorIo, AllocatorThread, BucketTable, Config, Mark, Reserve, Shared, State,
 };
 use bcache_core::units::BucketIndex;
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::harness::{Latency, OpenLoop, histogram};
+use super::latency::Latency;
 use super::{Engine, geometry, used_reference, used_state};
+use crate::num::float;
+use crate::record::pace::{Pace, Pacer};
+use crate::record::{Clock, latency_histogram};
 use crate::reference::Locked;
 
 /// A device that is not there: writes are done at once, and a GC finds all buckets half full.
@@ -77,8 +82,9 @@ fn collect(state: &State) -> anyhow::Result<()> {
 
 /// An engine with its thread running.
 trait Target: Send + Sync {
-    /// Allocates a bucket for data and, unmeasured, has it written: it can be invalidated again.
+    /// Allocates a bucket for data.
     fn alloc(&self) -> anyhow::Result<u64>;
+    /// The data is written: the bucket can be invalidated again.
     fn done(&self, bucket: u64) -> anyhow::Result<()>;
     fn passes(&self) -> u64;
 }
@@ -169,7 +175,7 @@ const SAMPLES_MIN: u64 = 200_000;
 #[derive(Clone, Debug, Serialize)]
 pub struct Rated {
     /// Allocations a second.
-    pub rate: u32,
+    pub rate: u64,
     /// Passes that the thread made meanwhile.
     pub passes: u64,
     /// Allocations.
@@ -212,7 +218,7 @@ pub struct Options {
     /// Engines.
     pub engine: Engine,
     /// Rates of the open loop.
-    pub rates: Vec<u32>,
+    pub rates: Vec<NonZeroU64>,
     /// Passes that each loop has to go through at least.
     pub passes: u64,
     /// Longest time for each loop, whatever the passes.
@@ -251,34 +257,49 @@ fn closed_loop(target: &dyn Target, options: &Options) -> anyhow::Result<(f64, u
             .map(|caller| caller.join().unwrap_or_else(|_| anyhow::bail!("a caller panicked")))
             .sum::<anyhow::Result<u64>>()
     })?;
-    #[allow(clippy::cast_precision_loss)] // a count for people
-    let per_second = counts as f64 / start.elapsed().as_secs_f64();
+    let per_second = float(counts) / start.elapsed().as_secs_f64();
     Ok((per_second, target.passes() - before))
 }
 
-fn open_loop(target: &dyn Target, rate: u32, options: &Options) -> anyhow::Result<Rated> {
-    let (mut allocs, mut empties) = (histogram()?, histogram()?);
+/// Runs `operation` so many times at an even rate; each is timed from when it was meant to begin.
+fn at_rate(
+    per_second: NonZeroU64,
+    count: u64,
+    histogram: &mut Histogram<u64>,
+    mut operation: impl FnMut() -> anyhow::Result<Option<u64>>,
+    mut afterwards: impl FnMut(u64) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let mut pacer = Pacer::new(clock, Pace::Open { per_second }, clock.now_ns(), 0, 1);
+    for _ in 0..count {
+        let Some(tick) = pacer.tick(|| false) else { return Ok(()) };
+        let result = operation();
+        histogram.saturating_record(tick.latency_ns(&clock));
+        if let Some(result) = result? {
+            afterwards(result)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_loop(target: &dyn Target, rate: NonZeroU64, options: &Options) -> anyhow::Result<Rated> {
+    let (mut allocs, mut empties) = (latency_histogram(), latency_histogram());
     let mut passes = 0;
     let start = Instant::now();
-    let slice = (rate / 4).max(1);
+    let slice = (rate.get() / 4).max(1);
     // Enough of both for the 99.99th percentile to mean something.
     while passes < options.passes || allocs.len() < SAMPLES_MIN {
         let before = target.passes();
-        let mut schedule = OpenLoop::new(rate);
-        for _ in 0..slice {
-            let bucket = schedule.run(&mut allocs, || target.alloc())?;
-            target.done(bucket)?;
-        }
+        let alloc = || target.alloc().map(Some);
+        at_rate(rate, slice, &mut allocs, alloc, |bucket| target.done(bucket))?;
         passes += target.passes() - before;
         // A schedule of its own: it does not inherit what an allocation delayed.
-        let mut schedule = OpenLoop::new(rate);
-        for _ in 0..slice {
-            schedule.run(&mut empties, || black_box(()));
-        }
+        at_rate(rate, slice, &mut empties, || Ok(black_box(None)), |_| Ok(()))?;
         if start.elapsed() > options.limit {
             break;
         }
     }
+    let rate = rate.get();
     Ok(Rated { rate, passes, alloc: Latency::of(&allocs), empty: Latency::of(&empties) })
 }
 

@@ -1,8 +1,8 @@
 //! Benches of the allocator's parts in memory, without I/O, beside the reference engine.
 
 pub mod bucket;
-pub mod harness;
 pub mod invalidate;
+pub mod latency;
 pub mod sector;
 
 use std::time::{Duration, Instant};

@@ -16,6 +16,7 @@ use bcache_core::units::{BucketIndex, Sectors};
 use serde::Serialize;
 
 use super::{Engine, geometry, used_reference, used_state};
+use crate::num::float;
 use crate::reference::{Locked, Reference};
 
 /// Sectors of a write.
@@ -155,8 +156,7 @@ fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
             .map(|writer| writer.join().unwrap_or_else(|_| anyhow::bail!("a writer panicked")))
             .collect::<anyhow::Result<Vec<_>>>()
     })?;
-    #[allow(clippy::cast_precision_loss)] // a count for people
-    Ok(counts.iter().map(|(count, time)| *count as f64 / time.as_secs_f64()).sum())
+    Ok(counts.iter().map(|(count, time)| float(*count) / time.as_secs_f64()).sum())
 }
 
 fn fast(options: &Options, threads: usize) -> anyhow::Result<f64> {
