@@ -74,7 +74,9 @@ fn allocations_wait_and_are_safe() {
             thread::spawn(move || allocate(&shared, &disk, 3))
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     assert!(allocator.stop().is_ok());
     setup.shared.state().check().unwrap();
 }
