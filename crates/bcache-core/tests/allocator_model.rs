@@ -23,6 +23,10 @@ use allocator_support::{DeviceFailed, Disk, DiskIo, collect};
 
 const NBUCKETS: u64 = 14;
 
+fn collect_in_thread(shared: Arc<Shared>) {
+    thread::spawn(move || collect(&shared));
+}
+
 struct Setup {
     shared: Arc<Shared>,
     disk: Arc<Mutex<Disk>>,
@@ -41,8 +45,7 @@ impl Setup {
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        let gc = |shared| drop(thread::spawn(move || collect(&shared)));
-        DiskIo { shared, disk, writes_left, gc }
+        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
     }
 
     fn start(&self, writes_left: u32) -> AllocatorThread<DiskIo> {
@@ -71,7 +74,9 @@ fn allocations_wait_and_are_safe() {
             thread::spawn(move || allocate(&shared, &disk, 3))
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     assert!(allocator.stop().is_ok());
     setup.shared.state().check().unwrap();
 }

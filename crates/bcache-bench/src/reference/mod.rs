@@ -5,6 +5,8 @@
 //! nothing made clever. Tests compare the allocator with it step by step, and the benches measure the
 //! allocator against it. It shares no code with the allocator beyond names of things.
 
+#![allow(clippy::missing_panics_doc)] // it panics where the kernel's BUG_ON stops it
+
 mod engine;
 mod heap;
 mod sectors;
@@ -220,16 +222,11 @@ impl Reference {
         }
         let room = self.free_inc.size - self.free_inc.items.len();
         let mut victims = Vec::with_capacity(room);
-        let mut dry = false;
         while victims.len() < room {
-            match heap::pop(&mut heap, &smaller_on_top) {
-                Some(b) => victims.push(b),
-                None => {
-                    dry = true;
-                    break;
-                }
-            }
+            let Some(b) = heap::pop(&mut heap, &smaller_on_top) else { break };
+            victims.push(b);
         }
+        let dry = victims.len() < room;
         self.heap = heap;
         (victims, dry)
     }

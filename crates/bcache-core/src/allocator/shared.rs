@@ -80,8 +80,8 @@ struct Control {
 }
 
 /// How often whoever is about to sleep looks whether it still has to: a few microseconds, less than
-/// being woken costs. Under the model checker spinning would only multiply the schedules.
-const SPINS: u32 = if cfg!(feature = "model") { 0 } else { 400 };
+/// being woken costs.
+const SPINS: u32 = 400;
 
 /// One cache's allocator, shared by those who allocate and the thread that refills.
 pub struct Shared {
@@ -257,12 +257,7 @@ impl Shared {
             if planted::is(Bug::LateAnnouncement) {
                 self.parked.store(true, Ordering::SeqCst);
             }
-            for _ in 0..SPINS {
-                if !self.parked.load(Ordering::SeqCst) {
-                    break;
-                }
-                std::hint::spin_loop();
-            }
+            self.spin_while_parked();
             let mut control = lock(&self.control);
             while !control.kicked && !control.stop {
                 control.asleep = true;
@@ -274,6 +269,20 @@ impl Shared {
                 self.parked.store(false, Ordering::SeqCst);
                 return Err(Stop);
             }
+        }
+    }
+
+    /// Waits a little for a kick: under load the next one is near, and sleeping would cost more.
+    fn spin_while_parked(&self) {
+        // The model checker would only have more schedules to try.
+        if cfg!(feature = "model") {
+            return;
+        }
+        for _ in 0..SPINS {
+            if !self.parked.load(Ordering::SeqCst) {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 

@@ -18,7 +18,7 @@ struct PrioSet {
 
 /// What a device would hold: all that was written, and what of it is durable.
 #[derive(Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     sets: HashMap<BucketIndex, PrioSet>,
     /// Heads that journal entries name, oldest first, and whether they are durable.
     heads: Vec<(BucketIndex, bool)>,
@@ -32,7 +32,7 @@ pub struct Disk {
 impl Disk {
     /// Panics unless after a crash at this moment, whatever survives of what is not durable, a reader
     /// finds that `bucket` has at least the gen `bucket_gen`.
-    pub fn assert_safe(&self, bucket: BucketIndex, bucket_gen: Gen) {
+    pub(crate) fn assert_safe(&self, bucket: BucketIndex, bucket_gen: Gen) {
         assert!(!self.entry_before_sets, "a journal entry was written before its prio sets");
         let newest_durable = self.heads.iter().rposition(|&(_, durable)| durable);
         let newest_durable = newest_durable.unwrap_or_else(|| {
@@ -56,7 +56,7 @@ impl Disk {
 
     /// Whether any chain was made current.
     #[allow(dead_code)] // not every test asks
-    pub fn has_prios(&self) -> bool {
+    pub(crate) fn has_prios(&self) -> bool {
         !self.heads.is_empty()
     }
 }
@@ -64,16 +64,16 @@ impl Disk {
 /// No space left.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the device has failed")]
-pub struct DeviceFailed;
+pub(crate) struct DeviceFailed;
 
 /// Writes to a [`Disk`].
-pub struct DiskIo {
-    pub shared: Arc<Shared>,
-    pub disk: Arc<Mutex<Disk>>,
+pub(crate) struct DiskIo {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) disk: Arc<Mutex<Disk>>,
     /// Writes and flushes until one fails, and all after it.
-    pub writes_left: u32,
+    pub(crate) writes_left: u32,
     /// Runs a GC, in a thread of its own.
-    pub gc: fn(Arc<Shared>),
+    pub(crate) gc: fn(Arc<Shared>),
 }
 
 impl DiskIo {
@@ -140,7 +140,7 @@ impl AllocatorIo for DiskIo {
 }
 
 /// A GC that finds whatever nobody holds unreferenced.
-pub fn collect(shared: &Shared) {
+pub(crate) fn collect(shared: &Shared) {
     shared.state().gc_start();
     shared.state().gc_finish(&[]).expect("no bucket was named");
     shared.gc_finished();
