@@ -1,7 +1,7 @@
 //! What the `bcache-bench` binary is made of: the reference engine, and the benches.
 
-pub mod environment;
 pub mod cli;
+pub mod environment;
 pub mod memory;
 pub mod num;
 pub mod record;
