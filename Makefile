@@ -30,7 +30,7 @@ check: deps kernels
 	$(CARGO) test -p bcache-core --features model --test allocator_model
 	$(CARGO) test --workspace --lib --bins --tests
 
-# The fuzz targets without end, with cargo-fuzz and a nightly compiler.
+# The fuzz targets for a minute each, with cargo-fuzz and a nightly compiler.
 fuzz:
 	tests/fuzz.sh
 

@@ -1,11 +1,13 @@
 //! Support for tests that cross crates: what a test needs of the machine and how it says so when
 //! that is missing ([`need`]), image files and loop devices ([`image`]), images that stock kernels
 //! wrote ([`fixture`]), the stock kernel itself under QEMU ([`kernel`]), and `bcachectl` as a user runs
-//! it ([`tool`]).
+//! it ([`tool`]). What the fuzz targets do with their bytes is here too ([`fuzz`]), so that ordinary
+//! tests do it as well.
 
 pub mod cache;
 pub mod fault;
 pub mod fixture;
+pub mod fuzz;
 pub mod image;
 pub mod kernel;
 pub mod need;

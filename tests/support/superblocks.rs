@@ -224,8 +224,21 @@ fn change(rng: &mut Pcg64, sb: &mut Bytes, target: &Target) {
         }
         15 => {
             let size = target.device_size.0;
-            let offsets =
-                [0, 1, 15, 16, 17, size - 9, size - 1, size, size + 1, 1 << 32, 1 << 62, u64::MAX];
+            let before = |sectors| size.saturating_sub(sectors);
+            let offsets = [
+                0,
+                1,
+                15,
+                16,
+                17,
+                before(9),
+                before(1),
+                size,
+                size + 1,
+                1 << 32,
+                1 << 62,
+                u64::MAX,
+            ];
             sb.set("data_offset", NBUCKETS, pick(rng, &offsets));
         }
         16 | 24 => {

@@ -5,9 +5,9 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Result;
 use serde::Serialize;
 
-/// Standard output, and whether a person reads it.
+/// Where output goes, and whether a person reads it.
 pub struct Out {
-    writer: io::BufWriter<io::StdoutLock<'static>>,
+    writer: Box<dyn Write>,
     style: Style,
 }
 
@@ -44,7 +44,12 @@ pub fn coloured(style: Style, colour: comfy_table::Color, text: &str) -> String 
 impl Out {
     /// Takes standard output for the rest of the command.
     pub fn stdout() -> Self {
-        Self { writer: io::BufWriter::new(io::stdout().lock()), style: Style::of_stdout() }
+        Self::new(io::BufWriter::new(io::stdout().lock()), Style::of_stdout())
+    }
+
+    /// Output to somewhere else, dressed as told.
+    pub fn new(writer: impl Write + 'static, style: Style) -> Self {
+        Self { writer: Box::new(writer), style }
     }
 
     /// How to dress what is written.

@@ -220,6 +220,20 @@ impl Serialize for Devices<'_> {
     }
 }
 
+/// Shows an open device as the command does, but for what only the machine knows of it: who holds
+/// it, and what else libblkid finds on it. For tests, which have devices in memory.
+pub fn show_device(out: &mut Out, args: &ShowArgs, device: &dyn ReadDevice) -> Result<()> {
+    let superblock = read_superblock(device)?;
+    let report = DeviceReport::new(device.info(), superblock.as_ref());
+    let examined = deep::examine(args, &report, device, &mut BackingDevices::default())?;
+    match args.format() {
+        Format::Table => render::table(out, args, &examined)?,
+        Format::Json => render::json(args, &examined, |report| out.json(report))?,
+        Format::Ndjson | Format::Csv => render::list(out, args, args.format(), &examined)?,
+    }
+    examined.take_error().map_or(Ok(()), Err)
+}
+
 /// Everything that can be told of one device without reading more than its superblock, and that;
 /// read-only and whether or not it is in use.
 fn look_at(path: &Path) -> Result<(DeviceReport, Option<Superblock>), DeviceError> {
