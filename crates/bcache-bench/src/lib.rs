@@ -1,10 +1,7 @@
-//! What the `bcache-bench` binary is made of: the reference engine, and the benches.
+//! What the `bcache-bench` binary is made of: recording, workloads, reports, the reference engine, and
+//! the benches.
 
 pub mod cli;
-<<<<<<< HEAD
-pub mod environment;
-pub mod memory;
-=======
 pub mod commands;
 pub mod compare;
 pub mod device;
@@ -12,7 +9,7 @@ pub mod environment;
 pub mod exit;
 pub mod interrupt;
 pub mod man;
->>>>>>> 8c32f34 (bcache-bench: compare, plot, the device plan, baselines, progress, Ctrl-C, man pages)
+pub mod memory;
 pub mod num;
 pub mod progress;
 pub mod record;

@@ -23,12 +23,7 @@ fn numbers(style: Style, header: &[&str]) -> Table {
     table
 }
 
-fn show(
-    mut out: Out,
-    json: bool,
-    report: &impl Serialize,
-    tables: &[Table],
-) -> Result<ExitCode> {
+fn show(mut out: Out, json: bool, report: &impl Serialize, tables: &[Table]) -> Result<ExitCode> {
     if json {
         out.json(report)?;
     } else {
@@ -105,19 +100,23 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut open = numbers(style, &[
-        "open loop",
-        "buckets",
-        "rate",
-        "passes",
-        "p50",
-        "p99",
-        "p99.9",
-        "p99.99",
-        "max",
-        "p99.99 to empty",
-    ]);
-    let mut closed = numbers(style, &["closed loop", "buckets", "passes", "a second", "to reference"]);
+    let mut open = numbers(
+        style,
+        &[
+            "open loop",
+            "buckets",
+            "rate",
+            "passes",
+            "p50",
+            "p99",
+            "p99.9",
+            "p99.99",
+            "max",
+            "p99.99 to empty",
+        ],
+    );
+    let mut closed =
+        numbers(style, &["closed loop", "buckets", "passes", "a second", "to reference"]);
     for report in &reports {
         let reference = report.engines.iter().find(|engine| engine.engine == Engine::Reference);
         for engine in &report.engines {
@@ -179,8 +178,10 @@ pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut rates =
-        numbers(style, &["engine", "streams", "threads", "a second", "to one thread", "to reference"]);
+    let mut rates = numbers(
+        style,
+        &["engine", "streams", "threads", "a second", "to one thread", "to reference"],
+    );
     for report in &reports {
         for measured in &report.measured {
             let to = |other: Option<f64>| {

@@ -2,8 +2,25 @@
 
 type Sections = &'static [(&'static str, &'static str)];
 
-const SEE_ALSO: (&str, &str) =
-    ("SEE ALSO", "bcache-bench(8), bcache-bench-compare(8), bcache-bench-plot(8), bcachectl(8)");
+const SEE_ALSO: (&str, &str) = (
+    "SEE ALSO",
+    "bcache-bench(8), bcache-bench-bucket(8), bcache-bench-compare(8), bcache-bench-invalidate(8), \
+     bcache-bench-plot(8), bcache-bench-sector(8), bcachectl(8)",
+);
+
+/// Of the commands that either run or do not.
+const EXIT_STATUS: (&str, &str) = (
+    "EXIT STATUS",
+    "0 :: All went well.
+
+1 :: It could not be run, for want of memory for instance.
+
+2 :: The command line makes no sense.",
+);
+
+const ENGINES: &str = "With --engine both, which is the default, the reference engine runs beside the \
+     allocator: a plain transcription of what the allocator means, with one lock, an array of \
+     structures and a heap.";
 
 pub(super) const MAIN_BEFORE: Sections = &[(
     "DESCRIPTION",
