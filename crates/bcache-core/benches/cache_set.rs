@@ -203,11 +203,7 @@ fn buckets(path: &Path) {
             assert_eq!(set.priority_stats().buckets.clean, 100_000);
         });
     }
-    println!(
-        "buckets: {} read and counted in {best}, peak {} MB",
-        geometry.nbuckets(),
-        peak_mb()
-    );
+    println!("buckets: {} read and counted in {best}, peak {} MB", geometry.nbuckets(), peak_mb());
 }
 
 fn main() {

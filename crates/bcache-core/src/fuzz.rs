@@ -244,7 +244,8 @@ pub fn uuid_table(data: &[u8]) {
     let mut input = Input(data);
     let version = u32::from(input.byte() % 3);
     for entry in uuid_entry::parse_table(input.0, version) {
-        let _ = (entry.is_empty(), entry.is_detached(), entry.flash_only(), entry.label.to_string());
+        let _ =
+            (entry.is_empty(), entry.is_detached(), entry.flash_only(), entry.label.to_string());
         if version > 0 {
             let again = uuid_entry::parse_table(&uuid_entry::encode(&entry), version);
             assert_eq!(again.first(), Some(&entry));
@@ -290,7 +291,10 @@ pub fn check_device(data: &[u8]) {
         damage(&device, &built, &builder, &mut input);
     }
     let walk = WalkOptions { threads: 1, ..WalkOptions::default() };
-    let options = CheckOptions { read: ReadOptions { walk, ..ReadOptions::default() }, ..CheckOptions::default() };
+    let options = CheckOptions {
+        read: ReadOptions { walk, ..ReadOptions::default() },
+        ..CheckOptions::default()
+    };
     match check(&device, &options, &mut |_| {}) {
         Ok(report) if damages == 0 => assert!(report.is_clean(), "{report:?}"),
         Err(error) if damages == 0 => panic!("{error}"),
