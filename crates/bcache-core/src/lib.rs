@@ -20,6 +20,8 @@ pub mod allocator;
 pub mod cache_set;
 pub mod checksum;
 pub mod device;
+#[cfg(feature = "testkit")]
+pub mod fuzz;
 pub mod layout;
 pub mod ops;
 pub mod units;

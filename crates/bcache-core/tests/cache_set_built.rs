@@ -208,7 +208,7 @@ impl Sample {
 
     /// Writes a node anew as a single set of changed keys, with a right checksum.
     fn edit_node(&self, node: &LoadedNode, change: impl FnOnce(&mut Vec<Bkey>)) {
-        let mut keys = node.keys.clone();
+        let mut keys = node.keys.iter().collect();
         change(&mut keys);
         let ptr = node.key.ptrs()[0];
         let bytes = bset::encode(self.built.magic, ptr, 99, &keys);
@@ -227,7 +227,7 @@ impl Sample {
 
     /// A dirty key of the leaf of [`Self::leaf`], and the bucket of its data.
     fn dirty_key(&self) -> (Bkey, u64) {
-        let key = *self.leaf().keys.iter().find(|key| key.dirty()).unwrap();
+        let key = self.leaf().keys.iter().find(|key| key.dirty()).unwrap();
         (key, key.ptrs()[0].bucket(&self.built.geometry).0)
     }
 
@@ -446,7 +446,7 @@ const DAMAGES: &[Damage] = &[
     (
         "leaf begins in the one before",
         |s| {
-            let before = s.nodes(0)[0].keys[0];
+            let before = s.nodes(0)[0].keys.get(0).unwrap();
             s.edit_node(&s.leaf(), |keys| keys[0].low = before.low);
         },
         Code::BtreeBeforeNode,
@@ -517,7 +517,7 @@ const DAMAGES: &[Damage] = &[
     (
         "clean pointer 96 behind",
         |s| {
-            let key = *s.leaf().keys.iter().find(|key| !key.dirty()).unwrap();
+            let key = s.leaf().keys.iter().find(|key| !key.dirty()).unwrap();
             let bucket = key.ptrs()[0].bucket(&s.built.geometry).0;
             s.set_gen(bucket, |g| g + 96);
         },

@@ -114,6 +114,9 @@ fn read_prios(
     prios
 }
 
+/// Extents whose buckets are looked up together before they are marked one by one.
+const WARM_KEYS: usize = 64;
+
 /// Marks keys as the walk comes by them.
 struct Marker<'a, 'd> {
     cache: &'a CacheDevice<'d>,
@@ -260,15 +263,15 @@ impl Marker<'_, '_> {
 
     fn interior_keys(&mut self, origin: KeySource, node: &LoadedNode, place: NodePlace) {
         let mut last_usable = None;
-        for key in &node.keys {
-            let state = self.state(key, 1);
-            self.visitor.key(origin, key, state);
-            self.mark(origin, key, u32::from(node.level));
+        for key in node.keys.iter() {
+            let state = self.state(&key, 1);
+            self.visitor.key(origin, &key, state);
+            self.mark(origin, &key, u32::from(node.level));
             // Marking may have made it newer, never stale.
             if state == KeyState::Valid {
                 last_usable = Some(key.pos());
             }
-            self.count_usable(key, state);
+            self.count_usable(&key, state);
         }
         if node.error.is_some() {
             return;
@@ -391,8 +394,12 @@ impl WalkHandler for Marker<'_, '_> {
         let before = self.btree.usable_key_bytes;
         let origin = KeySource::Btree { level, node: bucket };
         if level == 0 {
-            for key in &node.keys {
-                self.leaf_key(origin, key);
+            for from in (0..node.keys.len()).step_by(WARM_KEYS) {
+                let some = || node.keys.iter_from(from).take(WARM_KEYS);
+                self.table.warm(some(), self.cache.geometry());
+                for key in some() {
+                    self.leaf_key(origin, &key);
+                }
             }
         } else {
             self.interior_keys(origin, node, place);

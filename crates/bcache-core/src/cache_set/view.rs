@@ -127,12 +127,10 @@ impl<'s, 'd> View<'s, 'd> {
             let from = node.keys.partition_point(|key| key.pos() <= pos);
             let child = node
                 .keys
-                .get(from..)
-                .unwrap_or_default()
-                .iter()
+                .iter_from(from)
                 .find(|key| !key.is_zero_key() && self.set.table.is_usable(key, &geometry));
             let Some(child) = child else { return Ok(None) };
-            key = *child;
+            key = child;
             level = below;
         }
     }
@@ -176,7 +174,7 @@ impl<'s, 'd> View<'s, 'd> {
             let node = node_ptr(&leaf.key).bucket(self.set.geometry());
             let origin = KeySource::Btree { level: 0, node };
             let from = leaf.keys.partition_point(|key| key.pos() <= Pos { inode, offset: at });
-            for key in leaf.keys.get(from..).unwrap_or_default() {
+            for key in leaf.keys.iter_from(from) {
                 if key.inode() != inode || key.start() >= end {
                     break;
                 }
@@ -185,7 +183,7 @@ impl<'s, 'd> View<'s, 'd> {
                     at = key.start();
                 }
                 let to = key.offset().min(end);
-                found(self.extent(inode, at, to, Some((key, origin))));
+                found(self.extent(inode, at, to, Some((&key, origin))));
                 at = to;
             }
             let bound = leaf.key.pos();

@@ -150,6 +150,12 @@ impl Bkey {
         }
     }
 
+    /// A key of these header words, with `ptr` where they tell of a pointer.
+    pub(crate) const fn short(high: u64, low: u64, ptr: Ptr) -> Self {
+        let none = Ptr(0);
+        Self { high, low, ptrs: [ptr, none, none, none, none, none, none] }
+    }
+
     /// The same key with `ptrs`, of which at most seven fit.
     #[must_use]
     pub fn with_ptrs(mut self, ptrs: &[Ptr]) -> Self {

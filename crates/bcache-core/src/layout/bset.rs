@@ -92,6 +92,11 @@ impl<'a> Bset<'a> {
         KeyIter::new(self.keys)
     }
 
+    /// The keys' bytes.
+    pub const fn key_bytes_slice(&self) -> &'a [u8] {
+        self.keys
+    }
+
     /// Bytes of keys.
     pub const fn key_bytes(&self) -> usize {
         self.keys.len()

@@ -228,7 +228,7 @@ impl WalkHandler for KeyWalk<'_, '_, '_> {
         };
         let bucket = node_ptr(key).bucket(self.keys.set.geometry());
         let origin = Origin { level: Some(level), node: Some(bucket), seq: None };
-        self.flow = node.keys.iter().try_for_each(|key| self.keys.give(origin, key, self.row));
+        self.flow = node.keys.iter().try_for_each(|key| self.keys.give(origin, &key, self.row));
     }
 
     fn follow(&mut self, _key: &Bkey, _child_level: u16) -> bool {

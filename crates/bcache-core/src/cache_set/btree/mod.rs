@@ -1,8 +1,10 @@
 //! The btree: nodes, the walk over all of them, and looking up single places.
 
+mod keys;
 pub mod node;
 pub mod overlap;
 pub mod walk;
 
+pub use keys::NodeKeys;
 pub use node::{LoadedNode, NodeFault, NodeReadError, SetInfo};
 pub use walk::{WalkHandler, WalkOptions, walk};

@@ -1,11 +1,12 @@
 //! One btree node in memory, as the kernel holds it after reading (FORMAT.md §5.2, §5.6).
 
 use crate::cache_set::CacheDevice;
+use crate::cache_set::btree::keys::{NodeKeys, merge_usual};
 use crate::cache_set::btree::overlap;
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::{Bkey, Ptr};
-use crate::layout::bset::{BSET_HEADER_BYTES, NodeError, NodeErrorAt, salvage_node};
-use crate::units::{BucketIndex, Sectors};
+use crate::layout::bset::{BSET_HEADER_BYTES, Bset, NodeError, NodeErrorAt, salvage_node};
+use crate::units::{BucketIndex, Geometry, Sectors};
 
 /// Most faults of one node that are told one by one.
 const FAULTS_MAX: usize = 16;
@@ -88,7 +89,7 @@ pub struct LoadedNode {
     /// 0 for a leaf.
     pub level: u16,
     /// Its keys in order: without overlaps in a leaf, structurally valid, stale ones included.
-    pub keys: Vec<Bkey>,
+    pub keys: NodeKeys,
     /// Its sets, oldest first.
     pub sets: Vec<SetInfo>,
     /// Their seq.
@@ -114,7 +115,7 @@ impl LoadedNode {
 
     /// Bytes of its keys.
     pub fn key_bytes(&self) -> usize {
-        self.keys.iter().map(|key| key.words() * 8).sum()
+        self.keys.bytes()
     }
 }
 
@@ -146,13 +147,74 @@ pub fn read_node(
 
 /// The node in `bytes`.
 pub fn parse(cache: &CacheDevice<'_>, key: &Bkey, level: u16, bytes: &[u8]) -> LoadedNode {
+    parse_with(cache, key, level, bytes, true)
+}
+
+/// The same without the quick way for usual nodes: for tests to compare.
+#[cfg(feature = "testkit")]
+pub fn parse_generally(
+    cache: &CacheDevice<'_>,
+    key: &Bkey,
+    level: u16,
+    bytes: &[u8],
+) -> LoadedNode {
+    parse_with(cache, key, level, bytes, false)
+}
+
+fn parse_with(
+    cache: &CacheDevice<'_>,
+    key: &Bkey,
+    level: u16,
+    bytes: &[u8],
+    quick: bool,
+) -> LoadedNode {
     let geometry = cache.geometry();
     let block_bytes = usize::try_from(geometry.block_bytes()).unwrap_or(usize::MAX);
     let (raw, error) = salvage_node(bytes, cache.magic(), node_ptr(key), block_bytes);
     let mut faults = Faults::default();
-    let mut infos = Vec::with_capacity(raw.sets.len());
-    let mut sets = Vec::with_capacity(raw.sets.len());
-    for set in &raw.sets {
+    let usual = if quick && level == 0 { merge_usual(&raw.sets, geometry) } else { None };
+    let (keys, sets) = if let Some((keys, counts)) = usual {
+        let infos = raw.sets.iter().zip(counts).map(|(set, keys)| SetInfo {
+            offset: set.offset,
+            keys,
+            key_bytes: set.key_bytes(),
+        });
+        (keys, infos.collect())
+    } else {
+        merge_any(&raw.sets, level, geometry, &mut faults)
+    };
+    let mut node = LoadedNode {
+        key: *key,
+        level,
+        keys,
+        sets,
+        seq: raw.seq,
+        written_bytes: raw.written_bytes,
+        error,
+        faults: Vec::new(),
+    };
+    if let Some(last) = node.keys.last().filter(|last| last.pos() > key.pos()) {
+        let kernel_checks = BSET_HEADER_BYTES + node.key_bytes() >= SHORT_KEY_CHECK_BYTES;
+        if kernel_checks && node.error.is_none() {
+            node.error = Some(NodeErrorAt { error: NodeError::ShortKey, offset: 0 });
+        } else {
+            faults.add(NodeFault::PastNode { key: last });
+        }
+    }
+    node.faults = faults.into_vec();
+    node
+}
+
+/// The keys of any node, and what is wrong with them.
+fn merge_any(
+    raw: &[Bset<'_>],
+    level: u16,
+    geometry: &Geometry,
+    faults: &mut Faults,
+) -> (NodeKeys, Vec<SetInfo>) {
+    let mut infos = Vec::with_capacity(raw.len());
+    let mut sets = Vec::with_capacity(raw.len());
+    for set in raw {
         let mut keys = Vec::with_capacity(set.key_bytes() / 24 + 1);
         let mut iter = set.keys();
         keys.extend(iter.by_ref());
@@ -160,7 +222,7 @@ pub fn parse(cache: &CacheDevice<'_>, key: &Bkey, level: u16, bytes: &[u8]) -> L
             faults.add(NodeFault::Truncated { set: set.offset });
         }
         infos.push(SetInfo { offset: set.offset, keys: keys.len(), key_bytes: set.key_bytes() });
-        if !check_order(&keys, level, set.offset, &mut faults) {
+        if !check_order(&keys, level, set.offset, faults) {
             keys.sort_by_key(Bkey::pos);
         }
         sets.push(keys);
@@ -187,26 +249,7 @@ pub fn parse(cache: &CacheDevice<'_>, key: &Bkey, level: u16, bytes: &[u8]) -> L
         });
         keys
     };
-    let mut node = LoadedNode {
-        key: *key,
-        level,
-        keys,
-        sets: infos,
-        seq: raw.seq,
-        written_bytes: raw.written_bytes,
-        error,
-        faults: Vec::new(),
-    };
-    if let Some(last) = node.keys.last().filter(|last| last.pos() > key.pos()) {
-        let kernel_checks = BSET_HEADER_BYTES + node.key_bytes() >= SHORT_KEY_CHECK_BYTES;
-        if kernel_checks && node.error.is_none() {
-            node.error = Some(NodeErrorAt { error: NodeError::ShortKey, offset: 0 });
-        } else {
-            faults.add(NodeFault::PastNode { key: *last });
-        }
-    }
-    node.faults = faults.into_vec();
-    node
+    (keys.into(), infos)
 }
 
 /// Whether the keys of one set are in order; interior keys may not be equal either, but for the

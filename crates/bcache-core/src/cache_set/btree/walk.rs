@@ -157,7 +157,7 @@ pub fn walk(
                     if let Some(child_level) = level.checked_sub(1) {
                         let children = node
                             .keys
-                            .into_iter()
+                            .iter()
                             .filter(|child| handler.follow(child, child_level))
                             .collect();
                         frames.push(Frame::new(child_level, children, options));

@@ -221,7 +221,7 @@ impl WalkHandler for Extents<'_, '_, '_> {
         }
         let (table, geometry) = (&self.set.table, self.set.geometry());
         for key in node.keys.iter().filter(|key| table.is_usable(key, geometry)) {
-            self.set.overlay.visible(key, &mut |piece| (self.found)(piece));
+            self.set.overlay.visible(&key, &mut |piece| (self.found)(piece));
         }
     }
 
