@@ -44,6 +44,10 @@ pub fn show_input(options: u8, size: u8, superblock: &[u8]) -> Vec<u8> {
 
 /// Any bytes as a superblock on a device, and what follows it: its verdict, and `bcachectl show` of
 /// it in all its forms. Nothing panics, nothing is written, and what the verdict calls sound is.
+///
+/// # Panics
+///
+/// Where any of that does not hold.
 pub fn show(data: &[u8]) {
     let [options, size, rest @ ..] = data else { return };
     let has = |bit: u8| options & bit != 0;
@@ -61,7 +65,7 @@ pub fn show(data: &[u8]) {
         }
         judge(&superblock, size_bytes, if has(bits::BLOCK_4K) { 4096 } else { 512 });
     }
-    show_on_device(&bytes, size_bytes, options);
+    show_on_device(&bytes, size_bytes, *options);
 }
 
 /// What the verdict promises of a superblock that it accepts without a fatal warning.
@@ -85,7 +89,7 @@ fn judge(superblock: &Superblock, size_bytes: u64, logical_block_bytes: u32) {
     }
 }
 
-fn show_on_device(bytes: &[u8], size_bytes: u64, options: &u8) {
+fn show_on_device(bytes: &[u8], size_bytes: u64, options: u8) {
     let has = |bit: u8| options & bit != 0;
     // The whole logical blocks of what fits.
     let block = if has(bits::BLOCK_4K) { 4096 } else { 512 };

@@ -48,7 +48,7 @@ impl Best {
         let (start, processor) = (Instant::now(), processor_time());
         run();
         self.time = self.time.min(start.elapsed());
-        self.processor = self.processor.min(processor_time() - processor);
+        self.processor = self.processor.min(processor_time().checked_sub(processor).unwrap());
     }
 }
 

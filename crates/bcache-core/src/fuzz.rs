@@ -8,7 +8,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a harness for tests: what cannot be set up is to fail loudly"
+    clippy::missing_panics_doc,
+    reason = "a harness for tests: a panic is a finding, and what cannot be set up is to fail loudly"
 )]
 
 use crate::cache_set::btree::node::{parse, parse_generally};
@@ -26,8 +27,11 @@ use crate::layout::uuid_entry;
 use crate::ops::check::{CheckOptions, check};
 use crate::units::{Gen, Sectors};
 
-/// Name and function of each target; the names are those of the files in `fuzz/fuzz_targets`.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+/// Name and function of a target.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// The targets; the names are those of the files in `fuzz/fuzz_targets`.
+pub const TARGETS: [Target; 7] = [
     ("superblock", superblock),
     ("bkey", bkey),
     ("bset", bset),
@@ -291,10 +295,7 @@ pub fn check_device(data: &[u8]) {
         damage(&device, &built, &builder, &mut input);
     }
     let walk = WalkOptions { threads: 1, ..WalkOptions::default() };
-    let options = CheckOptions {
-        read: ReadOptions { walk, ..ReadOptions::default() },
-        ..CheckOptions::default()
-    };
+    let options = CheckOptions { read: ReadOptions { walk }, ..CheckOptions::default() };
     match check(&device, &options, &mut |_| {}) {
         Ok(report) if damages == 0 => assert!(report.is_clean(), "{report:?}"),
         Err(error) if damages == 0 => panic!("{error}"),
@@ -325,7 +326,7 @@ fn damage(device: &MemoryDevice, built: &BuiltSet, builder: &SetBuilder, input: 
         let mask = input.byte();
         bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= mask);
     }
-    if what & 96 != 0 {
+    if what & 0x60 != 0 {
         match what % 5 {
             0 | 1 => {
                 let bucket_gen = (builder.bucket_disk)(node).bucket_gen;

@@ -227,7 +227,7 @@ impl Sample {
 
     /// A dirty key of the leaf of [`Self::leaf`], and the bucket of its data.
     fn dirty_key(&self) -> (Bkey, u64) {
-        let key = self.leaf().keys.iter().find(|key| key.dirty()).unwrap();
+        let key = self.leaf().keys.iter().find(Bkey::dirty).unwrap();
         (key, key.ptrs()[0].bucket(&self.built.geometry).0)
     }
 

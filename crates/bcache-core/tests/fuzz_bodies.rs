@@ -21,11 +21,11 @@ fn run(name: &str) {
         rng.fill_bytes(&mut bytes);
         // Small numbers are where formats have their limits.
         let sparse = rng.random_range(0..4);
-        bytes.iter_mut().for_each(|byte| {
+        for byte in &mut bytes {
             if rng.random_range(0..4) < sparse {
                 *byte = 0;
             }
-        });
+        }
         let run = catch_unwind(AssertUnwindSafe(|| target(&bytes)));
         assert!(run.is_ok(), "target {name} failed: FUZZ_SEED={seed} FUZZ_ITERATIONS=1");
     }

@@ -407,7 +407,7 @@ fn a_device_that_changed_is_left_alone() {
         let outcome = run(
             &plans,
             &mut |plan| {
-                let is_first = plan.facts.info.path == PathBuf::from("first");
+                let is_first = plan.facts.info.path.as_os_str() == "first";
                 Ok(Box::new(if is_first { first.clone() } else { second.clone() }))
             },
             &mut |_, _| {},

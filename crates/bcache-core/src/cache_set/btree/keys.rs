@@ -195,8 +195,7 @@ pub(super) fn merge_usual(
     let mut keys: Vec<ShortKey> = Vec::with_capacity(bytes / 24 + 1);
     // Where the last key ended.
     let mut at = 0u128;
-    loop {
-        let Some(first) = cursors.iter_mut().min_by_key(|cursor| cursor.start) else { break };
+    while let Some(first) = cursors.iter_mut().min_by_key(|cursor| cursor.start) {
         if first.start == NOWHERE {
             break;
         }
