@@ -492,24 +492,22 @@ fn fresh_images(writer: Kernel) -> anyhow::Result<()> {
             guest = guest.disk(image);
             disks += 1;
         }
-        let register: String =
-            (first..disks).map(|disk| format!("register {}\n", Guest::disk_name(disk))).collect();
-        let wait: String = devices
-            .volumes
-            .iter()
-            .map(|volume| {
-                format!(
-                    "wait_for 20 test -b {volume}
-                    wait_for 20 test -e /sys/block/{name}/bcache/cache
-                    echo 0 >/sys/block/{name}/bcache/sequential_cutoff\n",
-                    name = volume.replace("/dev/", "")
-                )
-            })
-            .collect();
+        let register: Vec<String> =
+            (first..disks).map(|disk| format!("register {}", Guest::disk_name(disk))).collect();
+        let wait = |volume: &String| {
+            format!(
+                "wait_for 20 test -b {volume}
+                wait_for 20 test -e /sys/block/{name}/bcache/cache
+                echo 0 >/sys/block/{name}/bcache/sequential_cutoff",
+                name = volume.replace("/dev/", "")
+            )
+        };
+        let wait: Vec<String> = devices.volumes.iter().map(wait).collect();
+        let start = [register, wait].concat().join("\n");
         let end = if fresh.cut { "crash" } else { "stop_all" };
         // Twice, for at the first registration small buckets leave the kernel too few for its btree.
         guest = guest
-            .script(format!("stage {}\n{register}{wait}stop_all\n{register}{wait}", fresh.name))
+            .script(format!("stage {}\n{start}\nstop_all\n{start}", fresh.name))
             .script(fresh.script)
             .script("echo 0 >/sys/fs/bcache/$(sets)/congested_read_threshold_us || true")
             .script(end);

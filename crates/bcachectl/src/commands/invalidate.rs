@@ -189,16 +189,16 @@ fn failure(path: &Path, error: RunError) -> anyhow::Error {
 struct Bar {
     what: &'static str,
     begun: Instant,
-    bar: Option<ProgressBar>,
+    shown: Option<ProgressBar>,
 }
 
 impl Bar {
     fn new(what: &'static str) -> Self {
-        Self { what, begun: Instant::now(), bar: None }
+        Self { what, begun: Instant::now(), shown: None }
     }
 
     fn show(&mut self, total: u64, bytes: bool) -> Option<&ProgressBar> {
-        if self.bar.is_none() && self.begun.elapsed() > Duration::from_secs(1) {
+        if self.shown.is_none() && self.begun.elapsed() > Duration::from_secs(1) {
             let template = if bytes {
                 "{prefix} {wide_bar} {bytes}/{total_bytes} {eta}"
             } else {
@@ -206,9 +206,9 @@ impl Bar {
             };
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = Some(ProgressBar::new(total).with_style(style).with_prefix(self.what));
+            self.shown = Some(ProgressBar::new(total).with_style(style).with_prefix(self.what));
         }
-        self.bar.as_ref()
+        self.shown.as_ref()
     }
 
     fn reading(&mut self, progress: Progress) {
@@ -233,7 +233,7 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.shown {
             bar.finish_and_clear();
         }
     }

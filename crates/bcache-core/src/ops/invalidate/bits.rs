@@ -77,7 +77,9 @@ mod tests {
         #[test]
         fn it_is_a_set(numbers in proptest::collection::vec(0u64..700, 0..60)) {
             let mut bits = BucketBits::new(500).unwrap();
-            numbers.iter().for_each(|&number| bits.insert(BucketIndex(number)));
+            for &number in &numbers {
+                bits.insert(BucketIndex(number));
+            }
             let expected: BTreeSet<u64> =
                 numbers.iter().copied().filter(|&number| number < 500).collect();
             let found: Vec<u64> = bits.iter().map(|bucket| bucket.0).collect();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::allocator::TableError;
 use crate::cache_set::btree::NodeReadError;
 use crate::cache_set::journal::NextBucketRefusal;
-use crate::cache_set::{Problem, ReadError};
+use crate::cache_set::{OpenError, Problem, ReadError};
 use crate::device::DeviceError;
 use crate::layout::bset::NodeErrorAt;
 use crate::layout::verdict::Refusal;
@@ -169,26 +169,22 @@ impl RunError {
             Self::Commit(error) if !error.may_have_written => DeviceState::Old,
             Self::Commit(_) => DeviceState::OldOrNew,
             Self::VerifyCommit(VerifyError::Read { .. }) => DeviceState::New,
-            Self::Reread(InvalidateError::Damaged { first, .. }) => {
-                if super::trust::is_unreadable(first) {
-                    DeviceState::New
-                } else {
-                    DeviceState::Undefined
-                }
-            }
-            Self::Reread(
-                InvalidateError::NoMemory(_)
-                | InvalidateError::NoCache {
-                    source:
-                        ReadError::OutOfMemory { .. }
-                        | ReadError::Open(crate::cache_set::OpenError::Device(_)),
-                    ..
-                },
-            ) => DeviceState::New,
+            Self::Reread(error) if is_unreadable(error) => DeviceState::New,
             Self::VerifyCommit(VerifyError::Differs { .. }) | Self::Reread(_) | Self::Proof(_) => {
                 DeviceState::Undefined
             }
         }
+    }
+}
+
+/// Whether the cache set could not be read, rather than that something is wrong with it.
+fn is_unreadable(error: &InvalidateError) -> bool {
+    match error {
+        InvalidateError::Damaged { first, .. } => super::trust::is_unreadable(first),
+        InvalidateError::NoCache { source, .. } => {
+            matches!(source, ReadError::OutOfMemory { .. } | ReadError::Open(OpenError::Device(_)))
+        }
+        _ => false,
     }
 }
 

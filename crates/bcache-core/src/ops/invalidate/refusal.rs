@@ -127,7 +127,7 @@ fn up_to(first: u64, last: u64) -> String {
 ///
 /// Pins do not count: the kernel holds them only until replay has inserted the keys, which are
 /// stale then (FORMAT.md §8.5).
-pub(super) fn is_legal(set: &CacheSet<'_>, number: BucketIndex, bucket: &Bucket) -> bool {
+pub(super) fn is_legal(set: &CacheSet<'_>, number: BucketIndex, bucket: Bucket) -> bool {
     set.geometry().contains(number)
         && matches!(bucket.mark(), GcMark::Unused | GcMark::Reclaimable)
         // The root's bucket may lack its mark (FORMAT.md §5.7).

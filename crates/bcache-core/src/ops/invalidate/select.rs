@@ -89,7 +89,9 @@ pub(super) fn select(
     };
     match selection {
         Selection::Buckets(ranges) => {
-            ranges.iter().for_each(|range| selected.name(set, *range.start(), *range.end()));
+            for range in ranges {
+                selected.name(set, *range.start(), *range.end());
+            }
         }
         Selection::Sectors { start, len } => {
             let last = Sectors(start.0.saturating_add(len.0.saturating_sub(1)));
@@ -101,7 +103,9 @@ pub(super) fn select(
             let range = range
                 .map_or((0, u64::MAX), |(start, len)| (start.0, start.0.saturating_add(len.0)));
             let (buckets, dirty) = buckets_of(set, walk, slot, range)?;
-            buckets.iter().for_each(|bucket| selected.take(set, bucket));
+            for bucket in buckets.iter() {
+                selected.take(set, bucket);
+            }
             selected.dirty_kept = dirty;
         }
         Selection::Coldest(amount) => selected.coldest(set, *amount),
@@ -126,7 +130,7 @@ pub(super) fn select(
 
 impl Selected {
     fn take(&mut self, set: &CacheSet<'_>, number: BucketIndex) {
-        let legal = set.table.get(number).is_some_and(|bucket| is_legal(set, number, bucket));
+        let legal = set.table.get(number).is_some_and(|bucket| is_legal(set, number, *bucket));
         if legal { self.targets.insert(number) } else { self.refused.insert(number) }
     }
 
@@ -144,7 +148,7 @@ impl Selected {
 
     /// The buckets of least prio; among equals, those of least number.
     fn coldest(&mut self, set: &CacheSet<'_>, amount: Amount) {
-        let legal = || clean(set).filter(|(number, bucket)| is_legal(set, *number, bucket));
+        let legal = || clean(set).filter(|(number, bucket)| is_legal(set, *number, **bucket));
         let mut by_prio = vec![0u64; usize::from(u16::MAX) + 1];
         for (_, bucket) in legal() {
             if let Some(count) = by_prio.get_mut(usize::from(bucket.prio().0)) {

@@ -114,7 +114,7 @@ impl Survey {
             .map(|(&(_, slot), &sectors)| DirtyShare {
                 slot,
                 name: volume_name(set, slot),
-                flash_only: set.uuids.get(slot).is_some_and(|entry| entry.flash_only()),
+                flash_only: set.uuids.get(slot).is_some_and(UuidEntry::flash_only),
                 sectors,
             })
             .collect()

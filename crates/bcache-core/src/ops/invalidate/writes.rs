@@ -79,7 +79,9 @@ pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, I
     let place = choose_place(&places)?;
 
     let mut reserved = BucketBits::new(geometry.nbuckets())?;
-    chain.iter().for_each(|&bucket| reserved.insert(bucket));
+    for &bucket in &chain {
+        reserved.insert(bucket);
+    }
     let image_bytes = usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0);
     let per_set = usize::try_from(geometry.prios_per_bucket()).unwrap_or(usize::MAX);
     let mut sets = Plan::default();
