@@ -504,7 +504,8 @@ fn fresh_images(writer: Kernel) -> anyhow::Result<()> {
         };
         let wait: Vec<String> = devices.volumes.iter().map(wait).collect();
         let start = [register, wait].concat().join("\n");
-        let end = if fresh.cut { "crash" } else { "stop_all" };
+        // A write without a flush is answered before the journal has it, up to 100 ms later.
+        let end = if fresh.cut { "sleep 1; crash" } else { "stop_all" };
         // Twice, for at the first registration small buckets leave the kernel too few for its btree.
         guest = guest
             .script(format!("stage {}\n{start}\nstop_all\n{start}", fresh.name))
