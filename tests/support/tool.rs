@@ -46,9 +46,10 @@ pub fn show(device: &Path) -> anyhow::Result<Value> {
 fn devices(output: &Output) -> anyhow::Result<Vec<Value>> {
     ensure!(
         output.status.success(),
-        "bcachectl ended with {}: {}",
+        "bcachectl ended with {}: {}\n{}",
         output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
+        String::from_utf8_lossy(&output.stderr).trim(),
+        String::from_utf8_lossy(&output.stdout).trim()
     );
     let document: Value =
         serde_json::from_slice(&output.stdout).context("the output is no JSON document")?;

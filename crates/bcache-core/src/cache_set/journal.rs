@@ -207,7 +207,8 @@ pub struct Journal {
     pub entries: Vec<JournalEntry>,
     /// Position in [`Self::buckets`] of the bucket that the kernel goes on from (`cur_idx`).
     pub current: usize,
-    /// Missing entries of the replay range.
+    /// Missing entries of the replay range. One at its start is no [`JournalProblem`] where the set
+    /// discards.
     pub gaps: Vec<Gap>,
 }
 
@@ -251,11 +252,11 @@ impl Journal {
         }
         let gaps = gaps(&entries);
         let journal = Self { buckets, entries, current, gaps };
-        journal.report(problem);
+        journal.report(cache.superblock().discard(), problem);
         journal
     }
 
-    fn report(&self, problem: &mut dyn FnMut(JournalProblem)) {
+    fn report(&self, discard: bool, problem: &mut dyn FnMut(JournalProblem)) {
         let newest_seq = self.newest().map(|entry| entry.jset.seq());
         let seqs: HashSet<u64> = self.headers().map(|header| header.seq).collect();
         for (index, bucket) in self.buckets.iter().enumerate() {
@@ -277,6 +278,12 @@ impl Journal {
         }
         let (start, end) = (newest.jset.last_seq(), newest.jset.seq());
         for &gap in &self.gaps {
+            // A set that discards also discards journal buckets that nothing needs any more, before
+            // an entry says so: what is gone there is in the btree. Kernels before 6.19 go on from
+            // such a gap (FORMAT.md §2.4), and write it themselves.
+            if discard && gap.first == start {
+                continue;
+            }
             problem(JournalProblem::Gap { gap, start, end });
         }
         for JournalEntry { place, jset } in &self.entries {
