@@ -231,7 +231,7 @@ fn loop_device_is_opened_by_one_writer_and_any_reader() {
         if open_write(&lo.path).is_ok() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     open_write(&lo.path).unwrap();
 }
