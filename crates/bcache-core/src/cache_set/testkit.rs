@@ -241,11 +241,7 @@ impl SetBuilder {
                 (index, in_bucket, offset) = ((index + 1) % u64::from(self.njournal), 0, 0);
             }
             let bucket = BucketIndex(geometry.first_bucket().0 + index);
-            let mut bytes = AlignedBuf::zeroed(len);
-            bytes
-                .get_mut(..entry.as_bytes().len())
-                .expect("room for the entry")
-                .copy_from_slice(entry.as_bytes());
+            let bytes = AlignedBuf::padded(entry.as_bytes(), len);
             device.write_at(geometry.bucket_to_sector(bucket).bytes() + offset, &bytes)?;
             offset += len as u64;
             in_bucket += 1;

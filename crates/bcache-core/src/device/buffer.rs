@@ -35,6 +35,13 @@ impl AlignedBuf {
         buf.copy_from_slice(bytes);
         buf
     }
+
+    /// The same, followed by zeroes, in `len` bytes; what does not fit is left out.
+    pub fn padded(bytes: &[u8], len: usize) -> Self {
+        let mut buf = Self::zeroed(len);
+        buf.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        buf
+    }
 }
 
 impl Deref for AlignedBuf {

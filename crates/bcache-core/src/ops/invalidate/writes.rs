@@ -111,8 +111,8 @@ pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, I
     }
     sets.steps.push(Step::Flush);
 
-    let mut data = AlignedBuf::zeroed(usize::try_from(geometry.block_bytes()).unwrap_or(0));
-    data.iter_mut().zip(entry.as_bytes()).for_each(|(to, from)| *to = *from);
+    let block_bytes = usize::try_from(geometry.block_bytes()).unwrap_or(0);
+    let data = AlignedBuf::padded(entry.as_bytes(), block_bytes);
     let offset = geometry.bucket_to_sector(place.bucket).bytes().saturating_add(place.offset);
     let kind = WriteKind::JournalEntry { seq: entry.seq() };
     let commit = Plan { steps: vec![Step::Write { kind, offset, data }, Step::Flush] };
