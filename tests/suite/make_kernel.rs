@@ -2,9 +2,14 @@
 //! registered, attached, written, read back, stopped, and some registered a second time.
 
 use anyhow::{Context as _, anyhow, ensure};
+use bcache_core::layout::superblock::{
+    CacheParams, Label, Replacement, SB_OFFSET_BYTES, Superblock,
+};
+use bcache_core::units::Sectors;
+use bcache_tests::image::write_at;
 use bcache_tests::kernel::{Log, rounded_size};
 use bcache_tests::tool::{make, number, show, text, truth};
-use bcache_tests::{DiskOptions, Guest, Kernel, Need, Scratch, main_with, trial};
+use bcache_tests::{DiskOptions, Guest, Kernel, Need, Scratch, ScriptEnd, main_with, trial};
 use rand::{RngCore as _, SeedableRng as _};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -12,6 +17,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Cases in one guest: enough of them that booting does not count, and few enough that the guest's
 /// PCI bus has room and a failure's log is read quickly.
@@ -20,6 +26,9 @@ const CASES_PER_GUEST: usize = 16;
 fn main() -> ExitCode {
     let mut trials = vec![trial("the_matrix_is_whole", &[], matrix_is_whole)];
     for kernel in Kernel::ALL {
+        trials.push(trial(format!("one_block_nodes_crash_{kernel}"), &[Need::Guest], move || {
+            one_block_nodes_crash(kernel)
+        }));
         for (index, _) in matrix().chunks(CASES_PER_GUEST).enumerate() {
             trials.push(trial(format!("made_{index}_{kernel}"), &[Need::Guest], move || {
                 let matrix = matrix();
@@ -75,6 +84,8 @@ fn matrix() -> Vec<Case> {
             let bucket_bytes = 1_u64 << shift;
             let logical_block_size = if number % 7 == 5 { 4096 } else { 512 };
             let block_bytes = if logical_block_size == 4096 { 4096 } else { 512 << (number % 4) };
+            // Of a single block they crash the kernel, see `ONE_BLOCK`, so make refuses them.
+            let block_bytes = block_bytes.min(bucket_bytes / 2);
             // What starts within a block is never cached, so make refuses it.
             let data_offset =
                 DATA_OFFSETS[number % 5].filter(|sectors| sectors * 512 % block_bytes == 0);
@@ -377,4 +388,55 @@ impl Made<'_> {
         ensure!(truth(&backing, "/data/needs_cache")? == self.case.writeback, "{backing}");
         Ok(())
     }
+}
+
+/// What is done with a cache whose btree nodes are of one block: stopped and started once, so that a
+/// lack of buckets for the btree does not end it first, and then written to.
+const ONE_BLOCK: &str = "
+    echo 1 >/proc/sys/kernel/panic_on_oops
+    echo 20 >/proc/sys/kernel/hung_task_timeout_secs || true
+    start() {
+        register /dev/vda
+        register /dev/vdb
+        wait_for 30 test -d /sys/block/vda/bcache/cache
+        wait_for 30 test -b /dev/bcache0
+        echo 0 >/sys/block/vda/bcache/sequential_cutoff
+        echo 0 >/sys/fs/bcache/$(sets)/congested_write_threshold_us
+    }
+    start
+    stop_all
+    stage written
+    start
+    i=0
+    while [ $i -lt 200 ]; do
+        dd if=/data of=/dev/bcache0 bs=4k count=1 seek=$((i * 7 % 1000)) oflag=direct 2>/dev/null
+        i=$((i + 1))
+        echo written $i
+    done
+    stop_all
+";
+
+/// Why make refuses a bucket of one block: the kernel takes it, and crashes over its btree.
+fn one_block_nodes_crash(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let set_uuid = Uuid::new_v4();
+    let cache = scratch.sparse("cache", 4096 * 4096)?;
+    let params = CacheParams {
+        uuid: Uuid::new_v4(),
+        set_uuid,
+        label: Label::default(),
+        nbuckets: 4096,
+        bucket_size: Sectors(8),
+        block_size: 8,
+        replacement: Replacement::Lru,
+        discard: false,
+    };
+    write_at(&cache, SB_OFFSET_BYTES, Superblock::new_cache(&params).as_bytes())?;
+    let backing = scratch.sparse("backing", Case::BACKING_BYTES)?;
+    make(["--cset-uuid", &set_uuid.to_string(), "--writeback", "-B", path_text(&backing)?])?;
+    let guest = Guest::new(kernel).file("/data", vec![7; 4096]).timeout(Duration::from_secs(100));
+    let run = guest.disk(&backing).disk(&cache).script(ONE_BLOCK).run()?;
+    ensure!(run.end == ScriptEnd::Died, "{:?} after {:?}\n{}", run.end, run.took, run.tail());
+    ensure!(run.console.contains("btree_split"), "died of something else\n{}", run.tail());
+    Ok(())
 }

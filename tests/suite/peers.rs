@@ -63,7 +63,7 @@ const OPTIONS: [Options; 31] = [
     options("-B BACKING -C CACHE", 300 * MIB),
     options("-C CACHE -B BACKING BACKING2", 300 * MIB),
     options("-C CACHE CACHE2", 300 * MIB),
-    options("-b 4k -C CACHE", 5 * MIB),
+    options("-b 4k -w 2k -C CACHE", 5 * MIB),
     options("-b 8k -C CACHE", 5 * MIB),
     options("-b 16k -C CACHE -w 512", 9 * MIB),
     options("-C CACHE -b 32k", 33 * MIB),

@@ -11,15 +11,23 @@ use bcache_core::device::testkit::{
     Trigger,
 };
 use bcache_core::device::{BlockDevice, Operation, ReadDevice};
-use bcache_core::layout::superblock::{CacheMode, Kind, SB_OFFSET_BYTES, Superblock};
-use bcache_core::layout::verdict::{Target, kernel_verdict};
+use bcache_core::layout::superblock::{
+    CacheMode, CacheParams, Kind, Label, Replacement, SB_OFFSET_BYTES, Superblock,
+};
+use bcache_core::layout::verdict::{Target, Warning, kernel_verdict};
 use bcache_core::ops::make::{
-    DeviceFacts, DevicePlan, Options, Outcome, RunError, plan, read_superblock, run,
+    DeviceFacts, DevicePlan, MakeError, Options, Outcome, RunError, plan, read_superblock, run,
 };
 use bcache_core::units::Sectors;
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
+
+/// Small buckets that blocks of any size make: two of the largest.
+const BUCKET_BYTES: u64 = 8192;
+
+/// Of a device with room for enough of them.
+const DEVICE_BYTES: u64 = 5 * MIB;
 
 /// What is on a device before it is formatted.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +73,7 @@ fn cases() -> Vec<Case> {
                 let options = Options {
                     set_uuid,
                     discard,
-                    bucket_bytes: Some(4096),
+                    bucket_bytes: Some(BUCKET_BYTES),
                     cache_mode: CacheMode::Writeback,
                     wipe_bcache: true,
                     force: true,
@@ -90,7 +98,7 @@ fn uuids(first: u128) -> impl FnMut() -> Uuid {
 
 impl Case {
     fn device(&self) -> MemoryDevice {
-        let device = MemoryDevice::new(3 * MIB)
+        let device = MemoryDevice::new(DEVICE_BYTES)
             .with_block(self.block)
             .with_discard_reads(self.discard_reads);
         match self.before {
@@ -102,7 +110,7 @@ impl Case {
                     Before::Cache => Kind::Cache,
                     _ => Kind::Backing,
                 };
-                let options = Options { bucket_bytes: Some(4096), ..Options::default() };
+                let options = Options { bucket_bytes: Some(BUCKET_BYTES), ..Options::default() };
                 let facts = facts(kind, &device, Vec::new());
                 let plans = plan(&options, vec![facts], &mut uuids(100)).unwrap();
                 let mut sb = plans[0].superblock.clone();
@@ -129,7 +137,7 @@ impl Case {
             partitions: Vec::new(),
         };
         match self.before {
-            Before::Signatures => vec![at(1024), at(65536 + 8), at(3 * MIB - 65536)],
+            Before::Signatures => vec![at(1024), at(65536 + 8), at(DEVICE_BYTES - 65536)],
             _ => Vec::new(),
         }
     }
@@ -370,10 +378,10 @@ fn what_was_not_written_is_found_out() {
             Ok(())
         }
     }
-    let device = MemoryDevice::new(3 * MIB);
+    let device = MemoryDevice::new(DEVICE_BYTES);
     fill(&device);
     let facts = facts(Kind::Cache, &device, Vec::new());
-    let options = Options { bucket_bytes: Some(4096), ..Options::default() };
+    let options = Options { bucket_bytes: Some(BUCKET_BYTES), ..Options::default() };
     let plan = plan(&options, vec![facts], &mut uuids(1)).unwrap().remove(0);
     let outcome = carry_out(&plan, &Forgets(device.clone()));
     let (_, error) = outcome.failed.unwrap();
@@ -430,7 +438,7 @@ fn data_offset_must_not_split_blocks() {
     let options = Options {
         data_offset: Some(Sectors(17)),
         block_bytes: Some(1024),
-        bucket_bytes: Some(4096),
+        bucket_bytes: Some(BUCKET_BYTES),
         ..Options::default()
     };
     let both = vec![named(Kind::Cache, "cache"), named(Kind::Backing, "backing")];
@@ -440,4 +448,44 @@ fn data_offset_must_not_split_blocks() {
     // Alone it is a warning: the cache that it meets may have smaller blocks.
     let alone = plan(&options, vec![named(Kind::Backing, "backing")], &mut uuids(1)).unwrap();
     assert_eq!(alone[0].warnings.len(), 1, "{:?}", alone[0].warnings);
+}
+
+/// A btree node of one block crashes the kernel: such a superblock is warned of, and neither asked
+/// for nor by itself does one come about.
+#[test]
+fn buckets_hold_two_blocks() {
+    let device = |block| MemoryDevice::new(3 * MIB).with_block(block);
+    let planned = |block, bucket_bytes, block_bytes| {
+        let options = Options { bucket_bytes, block_bytes, ..Options::default() };
+        plan(&options, vec![facts(Kind::Cache, &device(block), Vec::new())], &mut uuids(1))
+    };
+    let refused = planned(512, Some(4096), Some(4096)).unwrap_err();
+    assert!(matches!(refused, MakeError::OneBlockBuckets { block_size: Sectors(8) }), "{refused}");
+    assert!(planned(4096, Some(4096), None).is_err());
+    let two = planned(512, Some(4096), Some(2048)).unwrap();
+    assert_eq!(two[0].superblock.bucket_size(), Sectors(8));
+    // Three MiB have room for buckets of 4 KiB, and not for enough larger ones.
+    assert_eq!(planned(512, None, None).unwrap()[0].superblock.bucket_size(), Sectors(8));
+    let refused = planned(4096, None, None).unwrap_err();
+    assert!(matches!(refused, MakeError::TooFewBuckets { largest: None, .. }), "{refused}");
+
+    for (bucket_size, block_size, fatal) in [(8, 8, true), (8, 4, false), (16, 8, false)] {
+        let superblock = Superblock::new_cache(&CacheParams {
+            uuid: Uuid::from_u128(1),
+            set_uuid: Uuid::from_u128(2),
+            label: Label::default(),
+            nbuckets: 600,
+            bucket_size: Sectors(bucket_size),
+            block_size,
+            replacement: Replacement::Lru,
+            discard: false,
+        });
+        let size = Sectors(600 * bucket_size);
+        let target = Target { device_size: size, disk_size: size, logical_block_bytes: 512 };
+        let verdict = kernel_verdict(&superblock, &target);
+        assert!(verdict.accepts());
+        let warning = Warning::OneBlockBtreeNodes { node: Sectors(bucket_size) };
+        assert_eq!(verdict.warnings.contains(&warning), fatal, "{:?}", verdict.warnings);
+        assert_eq!(verdict.warnings.iter().any(Warning::is_fatal), fatal);
+    }
 }

@@ -29,8 +29,15 @@ fn bad_input_is_refused() {
         ("make -C IMAGE -b 128k", 1, &["--bucket", "320 buckets", "513", "--bucket 64k fits"]),
         ("make -C IMAGE -b 16M", 1, &["--bucket", "2 buckets", "513"]),
         ("make -C SMALL", 1, &["--bucket", "513", "too small for a cache"]),
-        ("make -C SMALL -b 4k", 1, &["512 buckets", "513"]),
+        ("make -C SMALL -b 4k -w 2k", 1, &["512 buckets", "513"]),
         // Buckets of impossible sizes.
+        // A btree node must have room for two blocks; those of images are of 4k.
+        (
+            "make -C IMAGE -b 4k",
+            1,
+            &["--bucket", "4 KiB", "at least 8 KiB", "--block at most 2 KiB"],
+        ),
+        ("make -C IMAGE -b 4k -w 4k", 1, &["--bucket", "at least 8 KiB"]),
         ("make -C IMAGE -b 2k", 1, &["--bucket", "2 KiB", "at least 4 KiB"]),
         ("make -C IMAGE -b 512", 1, &["--bucket", "512 B", "at least 4 KiB"]),
         ("make -C IMAGE -b 48k", 1, &["--bucket", "48 KiB", "power of two"]),
@@ -175,7 +182,7 @@ fn options_reach_the_superblock() {
 #[test]
 fn small_devices_get_smaller_buckets() {
     let images = Images::new();
-    for (mib, bucket) in [(300, 1024), (257, 1024), (256, 512), (100, 256), (33, 128), (3, 8)] {
+    for (mib, bucket) in [(300, 1024), (257, 1024), (256, 512), (100, 256), (33, 128), (5, 16)] {
         let image = images.blank("image", mib * MIB);
         let printed = succeed("make -C IMAGE", &[("IMAGE", &image)]);
         assert_eq!(superblock(&image).bucket_size(), Sectors(bucket), "{mib} MiB");

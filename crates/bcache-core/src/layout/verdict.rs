@@ -161,6 +161,12 @@ pub enum Warning {
         /// Size of a node.
         node: Sectors,
     },
+    /// Btree nodes of one block: a node never has room for a second set of keys, so that the kernel
+    /// splits it with too few keys to split, and crashes, even while it reads (§10.14).
+    OneBlockBtreeNodes {
+        /// Size of a node, which is no more than the block.
+        node: Sectors,
+    },
     /// Bucket of 4 MiB and more: `GC_SECTORS_USED` does not hold its size, so that fresh buckets
     /// are the first victims of LRU (§10.7).
     BucketOverflowsSectorsUsed,
@@ -226,6 +232,7 @@ impl Warning {
                 | Self::PartitionTooSmall { .. }
                 | Self::NoDataBuckets
                 | Self::TooFewDataBuckets { .. }
+                | Self::OneBlockBtreeNodes { .. }
                 | Self::BackingBlockSize { .. }
                 | Self::DataOffsetMisaligned { .. }
         )
@@ -255,6 +262,11 @@ impl fmt::Display for Warning {
                 f,
                 "btree nodes of {node}: kernels before 6.16 can hang under load until the cache \
                  is registered a second time"
+            ),
+            Self::OneBlockBtreeNodes { node } => write!(
+                f,
+                "btree nodes of {node}, a single block: kernels crash when they split one; a bucket \
+                 must hold at least two blocks"
             ),
             Self::BucketOverflowsSectorsUsed => f.write_str(
                 "buckets of 4 MiB and more overflow the kernel's count of sectors in use: LRU \
@@ -500,6 +512,9 @@ fn cache_warnings(sb: &Superblock, target: &Target, warnings: &mut Vec<Warning>)
         }
         if geometry.btree_node_size() < SMALL_BTREE_NODE {
             warnings.push(Warning::SmallBtreeNodes { node: geometry.btree_node_size() });
+        }
+        if geometry.btree_node_size() <= geometry.block_size() {
+            warnings.push(Warning::OneBlockBtreeNodes { node: geometry.btree_node_size() });
         }
         if geometry.bucket_size().0 > u64::from(GC_SECTORS_USED_MAX) {
             warnings.push(Warning::BucketOverflowsSectorsUsed);

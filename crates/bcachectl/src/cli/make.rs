@@ -26,7 +26,7 @@ pub struct MakeArgs {
     #[arg(value_name = "DEV")]
     devices: Vec<PathBuf>,
 
-    /// Bucket size: a power of two from 4k to 1G [default: 512k, or less on a small device]
+    /// Bucket size: a power of two from 4k to 1G, of two blocks or more [default: 512k, or less on a small device]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes)]
     bucket: Option<u64>,
 

@@ -81,6 +81,16 @@ pub enum MakeError {
         /// Size of a bucket.
         bucket_size: Sectors,
     },
+    /// The bucket, and so each btree node, is a single block.
+    #[error(
+        "--bucket: {block_size} is a single block, and kernels crash over btree nodes of one block; \
+         give --bucket at least {}, or --block at most {}",
+        format_bytes(2 * block_size.bytes()), format_bytes(block_size.bytes() / 2)
+    )]
+    OneBlockBuckets {
+        /// The block size, which is the bucket size too.
+        block_size: Sectors,
+    },
     /// A device whose logical block is larger than the kernel's page.
     #[error(
         "{}: logical blocks of {} are larger than a page; bcache cannot use the device",

@@ -40,6 +40,10 @@ pub const BUCKET_SIZE_DEFAULT: Sectors = Sectors(1024);
 /// Largest bucket: 1 GiB. The kernel's own limit is higher and no device has use for it.
 pub const BUCKET_SIZE_MAX: Sectors = Sectors(1 << 21);
 
+/// Fewest blocks of a bucket: kernels crash over btree nodes of a single one
+/// ([`Warning::OneBlockBtreeNodes`]).
+const BLOCKS_PER_BUCKET_MIN: u64 = 2;
+
 /// Block size of image files, which have no sector size of their own.
 const IMAGE_BLOCK_BYTES: u64 = 4096;
 
@@ -123,6 +127,9 @@ pub fn plan(
     if let Some(size) = bucket_size.filter(|size| *size < block_size) {
         let bytes = block_size.bytes();
         return Err(MakeError::BlockLargerThanBucket { bytes, bucket_size: size });
+    }
+    if bucket_size.is_some_and(|size| size.0 < BLOCKS_PER_BUCKET_MIN * block_size.0) {
+        return Err(MakeError::OneBlockBuckets { block_size });
     }
     let count = devices.iter().filter(|device| device.kind == Kind::Cache).count();
     let shared_set = options.set_uuid.is_some() || count < devices.len();
@@ -217,7 +224,7 @@ fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
 /// The largest bucket that gives the kernel enough buckets on `size`.
 fn largest_bucket(size: Sectors, block_size: Sectors) -> Option<Sectors> {
     let mut bucket = BUCKET_SIZE_DEFAULT.0;
-    while bucket >= PAGE_SECTORS.max(block_size.0) {
+    while bucket >= PAGE_SECTORS.max(BLOCKS_PER_BUCKET_MIN * block_size.0) {
         if size.0 / bucket >= NBUCKETS_MIN {
             return Some(Sectors(bucket));
         }
