@@ -5,7 +5,8 @@
 //! all. Each runs in a process of its own, so that its peak of memory is its own.
 //!
 //! Sizes: `BENCH_KEYS` (20 million), `BENCH_BUCKETS` (33.5 million), `BENCH_DIR` for the images.
-//! `BENCH_KEEP=1` leaves the image of many buckets there, for a `bcachectl show --prios` of it.
+//! `BENCH_KEEP=1` leaves the images there, for a `bcachectl show --prios` or another run: an image
+//! that is there already is taken as it is.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,6 +83,10 @@ fn peak_mb() -> u64 {
 struct Ranges(Vec<(u64, usize)>);
 
 impl Visitor for Ranges {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
     fn node(&mut self, place: NodePlace, node: &LoadedNode) {
         self.0.push((place.sector.bytes(), usize::try_from(node.key.size().bytes()).unwrap()));
     }
@@ -113,7 +118,6 @@ fn keys(path: &Path) {
         ..SetBuilder::default()
     };
     let geometry = builder.geometry().unwrap();
-    let device = create_image(path, geometry.size().bytes() + (1 << 20)).unwrap();
     let first = builder.data_buckets(0).start;
     // Neighbours on the volume are strangers on the cache, so that marking jumps about.
     let buckets = count / per_bucket;
@@ -126,8 +130,10 @@ fn keys(path: &Path) {
             .with_ptrs(&[Ptr::new(bucket_gen, Sectors(sector), 0)])
             .with_dirty(n % 8 == 0)
     };
-    builder.write(&device, (0..count).map(key)).unwrap();
-    drop(device);
+    if !path.exists() {
+        let device = create_image(path, geometry.size().bytes() + (1 << 20)).unwrap();
+        builder.write(&device, (0..count).map(key)).unwrap();
+    }
     let device = open_read(path).unwrap();
 
     let mut ranges = Ranges::default();
@@ -185,15 +191,16 @@ fn buckets(path: &Path) {
         ..SetBuilder::default()
     };
     let geometry = builder.geometry().unwrap();
-    let device = create_image(path, geometry.size().bytes()).unwrap();
     let first = builder.data_buckets(0).start;
     let key = |n: u64| {
         let ptr =
             Ptr::new((builder.bucket_disk)(first + n).bucket_gen, Sectors((first + n) * 512), 0);
         Bkey::new(0, (n + 1) * 512, 512).with_ptrs(&[ptr])
     };
-    builder.write(&device, (0..100_000).map(key)).unwrap();
-    drop(device);
+    if !path.exists() {
+        let device = create_image(path, geometry.size().bytes()).unwrap();
+        builder.write(&device, (0..100_000).map(key)).unwrap();
+    }
     let device = open_read(path).unwrap();
     let mut best = Best::NONE;
     for _ in 0..RUNS {
@@ -207,20 +214,16 @@ fn buckets(path: &Path) {
 }
 
 fn main() {
-    let image = |name: &str| folder().join(format!("bcache-bench-{name}.img"));
-    match std::env::args().find(|arg| arg == "keys" || arg == "buckets").as_deref() {
-        Some("keys") => {
-            let path = image("keys");
-            keys(&path);
+    let run = |name: &str, part: fn(&Path)| {
+        let path = folder().join(format!("bcache-bench-{name}.img"));
+        part(&path);
+        if setting("BENCH_KEEP", 0) == 0 {
             std::fs::remove_file(path).unwrap();
         }
-        Some(_) => {
-            let path = image("buckets");
-            buckets(&path);
-            if setting("BENCH_KEEP", 0) == 0 {
-                std::fs::remove_file(path).unwrap();
-            }
-        }
+    };
+    match std::env::args().find(|arg| arg == "keys" || arg == "buckets").as_deref() {
+        Some("keys") => run("keys", keys),
+        Some(_) => run("buckets", buckets),
         None => {
             for part in ["keys", "buckets"] {
                 let program = std::env::current_exe().unwrap();

@@ -6,7 +6,8 @@
 //! the result. Making the set and the comparison run in a process of their own, so that the peak of
 //! memory is that of the invalidation.
 //!
-//! Sizes: `BENCH_BUCKETS` (33.5 million), `BENCH_KEYS` (8 million), `BENCH_DIR` for the image.
+//! Sizes: `BENCH_BUCKETS` (33.5 million), `BENCH_KEYS` (8 million), `BENCH_DIR` for the image, which
+//! `BENCH_KEEP=1` leaves there for a run of `measure` alone.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -157,7 +158,9 @@ fn main() {
                 let program = std::env::current_exe().unwrap();
                 assert!(Command::new(program).arg(part).status().unwrap().success());
             }
-            std::fs::remove_file(path).unwrap();
+            if setting("BENCH_KEEP", 0) == 0 {
+                std::fs::remove_file(path).unwrap();
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::{
-    CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace, ReadOptions,
-    Visitor,
+    CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace, Problem,
+    ReadError, ReadOptions, Visitor,
 };
 use bcache_core::checksum::crc64;
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
@@ -20,7 +20,7 @@ use bcache_core::layout::superblock::{
 };
 use bcache_core::layout::{bset, uuid_entry};
 use bcache_core::ops::check::{CheckOptions, Code, Registration, Report, Severity, check};
-use bcache_core::units::{BucketIndex, Gen, Sectors};
+use bcache_core::units::{BucketIndex, Gen, Prio, Sectors};
 use proptest::prelude::*;
 
 /// Sectors of each extent of the sample.
@@ -785,4 +785,107 @@ fn a_sound_sample_reads_the_same_with_any_number_of_threads() {
     let (one, many) = (read(1), read(8));
     assert_eq!(one.table, many.table);
     assert_eq!(one.volumes, many.volumes);
+}
+
+/// Remembers all problems, and wants keys or not.
+struct Problems {
+    wants_keys: bool,
+    problems: Vec<String>,
+}
+
+impl Visitor for Problems {
+    fn wants_keys(&self) -> bool {
+        self.wants_keys
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.problems.push(format!("{problem:?}"));
+    }
+}
+
+/// What a reading of `device` gives to a visitor that wants keys or does not; the second marks usual
+/// keys the quick way.
+fn read_for(device: &dyn ReadDevice, wants_keys: bool) -> (Vec<String>, Option<String>) {
+    let mut visitor = Problems { wants_keys, problems: Vec::new() };
+    let set = CacheDevice::open(device)
+        .map_err(ReadError::from)
+        .and_then(|cache| CacheSet::read(cache, &ReadOptions::default(), &mut visitor));
+    let set = set.ok().map(|set| format!("{:?} {:?} {:?}", set.table, set.volumes, set.btree));
+    (visitor.problems, set)
+}
+
+#[test]
+fn usual_and_damaged_sets_read_the_same_whether_or_not_keys_are_wanted() {
+    let sample = Sample::new();
+    let before = sample.device.snapshot();
+    assert_eq!(read_for(&sample.device, false), read_for(&sample.device, true));
+    for (name, damage, ..) in DAMAGES {
+        damage(&sample);
+        assert_eq!(read_for(&sample.device, false), read_for(&sample.device, true), "{name}");
+        sample.device.restore(&before);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_quick_way_marks_as_the_general_one(
+        keys in prop::collection::vec(
+            (0u64..4, 1u64..9, 0u64..40, -3i8..4, prop::sample::select(vec![0u8, 0, 0, 0, 1, 2, 3]),
+             any::<bool>()),
+            0..300,
+        ),
+        replayed in prop::collection::vec((0u32..3, 8u64..1500, 0u64..40, any::<bool>()), 0..12),
+        volumes in 1u128..4,
+    ) {
+        let mut builder = SetBuilder {
+            nbuckets: 400,
+            bucket_size: Sectors(16),
+            block_size: 1,
+            sets_per_node: 2,
+            fill_percent: 20,
+            volumes: (1..=volumes).map(backing_volume).collect(),
+            bucket_disk: |bucket| BucketDisk {
+                // Some prios are those of the btree, as freed nodes leave them.
+                prio: Prio(if bucket % 7 == 0 { Prio::BTREE.0 } else { 100 }),
+                bucket_gen: Gen(1),
+            },
+            ..SetBuilder::default()
+        };
+        let first = builder.data_buckets(0).start;
+        let ptr = |bucket: u64, age: i8, dev| {
+            let ptr_gen = Gen(1u8.wrapping_add_signed(age));
+            Ptr::new(ptr_gen, Sectors((first + bucket) * 16), dev)
+        };
+        builder.journal = vec![
+            replayed
+                .iter()
+                .map(|&(inode, end, bucket, dirty)| {
+                    Bkey::new(inode, end, 8).with_ptrs(&[ptr(bucket, 0, 0)]).with_dirty(dirty)
+                })
+                .collect(),
+        ];
+        let per_volume = keys.len().div_ceil(3).max(1);
+        let mut at = 0;
+        let keys: Vec<Bkey> = keys
+            .into_iter()
+            .enumerate()
+            .map(|(n, (gap, size, bucket, age, kind, dirty))| {
+                if n % per_volume == 0 {
+                    at = 0;
+                }
+                at += gap + size;
+                let inode = u32::try_from(n / per_volume).unwrap();
+                let key = Bkey::new(inode, at, u16::try_from(size).unwrap()).with_dirty(dirty);
+                match kind {
+                    0 => key.with_ptrs(&[ptr(bucket, 0, 0)]),
+                    1 => key.with_ptrs(&[ptr(bucket, age, 0)]),
+                    2 => key.with_ptrs(&[ptr(bucket, age, 4095)]),
+                    _ => key.with_dirty(false),
+                }
+            })
+            .collect();
+        let device = MemoryDevice::new(400 * 16 * 512);
+        builder.write(&device, keys.into_iter()).unwrap();
+        prop_assert_eq!(read_for(&device, false), read_for(&device, true));
+    }
 }

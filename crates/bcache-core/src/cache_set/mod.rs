@@ -144,6 +144,11 @@ pub trait Visitor {
     /// Something is wrong.
     fn problem(&mut self, _problem: Problem) {}
 
+    /// Whether [`Visitor::key`] is of use: one that says no spares the reading whole keys.
+    fn wants_keys(&self) -> bool {
+        true
+    }
+
     /// A btree node, before its keys.
     fn node(&mut self, _place: NodePlace, _node: &LoadedNode) {}
 
@@ -156,7 +161,11 @@ pub trait Visitor {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoVisitor;
 
-impl Visitor for NoVisitor {}
+impl Visitor for NoVisitor {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+}
 
 /// Figures of the btree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

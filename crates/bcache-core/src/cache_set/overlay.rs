@@ -62,6 +62,13 @@ impl Overlay {
             .take_while(move |(_, key)| key.inode() == inode && key.start() < end)
     }
 
+    /// Where the first extent begins that ends after `start` of `inode`; past every sector when there
+    /// is none. What lies between the two is as the btree has it.
+    pub(crate) fn clear_up_to(&self, inode: u32, start: u64) -> u64 {
+        let next = self.extents.get(self.first_after(inode, start));
+        next.filter(|key| key.inode() == inode).map_or(u64::MAX, Bkey::start)
+    }
+
     /// What is left visible of `key`, an extent of the btree: told piece by piece.
     pub fn visible(&self, key: &Bkey, piece: &mut impl FnMut(&Bkey)) {
         let mut rest = *key;

@@ -1,5 +1,7 @@
 //! Reading a whole cache set, in the order of the kernel's registration.
 
+mod usual;
+
 use std::collections::BTreeMap;
 
 use crate::cache_set::btree::node::node_ptr;
@@ -113,9 +115,6 @@ fn read_prios(
     }
     prios
 }
-
-/// Extents whose buckets are looked up together before they are marked one by one.
-const WARM_KEYS: usize = 64;
 
 /// Marks keys as the walk comes by them.
 struct Marker<'a, 'd> {
@@ -394,13 +393,7 @@ impl WalkHandler for Marker<'_, '_> {
         let before = self.btree.usable_key_bytes;
         let origin = KeySource::Btree { level, node: bucket };
         if level == 0 {
-            for from in (0..node.keys.len()).step_by(WARM_KEYS) {
-                let some = || node.keys.iter_from(from).take(WARM_KEYS);
-                self.table.warm(some(), self.cache.geometry());
-                for key in some() {
-                    self.leaf_key(origin, &key);
-                }
-            }
+            self.leaf_keys(origin, &node.keys);
         } else {
             self.interior_keys(origin, node, place);
         }

@@ -53,6 +53,10 @@ struct Collector {
 }
 
 impl Visitor for Collector {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
     fn progress(&mut self, progress: cache_set::Progress) {
         let (what, done, total) = match progress {
             cache_set::Progress::Journal { done, total } => ("journal", done, total),

@@ -14,15 +14,23 @@ const SETS_MAX: usize = 8;
 
 /// A key with at most one pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ShortKey {
+pub(crate) struct ShortKey {
     high: u64,
     low: u64,
     ptr: Ptr,
 }
 
 impl ShortKey {
-    fn bkey(self) -> Bkey {
+    /// The same key with room for more pointers.
+    #[inline]
+    pub(crate) fn bkey(self) -> Bkey {
         Bkey::short(self.high, self.low, self.ptr)
+    }
+
+    /// Its pointer, if it has one.
+    #[inline]
+    pub(crate) fn ptr(self) -> Option<Ptr> {
+        (self.bkey().ptrs_count() == 1).then_some(self.ptr)
     }
 
     fn from_bkey(key: &Bkey) -> Self {
@@ -76,6 +84,14 @@ impl NodeKeys {
     /// All keys.
     pub fn iter(&self) -> impl Iterator<Item = Bkey> {
         self.iter_from(0)
+    }
+
+    /// The keys as they are kept, where all are short.
+    pub(crate) fn short(&self) -> Option<&[ShortKey]> {
+        match &self.0 {
+            Repr::Short(keys) => Some(keys),
+            Repr::Full(_) => None,
+        }
     }
 
     /// The keys from `index` on.

@@ -6,5 +6,6 @@ pub mod overlap;
 pub mod walk;
 
 pub use keys::NodeKeys;
+pub(crate) use keys::ShortKey;
 pub use node::{LoadedNode, NodeFault, NodeReadError, SetInfo};
 pub use walk::{WalkHandler, WalkOptions, walk};

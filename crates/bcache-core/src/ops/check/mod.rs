@@ -178,6 +178,10 @@ impl Collector<'_> {
 }
 
 impl Visitor for Collector<'_> {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
     fn progress(&mut self, progress: Progress) {
         (self.progress)(CheckProgress::Reading(progress));
     }
@@ -272,6 +276,7 @@ fn check_superblock(verdict: &Verdict, collector: &mut Collector<'_>) {
             Warning::ReplacementUnknown { .. }
                 | Warning::PartitionTooSmall { .. }
                 | Warning::NoDataBuckets
+                | Warning::OneBlockBtreeNodes { .. }
                 | Warning::BucketSizeOverflows { .. }
                 | Warning::UnknownFlags { .. }
         ) {

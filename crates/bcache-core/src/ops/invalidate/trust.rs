@@ -55,6 +55,10 @@ struct Watch<'p> {
 }
 
 impl Visitor for Watch<'_> {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
     fn progress(&mut self, progress: Progress) {
         (self.progress)(progress);
     }
