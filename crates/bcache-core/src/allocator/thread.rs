@@ -23,7 +23,7 @@ use super::planted::{self, Bug};
 use super::prios::{PrioSetPlan, PrioWriteError};
 use super::replacement::Found;
 use super::shared::{HandedOut, Shared, Stop};
-use super::state::{CannotInvalidate, Pass};
+use super::state::{CannotInvalidate, Pass, State};
 use super::sync::Arc;
 use super::sync::thread::{Builder, JoinHandle};
 use super::table::{BucketTable, TableError};
@@ -310,13 +310,13 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         loop {
             self.io.observe(Event::PrioWriteBegins);
             let mut journal_tried = false;
-            match self.try_write_prios(&mut journal_tried) {
+            match try_write_prios(self.shared.state(), self.io, &mut journal_tried) {
                 Ok(()) => {
                     self.shared.state().prio_write_commit()?;
                     self.io.observe(Event::PrioWriteEnded);
                     return Ok(());
                 }
-                Err(TryError::TooFewBuckets) => {
+                Err(WriteError::TooFewBuckets) => {
                     let state = self.shared.state();
                     state.prio_write_abort(journal_tried)?;
                     state.set_invalidate_needs_gc();
@@ -328,40 +328,69 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                     self.shared.wake_waiters();
                     self.wait_for_btree()?;
                 }
-                Err(TryError::Io(error)) => {
+                Err(WriteError::Io(error)) => {
                     self.shared.state().prio_write_abort(journal_tried)?;
                     return Err(End::Failed(ThreadError::Io(error)));
                 }
-                Err(TryError::Table(error)) => return Err(End::Failed(error.into())),
+                Err(WriteError::Table(error)) => return Err(End::Failed(error.into())),
             }
         }
     }
+}
 
-    fn try_write_prios(&mut self, journal_tried: &mut bool) -> Result<(), TryError<Io::Error>> {
-        let state = self.shared.state();
-        state.prio_write_begin()?;
-        while let Some(set) = state.prio_write_next()? {
-            self.io.write_prio_set(&set, state.table()).map_err(TryError::Io)?;
+/// Writes a chain of prio sets at once and makes it current, outside the thread: to bring a cache into
+/// use, and to have its newest prios on the device when it is put down. No thread may run.
+///
+/// Nothing of `free_inc` becomes ready by it.
+pub fn write_prios<Io: AllocatorIo>(
+    state: &State,
+    io: &mut Io,
+) -> Result<(), WriteError<Io::Error>> {
+    let mut journal_tried = false;
+    match try_write_prios(state, io, &mut journal_tried) {
+        Ok(()) => Ok(state.prio_write_commit()?),
+        Err(error) => {
+            state.prio_write_abort(journal_tried)?;
+            Err(error)
         }
-        if !planted::is(Bug::SkippedFlush) {
-            self.io.flush().map_err(TryError::Io)?;
-        }
-        if let Some(head) = state.prio_write_head() {
-            *journal_tried = true;
-            self.io.write_journal_entry(head).map_err(TryError::Io)?;
-            self.io.flush().map_err(TryError::Io)?;
-        }
-        Ok(())
     }
 }
 
-enum TryError<E> {
-    TooFewBuckets,
-    Table(TableError),
-    Io(E),
+fn try_write_prios<Io: AllocatorIo>(
+    state: &State,
+    io: &mut Io,
+    journal_tried: &mut bool,
+) -> Result<(), WriteError<Io::Error>> {
+    state.prio_write_begin()?;
+    while let Some(set) = state.prio_write_next()? {
+        io.write_prio_set(&set, state.table()).map_err(WriteError::Io)?;
+    }
+    if !planted::is(Bug::SkippedFlush) {
+        io.flush().map_err(WriteError::Io)?;
+    }
+    if let Some(head) = state.prio_write_head() {
+        *journal_tried = true;
+        io.write_journal_entry(head).map_err(WriteError::Io)?;
+        io.flush().map_err(WriteError::Io)?;
+    }
+    Ok(())
 }
 
-impl<E> From<PrioWriteError> for TryError<E> {
+/// Why a chain of prio sets was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<E: std::error::Error + 'static> {
+    /// The reserves hold too few buckets for it.
+    #[error("too few free buckets for the prio sets")]
+    TooFewBuckets,
+    /// The table is not consistent.
+    #[error("the bucket table is inconsistent")]
+    Table(#[from] TableError),
+    /// The device failed.
+    #[error("writing priorities and gens failed")]
+    Io(#[source] E),
+}
+
+impl<E: std::error::Error + 'static> From<PrioWriteError> for WriteError<E> {
     fn from(error: PrioWriteError) -> Self {
         match error {
             PrioWriteError::TooFewBuckets { .. } => Self::TooFewBuckets,

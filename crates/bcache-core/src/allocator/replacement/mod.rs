@@ -13,6 +13,7 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
+use crate::layout::superblock::Replacement;
 use crate::units::BucketIndex;
 
 use super::table::BucketTable;
@@ -31,6 +32,26 @@ pub enum Policy {
     Fifo,
     /// Any.
     Random,
+}
+
+impl From<Replacement> for Policy {
+    fn from(replacement: Replacement) -> Self {
+        match replacement {
+            Replacement::Lru => Self::Lru,
+            Replacement::Fifo => Self::Fifo,
+            Replacement::Random => Self::Random,
+        }
+    }
+}
+
+impl From<Policy> for Replacement {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Lru => Self::Lru,
+            Policy::Fifo => Self::Fifo,
+            Policy::Random => Self::Random,
+        }
+    }
 }
 
 /// Whether a policy found as many victims as were asked for.

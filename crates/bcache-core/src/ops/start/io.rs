@@ -1,0 +1,103 @@
+//! What the allocator thread of a running cache writes, on its device.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::allocator::prios::PrioSetPlan;
+use crate::allocator::{AllocatorIo, BucketTable};
+use crate::device::{AlignedBuf, DeviceError};
+use crate::layout::prio_set::{BucketDisk, encode_into};
+use crate::units::BucketIndex;
+
+use super::RunningCache;
+use super::journal::JournalWriter;
+
+/// Why prios and gens could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheIoError {
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The journal's sequence numbers have come to their end.
+    #[error("the journal cannot number another entry")]
+    JournalSeq,
+}
+
+/// An [`AllocatorIo`] over the device of a [`RunningCache`].
+pub struct CacheIo {
+    cache: Arc<RunningCache>,
+    wake_gc: Arc<dyn Fn() + Send + Sync>,
+    /// One prio set.
+    image: AlignedBuf,
+    /// One block of journal.
+    block: AlignedBuf,
+    /// A journal entry was written, and the next flush makes it durable.
+    entry_written: bool,
+}
+
+impl CacheIo {
+    pub(super) fn new(cache: Arc<RunningCache>, wake_gc: Arc<dyn Fn() + Send + Sync>) -> Self {
+        let buffer = |bytes: u64| AlignedBuf::zeroed(usize::try_from(bytes).unwrap_or(0));
+        let image = buffer(cache.geometry.meta_bucket_bytes());
+        let block = buffer(cache.geometry.block_bytes());
+        Self { cache, wake_gc, image, block, entry_written: false }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Arc<RunningCache> {
+        &self.cache
+    }
+
+    fn journal(&self) -> MutexGuard<'_, JournalWriter> {
+        self.cache.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AllocatorIo for CacheIo {
+    type Error = CacheIoError;
+
+    fn discard(&mut self, bucket: BucketIndex) -> Result<(), CacheIoError> {
+        let geometry = &self.cache.geometry;
+        let offset = geometry.bucket_to_sector(bucket).bytes();
+        Ok(self.cache.device.discard(offset, geometry.bucket_bytes())?)
+    }
+
+    fn write_prio_set(
+        &mut self,
+        set: &PrioSetPlan,
+        table: &BucketTable,
+    ) -> Result<(), CacheIoError> {
+        // Prios change meanwhile, and any is as good. Gens do not: only this thread raises them.
+        let entries = table
+            .prios_and_gens(set.first_entry)
+            .map(|(prio, bucket_gen)| BucketDisk { prio, bucket_gen });
+        encode_into(&mut self.image, self.cache.magic, set.seq, set.next_bucket.0, entries);
+        let offset = self.cache.geometry.bucket_to_sector(set.bucket).bytes();
+        Ok(self.cache.device.write_at(offset, &self.image)?)
+    }
+
+    fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), CacheIoError> {
+        let cache = &self.cache;
+        let (offset, entry) = self
+            .journal()
+            .next(cache.uuid_bucket, cache.btree_root, prio_head, cache.magic)
+            .ok_or(CacheIoError::JournalSeq)?;
+        self.block.iter_mut().zip(entry.as_bytes()).for_each(|(to, from)| *to = *from);
+        cache.device.write_at(offset, &self.block)?;
+        self.entry_written = true;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), CacheIoError> {
+        // Forgotten also when the flush fails: a later one does not tell whether the entry got there.
+        let entry_written = std::mem::take(&mut self.entry_written);
+        self.cache.device.flush()?;
+        if entry_written {
+            self.journal().confirm();
+        }
+        Ok(())
+    }
+
+    fn wake_gc(&mut self) {
+        (self.wake_gc)();
+    }
+}
