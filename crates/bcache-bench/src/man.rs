@@ -33,6 +33,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             after: text::MAIN_AFTER,
         },
         Page {
+            name: "bcache-bench-device",
+            command: subcommand("device")?,
+            synopsis: &["[OPTIONS] DEV...", "[OPTIONS] --image FILE --size SIZE"],
+            invocation: "bcache-bench device",
+            before: text::DEVICE_BEFORE,
+            after: text::DEVICE_AFTER,
+        },
+        Page {
             name: "bcache-bench-invalidate",
             command: subcommand("invalidate")?,
             synopsis: &["[OPTIONS]"],

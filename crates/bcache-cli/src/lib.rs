@@ -1,5 +1,6 @@
 //! What `bcachectl` and `bcache-bench` share: sizes, output, tables and man pages.
 
+pub mod confirm;
 pub mod man;
 pub mod out;
 pub mod progress;

@@ -187,6 +187,9 @@ pub enum PlanError {
     /// A size, and no image to make.
     #[error("--size is for --image: a device has its size")]
     SizeWithoutImage,
+    /// No kernel would assemble what is kept.
+    #[error("--keep is for one device: no kernel since 5.10 runs a set of several caches")]
+    KeepSeveral,
     /// The same device twice.
     #[error("{} is given twice", .0.display())]
     Twice(PathBuf),
@@ -205,6 +208,9 @@ impl DeviceArgs {
             if self.devices.iter().take(index).any(|before| before == device) {
                 return Err(PlanError::Twice(device.clone()));
             }
+        }
+        if self.keep && self.devices.len() > 1 {
+            return Err(PlanError::KeepSeveral);
         }
         if self.io != IoMode::Data && self.read_share.fraction() > 0.0 {
             return Err(PlanError::ReadsWithoutData);
@@ -319,6 +325,7 @@ mod tests {
             ("--image a", "--size"),
             ("/dev/sda --size 1G", "--image"),
             ("/dev/sda /dev/sdb /dev/sda", "/dev/sda is given twice"),
+            ("/dev/sda /dev/sdb --keep", "--keep is for one device"),
             ("/dev/sda --writers 0", "--writers"),
             ("/dev/sda --streams -1", "-1"),
             ("/dev/sda --block-sizes 4k,8k", "--block-sizes"),

@@ -35,6 +35,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make a cache set on devices and drive the allocator against them
+    Device(Box<DeviceArgs>),
     /// Time an LRU pass and a rescaling in memory, against the sum of an array
     Invalidate(InvalidateArgs),
     /// Time bucket allocation in memory while the allocator thread invalidates

@@ -44,6 +44,7 @@ fn carry_out(
     print: impl FnOnce(&Report) -> Result<()>,
 ) -> Result<()> {
     let exports = Exports::open(&plan.exports)?;
+    runner.prepare(plan)?;
     let progress = Progress::start("device", &context.live, plan.goal())?;
     let result = runner.run(plan, context);
     drop(progress);
@@ -79,6 +80,10 @@ mod tests {
     }
 
     impl DeviceRun for Scripted {
+        fn prepare(&mut self, _: &DevicePlan) -> Result<()> {
+            Ok(())
+        }
+
         fn run(&mut self, _: &DevicePlan, context: &RunContext) -> Result<Report> {
             self.runs += 1;
             context.live.writer(0).unwrap().wrote(1);

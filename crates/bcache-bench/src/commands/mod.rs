@@ -14,12 +14,14 @@ use bcache_cli::out::Out;
 use clap::Parser;
 
 use crate::cli::{self, Cli, Command};
+use crate::device::run::OnDevices;
 use crate::exit::{ExitError, Failure};
 use crate::man;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let result = match &Cli::parse().command {
+        Command::Device(args) => device::run(args, &mut OnDevices::default()),
         Command::Invalidate(args) => memory::invalidate(args),
         Command::Bucket(args) => memory::bucket(args),
         Command::Sector(args) => memory::sector(args),

@@ -14,7 +14,7 @@ use bcache_core::units::Sectors;
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
-use super::plan::{Length, shares};
+use super::plan::Length;
 use crate::progress::Live;
 use crate::record::Measure;
 use crate::record::harness::{Context, Load, Until, Worker, drive};
@@ -103,18 +103,11 @@ pub fn fixed_addresses(
     if part < block_max.0 {
         return Err(BaselineError::AreaTooSmall { area: area.size, streams, block_max });
     }
-    let budgets: Vec<Option<u64>> = match terms.length {
-        Length::Elapsed(_) => vec![None; usize::try_from(workload.writers.get()).unwrap_or(0)],
-        Length::WrittenBytes(bytes) => shares(bytes.get(), workload.writers).map(Some).collect(),
-    };
     let totals = Totals::default();
     let load = Load {
         threads: workload.writers.get(),
         pace: terms.pace,
-        until: match terms.length {
-            Length::Elapsed(time) => Until::Elapsed(time),
-            Length::WrittenBytes(_) => Until::Operations(u64::MAX),
-        },
+        until: terms.length.until(),
         measures: &[Measure::Operation, Measure::DataWrite, Measure::DataRead],
         stop: terms.stop,
     };
@@ -128,7 +121,7 @@ pub fn fixed_addresses(
             buffer: noise(buffer_len(block_max)?, u64::from(writer)),
             streams: starts.map(|start| Stream { start, end: start + part, next: start }).collect(),
             first_stream: first,
-            left: budgets.get(usize::try_from(writer).unwrap_or(usize::MAX)).copied().flatten(),
+            left: terms.length.share_of(writer, workload.writers),
             written_bytes: 0,
             read_bytes: 0,
             hits: 0,

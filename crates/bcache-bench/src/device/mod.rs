@@ -2,12 +2,22 @@
 //!
 //! - [`plan`]: what is to be done, with everything checked that can be without a device.
 //! - [`baseline`]: the same writes without an allocator, and a plain sequential write.
-//! - [`counted`]: a device that counts what goes to it.
-//! - [`DeviceRun`]: what carries a plan out.
+//! - [`counted`], [`null`]: a device that counts what goes to it; one that keeps nothing.
+//! - [`index`], [`collector`]: where the data is, and the GC that follows it.
+//! - [`writer`], [`timed`]: what the writers do; what of it, and of the allocator thread, is timed.
+//! - [`allocator_run`]: all of them together on a cache set in use.
+//! - [`run`]: formats devices, runs everything on them, compares. [`DeviceRun`] is what commands see.
 
+pub mod allocator_run;
 pub mod baseline;
+pub mod collector;
 pub mod counted;
+pub mod index;
+pub mod null;
 pub mod plan;
+pub mod run;
+pub mod timed;
+pub mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +38,9 @@ pub struct RunContext {
 
 /// Carries out a plan.
 pub trait DeviceRun {
+    /// Checks everything that can be before anything is written, and asks whoever has to be asked.
+    fn prepare(&mut self, plan: &DevicePlan) -> anyhow::Result<()>;
+
     /// Makes a cache set, runs the writers, and reports. Nothing is printed.
     ///
     /// An error that came after a device was written to carries [`crate::exit::Failure::Partial`].

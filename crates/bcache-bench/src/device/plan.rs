@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::progress::Goal;
+use crate::record::harness::Until;
 use crate::record::pace::Pace;
 use crate::report::Settings;
 use crate::report::export::ExportPaths;
@@ -134,6 +135,37 @@ pub enum Length {
     Elapsed(Duration),
     /// When so many bytes were written as data.
     WrittenBytes(NonZeroU64),
+}
+
+impl Length {
+    /// When threads end that count no bytes; those that have an amount end by [`Self::share_of`].
+    pub fn until(self) -> Until {
+        match self {
+            Self::Elapsed(time) => Until::Elapsed(time),
+            Self::WrittenBytes(_) => Until::Operations(u64::MAX),
+        }
+    }
+
+    /// The bytes that `writer` of so many is to write, where there is an amount.
+    pub fn share_of(self, writer: u32, writers: NonZeroU32) -> Option<u64> {
+        match self {
+            Self::Elapsed(_) => None,
+            Self::WrittenBytes(bytes) => {
+                shares(bytes.get(), writers).nth(usize::try_from(writer).ok()?)
+            }
+        }
+    }
+
+    /// Half of it.
+    #[must_use]
+    pub fn half(self) -> Self {
+        match self {
+            Self::Elapsed(time) => Self::Elapsed(time / 2),
+            Self::WrittenBytes(bytes) => {
+                Self::WrittenBytes(NonZeroU64::new(bytes.get() / 2).unwrap_or(bytes))
+            }
+        }
+    }
 }
 
 /// A duration such as `30s`, `500ms`, `2m` or `1h`.

@@ -4,8 +4,8 @@ type Sections = &'static [(&'static str, &'static str)];
 
 const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
-    "bcache-bench(8), bcache-bench-bucket(8), bcache-bench-compare(8), bcache-bench-invalidate(8), \
-     bcache-bench-plot(8), bcache-bench-sector(8), bcachectl(8)",
+    "bcache-bench(8), bcache-bench-bucket(8), bcache-bench-compare(8), bcache-bench-device(8), \
+     bcache-bench-invalidate(8), bcache-bench-plot(8), bcache-bench-sector(8), bcachectl(8)",
 );
 
 /// Of the commands that either run or do not.
@@ -27,7 +27,8 @@ pub(super) const MAIN_BEFORE: Sections = &[(
     "bcache-bench drives the allocator of bcache, the block cache of the Linux kernel, and measures \
      how long it takes: not on the average only, but up to the slowest one in ten thousand.
 
-invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
+device makes a cache set on a device and runs writers on it. \
+     invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
      on reports, which hold whole histograms.",
 )];
 
@@ -105,6 +106,70 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 3 :: Failed after a device was written to.
 
 4 :: compare found something that has become worse.",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const DEVICE_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcache-bench device makes a cache set on a device, starts the allocator thread, and runs writers. \
+     Each allocates sectors for its streams, writes to where it was given, and notes in an index in memory \
+     where its data is. What is overwritten makes room at the next garbage collection, which runs as \
+     often as the kernel's: after a sixteenth of the cache was written, and when the allocator asks for \
+     it. Reads that hit make their buckets young again; reads that miss put the data into the cache, as \
+     if it had come from a backing device. Priorities and gens are written, named in the journal and \
+     flushed for real before a bucket is used again.
+
+Everything on the device is lost. What would be is shown and asked about as by bcachectl-make(8). With \
+     several devices one allocator spreads the writes over all of them.",
+    ),
+    (
+        "COMPARISONS",
+        "In the same run, unless --no-baseline is given:
+
+fixed addresses :: The same workload without an allocator: each stream writes on and on in its own \
+         part of the device. One half runs before the allocator and one half after, so that a device that \
+         changes favours neither; with --keep all of it runs before. On an image file or a loop device \
+         everything is written once before, so that the file has its blocks. Only for a single device.
+
+prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
+         write: the same bytes, flushed as often.",
+    ),
+    (
+        "WHAT IS LEFT",
+        "An image file is removed, and the superblock of a device is wiped. With --keep the cache set stays \
+     as it is: bcachectl check finds nothing in it, and a kernel registers it. The data that was written \
+     has no keys there, so that to the kernel all buckets are free.",
+    ),
+];
+
+pub(super) const DEVICE_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: All went well; also after an interruption, which the report says.
+
+1 :: Refused, or failed before anything was written to a device.
+
+2 :: The command line makes no sense.
+
+3 :: Failed after a device was written to.",
+    ),
+    (
+        "EXAMPLES",
+        "What does a bucket size of 2 MiB do to the tail?
+
+    bcache-bench device --bucket 512k --export-json a.json /dev/nvme0n1
+    bcache-bench device --bucket 2M --export-json b.json /dev/nvme0n1
+    bcache-bench compare --force a.json b.json
+
+Half reads, and 20,000 operations a second, whatever the device makes of it:
+
+    bcache-bench device --read-share 50 --rate 20000 --block-sizes 4k=70,64k=30 /dev/nvme0n1
+
+Without a device:
+
+    bcache-bench device --image /var/tmp/cache.img --size 8G --duration 20s",
     ),
     SEE_ALSO,
 ];

@@ -239,6 +239,23 @@ impl Run {
         }
     }
 
+    /// Both as one run, under this one's name.
+    #[must_use]
+    pub fn merged(mut self, other: Self) -> Self {
+        self.elapsed += other.elapsed;
+        self.operations += other.operations;
+        self.pace.add(&other.pace);
+        self.counters.add(&other.counters);
+        for measured in other.measures {
+            match self.measures.iter_mut().find(|it| it.measure == measured.measure) {
+                // All have the same bounds, so that nothing can be out of range.
+                Some(sum) => sum.histogram += &measured.histogram,
+                None => self.measures.push(measured),
+            }
+        }
+        self
+    }
+
     /// What was measured of `measure`.
     pub fn measured(&self, measure: Measure) -> Option<&Measured> {
         self.measures.iter().find(|it| it.measure == measure)
@@ -304,6 +321,44 @@ pub struct Counters {
     pub discards_failed: u64,
     /// Times that priorities were rescaled.
     pub rescales: u64,
+}
+
+impl Counters {
+    /// Adds what another thread or run counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            written_bytes,
+            read_bytes,
+            device_written_bytes,
+            hits,
+            misses,
+            buckets_allocated,
+            buckets_invalidated,
+            blocked,
+            passes,
+            gcs,
+            prio_writes,
+            journal_writes,
+            discards,
+            discards_failed,
+            rescales,
+        } = self;
+        *written_bytes += other.written_bytes;
+        *read_bytes += other.read_bytes;
+        *device_written_bytes += other.device_written_bytes;
+        *hits += other.hits;
+        *misses += other.misses;
+        *buckets_allocated += other.buckets_allocated;
+        *buckets_invalidated += other.buckets_invalidated;
+        *blocked += other.blocked;
+        *passes += other.passes;
+        *gcs += other.gcs;
+        *prio_writes += other.prio_writes;
+        *journal_writes += other.journal_writes;
+        *discards += other.discards;
+        *discards_failed += other.discards_failed;
+        *rescales += other.rescales;
+    }
 }
 
 /// Figures that follow from what was counted; `None` where nothing was.

@@ -201,7 +201,8 @@ impl Workload {
     }
 }
 
-fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+/// The largest number that divides both.
+pub fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 

@@ -1,11 +1,12 @@
 //! `bcachectl make`: gather facts, plan, show, confirm, write, verify.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::table;
 use bcache_core::device::probe::probe;
@@ -93,7 +94,7 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
         out.finish()?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes && plans.iter().any(|plan| !plan.destroys.is_empty()) && !confirm(&plans)? {
+    if !args.yes && !confirm::destroys(&plans)? {
         bail!("nothing was written");
     }
     let outcome = write(&plans);
@@ -119,31 +120,6 @@ fn gather(kind: Kind, path: &Path, size: Option<u64>) -> Result<DeviceFacts> {
         (_, Err(error)) => Err(error).with_context(|| format!("cannot look at {}", path.display())),
         (None, Ok(true)) => Ok(facts_of(kind, path)?),
     }
-}
-
-/// Asks on a terminal; elsewhere the overrides on the command line are the consent.
-fn confirm(plans: &[DevicePlan]) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Ok(true);
-    }
-    let mut stderr = io::stderr();
-    for plan in plans.iter().filter(|plan| !plan.destroys.is_empty()) {
-        writeln!(
-            stderr,
-            "{} ({}) will be formatted as a bcache {} device. This destroys:",
-            plan.facts.info.path.display(),
-            plan.facts.info.size(),
-            plan.facts.kind
-        )?;
-        for what in &plan.destroys {
-            writeln!(stderr, "  - {what}")?;
-        }
-    }
-    write!(stderr, "Go on? [y/N] ")?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn write(plans: &[DevicePlan]) -> Outcome {

@@ -1,0 +1,321 @@
+//! Carries a plan out on devices.
+//!
+//! What is measured, in this order:
+//!
+//! 1. with fixed addresses, what the workload does without an allocator: the first half;
+//! 2. the allocator: the cache set is made, its threads run, the writers write;
+//! 3. prio writes alone, and plain sequential writes of the same bytes;
+//! 4. the second half of 1, unless the cache set is kept: halves before and after, so that a device
+//!    that becomes slower or faster meanwhile favours neither.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bcache_cli::confirm;
+use bcache_core::device::sysfs::Root;
+use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice, open_write};
+use bcache_core::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use bcache_core::ops::make::{
+    self, DevicePlan as MakePlan, Options, check_distinct, facts_of, facts_of_new_image,
+    open_for_real,
+};
+use bcache_core::units::{BucketIndex, Geometry, Sectors};
+use uuid::Uuid;
+
+use super::allocator_run::{AllocatorRun, allocator_run};
+use super::baseline::{Area, Terms, fixed_addresses, sequential_write};
+use super::counted::Counted;
+use super::null::NullDevice;
+use super::plan::{DevicePlan, IoMode, Target};
+use super::{DeviceRun, RunContext};
+use crate::environment::{Backing, Environment};
+use crate::exit::{ExitError, Failure};
+use crate::report::{Ratio, Report, Run};
+use crate::warnings;
+use crate::watch::{DeviceIo, Watch};
+use crate::workload::Workload;
+
+/// A device as the writers see it.
+pub type CountedDevice = Arc<Counted<Arc<dyn BlockDevice>>>;
+
+/// How much is written at once to a file before the run, so that it has all its blocks.
+const FILL_CHUNK: Sectors = Sectors(2048);
+
+/// The real thing.
+#[derive(Debug, Default)]
+pub struct OnDevices {
+    prepared: Option<Prepared>,
+}
+
+/// Devices that may be formatted: everything is checked, and whoever had to be asked was.
+#[derive(Debug)]
+struct Prepared {
+    plans: Vec<MakePlan>,
+    workload: Workload,
+}
+
+impl DeviceRun for OnDevices {
+    fn prepare(&mut self, plan: &DevicePlan) -> Result<()> {
+        self.prepared = Some(prepare(plan)?);
+        Ok(())
+    }
+
+    fn run(&mut self, plan: &DevicePlan, context: &RunContext) -> Result<Report> {
+        let prepared = self.prepared.take().context("the run was not prepared")?;
+        let partial = |error| ExitError::wrap(Failure::Partial, error);
+        let devices = format(&prepared.plans, plan.io)?;
+        let report = measure(plan, &prepared, &devices, context).map_err(partial);
+        put_down(plan, &prepared.plans, &devices).map_err(partial)?;
+        report
+    }
+}
+
+fn prepare(plan: &DevicePlan) -> Result<Prepared> {
+    let facts = match &plan.target {
+        Target::Existing(paths) => {
+            check_distinct(paths)?;
+            paths.iter().map(|path| facts_of(Kind::Cache, path)).collect::<Result<Vec<_>, _>>()?
+        }
+        Target::NewImage { path, size_bytes } => {
+            if path.try_exists()? {
+                bail!("{} exists; give it without --image and --size to run on it", path.display());
+            }
+            vec![facts_of_new_image(Kind::Cache, path, *size_bytes)]
+        }
+    };
+    // Where nothing is written, nothing is destroyed.
+    let harmless = plan.io == IoMode::None;
+    let options = Options {
+        bucket_bytes: plan.bucket_bytes,
+        discard: plan.discard,
+        replacement: plan.policy.into(),
+        wipe_bcache: plan.consent.wipe_bcache || harmless,
+        force: plan.consent.force || harmless,
+        ..Options::default()
+    };
+    let plans = make::plan(&options, facts, &mut Uuid::new_v4)?;
+    let geometries = plans.iter().map(geometry_of).collect::<Result<Vec<_>>>()?;
+    let alike = |a: &Geometry, b: &Geometry| {
+        a.bucket_size() == b.bucket_size() && a.block_size() == b.block_size()
+    };
+    if let Some([first, other]) = geometries.windows(2).find_map(|pair| match pair {
+        [first, other] if !alike(first, other) => Some([first, other]),
+        _ => None,
+    }) {
+        bail!(
+            "the devices would get buckets of {} and {}, blocks of {} and {}: give --bucket",
+            first.bucket_size(),
+            other.bucket_size(),
+            first.block_size(),
+            other.block_size()
+        );
+    }
+    let sectors = geometries.iter().map(|geometry| data_area(geometry).size.0).sum();
+    let workload = plan.workload(Sectors(sectors));
+    workload.check()?;
+    for make in &plans {
+        let logical = u64::from(make.facts.info.logical_block_bytes);
+        if plan.io == IoMode::Data && workload.granule().bytes() % logical != 0 {
+            bail!(
+                "--block-sizes: {} takes writes in whole blocks of {logical} bytes only",
+                make.facts.info.path.display()
+            );
+        }
+    }
+    if !harmless && !plan.consent.yes && !confirm::destroys(&plans)? {
+        bail!("nothing was written");
+    }
+    Ok(Prepared { plans, workload })
+}
+
+fn geometry_of(plan: &MakePlan) -> Result<Geometry> {
+    plan.superblock.geometry().context("the planned superblock has no geometry")
+}
+
+/// Everything behind the journal.
+fn data_area(geometry: &Geometry) -> Area {
+    let first = geometry.first_bucket().0 + u64::from(geometry.njournal_buckets_default());
+    let start = geometry.bucket_to_sector(BucketIndex(first));
+    let end = geometry.bucket_to_sector(BucketIndex(geometry.nbuckets()));
+    Area { start, size: Sectors(end.0.saturating_sub(start.0)) }
+}
+
+/// Formats the devices and claims them again.
+fn format(plans: &[MakePlan], io: IoMode) -> Result<Vec<CountedDevice>> {
+    let counted = |device: Arc<dyn BlockDevice>| Arc::new(Counted::new(device));
+    if io == IoMode::None {
+        let null = |plan: &MakePlan| counted(Arc::new(NullDevice::new(plan.facts.info.clone())));
+        return Ok(plans.iter().map(null).collect());
+    }
+    let outcome = make::run(plans, &mut open_for_real, &mut |_, _| {});
+    if let Some((_, error)) = outcome.failed {
+        let wrote = error.may_have_written() || !outcome.formatted.is_empty();
+        let failure = if wrote { Failure::Partial } else { Failure::Refused };
+        return Err(ExitError::wrap(failure, error));
+    }
+    let open = |plan: &MakePlan| -> Result<CountedDevice> {
+        let device: Arc<dyn BlockDevice> = Arc::new(open_write(&plan.facts.info.path)?);
+        Ok(counted(device))
+    };
+    plans
+        .iter()
+        .map(open)
+        .collect::<Result<_>>()
+        .map_err(|error| ExitError::wrap(Failure::Partial, error))
+}
+
+/// Leaves the devices as the plan says: as cache sets, or as nothing that a kernel would register.
+fn put_down(plan: &DevicePlan, plans: &[MakePlan], devices: &[CountedDevice]) -> Result<()> {
+    if plan.keep || plan.io == IoMode::None {
+        return Ok(());
+    }
+    for (make, device) in plans.iter().zip(devices) {
+        if make.facts.create {
+            let path = &make.facts.info.path;
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        } else {
+            let wipe = || -> Result<(), DeviceError> {
+                device.write_at(SB_OFFSET_BYTES, &[0; SB_BYTES])?;
+                device.flush()
+            };
+            wipe().context("the superblock of the run is still there")?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    plan: &DevicePlan,
+    prepared: &Prepared,
+    devices: &[CountedDevice],
+    context: &RunContext,
+) -> Result<Report> {
+    let root = Root::system();
+    let infos: Vec<&DeviceInfo> = devices.iter().map(ReadDevice::info).collect();
+    let environment = Environment::gather(&root, &infos);
+    let mut report = Report::new("device", plan.settings()?, environment);
+    let threads = plan.writers.get().saturating_add(u32::try_from(devices.len()).unwrap_or(1));
+    report.warnings = warnings::of_environment(&report.environment, threads);
+    let disks: Vec<Option<String>> =
+        report.environment.devices.iter().map(|device| device.disk.clone()).collect();
+
+    let fixed = Fixed::new(plan, prepared, devices, &report.environment, context)?;
+    if let Some(fixed) = &fixed {
+        fixed.fill()?;
+    }
+    let watch = Watch::start(root, disks.iter().flatten().cloned().collect());
+    let before: Vec<DeviceIo> = devices.iter().map(|device| device.io()).collect();
+    let mut halves = Vec::new();
+    if let Some(fixed) = &fixed {
+        halves.push(fixed.run()?);
+    }
+    let superblocks: Vec<Superblock> =
+        prepared.plans.iter().map(|make| make.superblock.clone()).collect();
+    let run = allocator_run(plan, &prepared.workload, devices, superblocks, context)?;
+    if let Some(fixed) = fixed.filter(|_| !plan.keep) {
+        halves.push(fixed.run()?);
+    }
+    let observed = watch.finish();
+    let mut own: BTreeMap<String, DeviceIo> = BTreeMap::new();
+    for ((disk, device), before) in disks.into_iter().zip(devices).zip(before) {
+        if let Some(disk) = disk {
+            let sum = own.entry(disk).or_default();
+            let io = device.io();
+            sum.read_sectors += io.read_sectors.saturating_sub(before.read_sectors);
+            sum.written_sectors += io.written_sectors.saturating_sub(before.written_sectors);
+        }
+    }
+    report.warnings.extend(warnings::of_observed(&observed, &own));
+    report.interrupted = context.stop.load(std::sync::atomic::Ordering::Relaxed);
+    compose(&mut report, run, halves);
+    Ok(report)
+}
+
+/// Puts runs and ratios into the report.
+fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
+    let AllocatorRun { run, prio_writes, sequential } = run;
+    let fixed = halves.into_iter().reduce(Run::merged);
+    let bandwidth = |run: &Run| run.figures().written_bytes_per_second;
+    let mut compare = |name: &str, value: Option<f64>, baseline: Option<f64>| {
+        if let (Some(value), Some(baseline)) = (value, baseline) {
+            let unit = "bytes/s".to_owned();
+            report.ratios.push(Ratio { name: name.to_owned(), value, baseline, unit });
+        }
+    };
+    compare(
+        "data bandwidth, allocator to fixed addresses",
+        bandwidth(&run),
+        fixed.as_ref().and_then(bandwidth),
+    );
+    compare(
+        "prio write, to a sequential write of the same bytes",
+        prio_writes.as_ref().and_then(bandwidth),
+        sequential.as_ref().and_then(bandwidth),
+    );
+    let runs = [Some(run), fixed, prio_writes, sequential];
+    report.runs.extend(runs.into_iter().flatten());
+    for run in &report.runs {
+        // An interrupted run has few samples of everything, and says that it was interrupted.
+        report.warnings.extend(warnings::of_run(run, &report.environment));
+    }
+}
+
+/// The same workload without an allocator.
+struct Fixed<'a> {
+    device: &'a CountedDevice,
+    area: Area,
+    plan: &'a DevicePlan,
+    workload: &'a Workload,
+    fill: bool,
+    context: &'a RunContext,
+}
+
+impl<'a> Fixed<'a> {
+    /// `None` where it is not wanted, writes nothing, or could not be compared: a run over several
+    /// devices spreads its writes as the allocator decides.
+    fn new(
+        plan: &'a DevicePlan,
+        prepared: &'a Prepared,
+        devices: &'a [CountedDevice],
+        environment: &Environment,
+        context: &'a RunContext,
+    ) -> Result<Option<Self>> {
+        let ([device], [make]) = (devices, prepared.plans.as_slice()) else { return Ok(None) };
+        if !plan.baseline || plan.io != IoMode::Data {
+            return Ok(None);
+        }
+        let file =
+            |backing: &Backing| matches!(backing, Backing::Loop { .. } | Backing::Image { .. });
+        Ok(Some(Self {
+            device,
+            area: data_area(&geometry_of(make)?),
+            plan,
+            workload: &prepared.workload,
+            // A file gets its blocks when it is first written; whoever runs first would pay for it.
+            fill: environment.devices.iter().any(|device| file(&device.backing)),
+            context,
+        }))
+    }
+
+    fn fill(&self) -> Result<()> {
+        let chunk = FILL_CHUNK.min(self.area.size);
+        let bytes = self.area.size.0 / chunk.0.max(1) * chunk.bytes();
+        if let Some(bytes) = std::num::NonZeroU64::new(bytes).filter(|_| self.fill) {
+            sequential_write(self.device, self.area, chunk, bytes, &self.context.stop)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self) -> Result<Run> {
+        let length = if self.plan.keep { self.plan.length } else { self.plan.length.half() };
+        let terms = Terms {
+            pace: self.plan.pace,
+            length,
+            stop: &self.context.stop,
+            live: &self.context.live,
+        };
+        Ok(fixed_addresses(self.device, self.area, self.workload, &terms)?)
+    }
+}
