@@ -340,7 +340,7 @@ fn ends() -> anyhow::Result<()> {
     ensure!(panicked.without_errors().is_err(), "the panic is in the kernel's log");
     is(run("crash")?, ScriptEnd::PowerCut)?;
     let hung = Guest::new(Kernel::V6_12).script("echo before\nsleep 600");
-    let hung = is(hung.timeout(Duration::from_secs(15)).run()?, ScriptEnd::TimedOut)?;
+    let hung = is(hung.timeout(Duration::from_secs(45)).run()?, ScriptEnd::TimedOut)?;
     ensure!(hung.output.contains("before"), "{}", hung.tail());
     Ok(())
 }

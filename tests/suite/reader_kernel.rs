@@ -1,0 +1,496 @@
+//! What the reader says of images that stock kernels have just written, against the kernel's own
+//! figures and sums.
+//!
+//! Each kernel boots twice. The first time it gets six sets of devices, made by `bcachectl make`,
+//! and works on each in turn: several backing devices with a flash-only volume; a small cache that
+//! is filled over and over; buckets of 4 KiB, of 1 MiB and of 32 MiB (superblock version 5); and one
+//! whose power is cut while dirty data is written. For all but the last, GC is run and figures are
+//! taken just before the set is stopped. The second time it reads what the power cut has left, which
+//! the reader has to read as well.
+
+use anyhow::{Context as _, ensure};
+use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
+use bcache_core::device::ReadDevice;
+use bcache_core::device::file::open_read;
+use bcache_tests::kernel::SetFigures;
+use bcache_tests::volume::{md5_of_backing, md5_of_flash_only};
+use bcache_tests::{
+    DiskOptions, Guest, GuestRun, Kernel, Log, Need, Scratch, main_with, tool, trial,
+};
+use rand::{RngCore as _, SeedableRng as _};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    let all = Kernel::ALL.map(|kernel| {
+        trial(format!("reads_what_it_wrote_{kernel}"), &[Need::Guest], move || {
+            reads_what_it_wrote(kernel)
+        })
+    });
+    main_with(all.into())
+}
+
+/// One set of devices and what the guest does with it.
+struct Plan {
+    name: &'static str,
+    bucket: &'static str,
+    block: &'static str,
+    cache_bytes: u64,
+    backing_bytes: &'static [u64],
+    /// Version of the superblock that this bucket size needs.
+    version: u64,
+    work: &'static str,
+    /// Least depth of the btree.
+    depth_min: u64,
+    /// Least number of times that some bucket was reused.
+    gen_min: u64,
+    flash_only: bool,
+}
+
+/// Some clean data, then some dirty.
+const CLEAN_AND_DIRTY: &str = "
+    mode writethrough; scatter $first 60 97 16000
+    mode writeback; scatter $first 60 31 16000";
+
+/// What a plan has that does not say otherwise.
+const PLAIN: Plan = Plan {
+    name: "",
+    bucket: "128k",
+    block: "4k",
+    cache_bytes: 128 * MIB,
+    backing_bytes: &[64 * MIB],
+    version: 0,
+    work: "",
+    depth_min: 0,
+    gen_min: 0,
+    flash_only: false,
+};
+
+const PLANS: [Plan; 5] = [
+    Plan {
+        name: "several",
+        bucket: "128k",
+        cache_bytes: 128 * MIB,
+        backing_bytes: &[96 * MIB, 64 * MIB],
+        work: "
+            echo 16M >/sys/fs/bcache/$set/flash_vol_create
+            wait_for 10 ls -d /sys/fs/bcache/$set/volume*
+            flash=$(basename \"$(dirname \"$(readlink /sys/fs/bcache/$set/volume*)\")\")
+            mode writethrough; scatter $first 60 97 20000
+            mode writeback; scatter $first 60 31 20000; scatter $second 60 53 15000
+            scatter /dev/$flash 40 29 4000
+            sum flash-only /dev/$flash",
+        flash_only: true,
+        ..PLAIN
+    },
+    Plan {
+        name: "reused",
+        bucket: "64k",
+        cache_bytes: 34 * MIB,
+        backing_bytes: &[64 * MIB],
+        work: "
+            mode writethrough
+            for pass in 1 2 3 4; do
+                at=0
+                while [ $at -lt 15 ]; do
+                    dd if=/data of=$first bs=1M seek=$((at * 4)) count=4 oflag=direct 2>/dev/null
+                    at=$((at + 1))
+                done
+            done",
+        gen_min: 4,
+        ..PLAIN
+    },
+    Plan {
+        name: "small",
+        bucket: "4k",
+        // A btree node has to have two blocks.
+        block: "2k",
+        cache_bytes: 64 * MIB,
+        backing_bytes: &[48 * MIB],
+        // Kernels before 6.16 hang on the first registration after some writes (FORMAT.md §10.13).
+        // Each block goes to a bucket, and has a key, of its own: three levels. A fourth would take
+        // some 280,000 keys, and minutes.
+        work: "
+            stop_all
+            start
+            mode writethrough
+            for part in 0 1 2 3 4 5 6 7 8; do
+                dd if=/data of=$first bs=4k count=1024 seek=$((part * 1024)) oflag=direct 2>/dev/null
+            done
+            mode writeback; scatter $first 100 71 12000",
+        depth_min: 2,
+        ..PLAIN
+    },
+    Plan {
+        name: "medium",
+        bucket: "1M",
+        cache_bytes: 600 * MIB,
+        backing_bytes: &[64 * MIB],
+        work: CLEAN_AND_DIRTY,
+        ..PLAIN
+    },
+    Plan {
+        name: "large",
+        bucket: "32M",
+        cache_bytes: 600 * 32 * MIB,
+        backing_bytes: &[64 * MIB],
+        version: 5,
+        work: CLEAN_AND_DIRTY,
+        ..PLAIN
+    },
+];
+
+const CUT: Plan = Plan {
+    name: "cut",
+    bucket: "128k",
+    cache_bytes: 128 * MIB,
+    backing_bytes: &[96 * MIB],
+    work: "
+        mode writethrough; scatter $first 40 97 20000
+        mode writeback; scatter $first 200 31 20000",
+    ..PLAIN
+};
+
+/// What every plan uses. `start` registers the devices of the set and sets `first` and `second` to
+/// its bcache devices; nothing is sent past the cache, nothing is written back.
+const FUNCTIONS: &str = "
+    volume_of() {
+        wait_for 20 test -e /sys/block/$1/bcache/dev
+        basename \"$(readlink /sys/block/$1/bcache/dev)\"
+    }
+    start() {
+        for disk in $backing $cache; do register /dev/$disk; done
+        wait_for 20 test -d /sys/fs/bcache/$set
+        first= second=
+        for disk in $backing; do
+            wait_for 20 test -e /sys/block/$disk/bcache/cache
+            volume=$(volume_of $disk)
+            if [ -z \"$first\" ]; then first=/dev/$volume; else second=/dev/$volume; fi
+            echo 0 >/sys/block/$volume/bcache/sequential_cutoff
+            echo 0 >/sys/block/$volume/bcache/writeback_running
+        done
+        echo 0 >/sys/fs/bcache/$set/congested_read_threshold_us
+        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
+    }
+    mode() {
+        for disk in $backing; do echo $1 >/sys/block/$disk/bcache/cache_mode; done
+    }
+    # scatter DEV COUNT STRIDE BLOCKS: COUNT writes of 4 to 16 KiB, STRIDE blocks apart.
+    scatter() {
+        i=0
+        while [ $i -lt $2 ]; do
+            dd if=/data of=$1 bs=4k count=$((i % 4 + 1)) skip=$((i * 7 % 1000)) \\
+                seek=$((i * $3 % $4)) conv=notrunc oflag=direct 2>/dev/null
+            i=$((i + 1))
+        done
+    }
+    sum() {
+        sum_text=$(dd if=$2 bs=1M iflag=direct 2>/dev/null | md5sum)
+        echo \"MD5 ${sum_text%% *}  $1\"
+    }
+    # Several times: btree_nodes counts the nodes that a GC found, before it put small ones together.
+    collect() {
+        for gc in 1 2 3; do
+            echo 1 >/sys/fs/bcache/$set/internal/trigger_gc
+            sleep 1
+        done
+    }
+    figures() {
+        set_figures $set
+        bdev_figures $backing
+    }
+";
+
+/// A plan's devices.
+struct Devices {
+    plan: &'static Plan,
+    cache: PathBuf,
+    backing: Vec<PathBuf>,
+    set_uuid: String,
+}
+
+impl Devices {
+    fn make(plan: &'static Plan, scratch: &Scratch) -> anyhow::Result<Self> {
+        let cache = scratch.sparse(&format!("{}-cache", plan.name), plan.cache_bytes)?;
+        let mut backing = Vec::new();
+        for (index, bytes) in plan.backing_bytes.iter().enumerate() {
+            backing.push(scratch.sparse(&format!("{}-back{index}", plan.name), *bytes)?);
+        }
+        let mut arguments = vec!["--bucket".into(), plan.bucket.into()];
+        arguments.extend(["--block".into(), plan.block.into(), "--cache".into()]);
+        arguments.push(cache.clone().into_os_string());
+        arguments.push("--bdev".into());
+        arguments.extend(backing.iter().map(|path| path.clone().into_os_string()));
+        let made = tool::make(arguments)?;
+        let first = made.first().context("no device")?;
+        ensure!(tool::number(first, "/superblock/version")? == plan.version, "{first}");
+        let set_uuid = tool::text(first, "/superblock/set_uuid")?.to_owned();
+        Ok(Self { plan, cache, backing, set_uuid })
+    }
+
+    fn disks(&self) -> impl Iterator<Item = &PathBuf> {
+        self.backing.iter().chain([&self.cache])
+    }
+}
+
+/// The variables that the script's functions use, for disks from number `first` on.
+fn variables(devices: &Devices, first: usize) -> String {
+    let name = |index| Guest::disk_name(index).trim_start_matches("/dev/").to_owned();
+    let backing: Vec<String> = (first..first + devices.backing.len()).map(name).collect();
+    format!(
+        "stage {}\nset={}\nbacking='{}'\ncache={}\nstart\n",
+        devices.plan.name,
+        devices.set_uuid,
+        backing.join(" "),
+        name(first + devices.backing.len())
+    )
+}
+
+fn sums(devices: &Devices) -> String {
+    let mut script = String::new();
+    for (index, volume) in (0..devices.backing.len()).zip(["$first", "$second"]) {
+        let _ = writeln!(script, "sum back{index} {volume}");
+    }
+    script
+}
+
+fn reads_what_it_wrote(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let mut data = vec![0; 4 << 20];
+    rand_pcg::Pcg64::seed_from_u64(3).fill_bytes(&mut data);
+    let mut guest = Guest::new(kernel).file("/data", data).timeout(Duration::from_secs(500));
+    let mut script = FUNCTIONS.to_owned();
+    let mut sets = Vec::new();
+    let mut disks = 0;
+    for plan in PLANS.iter().chain([&CUT]) {
+        let devices = Devices::make(plan, &scratch)?;
+        script += &variables(&devices, disks);
+        script += plan.work;
+        script.push('\n');
+        script += &sums(&devices);
+        script += "collect\nfigures\n";
+        if plan.name == CUT.name {
+            // Cut while writes are on their way, from two places at once.
+            script += "
+                scatter $first 2000 11 20000 &
+                scatter $first 2000 17 19000 &
+                sleep 2
+                crash";
+        } else {
+            script += "stop_all\n";
+        }
+        for disk in devices.disks() {
+            guest = guest.disk(disk);
+            disks += 1;
+        }
+        sets.push(devices);
+    }
+    let run = guest.script(script).run()?.cut()?.without_errors()?;
+    let cut = sets.pop().context("the set whose power was cut")?;
+    for devices in &sets {
+        compare(devices, &run).with_context(|| format!("{}\n{}", devices.plan.name, run.tail()))?;
+    }
+    compare_after_cut(&cut, &run, kernel).with_context(|| "cut")
+}
+
+/// What `bcachectl show` says of a cache; also that neither it nor a check finds anything wrong.
+fn shown(devices: &Devices) -> anyhow::Result<Value> {
+    let mut arguments = vec!["--json".into(), devices.cache.clone().into_os_string()];
+    arguments.extend(devices.backing.iter().map(|path| path.clone().into_os_string()));
+    let mut show = tool::bcachectl()?;
+    let output = show.args(["show", "--usage", "--journal"]).args(&arguments).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "show: {}\n{text}", output.status);
+    let document: Value = serde_json::from_str(&text)?;
+    let device = document["devices"][0].clone();
+    ensure!(device["problems"] == Value::Array(Vec::new()), "{}", device["problems"]);
+    ensure!(device["kernel"]["accepts"] == true, "{}", device["kernel"]);
+
+    let output = tool::bcachectl()?.args(["check", "--verify-clean"]).args(&arguments).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "check: {}\n{text}", output.status);
+    let report: Value = serde_json::from_str(&text)?;
+    ensure!(report["findings"] == Value::Array(Vec::new()), "check: {text}");
+    Ok(device)
+}
+
+/// Most buckets that the kernel holds back for its reserves (FORMAT.md §9.2).
+fn reserved(nbuckets: u64) -> u64 {
+    let fifo = |request: u64| if request <= 4 { request } else { request.next_power_of_two() - 1 };
+    let free = nbuckets.next_power_of_two() >> 10;
+    let btree = fifo((nbuckets >> 7).clamp(8, 256));
+    // Twice the prio sets: those of the reserve, and those of the chain before.
+    let prios = 2 * (1 + nbuckets / 1000);
+    btree + prios + 2 * fifo(free) + fifo(free * 4)
+}
+
+fn figures(log: &Log, name: &str) -> anyhow::Result<(Log, SetFigures)> {
+    let log = log.stage(name).with_context(|| format!("no stage {name}"))?;
+    let figures = log.set_figures()?;
+    Ok((log, figures))
+}
+
+/// A stopped set: every figure is the kernel's.
+fn compare(devices: &Devices, run: &GuestRun) -> anyhow::Result<()> {
+    let plan = devices.plan;
+    let (log, kernel) = figures(&run.log, plan.name)?;
+    let device = shown(devices)?;
+    let usage = |name: &str| tool::number(&device, &format!("/usage/{name}"));
+    let stats = &kernel.caches.first().context("no cache")?.priority_stats;
+    let nbuckets = usage("buckets/total")?;
+    ensure!(nbuckets == kernel.caches[0].nbuckets);
+
+    let percent = |name: &str| usage(&format!("percent/{name}"));
+    let same = |name: &str, ours: u64, theirs: u64| {
+        ensure!(ours == theirs, "{name}: ours {ours}, the kernel's {theirs}\n{kernel:?}");
+        Ok(())
+    };
+    same("dirty", percent("dirty")?, stats.dirty)?;
+    same("metadata", percent("metadata")?, stats.metadata)?;
+    same("btree nodes", usage("btree/nodes")?, kernel.btree_nodes)?;
+    same("depth", usage("btree/depth")?, kernel.tree_depth)?;
+    same("root usage", usage("btree/root_used_percent")?, kernel.root_usage_percent)?;
+    same("btree used", usage("btree/used_percent")?, kernel.btree_used_percent)?;
+    ensure!(kernel.tree_depth >= plan.depth_min, "the btree has depth {}", kernel.tree_depth);
+
+    // Buckets that wait in the kernel's reserves keep, in its memory, the mark of what they held;
+    // on the device their gens are raised already, so that nothing points to them. And they are not
+    // available to it, nor are the buckets that are open for writing, up to 128.
+    let reserved = reserved(nbuckets);
+    let between = |name: &str, ours: u64, theirs: u64, slack: u64| {
+        let most = theirs + (slack * 100).div_ceil(nbuckets);
+        ensure!((theirs..=most).contains(&ours), "{name}: ours {ours}, the kernel's {theirs}");
+        Ok(())
+    };
+    if plan.gen_min > 0 {
+        between("unused", percent("unused")?, stats.unused, reserved)?;
+        between("clean", stats.clean, percent("clean")?, reserved)?;
+    } else {
+        same("unused", percent("unused")?, stats.unused)?;
+        same("clean", percent("clean")?, stats.clean)?;
+    }
+    between("available", usage("available_percent")?, kernel.available_percent, reserved + 128)?;
+
+    let set = Set::new(devices)?;
+    set.read(|set, backing| {
+        for (index, backing) in backing.iter().enumerate() {
+            let name = format!("back{index}");
+            let theirs = log.md5(&name).context("no sum")?;
+            ensure!(md5_of_backing(set, *backing)? == theirs, "{name} reads differently");
+        }
+        if plan.flash_only {
+            let (slot, _) =
+                set.uuids.used().find(|(_, entry)| entry.flash_only()).context("no volume")?;
+            let theirs = log.md5("flash-only").context("no sum")?;
+            ensure!(md5_of_flash_only(set, slot)? == theirs, "the flash-only volume differs");
+        }
+        let gen_max = set.table.as_slice().iter().map(|bucket| bucket.bucket_gen().0).max();
+        ensure!(u64::from(gen_max.unwrap_or(0)) >= plan.gen_min, "gens only up to {gen_max:?}");
+        Ok(())
+    })?;
+    same_dirty_data(devices, &device, |index| backing_figure(devices, &log, index))
+}
+
+/// `dirty_data` of each backing device, in the kernel's rounded form.
+fn same_dirty_data(
+    devices: &Devices,
+    device: &Value,
+    kernel: impl Fn(usize) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    for index in 0..devices.backing.len() {
+        let ours = dirty_sectors(devices, device, index)?;
+        let theirs = kernel(index)?;
+        let rounded = bcache_tests::kernel::rounded_size(ours * 512);
+        ensure!(rounded == theirs, "dirty data: ours {rounded}, the kernel's {theirs}");
+    }
+    Ok(())
+}
+
+fn dirty_sectors(devices: &Devices, device: &Value, index: usize) -> anyhow::Result<u64> {
+    let path = devices.backing.get(index).context("no such device")?.to_str();
+    let volumes = device["usage"]["volumes"].as_array().context("no volumes")?;
+    let volume = volumes.iter().find(|volume| volume["backing"].as_str() == path);
+    tool::number(volume.context("no volume names the device")?, "/dirty_sectors")
+}
+
+fn backing_figure(devices: &Devices, log: &Log, index: usize) -> anyhow::Result<String> {
+    // Disks were numbered through all sets: the names in the stage's own figures are in order.
+    let names: Vec<String> =
+        (0..64).map(Guest::disk_name).filter(|name| log.backing_figures(name).is_ok()).collect();
+    ensure!(names.len() == devices.backing.len(), "figures of {names:?}");
+    Ok(log.backing_figures(&names[index])?.dirty_data)
+}
+
+/// The images of a set, opened.
+struct Set {
+    cache: bcache_core::device::FileReader,
+    backing: Vec<bcache_core::device::FileReader>,
+}
+
+impl Set {
+    fn new(devices: &Devices) -> anyhow::Result<Self> {
+        let backing = devices.backing.iter().map(open_read).collect::<Result<_, _>>()?;
+        Ok(Self { cache: open_read(&devices.cache)?, backing })
+    }
+
+    fn read(
+        &self,
+        check: impl FnOnce(&CacheSet<'_>, &[&dyn ReadDevice]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let cache = CacheDevice::open(&self.cache)?;
+        let set = CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor)?;
+        let backing: Vec<_> = self.backing.iter().map(|file| file as &dyn ReadDevice).collect();
+        check(&set, &backing)
+    }
+}
+
+/// The set whose power was cut: it has at least what the kernel last said, there are keys to be
+/// replayed, and its volume reads as the kernel reads it after the cut.
+fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyhow::Result<()> {
+    let (log, before) = figures(&run.log, devices.plan.name)?;
+    let device = shown(devices)?;
+    ensure!(tool::number(&device, "/journal/replay_keys")? > 0, "nothing to replay");
+    ensure!(tool::number(&device, "/usage/btree/depth")? >= before.tree_depth);
+    let dirty = dirty_sectors(devices, &device, 0)?;
+    let then = backing_figure(devices, &log, 0)?;
+    // Far more was dirty before the cut than a whole unit of what the kernel rounds to.
+    let whole: u64 = then.split('.').next().unwrap_or_default().parse()?;
+    ensure!(then.ends_with('M') && whole > 0, "{then} dirty before the cut");
+    ensure!(dirty * 512 >= whole * MIB, "{dirty} dirty sectors, {then} before the cut");
+
+    let snapshot = DiskOptions { snapshot: true, ..Default::default() };
+    let mut guest = Guest::new(kernel);
+    for disk in devices.disks() {
+        guest = guest.disk_with(disk, snapshot);
+    }
+    let script = format!(
+        "{FUNCTIONS}{}{}bdev_figures $backing\nstop_all",
+        variables(devices, 0),
+        sums(devices)
+    );
+    let after = guest.script(script).run()?.ok()?.without_errors()?;
+    let log = after.log.stage(devices.plan.name).context("no stage")?;
+    let theirs = log.md5("back0").context("no sum")?;
+    Set::new(devices)?.read(|set, backing| {
+        let ours = md5_of_backing(set, *backing.first().context("no backing device")?)?;
+        ensure!(ours == theirs, "the volume reads differently after the cut");
+        Ok(())
+    })?;
+    // From registration until the script stops it, and while it reads the volume, the kernel writes
+    // back (some 500 KiB a second at first): it may be left with less than it found, and never more.
+    let left = backing_figure(devices, &log, 0)?;
+    let tenths = |figure: &str| -> anyhow::Result<u64> {
+        let number = figure.strip_suffix('M').with_context(|| format!("{figure} is no MiB"))?;
+        let (whole, tenth) = number.split_once('.').context("no fraction")?;
+        Ok(whole.parse::<u64>()? * 10 + tenth.parse::<u64>()?)
+    };
+    let found = bcache_tests::kernel::rounded_size(dirty * 512);
+    ensure!(tenths(&left)? > 0, "nothing dirty after the cut");
+    ensure!(tenths(&left)? <= tenths(&found)?, "{left} dirty, of {found} that were found");
+    Ok(())
+}
