@@ -193,11 +193,21 @@ const FUNCTIONS: &str = "
         sum_text=$(dd if=$2 bs=1M iflag=direct 2>/dev/null | md5sum)
         echo \"MD5 ${sum_text%% *}  $1\"
     }
-    # Several times: btree_nodes counts the nodes that a GC found, before it put small ones together.
+    # Until three in a row find the same: btree_nodes counts the nodes that a GC found, before it put
+    # small ones together, and each GC goes only as far as its reserve of buckets does.
     collect() {
-        for gc in 1 2 3; do
+        nodes= same=0 gcs=0
+        while [ $same -lt 3 ]; do
+            gcs=$((gcs + 1))
+            if [ $gcs -gt 40 ]; then
+                echo \"collect: the btree has not settled, $nodes nodes\"
+                return 1
+            fi
             echo 1 >/sys/fs/bcache/$set/internal/trigger_gc
             sleep 1
+            found=$(cat /sys/fs/bcache/$set/internal/btree_nodes)
+            if [ \"$found\" = \"$nodes\" ]; then same=$((same + 1)); else same=0; fi
+            nodes=$found
         done
     }
     figures() {
