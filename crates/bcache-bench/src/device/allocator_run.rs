@@ -17,7 +17,7 @@ use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::RunContext;
-use super::baseline::{Area, sequential_write};
+use super::baseline::{Area, flush_time, sequential_write};
 use super::collector::Collector;
 use super::index::KeyIndex;
 use super::plan::{DevicePlan, IoMode};
@@ -35,7 +35,7 @@ pub const ALLOCATOR: &str = "allocator";
 pub const PRIO_WRITES: &str = "prio writes alone";
 
 /// How many prio writes are made alone.
-const PRIO_WRITES_ALONE: u64 = 20;
+const PRIO_WRITES_ALONE: u64 = 100;
 /// How long that may take.
 const PRIO_WRITES_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -138,6 +138,11 @@ impl<'a> Running<'a> {
         // Why a thread ended is the cause of what the writers say.
         let (recorders, counters) = Self::stop_threads(allocators)?;
         let mut driven = driven?;
+        if self.plan.io == IoMode::Data {
+            for device in self.devices {
+                driven.elapsed += flush_time(device)?;
+            }
+        }
         for recorder in recorders {
             driven.recording.add(recorder);
         }
@@ -151,8 +156,8 @@ impl<'a> Running<'a> {
         // Whoever ends the run early wants its report, and nothing more.
         let stopped = self.context.stop.load(Ordering::Relaxed);
         if self.plan.io != IoMode::None && self.plan.baseline && !stopped {
-            let (alone, scratch) = self.prio_writes_alone()?;
-            sequential = self.sequential_writes(alone.operations, scratch)?;
+            let alone = self.prio_writes_alone()?;
+            sequential = self.sequential_writes(alone.operations)?;
             prio_writes = Some(alone);
         }
         Ok(AllocatorRun { run, prio_writes, sequential })
@@ -235,9 +240,8 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Lets the threads write prios while nobody writes data. Also gives a bucket of the first cache
-    /// that is nobody's, which is best had while a thread refills.
-    fn prio_writes_alone(&self) -> Result<(Run, BucketIndex)> {
+    /// Lets the threads write prios while nobody writes data.
+    fn prio_writes_alone(&self) -> Result<Run> {
         let began = Instant::now();
         let allocators = self.start_threads()?;
         // Its passes count: one for each chain.
@@ -250,7 +254,6 @@ impl<'a> Running<'a> {
                 .bucket_alloc_set(Reserve::None, 1, true)
                 .and_then(|pointers| allocator.release_set(&pointers));
         }
-        let scratch = allocator.cache(0)?.bucket_alloc(Reserve::None, true);
         let (recorders, counters) = Self::stop_threads(allocators)?;
         result?;
         let mut driven = Driven::default();
@@ -263,24 +266,54 @@ impl<'a> Running<'a> {
         driven.elapsed = Duration::from_secs_f64(mean_ns * crate::num::float(chains) / 1e9);
         let mut run = Run::of_driven(PRIO_WRITES, &driven);
         run.counters = counters;
-        run.counters.written_bytes = self.chain_bytes().saturating_mul(chains);
-        Ok((run, scratch?))
+        run.counters.written_bytes = self.chain_sectors().bytes().saturating_mul(chains);
+        Ok(run)
     }
 
-    /// Bytes of a chain of prio sets of the first cache.
-    fn chain_bytes(&self) -> u64 {
-        self.geometry.meta_bucket_bytes().saturating_mul(self.geometry.prio_buckets())
+    /// A chain of prio sets of the first cache.
+    fn chain_sectors(&self) -> Sectors {
+        let bytes = self.geometry.meta_bucket_bytes().saturating_mul(self.geometry.prio_buckets());
+        Sectors(bytes / SECTOR_BYTES)
     }
 
-    /// Writes as many bytes as `chains` chains have to `bucket`, flushes after each, and frees it.
-    fn sequential_writes(&self, chains: u64, bucket: BucketIndex) -> Result<Option<Run>> {
+    /// The longest part of the first cache without metadata. What it holds has no keys on the device,
+    /// and once the writers have ended nobody reads it any more.
+    fn scratch_area(&self) -> Result<Area> {
+        let chain = self.set.allocator().cache(0)?.state().prio_chain();
+        let marks = self.set.metadata_marks().into_iter();
+        let of_first = marks.filter(|(device, ..)| *device == 0).map(|(_, bucket, _)| bucket);
+        let end = BucketIndex(self.geometry.nbuckets());
+        let mut metadata: Vec<u64> =
+            of_first.chain(chain.buckets()).chain([end]).map(|bucket| bucket.0).collect();
+        metadata.sort_unstable();
+        let longest = metadata
+            .windows(2)
+            .filter_map(|pair| <&[u64; 2]>::try_from(pair).ok())
+            .max_by_key(|[before, after]| after - before);
+        let [before, after] = *longest.context("a cache without data buckets")?;
+        let buckets = after.saturating_sub(before + 1);
+        Ok(Area {
+            start: self.geometry.bucket_to_sector(BucketIndex(before + 1)),
+            size: Sectors(buckets.saturating_mul(self.geometry.bucket_size().0)),
+        })
+    }
+
+    /// Writes as many bytes as `chains` chains have, as large pieces at a time, flushed after each
+    /// chain. Each goes on where the one before ended, because chains go to ever new places too: what
+    /// is written over and over stays in the caches of a device.
+    fn sequential_writes(&self, chains: u64) -> Result<Option<Run>> {
         let device = self.devices.first().context("a set without devices")?;
+        let area = self.scratch_area()?;
+        let chain = self.chain_sectors();
         let size = Sectors(self.geometry.meta_bucket_bytes() / SECTOR_BYTES);
-        let area = Area { start: self.geometry.bucket_to_sector(bucket), size };
-        let chain = NonZeroU64::new(self.chain_bytes()).context("a chain of nothing")?;
-        let once = |_| sequential_write(device, area, size, chain, &self.context.stop);
+        let bytes = NonZeroU64::new(chain.bytes()).context("a chain of nothing")?;
+        let places = (area.size.0 / chain.0).max(1);
+        let once = |n| {
+            let start = area.start + Sectors(n % places * chain.0);
+            let area = Area { start, size: chain.min(area.size) };
+            sequential_write(device, area, size, bytes, &self.context.stop)
+        };
         let runs = (0..chains).map(once).collect::<Result<Vec<_>, _>>()?;
-        self.set.allocator().cache(0)?.release(bucket)?;
         Ok(runs.into_iter().reduce(Run::merged))
     }
 

@@ -3,11 +3,12 @@
 //! - [`fixed_addresses`]: the operations of a workload, with the same threads, sizes and pace, each to
 //!   an address that is known beforehand. A stream writes on and on through its own part of the
 //!   device, as it would through the buckets that an allocator gives it, so that a device which likes
-//!   consecutive writes likes both alike.
+//!   consecutive writes likes both alike. Ends with a flush.
 //! - [`sequential_write`]: so many bytes from one thread, one after the other.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError};
 use bcache_core::units::Sectors;
@@ -111,7 +112,7 @@ pub fn fixed_addresses(
         measures: &[Measure::Operation, Measure::DataWrite, Measure::DataRead],
         stop: terms.stop,
     };
-    let driven = drive(&load, |writer| -> Result<_, BaselineError> {
+    let mut driven = drive(&load, |writer| -> Result<_, BaselineError> {
         let first = u64::from(writer) * u64::from(workload.streams.get());
         let starts = (0..u64::from(workload.streams.get()))
             .map(|stream| area.start.0 + (first + stream) * part);
@@ -130,6 +131,7 @@ pub fn fixed_addresses(
             writer,
         })
     })?;
+    driven.elapsed += flush_time(device)?;
     let mut run = Run::of_driven(FIXED_ADDRESSES, &driven);
     let written_bytes = totals.written_bytes.load(Ordering::Relaxed);
     run.counters = Counters {
@@ -140,6 +142,14 @@ pub fn fixed_addresses(
         ..Counters::default()
     };
     Ok(run)
+}
+
+/// Flushes `device`; how long that took. It counts as time of a run: data that is still in a cache has
+/// not been written.
+pub fn flush_time(device: &dyn BlockDevice) -> Result<Duration, DeviceError> {
+    let began = Instant::now();
+    device.flush()?;
+    Ok(began.elapsed())
 }
 
 #[derive(Debug, Default)]

@@ -131,10 +131,12 @@ Everything on the device is lost. What would be is shown and asked about as by b
 fixed addresses :: The same workload without an allocator: each stream writes on and on in its own \
          part of the device. One half runs before the allocator and one half after, so that a device that \
          changes favours neither; with --keep all of it runs before. On an image file or a loop device \
-         everything is written once before, so that the file has its blocks. Only for a single device.
+         everything is written once before, so that the file has its blocks. Both runs end with a flush, \
+         which counts: over a cache that is flushed only then, this run writes less to the medium than \
+         the allocator does, whose flushes are many. Only for a single device.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
-         write: the same bytes, flushed as often.",
+         write: the same bytes one after the other, flushed as often.",
     ),
     (
         "WHAT IS LEFT",
