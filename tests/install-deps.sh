@@ -6,6 +6,12 @@ set -eu
 build='gcc libc6-dev pkg-config libblkid-dev libclang-dev'
 test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools e2fsprogs'
 
+# The oldest compiler that the workspace builds with (rust-version in Cargo.toml).
+oldest=1.85.0
+recent_enough() {
+    [ "$(printf '%s\n%s\n' "$oldest" "${1%%[-+~]*}" | sort -V | head -n 1)" = "$oldest" ]
+}
+
 [ $# -gt 0 ] || set -- build test
 wanted=
 for group; do
@@ -19,9 +25,6 @@ for group; do
     esac
 done
 
-# A compiler that is there already is kept, wherever it came from.
-command -v cargo >/dev/null || wanted="$wanted cargo rustfmt rust-clippy"
-
 missing=
 for package in $wanted; do
     case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
@@ -30,25 +33,37 @@ for package in $wanted; do
     esac
 done
 
-if [ -n "$missing" ]; then
+# A compiler that is there already is kept, wherever it came from.
+rust=
+command -v cargo >/dev/null || rust=yes
+
+if [ -n "$missing$rust" ]; then
     if [ "$(id -u)" = 0 ]; then
         sudo=
     elif command -v sudo >/dev/null; then
         sudo='sudo -E'
     else
+        [ -z "$rust" ] || missing="$missing cargo"
         echo "install-deps: as root, run: apt-get install$missing" >&2
         exit 1
     fi
     export DEBIAN_FRONTEND=noninteractive
     $sudo apt-get -q update
+    if [ -n "$rust" ]; then
+        # Debian 12 has a newer compiler than its own beside it, for building browsers.
+        if recent_enough "$(apt-cache policy rustc | sed -n 's/^ *Candidate: //p')"; then
+            missing="$missing cargo rustfmt rust-clippy"
+        else
+            missing="$missing cargo-web rustfmt-web rust-web-clippy"
+        fi
+    fi
     # The list is words, one a package.
     # shellcheck disable=SC2086
     $sudo apt-get -q install -y --no-install-recommends $missing
 fi
 
 version=$(rustc --version | cut -d' ' -f2)
-oldest=1.85.0
-if [ "$(printf '%s\n%s\n' "$oldest" "${version%%-*}" | sort -V | head -n 1)" != "$oldest" ]; then
-    echo "install-deps: rustc $version is too old, $oldest or newer is needed: Debian 13 has it, else use rustup" >&2
+if ! recent_enough "$version"; then
+    echo "install-deps: rustc $version is too old, $oldest or newer is needed: Debian's cargo-web (12) or cargo (13) has it, or rustup" >&2
     exit 1
 fi
