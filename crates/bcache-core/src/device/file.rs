@@ -202,8 +202,12 @@ impl Handle {
         }
         match kind {
             DeviceKind::Block => {
-                if !is_direct {
-                    drop_page_cache(&file);
+                match access {
+                    // Nothing is mounted behind the claim, so that this writes back only what
+                    // somebody wrote to the node itself. Best effort: it is for root only.
+                    Access::Write => drop(ioctl::flush_buffers(&file)),
+                    Access::Read if !is_direct => drop_page_cache(path, &file),
+                    Access::Read => {}
                 }
                 let info = block_info(path, &file, &metadata)?;
                 if access == Access::Write && info.read_only {
@@ -447,11 +451,37 @@ fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
     }
 }
 
-/// Makes buffered reads of a device come from the device, as far as we are allowed to.
-pub(super) fn drop_page_cache(file: &File) {
-    // Both are best effort: the first drops clean pages, the second is for root only.
-    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-    let _ = ioctl::flush_buffers(file);
+/// Makes buffered reads of a device come from the device, where nobody holds it.
+///
+/// In the page cache of a device in use lies what its holder has yet to write (the metadata of
+/// ext4, for one), and to drop pages is to have them written first; looking must not write.
+/// `BLKFLSBUF` would even sync the mounted file system. What is stale there stays stale: bcache's
+/// own superblock is read past the page cache, and what else such a device carries is told for
+/// information only.
+pub(super) fn drop_page_cache(path: &Path, file: &File) {
+    if holders::holders_of(path).is_empty() {
+        // Best effort.
+        let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+/// Has the kernel read the partition table of the disk at `path` anew, after it was overwritten.
+/// The claim on the disk must have been dropped.
+///
+/// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
+pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
+    let path = path.as_ref();
+    let partitions = BlockDir::of_path(&Root::system(), path)
+        .map(|disk| disk.partitions())
+        .unwrap_or_default();
+    if partitions.is_empty() {
+        return Ok(false);
+    }
+    let reread = File::open(path).and_then(|disk| ioctl::reread_partitions(&disk));
+    match reread {
+        Ok(()) => Ok(true),
+        Err(source) => Err(DeviceError::Partitions { path: path.to_owned(), source }),
+    }
 }
 
 fn block_info(
