@@ -434,7 +434,8 @@ fn a_device_that_changed_is_left_alone() {
 #[test]
 fn blocks_get_smaller_where_nothing_else_fits() {
     let image = |bytes| {
-        MemoryDevice::new(bytes).with_info(|info| info.kind = bcache_core::device::DeviceKind::Image)
+        MemoryDevice::new(bytes)
+            .with_info(|info| info.kind = bcache_core::device::DeviceKind::Image)
     };
     for (mib, bucket_bytes, block, used) in
         [(3, None, 4, 8), (3, Some(4096), 4, 8), (5, None, 8, 16), (40, Some(4096), 4, 8)]
@@ -452,10 +453,7 @@ fn blocks_get_smaller_where_nothing_else_fits() {
     let backing = facts(Kind::Backing, &image(3 * MIB), Vec::new());
     let planned = plan(&options, vec![backing], &mut uuids(1)).unwrap().remove(0);
     assert_eq!(planned.superblock.block_size(), Sectors(8));
-    assert_eq!(
-        planned.notes,
-        [Note::OptionUnused { option: "--bucket", kind: Kind::Cache }]
-    );
+    assert_eq!(planned.notes, [Note::OptionUnused { option: "--bucket", kind: Kind::Cache }]);
 }
 
 /// What depends on the device alone.
@@ -482,8 +480,7 @@ fn what_has_no_effect_or_is_slow_is_noted() {
         info.discard = false;
         info.physical_block_bytes = 4096;
     });
-    let options =
-        Options { discard: true, data_offset: Some(Sectors(17)), ..Options::default() };
+    let options = Options { discard: true, data_offset: Some(Sectors(17)), ..Options::default() };
     let both = [Kind::Cache, Kind::Backing].map(|kind| {
         let path = kind.to_string();
         facts(kind, &device.clone().with_info(|info| info.path = path.into()), Vec::new())
@@ -609,7 +606,10 @@ fn buckets_hold_two_blocks() {
     assert!(!refused.to_string().contains("--"), "no option was given: {refused}");
     // With blocks that were asked for it is not the device that is too small.
     let refused = planned(512, None, Some(4096)).unwrap_err().to_string();
-    assert!(refused.contains("--block at most 2 KiB") && !refused.contains("--bucket"), "{refused}");
+    assert!(
+        refused.contains("--block at most 2 KiB") && !refused.contains("--bucket"),
+        "{refused}"
+    );
 
     for (bucket_size, block_size, fatal) in [(8, 8, true), (8, 4, false), (16, 8, false)] {
         let superblock = Superblock::new_cache(&CacheParams {

@@ -471,9 +471,8 @@ pub(super) fn drop_page_cache(path: &Path, file: &File) {
 /// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
 pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
     let path = path.as_ref();
-    let partitions = BlockDir::of_path(&Root::system(), path)
-        .map(|disk| disk.partitions())
-        .unwrap_or_default();
+    let partitions =
+        BlockDir::of_path(&Root::system(), path).map(|disk| disk.partitions()).unwrap_or_default();
     if partitions.is_empty() {
         return Ok(false);
     }

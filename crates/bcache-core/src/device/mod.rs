@@ -20,9 +20,7 @@ use std::sync::Arc;
 use crate::units::Sectors;
 
 pub use buffer::AlignedBuf;
-pub use file::{
-    FileDevice, FileReader, create_image, forget_partitions, open_read, open_write,
-};
+pub use file::{FileDevice, FileReader, create_image, forget_partitions, open_read, open_write};
 
 /// What stands behind a device handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

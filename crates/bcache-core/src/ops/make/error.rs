@@ -30,7 +30,9 @@ pub enum MakeError {
         disk: PathBuf,
     },
     /// `--cset-uuid` is all zeroes, which to the kernel is no set.
-    #[error("--cset-uuid: a UUID of zeroes names no set; give another, or leave it out for a new one")]
+    #[error(
+        "--cset-uuid: a UUID of zeroes names no set; give another, or leave it out for a new one"
+    )]
     NilSetUuid,
     /// Several caches that would have to share a set.
     #[error(
@@ -246,7 +248,10 @@ fn suggestion(fits: Option<Fit>, bucket_asked: bool) -> String {
         Some(Fit { bucket_size, smaller_block: Some(block) }) => {
             let block = format_bytes(block.bytes());
             if bucket_asked {
-                format!("; --bucket {}k with --block at most {block} fits", bucket_size.bytes() >> 10)
+                format!(
+                    "; --bucket {}k with --block at most {block} fits",
+                    bucket_size.bytes() >> 10
+                )
             } else {
                 format!("; --block at most {block} allows smaller ones, which fit")
             }
@@ -316,10 +321,9 @@ impl std::fmt::Display for Note {
                 "buckets of {used} instead of {default}: the kernel wants at least \
                  {NBUCKETS_MIN} of them"
             ),
-            Self::SmallerBlock { default, used } => write!(
-                f,
-                "blocks of {used} instead of {default}: a bucket must hold at least two"
-            ),
+            Self::SmallerBlock { default, used } => {
+                write!(f, "blocks of {used} instead of {default}: a bucket must hold at least two")
+            }
             Self::LargeBucketFeature => f.write_str(
                 "buckets over 16 MiB need superblock version 5, which kernels before 5.11 do not \
                  read",

@@ -219,10 +219,10 @@ fn block_size(
     let smaller = smaller_blocks(block_size, devices).find(fits);
     match (options.block_bytes, smaller, bucket_size) {
         // The block was our own choice, and another is as good to the kernel.
-        (None, Some(used), _) => {
-            Ok((used, vec![Note::SmallerBlock { default: block_size, used }]))
+        (None, Some(used), _) => Ok((used, vec![Note::SmallerBlock { default: block_size, used }])),
+        (_, smaller_block, Some(_)) => {
+            Err(MakeError::OneBlockBuckets { block_size, smaller_block })
         }
-        (_, smaller_block, Some(_)) => Err(MakeError::OneBlockBuckets { block_size, smaller_block }),
         // The devices that are too small are named one by one.
         (_, _, None) => Ok((block_size, Vec::new())),
     }
@@ -243,11 +243,7 @@ fn unused_options(options: &Options, devices: &[DeviceFacts]) -> Vec<Note> {
     [
         ("--bucket", Kind::Cache, options.bucket_bytes.is_some()),
         ("--discard", Kind::Cache, options.discard),
-        (
-            "--cache-replacement-policy",
-            Kind::Cache,
-            options.replacement != Replacement::default(),
-        ),
+        ("--cache-replacement-policy", Kind::Cache, options.replacement != Replacement::default()),
         ("--data-offset", Kind::Backing, options.data_offset.is_some()),
         ("--writeback", Kind::Backing, options.cache_mode == CacheMode::Writeback),
     ]
