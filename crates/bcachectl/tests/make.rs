@@ -259,6 +259,8 @@ fn size_makes_an_image() {
     let output = run("make --size 300M -B THIRD /nonexistent/image", &[("THIRD", &third)]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(!third.exists(), "{}", stderr(&output));
+    let said = &["/nonexistent/image", "No such file"];
+    refuse("make --size 300M -n -B /nonexistent/image", &[], 1, said);
     // And a size that is too small for a cache.
     let output = run("make --size 2M -C THIRD", &[("THIRD", &third)]);
     assert_eq!(output.status.code(), Some(1));

@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
@@ -35,6 +37,10 @@ const IMAGE_DIRECT_ALIGN: usize = 4096;
 
 /// Size of the buffer through which transfers go that cannot be made in place.
 const BOUNCE_BYTES: usize = 1 << 20;
+
+/// How often, and how long apart, a partition table is read anew whose partitions are open.
+const REREAD_TRIES: u32 = 10;
+const REREAD_PAUSE: Duration = Duration::from_millis(50);
 
 /// Physical block assumed of an image at most: file systems name far larger preferred sizes.
 const IMAGE_PHYSICAL_BLOCK_MAX: u64 = 4096;
@@ -84,6 +90,15 @@ pub fn create_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<FileDevic
         let _ = fs::remove_file(path);
     }
     opened
+}
+
+/// Whether an image could be made at `path`, as far as that can be told without making it.
+pub fn check_new_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<(), DeviceError> {
+    let path = path.as_ref();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    access(folder.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK).map_err(
+        |errno| DeviceError::Create { path: path.to_owned(), size_bytes, source: errno.into() },
+    )
 }
 
 impl ReadDevice for FileReader {
@@ -471,15 +486,26 @@ pub(super) fn drop_page_cache(path: &Path, file: &File) {
 /// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
 pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
     let path = path.as_ref();
-    let partitions =
-        BlockDir::of_path(&Root::system(), path).map(|disk| disk.partitions()).unwrap_or_default();
-    if partitions.is_empty() {
+    let has_partitions = || {
+        BlockDir::of_path(&Root::system(), path).is_some_and(|disk| !disk.partitions().is_empty())
+    };
+    if !has_partitions() {
         return Ok(false);
     }
-    let reread = File::open(path).and_then(|disk| ioctl::reread_partitions(&disk));
-    match reread {
-        Ok(()) => Ok(true),
-        Err(source) => Err(DeviceError::Partitions { path: path.to_owned(), source }),
+    let mut tries = 0;
+    loop {
+        let reread = File::open(path).and_then(|disk| ioctl::reread_partitions(&disk));
+        tries += 1;
+        match reread {
+            Ok(()) => return Ok(true),
+            // udev looks at a device that was just written, and has its partitions open meanwhile;
+            // it may also have done by then what is asked for here.
+            Err(_) if !has_partitions() => return Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < REREAD_TRIES => {
+                thread::sleep(REREAD_PAUSE);
+            }
+            Err(source) => return Err(DeviceError::Partitions { path: path.to_owned(), source }),
+        }
     }
 }
 

@@ -189,12 +189,18 @@ fn remove_unformatted(
 }
 
 /// Claims each device as [`run`] would and lets it go again, for a dry run to refuse what the run
-/// would refuse. Images that are yet to be made are not.
+/// would refuse. Images are not made.
 pub fn try_claims(plans: &[DevicePlan]) -> Result<(), RunError> {
-    let existing = plans.iter().filter(|plan| !plan.facts.create);
-    let claims = existing.map(|plan| claim(plan, &mut open_for_real));
-    // All of them at once, as the run has them.
-    claims.collect::<Result<Vec<_>, _>>().map(drop)
+    let mut claimed = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let info = &plan.facts.info;
+        if plan.facts.create {
+            file::check_new_image(&info.path, info.size_bytes)?;
+        } else {
+            claimed.push(claim(plan, &mut open_for_real)?);
+        }
+    }
+    Ok(())
 }
 
 fn claim(plan: &DevicePlan, open: Opener<'_>) -> Result<Box<dyn BlockDevice>, RunError> {
