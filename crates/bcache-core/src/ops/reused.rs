@@ -12,9 +12,10 @@ use crate::units::BucketIndex;
 
 /// [`Warning::SetUuidReused`] where it holds for the superblock `sb` of `device`.
 ///
-/// What is read is the start of each bucket that the kernel will make a journal bucket: entries are
-/// written from there on, and a bucket that has none at its start is where wiping began. A device
-/// whose superblock is no good, or holds a set already, is none of which this can be said.
+/// What is read is the start of each bucket that the kernel will make a journal bucket, for entries
+/// are written from there on. Entries behind a start that somebody wiped are not looked for: that
+/// takes the whole journal, up to 256 buckets. Of a device whose superblock is no good, or that
+/// holds a set already, nothing is said.
 pub fn set_uuid_reused(
     sb: &Superblock,
     device: &dyn ReadDevice,
