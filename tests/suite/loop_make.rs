@@ -2,11 +2,12 @@
 //! sizes, devices in use, discards, progress, and a device that fails in the middle.
 
 use anyhow::{Context as _, ensure};
+use bcache_core::layout::superblock::Superblock;
 use bcache_tests::fault::{FullLoop, with_writes_refused_from};
 use bcache_tests::image::write_at;
 use bcache_tests::need::find_program;
 use bcache_tests::tool::{bcachectl, number, run, show, text};
-use bcache_tests::{LoopDevice, Need, Scratch, binary, main_with, trial};
+use bcache_tests::{Fixture, LoopDevice, Need, Scratch, binary, main_with, trial};
 use nix::libc;
 use nix::pty::{Winsize, openpty};
 use serde_json::Value;
@@ -26,7 +27,13 @@ fn main() -> ExitCode {
         trial("loop_claimed_by_another_process", LOOP, claimed),
         trial("loop_mounted", mkfs, mounted),
         trial("loop_reading_an_image", LOOP, image_behind_a_loop_device),
+        trial("loop_show_does_not_write_back", mkfs, show_does_not_write_back),
         trial("loop_read_only", LOOP, read_only),
+        trial("loop_disk_and_its_partition", LOOP, disk_and_its_partition),
+        trial("loop_partitions_are_forgotten", LOOP, partitions_are_forgotten),
+        trial("loop_overview", LOOP, overview),
+        trial("loop_reused_set_uuid", LOOP, reused_set_uuid),
+        trial("images_of_a_failed_run", &[Need::Root], images_of_a_failed_run),
         trial("loop_partition_in_use", mkfs, partition_in_use),
         trial("loop_discard", LOOP, discard),
         trial("loop_progress", LOOP, progress),
@@ -106,6 +113,10 @@ fn claimed() -> anyhow::Result<()> {
     let name = device.path().display().to_string();
     ensure!(output.status.code() == Some(1) && said.contains("in use"), "{said}");
     ensure!(said.contains(&name), "{said}");
+    // A dry run finds it out too.
+    let output = bcachectl()?.args(["make", "-n", "-B"]).arg(device.path()).output()?;
+    let said = stderr(&output);
+    ensure!(output.status.code() == Some(1) && said.contains("in use"), "{said}");
     // The other device could have been formatted; no byte of it was written.
     ensure!(fs::metadata(&other_image)?.blocks() == 0, "the other device was written");
     // Looking is possible.
@@ -252,6 +263,260 @@ fn partition_in_use() -> anyhow::Result<()> {
     result
 }
 
+/// A loop device with one partition from sector 2048 on, of 10 MiB. The kernel is told of it, for it
+/// need not be able to read partition tables; with `partscan` it would look for itself.
+struct Partitioned {
+    device: PathBuf,
+    partition: PathBuf,
+}
+
+impl Partitioned {
+    fn new(image: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        let mut table = [0; 512];
+        table[446 + 4] = 0x83;
+        table[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
+        table[446 + 12..446 + 16].copy_from_slice(&(10_u32 << 11).to_le_bytes());
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        write_at(image, 0, &table)?;
+        let mut losetup = program("losetup")?;
+        let attached = losetup.args(["--find", "--show"]).args(options).arg(image).output()?;
+        ensure!(attached.status.success(), "losetup: {}", stderr(&attached));
+        let device = PathBuf::from(String::from_utf8(attached.stdout)?.trim());
+        let partition = PathBuf::from(format!("{}p1", device.display()));
+        let partitioned = Self { device, partition };
+        if !partitioned.partition.exists() {
+            let mut addpart = program("addpart")?;
+            let added = addpart.arg(&partitioned.device).args(["1", "2048", "20480"]).output()?;
+            ensure!(added.status.success(), "addpart: {}", stderr(&added));
+        }
+        Ok(partitioned)
+    }
+
+    /// Whether the kernel lists the partition.
+    fn is_listed(&self) -> anyhow::Result<bool> {
+        let name = self.partition.file_name().context("a name")?;
+        Ok(Path::new("/sys/class/block").join(name).exists())
+    }
+}
+
+impl Drop for Partitioned {
+    fn drop(&mut self) {
+        // A loop device keeps its partitions, and it may be that there are none any more.
+        let deleted = program("delpart").and_then(|mut delpart| {
+            Ok(delpart.arg(&self.device).arg("1").stderr(Stdio::null()).status()?)
+        });
+        let detached = program("losetup")
+            .and_then(|mut losetup| Ok(losetup.arg("--detach").arg(&self.device).status()?));
+        if !matches!(detached, Ok(status) if status.success()) {
+            eprintln!("{}: {deleted:?}, {detached:?}", self.device.display());
+        }
+    }
+}
+
+/// What one of them gets, the other loses: refused before anything is claimed, and in a dry run too.
+fn disk_and_its_partition() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let disk = Partitioned::new(&image, &[])?;
+    let before = fs::read(&image)?;
+    for (first, second) in [(&disk.device, &disk.partition), (&disk.partition, &disk.device)] {
+        for options in [&["-f"] as &[_], &["-f", "-n"]] {
+            let mut make = bcachectl()?;
+            make.arg("make").args(options).arg("-C").arg(first).arg("-B").arg(second);
+            let output = make.output()?;
+            let said = stderr(&output);
+            ensure!(output.status.code() == Some(2), "{said}");
+            let words =
+                format!("{} is a partition of {}", disk.partition.display(), disk.device.display());
+            ensure!(said.contains(&words), "{said}");
+        }
+    }
+    ensure!(fs::read(&image)? == before, "a refused make wrote");
+    Ok(())
+}
+
+/// The kernel goes on to offer the partitions of a table that is gone, unless it is told.
+fn partitions_are_forgotten() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 40 * MIB)?;
+    let make = |device: &Path| -> anyhow::Result<String> {
+        let output = bcachectl()?.args(["make", "-f", "-B"]).arg(device).output()?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        Ok(stderr(&output))
+    };
+    let disk = Partitioned::new(&image, &["--partscan"])?;
+    ensure!(disk.is_listed()?, "the kernel does not know the partition");
+    let said = make(&disk.device)?;
+    ensure!(said.is_empty() && !disk.is_listed()?, "{said}");
+    drop(disk);
+    // A loop device without partscan has no partitions to the kernel, which it tells then.
+    let image = scratch.sparse("other", 40 * MIB)?;
+    let disk = Partitioned::new(&image, &[])?;
+    let said = make(&disk.device)?;
+    ensure!(disk.is_listed()?, "the kernel has forgotten it");
+    let warning = format!("still lists the partitions that were on {}", disk.device.display());
+    ensure!(said.contains(&warning), "{said}");
+    Ok(())
+}
+
+/// Looking at a device that is mounted does not have the kernel write what waits in memory.
+fn show_does_not_write_back() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let image = scratch.sparse("image", 64 * MIB)?;
+    let device = LoopDevice::attach(&image, 512)?;
+    // Nothing of its own accord: no tables that are initialised later, no commit every 5 seconds.
+    let mut mkfs = program("mkfs.ext4")?;
+    mkfs.args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(device.path());
+    ensure!(mkfs.status()?.success());
+    let at = scratch.path("mounted");
+    let mounted = Mounted::new(device.path(), at.clone())?;
+    let mut remount = program("mount")?;
+    ensure!(remount.args(["-o", "remount,commit=600"]).arg(&at).status()?.success());
+    let file = File::create(at.join("file"))?;
+    nix::unistd::syncfs(&file)?;
+    let name = device.path().file_name().context("a name")?.to_owned();
+    let stat = Path::new("/sys/block").join(name).join("stat");
+    let written = || -> anyhow::Result<u64> {
+        let figures = fs::read_to_string(&stat)?;
+        Ok(figures.split_whitespace().nth(6).context("sectors written")?.parse()?)
+    };
+    // The kernel's own threads write what has waited for long; it has not, in one of these tries.
+    let mut grew = Vec::new();
+    for offset in 0..5 {
+        file.write_all_at(&vec![7; usize::try_from(8 * MIB)?], offset * 8 * MIB)?;
+        let before = written()?;
+        for arguments in [&["show"] as &[&str], &["show", "--json"]] {
+            let output = bcachectl()?.args(arguments).arg(device.path()).output()?;
+            ensure!(String::from_utf8_lossy(&output.stdout).contains("ext4"));
+        }
+        grew.push(written()? - before);
+        if grew.last() == Some(&0) {
+            break;
+        }
+    }
+    drop(file);
+    drop(mounted);
+    ensure!(grew.last() == Some(&0), "sectors written while looking: {grew:?}");
+    Ok(())
+}
+
+/// Without a device, all of the machine: a pair that was made together is one set.
+fn overview() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let images = [scratch.sparse("cache", 40 * MIB)?, scratch.sparse("backing", 9 * MIB)?];
+    let cache = LoopDevice::attach(&images[0], 512)?;
+    let backing = LoopDevice::attach(&images[1], 512)?;
+    let mut make = bcachectl()?;
+    make.args(["make", "--json", "-l", "pair", "-C"]).arg(cache.path());
+    let output = make.arg("-B").arg(backing.path()).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    let made: Value = serde_json::from_slice(&output.stdout)?;
+    let set = text(&made["devices"][0], "/superblock/set_uuid")?;
+    let all = |arguments: &[&str]| -> anyhow::Result<String> {
+        let output = bcachectl()?.args(arguments).output()?;
+        // Other tests have devices that cannot be read; ours can.
+        let said = stderr(&output);
+        let ended_well = match output.status.code() {
+            Some(0) => said.is_empty(),
+            Some(1) => said.contains("not every device could be read"),
+            _ => false,
+        };
+        ensure!(ended_well, "{:?}: {said}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let document: Value = serde_json::from_str(&all(&["show", "--json"])?)?;
+    let devices = document["devices"].as_array().context("devices")?;
+    for (device, kind) in [(&cache, "cache"), (&backing, "backing")] {
+        let path = device.path().to_str();
+        let shown = devices.iter().find(|shown| shown["path"].as_str() == path).context("shown")?;
+        ensure!(shown["kind"] == kind && shown["superblock"]["set_uuid"] == set, "{shown}");
+    }
+    let printed = all(&["show"])?;
+    let lines: Vec<Vec<&str>> =
+        printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [cache, backing] = [&cache, &backing].map(|device| device.path().display().to_string());
+    let first = lines.iter().position(|line| line.first() == Some(&set)).context("the set")?;
+    // Set, device, kind, size, label, state, running, kernel; the set is named once.
+    let row = [set, cache.as_str(), "cache", "40", "MiB", "pair", "new", "no", "accepts"];
+    ensure!(lines.get(first).is_some_and(|line| *line == row), "{printed}");
+    let row = [backing.as_str(), "backing", "9", "MiB", "pair", "none", "no", "accepts"];
+    ensure!(lines.get(first + 1).is_some_and(|line| *line == row), "{printed}");
+    Ok(())
+}
+
+/// A superblock as after formatting, over the journal of the same set: it would come back.
+fn reused_set_uuid() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("clean-612")?;
+    let mut bytes = vec![0; 4096];
+    File::open(&fixture.cache)?.read_exact_at(&mut bytes, 4096)?;
+    // Version, flags, seq and journal buckets.
+    for field in [16..24, 104..112, 112..120, 206..208] {
+        bytes[field].fill(0);
+    }
+    let mut sb = Superblock::from_bytes(&bytes).context("a superblock")?;
+    sb.update_checksum();
+    write_at(&fixture.cache, 4096, sb.as_bytes())?;
+    let shown = show(&fixture.cache)?;
+    ensure!(shown["kernel"]["accepts"] == true, "{shown}");
+    let warned = |shown: &Value| {
+        let warnings = shown["kernel"]["warnings"].as_array();
+        warnings.is_some_and(|all| {
+            all.iter()
+                .any(|it| it.as_str().is_some_and(|it| it.contains("old journal would come back")))
+        })
+    };
+    ensure!(warned(&shown), "{shown}");
+    let device = LoopDevice::attach(&fixture.cache, 512)?;
+    ensure!(warned(&show(device.path())?));
+    // Formatted with that UUID by make, the journal is wiped; with a fresh one it is another set's.
+    let set = sb.set_uuid().to_string();
+    for options in [&["--cset-uuid", &set] as &[&str], &[]] {
+        let mut make = bcachectl()?;
+        make.args(["make", "--wipe-bcache"]).args(options).arg("-C").arg(device.path());
+        let output = make.output()?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        ensure!(!warned(&show(device.path())?));
+        write_at(&fixture.cache, 4096, sb.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// On a full file system: what is not formatted is removed again, so that the command can be
+/// repeated; what is stays.
+fn images_of_a_failed_run() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let folder = scratch.path("full");
+    fs::create_dir(&folder)?;
+    // Room for three pages: two for the first image, and one for the second.
+    let mut mount = program("mount")?;
+    mount.args(["-t", "tmpfs", "-o", "size=12k,huge=never", "tmpfs"]).arg(&folder);
+    ensure!(mount.status()?.success());
+    let mounted = Mounted(folder.clone());
+    let [one, two, three] = ["one", "two", "three"].map(|name| folder.join(name));
+    let make = |paths: &[&PathBuf]| -> anyhow::Result<Output> {
+        let mut make = bcachectl()?;
+        Ok(make.args(["make", "--json", "--size", "1M", "-B"]).args(paths).output()?)
+    };
+    let output = make(&[&one, &two, &three])?;
+    let said = stderr(&output);
+    ensure!(output.status.code() == Some(3), "{:?}: {said}", output.status);
+    ensure!(said.contains(&format!("formatted: {};", one.display())), "{said}");
+    let removed = format!("new and removed again: {}, {}", two.display(), three.display());
+    ensure!(said.contains(&removed) && said.contains("No space left on device"), "{said}");
+    ensure!(!said.contains("undefined"), "{said}");
+    ensure!(one.exists() && !two.exists() && !three.exists());
+    let document: Value = serde_json::from_slice(&output.stdout)?;
+    let states: Vec<_> = (0..3).map(|it| &document["devices"][it]["state"]).collect();
+    ensure!(states == ["formatted", "untouched", "untouched"], "{document}");
+    ensure!(text(&document["devices"][1], "/error")?.contains("No space left"), "{document}");
+    // With room, the rest of the command does what it should have.
+    fs::remove_file(&one)?;
+    let output = make(&[&two])?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    drop(mounted);
+    Ok(())
+}
+
 fn discard() -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let image = scratch.sparse("image", 40 * MIB)?;
@@ -329,7 +594,10 @@ fn second_of_three_fails() -> anyhow::Result<()> {
         let document: Value = serde_json::from_slice(&output.stdout)?;
         let formatted: Vec<_> = (0..3).map(|it| &document["devices"][it]["formatted"]).collect();
         ensure!(formatted == [true, false, false], "{document}");
-        ensure!(document["devices"][1]["error"].is_string(), "{document}");
+        let states: Vec<_> = (0..3).map(|it| &document["devices"][it]["state"]).collect();
+        ensure!(states == ["formatted", "undefined", "untouched"], "{document}");
+        let error = text(&document["devices"][1], "/error")?;
+        ensure!(error.contains("No space left on device"), "{error}");
         ensure!(document["devices"][2].get("error").is_none(), "{document}");
         ensure!(text(&show(first.path())?, "/superblock/checksum")? == "ok");
         ensure!(fs::metadata(&images[1])?.blocks() == 0, "the third device was written");
@@ -340,6 +608,10 @@ fn second_of_three_fails() -> anyhow::Result<()> {
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.code() == Some(3), "{printed}");
         ensure!(printed.contains(&format!("{third_name}: not formatted")), "{printed}");
+        let undefined = format!("{second_name}: in an undefined state, not formatted: ");
+        ensure!(printed.contains(&undefined), "{printed}");
+        // Of what is not on a device no superblock is shown.
+        ensure!(printed.matches("accepts it").count() == 1, "{printed}");
     }
     Ok(())
 }
@@ -353,7 +625,7 @@ fn same_device() -> anyhow::Result<()> {
     let before = fs::read(&image)?;
     let mut make = bcachectl()?;
     let output = make.args(["make", "-C"]).arg(&link).arg("-B").arg(device.path()).output()?;
-    ensure!(output.status.code() == Some(1) && stderr(&output).contains("same device"));
+    ensure!(output.status.code() == Some(2) && stderr(&output).contains("same device"));
     ensure!(fs::read(&image)? == before);
     Ok(())
 }

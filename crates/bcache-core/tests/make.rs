@@ -3,6 +3,8 @@
 //! Whatever a crash leaves, the kernel must not take the device for something that it is not: it
 //! is what it was, it is refused, or it is all that it was to become.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use bcache_core::device::probe::{Found, FoundKind};
@@ -10,13 +12,14 @@ use bcache_core::device::testkit::{
     CrashUnit, DiscardReads, Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, TraceDevice,
     Trigger,
 };
-use bcache_core::device::{BlockDevice, Operation, ReadDevice};
+use bcache_core::device::{BlockDevice, DeviceInfo, Operation, ReadDevice};
 use bcache_core::layout::superblock::{
     CacheMode, CacheParams, Kind, Label, Replacement, SB_OFFSET_BYTES, Superblock,
 };
 use bcache_core::layout::verdict::{Target, Warning, kernel_verdict};
 use bcache_core::ops::make::{
-    DeviceFacts, DevicePlan, MakeError, Options, Outcome, RunError, plan, read_superblock, run,
+    DeviceFacts, DevicePlan, MakeError, Note, Options, Outcome, RunError, facts_of,
+    facts_of_new_image, open_for_real, plan, read_superblock, run, try_claims,
 };
 use bcache_core::units::Sectors;
 use uuid::Uuid;
@@ -356,7 +359,7 @@ fn what_was_not_written_is_found_out() {
     #[derive(Clone)]
     struct Forgets(MemoryDevice);
     impl ReadDevice for Forgets {
-        fn info(&self) -> &bcache_core::device::DeviceInfo {
+        fn info(&self) -> &DeviceInfo {
             self.0.info()
         }
         fn read_at(
@@ -427,6 +430,131 @@ fn a_device_that_changed_is_left_alone() {
     }
 }
 
+/// Of images blocks are our own choice: they get smaller where buckets of two would be too few.
+#[test]
+fn blocks_get_smaller_where_nothing_else_fits() {
+    let image = |bytes| {
+        MemoryDevice::new(bytes)
+            .with_info(|info| info.kind = bcache_core::device::DeviceKind::Image)
+    };
+    for (mib, bucket_bytes, block, used) in
+        [(3, None, 4, 8), (3, Some(4096), 4, 8), (5, None, 8, 16), (40, Some(4096), 4, 8)]
+    {
+        let options = Options { bucket_bytes, ..Options::default() };
+        let facts = facts(Kind::Cache, &image(mib * MIB), Vec::new());
+        let planned = plan(&options, vec![facts], &mut uuids(1)).unwrap().remove(0);
+        let sb = &planned.superblock;
+        assert_eq!((sb.block_size(), sb.bucket_size()), (Sectors(block), Sectors(used)));
+        let note = Note::SmallerBlock { default: Sectors(8), used: Sectors(block) };
+        assert_eq!(planned.notes.contains(&note), block != 8, "{:?}", planned.notes);
+    }
+    // Buckets are nothing to a backing device.
+    let options = Options { bucket_bytes: Some(4096), ..Options::default() };
+    let backing = facts(Kind::Backing, &image(3 * MIB), Vec::new());
+    let planned = plan(&options, vec![backing], &mut uuids(1)).unwrap().remove(0);
+    assert_eq!(planned.superblock.block_size(), Sectors(8));
+    assert_eq!(planned.notes, [Note::OptionUnused { option: "--bucket", kind: Kind::Cache }]);
+}
+
+/// What depends on the device alone.
+#[test]
+fn devices_that_bcache_cannot_use_are_refused() {
+    let planned = |change: fn(&mut DeviceInfo)| {
+        let device = MemoryDevice::new(40 * MIB).with_info(change);
+        plan(&Options::default(), vec![facts(Kind::Backing, &device, Vec::new())], &mut uuids(1))
+    };
+    let refused = planned(|info| info.zoned = true).unwrap_err();
+    assert!(matches!(refused, MakeError::Zoned { .. }), "{refused}");
+    let refused = planned(|info| info.logical_block_bytes = 8192).unwrap_err();
+    assert!(
+        matches!(refused, MakeError::LogicalBlockLargerThanPage { logical: 8192, .. }),
+        "{refused}"
+    );
+    let refused = planned(|info| info.read_only = true).unwrap_err();
+    assert!(matches!(refused, MakeError::ReadOnly { .. }), "{refused}");
+}
+
+#[test]
+fn what_has_no_effect_or_is_slow_is_noted() {
+    let device = MemoryDevice::new(40 * MIB).with_info(|info| {
+        info.discard = false;
+        info.physical_block_bytes = 4096;
+    });
+    let options = Options { discard: true, data_offset: Some(Sectors(17)), ..Options::default() };
+    let both = [Kind::Cache, Kind::Backing].map(|kind| {
+        let path = kind.to_string();
+        facts(kind, &device.clone().with_info(|info| info.path = path.into()), Vec::new())
+    });
+    let plans = plan(&options, both.to_vec(), &mut uuids(1)).unwrap();
+    assert!(plans[0].notes.contains(&Note::NoDiscard), "{:?}", plans[0].notes);
+    let splits = Note::DataOffsetSplitsPhysicalBlock { physical_bytes: 4096 };
+    assert_eq!(plans[1].notes, [splits]);
+    // Options for devices that are not made.
+    let alone = |kind, options: &Options| {
+        let facts = facts(kind, &device, Vec::new());
+        plan(options, vec![facts], &mut uuids(1)).unwrap().remove(0).notes
+    };
+    let unused = |notes: Vec<Note>| {
+        let option = |note| match note {
+            Note::OptionUnused { option, .. } => Some(option),
+            _ => None,
+        };
+        notes.into_iter().filter_map(option).collect::<Vec<_>>()
+    };
+    let all = Options {
+        cache_mode: CacheMode::Writeback,
+        replacement: Replacement::Fifo,
+        bucket_bytes: Some(65536),
+        ..options
+    };
+    assert_eq!(unused(alone(Kind::Cache, &all)), ["--data-offset", "--writeback"]);
+    assert_eq!(
+        unused(alone(Kind::Backing, &all)),
+        ["--bucket", "--discard", "--cache-replacement-policy"]
+    );
+    assert_eq!(unused(alone(Kind::Backing, &Options::default())), [""; 0]);
+}
+
+/// What somebody puts on a device while the plan is being read is not destroyed with it.
+#[test]
+fn a_signature_that_appears_after_the_look_stops_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    File::create(&path).unwrap().set_len(DEVICE_BYTES).unwrap();
+    let new_image = folder.path().join("new");
+    let facts = vec![
+        facts_of_new_image(Kind::Backing, &new_image, DEVICE_BYTES),
+        facts_of(Kind::Backing, &path).unwrap(),
+    ];
+    let plans = plan(&Options::default(), facts, &mut uuids(1)).unwrap();
+    try_claims(&plans).unwrap();
+    // A partition table: outside of the superblock, in the first 4 KiB.
+    let mut table = [0; 512];
+    table[446 + 4] = 0x83;
+    table[446 + 8] = 8;
+    table[446 + 13] = 8;
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options().write(true).open(&path).unwrap().write_all_at(&table, 0).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(try_claims(&plans), Err(RunError::Changed { .. })));
+    let outcome = run(&plans, &mut open_for_real, &mut |_, _| {});
+    let (failed, error) = outcome.failed.unwrap();
+    assert!(matches!(error, RunError::Changed { .. }) && !error.may_have_written(), "{error}");
+    assert!(failed == path && std::fs::read(&path).unwrap() == before);
+    // The image that the run made before it saw is gone.
+    assert!(outcome.removed == [new_image.clone()] && !new_image.exists());
+}
+
+#[test]
+fn a_set_of_zeroes_is_refused() {
+    for kind in [Kind::Cache, Kind::Backing] {
+        let options = Options { set_uuid: Some(Uuid::nil()), ..Options::default() };
+        let facts = facts(kind, &MemoryDevice::new(40 * MIB), Vec::new());
+        let refused = plan(&options, vec![facts], &mut uuids(1)).unwrap_err();
+        assert!(matches!(refused, MakeError::NilSetUuid), "{refused}");
+    }
+}
+
 /// A data offset within a block of the cache is refused, for the kernel would cache nothing.
 #[test]
 fn data_offset_must_not_split_blocks() {
@@ -460,14 +588,28 @@ fn buckets_hold_two_blocks() {
         plan(&options, vec![facts(Kind::Cache, &device(block), Vec::new())], &mut uuids(1))
     };
     let refused = planned(512, Some(4096), Some(4096)).unwrap_err();
-    assert!(matches!(refused, MakeError::OneBlockBuckets { block_size: Sectors(8) }), "{refused}");
-    assert!(planned(4096, Some(4096), None).is_err());
+    assert!(
+        matches!(refused, MakeError::OneBlockBuckets { block_size: Sectors(8), .. }),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("--block at most 2 KiB"), "{refused}");
+    // Of a device with larger blocks no smaller ones can be asked.
+    let refused = planned(4096, Some(4096), None).unwrap_err();
+    assert!(matches!(refused, MakeError::OneBlockBuckets { smaller_block: None, .. }));
+    assert!(!refused.to_string().contains("--block"), "{refused}");
     let two = planned(512, Some(4096), Some(2048)).unwrap();
     assert_eq!(two[0].superblock.bucket_size(), Sectors(8));
     // Three MiB have room for buckets of 4 KiB, and not for enough larger ones.
     assert_eq!(planned(512, None, None).unwrap()[0].superblock.bucket_size(), Sectors(8));
     let refused = planned(4096, None, None).unwrap_err();
-    assert!(matches!(refused, MakeError::TooFewBuckets { largest: None, .. }), "{refused}");
+    assert!(matches!(refused, MakeError::TooFewBuckets { fits: None, .. }), "{refused}");
+    assert!(!refused.to_string().contains("--"), "no option was given: {refused}");
+    // With blocks that were asked for it is not the device that is too small.
+    let refused = planned(512, None, Some(4096)).unwrap_err().to_string();
+    assert!(
+        refused.contains("--block at most 2 KiB") && !refused.contains("--bucket"),
+        "{refused}"
+    );
 
     for (bucket_size, block_size, fatal) in [(8, 8, true), (8, 4, false), (16, 8, false)] {
         let superblock = Superblock::new_cache(&CacheParams {

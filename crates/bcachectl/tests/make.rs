@@ -4,8 +4,10 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -28,16 +30,15 @@ fn bad_input_is_refused() {
         // Too few buckets: the kernel wants 513.
         ("make -C IMAGE -b 128k", 1, &["--bucket", "320 buckets", "513", "--bucket 64k fits"]),
         ("make -C IMAGE -b 16M", 1, &["--bucket", "2 buckets", "513"]),
-        ("make -C SMALL", 1, &["--bucket", "513", "too small for a cache"]),
+        ("make -C SMALL", 1, &["buckets", "513", "too small for a cache"]),
         ("make -C SMALL -b 4k -w 2k", 1, &["512 buckets", "513"]),
         // Buckets of impossible sizes.
-        // A btree node must have room for two blocks; those of images are of 4k.
+        // A btree node must have room for two blocks.
         (
-            "make -C IMAGE -b 4k",
+            "make -C IMAGE -b 4k -w 4k",
             1,
             &["--bucket", "4 KiB", "at least 8 KiB", "--block at most 2 KiB"],
         ),
-        ("make -C IMAGE -b 4k -w 4k", 1, &["--bucket", "at least 8 KiB"]),
         ("make -C IMAGE -b 2k", 1, &["--bucket", "2 KiB", "at least 4 KiB"]),
         ("make -C IMAGE -b 512", 1, &["--bucket", "512 B", "at least 4 KiB"]),
         ("make -C IMAGE -b 48k", 1, &["--bucket", "48 KiB", "power of two"]),
@@ -68,14 +69,20 @@ fn bad_input_is_refused() {
         ("make -B IMAGE -o 16x", 2, &["--data-offset", "16x"]),
         ("make -B IMAGE -o 100B", 2, &["--data-offset", "100B", "512"]),
         ("make -C IMAGE --cset-uuid 1234", 2, &["--cset-uuid", "1234"]),
+        (
+            "make -C IMAGE --cset-uuid 00000000-0000-0000-0000-000000000000",
+            1,
+            &["--cset-uuid", "zeroes"],
+        ),
+        ("make -B IMAGE --cset-uuid 00000000000000000000000000000000", 1, &["--cset-uuid"]),
         ("make -C IMAGE -l 0123456789012345678901234567890_", 2, &["--label", "31", "32"]),
         ("make -C IMAGE --cache-replacement-policy mru", 2, &["mru", "lru", "fifo", "random"]),
         ("make -C IMAGE --cache_replacement_policy=clock", 2, &["clock", "lru"]),
         // Devices.
-        ("make", 1, &["--cache", "--bdev"]),
+        ("make", 2, &["--cache", "--bdev"]),
         ("make IMAGE", 2, &["image", "--cache", "--bdev"]),
         ("make IMAGE -C", 2, &["image", "--cache", "--bdev"]),
-        ("make -C IMAGE -B IMAGE", 1, &["image", "same device"]),
+        ("make -C IMAGE -B IMAGE", 2, &["image", "same device"]),
         ("make -C /nonexistent", 1, &["/nonexistent", "--size"]),
         ("make -C /dev/null", 1, &["/dev/null", "block device"]),
         ("make -B /", 1, &["/", "block device"]),
@@ -102,8 +109,8 @@ fn one_file_by_two_names_is_one_device() {
     std::os::unix::fs::symlink(&image, &link).unwrap();
     fs::hard_link(&image, &hard).unwrap();
     for other in [&link, &hard] {
-        refuse("make -C A -B B", &[("A", &image), ("B", other)], 1, &["same device"]);
-        refuse("make -B B A", &[("A", &image), ("B", other)], 1, &["same device"]);
+        refuse("make -C A -B B", &[("A", &image), ("B", other)], 2, &["same device"]);
+        refuse("make -B B A", &[("A", &image), ("B", other)], 2, &["same device"]);
     }
 }
 
@@ -190,6 +197,45 @@ fn small_devices_get_smaller_buckets() {
     }
 }
 
+/// Blocks of images are our own choice: they get smaller before a device counts as too small.
+#[test]
+fn small_images_get_smaller_blocks() {
+    let images = Images::new();
+    let image = images.path("image");
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    let printed = succeed("make -C IMAGE --size 3M", named);
+    assert!(printed.contains("blocks of 2 KiB instead of 4 KiB"), "{printed}");
+    let sb = superblock(&image);
+    assert_eq!((sb.block_size(), sb.bucket_size()), (Sectors(4), Sectors(8)));
+    // Blocks that were asked for are kept, and named as what is in the way.
+    refuse("make -C IMAGE -w 4k --wipe-bcache", named, 1, &["513", "--block at most 2 KiB"]);
+    let said = stderr(&run("make -C IMAGE -w 4k --wipe-bcache", named));
+    assert!(!said.contains("--bucket"), "{said}");
+    // The default offset is no option that was given.
+    let short = images.blank("short", 17 * 512);
+    refuse("make -B SHORT", &[("SHORT", &short)], 1, &["17 sectors", "16", "block of 8"]);
+    let said = stderr(&run("make -B SHORT", &[("SHORT", &short)]));
+    assert!(!said.contains("--data-offset"), "{said}");
+}
+
+/// Options for devices of the other kind do no harm, and no good.
+#[test]
+fn options_without_a_device_are_noted() {
+    let images = Images::new();
+    let image = images.blank("image", 40 * MIB);
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    for (arguments, option) in [
+        ("make -B IMAGE -b 4k", "--bucket"),
+        ("make -B IMAGE --discard", "--discard"),
+        ("make -B IMAGE --cache-replacement-policy fifo", "--cache-replacement-policy"),
+        ("make -C IMAGE -o 64", "--data-offset"),
+        ("make -C IMAGE --writeback", "--writeback"),
+    ] {
+        let printed = succeed(&format!("{arguments} --wipe-bcache"), named);
+        assert!(printed.contains(&format!("note: {option} is for")), "{arguments}: {printed}");
+    }
+}
+
 #[test]
 fn size_makes_an_image() {
     let images = Images::new();
@@ -213,6 +259,8 @@ fn size_makes_an_image() {
     let output = run("make --size 300M -B THIRD /nonexistent/image", &[("THIRD", &third)]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(!third.exists(), "{}", stderr(&output));
+    let said = &["/nonexistent/image", "No such file"];
+    refuse("make --size 300M -n -B /nonexistent/image", &[], 1, said);
     // And a size that is too small for a cache.
     let output = run("make --size 2M -C THIRD", &[("THIRD", &third)]);
     assert_eq!(output.status.code(), Some(1));
@@ -382,11 +430,27 @@ fn what_is_there_needs_an_override() {
     write_at(&image, 1024 + 56, &[0]);
     put_gpt(&image);
     succeed_bcache_again(&image);
-    refuse("make -B IMAGE --force", named, 1, &["--wipe-bcache", "--force", "gpt"]);
-    refuse("make -B IMAGE --wipe-bcache", named, 1, &["--wipe-bcache", "--force", "gpt"]);
+    // Named are those that are missing.
+    refuse("make -B IMAGE", named, 1, &["add --wipe-bcache and --force\n", "gpt", "40 MiB"]);
+    refuse("make -B IMAGE --force", named, 1, &["add --wipe-bcache\n", "gpt"]);
+    refuse("make -B IMAGE --wipe-bcache", named, 1, &["add --force\n", "gpt"]);
     succeed("make -C IMAGE --wipe-bcache --force", named);
     assert_eq!(types_found(&image), ["bcache"]);
     assert_eq!(superblock(&image).kind(), Some(Kind::Cache));
+}
+
+/// A bcache device in a partition is lost with the table, as one on the whole device would be.
+#[test]
+fn bcache_in_a_partition_needs_its_override() {
+    let images = Images::new();
+    let (image, donor) = (images.blank("image", 40 * MIB), images.blank("donor", MIB));
+    succeed("make -B DONOR", &[("DONOR", &donor)]);
+    put_gpt(&image);
+    write_at(&image, 2048 * 512 + 4096, superblock(&donor).as_bytes());
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    refuse("make -B IMAGE --force", named, 1, &["partition 1", "bcache", "add --wipe-bcache\n"]);
+    refuse("make -B IMAGE --wipe-bcache", named, 1, &["add --force\n"]);
+    succeed("make -B IMAGE --wipe-bcache --force", named);
 }
 
 /// Puts a superblock back that the partition table's entries have overwritten.
@@ -510,6 +574,62 @@ fn a_closed_pipe_is_no_failure() {
         .unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
     assert!(superblock(&image).csum_ok());
+}
+
+/// The device is formatted, and the report is lost: that must not pass for "nothing was written".
+#[test]
+fn a_report_that_cannot_be_written_is_no_refusal() {
+    let images = Images::new();
+    let image = images.blank("image", 40 * MIB);
+    for options in [&[] as &[_], &["--json"]] {
+        let output = Command::new(assert_cmd::cargo::cargo_bin("bcachectl"))
+            .args(["make", "--wipe-bcache", "-C"])
+            .arg(&image)
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(File::options().write(true).open("/dev/full").unwrap()))
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        let formatted = format!("formatted: {}; but the report", image.display());
+        assert!(said.contains(&formatted) && said.contains("No space left"), "{said}");
+        assert!(superblock(&image).csum_ok());
+    }
+}
+
+/// Paths are bytes, JSON is text.
+#[test]
+fn paths_of_any_bytes_are_reported() {
+    let images = Images::new();
+    let (cache, backing) = (
+        images.folder().join(OsStr::from_bytes(b"cache-\xff")),
+        images.folder().join(OsStr::from_bytes(b"backing-\xfe")),
+    );
+    let named: &[(&str, &Path)] = &[("CACHE", &cache), ("BACKING", &backing)];
+    let made = json("make --json --size 40M -C CACHE -B BACKING", named);
+    let shown = json("show --json CACHE BACKING", named);
+    for document in [made, shown] {
+        let path = document["devices"][0]["path"].as_str().unwrap();
+        assert!(path.ends_with("cache-\u{fffd}"), "{path}");
+        assert_eq!(document["devices"].as_array().unwrap().len(), 2);
+    }
+}
+
+/// A dry run refuses what the run would refuse, another's claim included.
+#[test]
+fn a_dry_run_sees_a_locked_image() {
+    let images = Images::new();
+    let image = images.blank("image", 40 * MIB);
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    let claim = bcache_core::device::open_write(&image).unwrap();
+    let output = run("make -C IMAGE", named);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("locked by another process"), "{}", stderr(&output));
+    refuse("make -C IMAGE --dry-run", named, 1, &["locked by another process"]);
+    drop(claim);
+    succeed("make -C IMAGE --dry-run", named);
 }
 
 /// On a terminal it asks, and takes anything but yes for a no.

@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
@@ -35,6 +37,10 @@ const IMAGE_DIRECT_ALIGN: usize = 4096;
 
 /// Size of the buffer through which transfers go that cannot be made in place.
 const BOUNCE_BYTES: usize = 1 << 20;
+
+/// How often, and how long apart, a partition table is read anew whose partitions are open.
+const REREAD_TRIES: u32 = 10;
+const REREAD_PAUSE: Duration = Duration::from_millis(50);
 
 /// Physical block assumed of an image at most: file systems name far larger preferred sizes.
 const IMAGE_PHYSICAL_BLOCK_MAX: u64 = 4096;
@@ -84,6 +90,15 @@ pub fn create_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<FileDevic
         let _ = fs::remove_file(path);
     }
     opened
+}
+
+/// Whether an image could be made at `path`, as far as that can be told without making it.
+pub fn check_new_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<(), DeviceError> {
+    let path = path.as_ref();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    access(folder.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK).map_err(
+        |errno| DeviceError::Create { path: path.to_owned(), size_bytes, source: errno.into() },
+    )
 }
 
 impl ReadDevice for FileReader {
@@ -202,8 +217,12 @@ impl Handle {
         }
         match kind {
             DeviceKind::Block => {
-                if !is_direct {
-                    drop_page_cache(&file);
+                match access {
+                    // Nothing is mounted behind the claim, so that this writes back only what
+                    // somebody wrote to the node itself. Best effort: it is for root only.
+                    Access::Write => drop(ioctl::flush_buffers(&file)),
+                    Access::Read if !is_direct => drop_page_cache(path, &file),
+                    Access::Read => {}
                 }
                 let info = block_info(path, &file, &metadata)?;
                 if access == Access::Write && info.read_only {
@@ -447,11 +466,47 @@ fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
     }
 }
 
-/// Makes buffered reads of a device come from the device, as far as we are allowed to.
-pub(super) fn drop_page_cache(file: &File) {
-    // Both are best effort: the first drops clean pages, the second is for root only.
-    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-    let _ = ioctl::flush_buffers(file);
+/// Makes buffered reads of a device come from the device, where nobody holds it.
+///
+/// In the page cache of a device in use lies what its holder has yet to write (the metadata of
+/// ext4, for one), and to drop pages is to have them written first; looking must not write.
+/// `BLKFLSBUF` would even sync the mounted file system. What is stale there stays stale: bcache's
+/// own superblock is read past the page cache, and what else such a device carries is told for
+/// information only.
+pub(super) fn drop_page_cache(path: &Path, file: &File) {
+    if holders::holders_of(path).is_empty() {
+        // Best effort.
+        let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+/// Has the kernel read the partition table of the disk at `path` anew, after it was overwritten.
+/// The claim on the disk must have been dropped.
+///
+/// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
+pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
+    let path = path.as_ref();
+    let has_partitions = || {
+        BlockDir::of_path(&Root::system(), path).is_some_and(|disk| !disk.partitions().is_empty())
+    };
+    if !has_partitions() {
+        return Ok(false);
+    }
+    let mut tries = 0;
+    loop {
+        let reread = File::open(path).and_then(|disk| ioctl::reread_partitions(&disk));
+        tries += 1;
+        match reread {
+            Ok(()) => return Ok(true),
+            // udev looks at a device that was just written, and has its partitions open meanwhile;
+            // it may also have done by then what is asked for here.
+            Err(_) if !has_partitions() => return Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < REREAD_TRIES => {
+                thread::sleep(REREAD_PAUSE);
+            }
+            Err(source) => return Err(DeviceError::Partitions { path: path.to_owned(), source }),
+        }
+    }
 }
 
 fn block_info(

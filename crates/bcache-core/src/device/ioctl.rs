@@ -22,6 +22,7 @@ mod raw {
     ioctl_read_bad!(blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
 
     ioctl_read_bad!(blkroget, request_code_none!(0x12, 94), c_int);
+    ioctl_none_bad!(blkrrpart, request_code_none!(0x12, 95));
     ioctl_none_bad!(blkflsbuf, request_code_none!(0x12, 97));
     ioctl_read_bad!(blksszget, request_code_none!(0x12, 104), c_int);
     ioctl_write_ptr_bad!(blkdiscard, request_code_none!(0x12, 119), [u64; 2]);
@@ -65,6 +66,13 @@ pub(super) fn discard(device: &File, offset: u64, len: u64) -> io::Result<()> {
     let range = [offset, len];
     // SAFETY: BLKDISCARD reads two u64 (start and length), which `range` is; the fd is open.
     unsafe { raw::blkdiscard(device.as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
+/// Reads the partition table anew; needs `CAP_SYS_ADMIN`, and no partition in use.
+pub(super) fn reread_partitions(disk: &File) -> io::Result<()> {
+    // SAFETY: BLKRRPART takes no argument; the fd is open.
+    unsafe { raw::blkrrpart(disk.as_raw_fd()) }?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::units::Sectors;
 
 pub use buffer::AlignedBuf;
-pub use file::{FileDevice, FileReader, create_image, open_read, open_write};
+pub use file::{FileDevice, FileReader, create_image, forget_partitions, open_read, open_write};
 
 /// What stands behind a device handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,6 +223,14 @@ pub enum DeviceError {
         /// The device's logical block in bytes.
         logical_block_bytes: u32,
     },
+    /// The kernel still lists the partitions of a table that is gone.
+    #[error("the kernel still lists the partitions that were on {}", path.display())]
+    Partitions {
+        /// The disk.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// A read, write, flush or discard failed.
     #[error("{}: {operation} of {len} bytes at byte {offset} failed", path.display())]
     Io {
@@ -275,6 +283,7 @@ impl DeviceError {
             | Self::Geometry { path, .. }
             | Self::OutOfRange { path, .. }
             | Self::Misaligned { path, .. }
+            | Self::Partitions { path, .. }
             | Self::Io { path, .. } => path,
         }
     }

@@ -101,6 +101,12 @@ impl Found {
         self.kind == FoundKind::Bcache
     }
 
+    /// Whether it is a bcache superblock, or a table that lists a partition with one in it.
+    pub fn holds_bcache(&self) -> bool {
+        let mut contents = self.partitions.iter().flat_map(|partition| &partition.contents);
+        self.is_bcache() || contents.any(Self::is_bcache)
+    }
+
     /// Bytes of the device, as offset and length, without which this is no longer found.
     ///
     /// `size_bytes` is the size of the device: GUID partition tables have a second header in its
@@ -192,8 +198,8 @@ pub fn probe(path: impl AsRef<Path>) -> Result<Vec<Found>, ProbeError> {
     let open_failed = |source| ProbeError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(open_failed)?;
     if file.metadata().map_err(open_failed)?.file_type().is_block_device() {
-        // The kernel writes superblocks of what it runs past the page cache of the node.
-        drop_page_cache(&file);
+        // Kernel and programs write past the page cache of the node.
+        drop_page_cache(path, &file);
     }
     probe_range(path, &file, None, Depth::Device)
 }

@@ -31,7 +31,7 @@ pub struct MakeArgs {
     bucket: Option<u64>,
 
     /// Block size: a power of two from 512 to 4k [default: the largest logical block of the
-    /// devices, 4k for image files]
+    /// devices, 4k for image files; less where buckets would hold fewer than two]
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = parse_bytes)]
     block: Option<u64>,
 

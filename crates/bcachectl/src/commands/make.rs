@@ -5,15 +5,15 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use bcache_cli::confirm;
+use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::out::Out;
-use bcache_cli::table;
-use bcache_core::device::probe::probe;
+use bcache_cli::{confirm, is_broken_pipe, table};
+use bcache_core::device::probe::{FoundKind, probe};
+use bcache_core::device::{DeviceKind, forget_partitions};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::ops::make::{
-    self, DeviceFacts, DevicePlan, Outcome, RunError, check_distinct, facts_of, facts_of_new_image,
-    open_for_real,
+    self, DeviceFacts, DevicePlan, MakeError, Outcome, RunError, check_distinct, facts_of,
+    facts_of_new_image, open_for_real, try_claims,
 };
 use bcache_core::ops::plan::Step;
 use bcache_core::units::format_bytes;
@@ -40,6 +40,8 @@ struct Report {
 struct MadeDevice {
     #[serde(flatten)]
     device: DeviceReport,
+    /// What became of the device.
+    state: State,
     /// Whether the superblock is on the device now.
     formatted: bool,
     /// Whether the image file is new.
@@ -49,6 +51,18 @@ struct MadeDevice {
     steps: Vec<StepReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// What became of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// The superblock is on it, and was read back.
+    Formatted,
+    /// Neither what it was nor formatted.
+    Undefined,
+    /// What it was. An image that was new is gone again.
+    Untouched,
 }
 
 #[derive(Serialize)]
@@ -81,7 +95,10 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let usage = |error: anyhow::Error| ExitError::wrap(Failure::Usage, error);
     let devices = args.devices(matches).map_err(|error| usage(error.into()))?;
     let paths: Vec<PathBuf> = devices.iter().map(|(_, path)| path.clone()).collect();
-    check_distinct(&paths)?;
+    if paths.is_empty() {
+        return Err(usage(MakeError::NoDevices.into()));
+    }
+    check_distinct(&paths).map_err(|error| usage(error.into()))?;
     let facts = devices
         .into_iter()
         .map(|(kind, path)| gather(kind, &path, args.size))
@@ -90,6 +107,7 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
 
     let mut out = Out::stdout();
     if args.dry_run {
+        try_claims(&plans)?;
         render(&mut out, args, &plans, &Outcome::default())?;
         out.finish()?;
         return Ok(ExitCode::SUCCESS);
@@ -100,11 +118,26 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let outcome = write(&plans);
     // What became of the devices is said even where nobody reads standard output any more.
     let rendered = render(&mut out, args, &plans, &outcome).and_then(|()| out.finish());
+    old_partitions(&plans, &outcome.formatted);
     leftovers(&outcome.formatted);
-    match outcome.failed {
-        None => rendered.map(|()| ExitCode::SUCCESS),
-        Some((path, error)) => Err(failure(&path, error, &outcome.formatted, &outcome.untouched)),
+    if outcome.failed.is_some() {
+        return Err(failure(outcome));
     }
+    match rendered {
+        // A reader that had enough is no failure.
+        Err(error) if !is_broken_pipe(&error) => {
+            let done = format!(
+                "formatted: {}; but the report could not be written",
+                list(&outcome.formatted)
+            );
+            Err(ExitError::wrap(Failure::Partial, error.context(done)))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn gather(kind: Kind, path: &Path, size: Option<u64>) -> Result<DeviceFacts> {
@@ -146,6 +179,27 @@ fn bar(path: &Path, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_prefix(path.display().to_string())
 }
 
+/// Has the kernel forget the partitions of tables that are gone. It would go on to offer them, and
+/// what is written to one of them lands in the bcache device.
+fn old_partitions(plans: &[DevicePlan], formatted: &[PathBuf]) {
+    let had_table = |plan: &&DevicePlan| {
+        let facts = &plan.facts;
+        facts.info.kind == DeviceKind::Block
+            && facts.found.iter().any(|found| found.kind == FoundKind::PartitionTable)
+            && formatted.contains(&facts.info.path)
+    };
+    for plan in plans.iter().filter(had_table) {
+        if let Err(error) = forget_partitions(&plan.facts.info.path) {
+            let error = anyhow::Error::from(error);
+            let _ = writeln!(
+                io::stderr(),
+                "bcachectl: warning: {error:#}; have it forget them with partx --delete {}",
+                plan.facts.info.path.display()
+            );
+        }
+    }
+}
+
 /// Tells of signatures that survived; a device with two of them confuses the next tool.
 fn leftovers(formatted: &[PathBuf]) {
     for path in formatted {
@@ -164,35 +218,34 @@ fn leftovers(formatted: &[PathBuf]) {
     }
 }
 
-fn failure(
-    path: &Path,
-    error: RunError,
-    formatted: &[PathBuf],
-    untouched: &[PathBuf],
-) -> anyhow::Error {
-    let list = |paths: &[PathBuf]| {
-        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-    };
+/// The error of a run that failed: why, and what became of each device.
+fn failure(outcome: Outcome) -> anyhow::Error {
+    let Outcome { formatted, failed, untouched, removed } = outcome;
+    let Some((path, error)) = failed else { return anyhow!("nothing failed") };
     let wrote = error.may_have_written();
-    if !wrote && formatted.is_empty() {
-        return anyhow::Error::from(error).context("no device was written");
-    }
     let mut state = Vec::new();
     if !formatted.is_empty() {
-        state.push(format!("formatted: {}", list(formatted)));
+        state.push(format!("formatted: {}", list(&formatted)));
     }
-    if wrote {
+    if wrote && !removed.contains(&path) {
         state.push(format!(
             "in an undefined state, neither what it was nor formatted: {}",
             path.display()
         ));
     }
-    let untouched: Vec<_> = untouched.iter().filter(|it| it.as_path() != path).cloned().collect();
+    let rest = untouched.into_iter().filter(|it| *it != path && !removed.contains(it));
+    let untouched: Vec<_> = rest.collect();
+    let error = anyhow::Error::from(error);
+    if !wrote && formatted.is_empty() {
+        return error.context("no device was written");
+    }
     if !untouched.is_empty() {
         state.push(format!("not written: {}", list(&untouched)));
     }
-    let error = anyhow::Error::from(error).context(format!("stopped ({})", state.join("; ")));
-    ExitError::wrap(Failure::Partial, error)
+    if !removed.is_empty() {
+        state.push(format!("new and removed again: {}", list(&removed)));
+    }
+    ExitError::wrap(Failure::Partial, error.context(format!("stopped ({})", state.join("; "))))
 }
 
 fn render(out: &mut Out, args: &MakeArgs, plans: &[DevicePlan], outcome: &Outcome) -> Result<()> {
@@ -201,14 +254,19 @@ fn render(out: &mut Out, args: &MakeArgs, plans: &[DevicePlan], outcome: &Outcom
         return out.json(&Report { dry_run: args.dry_run, devices });
     }
     for made in &devices {
-        let would = if args.dry_run { "would be" } else { "not" };
-        if made.formatted {
-            device::render(out, &made.device)?;
-        } else if args.dry_run || made.error.is_some() {
-            writeln!(out, "{would} formatted:")?;
-            device::render(out, &made.device)?;
-        } else {
-            writeln!(out, "{}: not formatted", made.device.path.display())?;
+        let path = made.device.path.display();
+        match (&made.error, made.state) {
+            // The superblock that was to be written would pass for one that is there.
+            (Some(error), State::Undefined) => {
+                writeln!(out, "{path}: in an undefined state, not formatted: {error}")?;
+            }
+            (Some(error), _) => writeln!(out, "{path}: not formatted: {error}")?,
+            (None, State::Formatted) => device::render(out, &made.device)?,
+            (None, _) if args.dry_run => {
+                writeln!(out, "would be formatted:")?;
+                device::render(out, &made.device)?;
+            }
+            (None, _) => writeln!(out, "{path}: not formatted")?,
         }
         for note in &made.notes {
             writeln!(out, "note: {note}")?;
@@ -249,13 +307,26 @@ fn made(plan: &DevicePlan, outcome: &Outcome) -> MadeDevice {
         error: None,
         warnings: plan.warnings.iter().map(ToString::to_string).collect(),
     };
+    let formatted = outcome.formatted.contains(path);
+    let wrote = failed.is_some_and(|(_, error)| error.may_have_written());
+    let state = match (formatted, wrote && !outcome.removed.contains(path)) {
+        (true, _) => State::Formatted,
+        (false, true) => State::Undefined,
+        (false, false) => State::Untouched,
+    };
     MadeDevice {
         device,
-        formatted: outcome.formatted.contains(path),
+        state,
+        formatted,
         created: plan.facts.create,
         destroys: plan.destroys.clone(),
         notes: plan.notes.iter().map(ToString::to_string).collect(),
         steps: plan.plan.steps.iter().map(StepReport::from).collect(),
-        error: failed.map(|(_, error)| error.to_string()),
+        error: failed.map(|(_, error)| in_full(error)),
     }
+}
+
+/// An error with its causes.
+fn in_full(error: &RunError) -> String {
+    anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -34,8 +34,8 @@ It works on devices that the kernel does not run at the moment, and on image fil
 pub(super) const MAIN_AFTER: Sections = &[
     (
         "ENVIRONMENT",
-        "NO_COLOR :: If set to anything, tables have no colours. They have neither colours nor \
-         borders where the output is no terminal.",
+        "NO_COLOR :: If set to any text but an empty one, tables have no colours. They have neither \
+         colours nor borders where the output is no terminal.",
     ),
     (
         "EXIT STATUS",
@@ -67,13 +67,16 @@ A cache and backing devices that are made in one command share a cache set: regi
 All devices are looked at and everything is planned before the first byte is written. Refused is \
      what the kernel would refuse, or would accept and then hang on; a device that is mounted, held, \
      or registered; and a device that holds anything libblkid knows, unless --wipe-bcache (for a \
-     bcache superblock) or --force (for all else) allows to destroy it. On a terminal, make shows \
-     what would be destroyed and asks. --dry-run shows every write and does none of them.
+     bcache superblock, be it in a partition) or --force (for all else) allows to destroy it. On a \
+     terminal, make shows what would be destroyed and asks. --dry-run shows every write and does none \
+     of them; it claims the devices as the real run does, and refuses what that would refuse. The \
+     kernel is told when a partition table is gone.
 
 The bucket size is the unit in which the cache is reused. The default is 512 KiB; a cache device \
      too small for 513 of them, which is the least the kernel works with, gets smaller ones, and \
-     the output says so. Buckets over 16 MiB need superblock version 5, which kernels before 5.11 \
-     do not read.
+     the output says so. A bucket holds at least two blocks: where it would not with the default \
+     block size, blocks get smaller, too. Buckets over 16 MiB need superblock version 5, which \
+     kernels before 5.11 do not read.
 
 Sizes are whole numbers with k, M, G or T (powers of 1024; KiB, MiB, ... mean the same).",
 )];
@@ -82,9 +85,12 @@ pub(super) const MAKE_AFTER: Sections = &[
     (
         "JSON",
         "With --json the output is one object with dry_run and devices. Each device has the keys \
-         that bcachectl-show(8) documents, and: formatted (whether the superblock is on the device \
-         now), created, destroys and notes (lists of text), error (text, where it failed), and \
-         steps, a list of objects with step (write, discard, flush), what, offset_bytes and bytes.",
+         that bcachectl-show(8) documents, of the superblock that is or was to be written, and: state \
+         (formatted; undefined, that is neither what it was nor formatted; or untouched, also where \
+         an image file that was new is removed again), formatted (whether the superblock is on the \
+         device now), created (whether the image file is new), destroys and notes (lists of text), \
+         error (text, where it failed), and steps, a list of objects with step (write, discard, \
+         flush), what, offset_bytes and bytes.",
     ),
     (
         "EXIT STATUS",
@@ -95,7 +101,8 @@ pub(super) const MAKE_AFTER: Sections = &[
 2 :: The command line makes no sense.
 
 3 :: Failed after writing had begun. The message names the devices that are formatted, the one in \
-         an undefined state, and those not written.",
+         an undefined state, those not written, and new image files, which are removed again. Also: \
+         all devices are formatted, but the report of it could not be written.",
     ),
     (
         "EXAMPLES",
@@ -125,7 +132,9 @@ pub(super) const SHOW_BEFORE: Sections = &[(
      files, and works on devices in use.
 
 Without a device it lists every bcache device of the machine, which of them belong together (a \
-     backing device to the set whose UUID it carries), and what the running kernel says of them.
+     backing device to the set whose UUID it carries), and what the running kernel says of them: the \
+     state is the kernel's where it runs the device, and what it runs is listed even if the \
+     superblock is gone.
 
 With devices it shows each superblock in full: whether its checksum is right; whether the kernel \
      would register it, and if not, why, in the kernel's own words; what the kernel would accept and \
@@ -138,7 +147,9 @@ Of a cache device that is in use, everything is read that the kernel reads at re
      and answers in words the question that loses people their data: is there dirty data on this \
      cache, how much, of which backing device, and is it safe to wipe. It takes as long as reading \
      the btree does, some minutes for a cache of many terabytes; --superblock leaves it out. The \
-     list of all devices of the machine never reads more than superblocks.
+     list of all devices of the machine reads superblocks, and of a new cache the places where its \
+     journal will be: if an old journal of the same set is there, which would come back, a warning \
+     says so.
 
 A backing device is named where it is present: among the devices on the command line, or in the \
      machine.
@@ -160,7 +171,7 @@ pub(super) const SHOW_AFTER: Sections = &[
         "With --json the output is one object with devices, and errors where a device could not be \
          read. Numbers are numbers, never text. Each device has:
 
-path :: As it was given.
+path :: As it was given; bytes that are no UTF-8 are replaced.
 
 kind :: cache, backing, or null where there is no bcache superblock.
 

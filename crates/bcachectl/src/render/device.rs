@@ -15,12 +15,13 @@ use bcache_core::layout::superblock::{
 use bcache_core::layout::verdict::{Target, Verdict, kernel_verdict};
 use bcache_core::units::format_bytes;
 use comfy_table::{Cell, Color};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// One device in the JSON output; the man pages document the keys.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceReport {
-    /// Path as it was given.
+    /// Path as it was given; JSON is UTF-8, so that other bytes are replaced there.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Cache or backing; null where there is no bcache superblock.
     pub kind: Option<Kind>,
@@ -42,6 +43,12 @@ pub struct DeviceReport {
     /// What the running kernel says of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running: Option<RunningReport>,
+}
+
+/// A path of any bytes as text. What cannot be told exactly is no reason to fail, least of all when
+/// a device has been written.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// The kernel's verdict.
@@ -81,6 +88,9 @@ pub struct DataReport {
 /// What sysfs says of a device that the kernel has registered.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunningReport {
+    /// What it is registered as.
+    #[serde(skip)]
+    pub kind: Option<Kind>,
     /// Name of the bcache device of a backing device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,

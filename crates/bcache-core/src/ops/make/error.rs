@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
+use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES};
 use crate::layout::verdict::{NBUCKETS_MIN, Refusal, Warning};
 use crate::ops::make::BUCKET_SIZE_MAX;
 use crate::units::{PAGE_BYTES, Sectors, format_bytes};
@@ -21,6 +21,19 @@ pub enum MakeError {
         /// As it was named again.
         second: PathBuf,
     },
+    /// A disk and one of its partitions.
+    #[error("{} is a partition of {}: one of them can be formatted", partition.display(), disk.display())]
+    PartitionOfDisk {
+        /// The partition.
+        partition: PathBuf,
+        /// The disk it is on.
+        disk: PathBuf,
+    },
+    /// `--cset-uuid` is all zeroes, which to the kernel is no set.
+    #[error(
+        "--cset-uuid: a UUID of zeroes names no set; give another, or leave it out for a new one"
+    )]
+    NilSetUuid,
     /// Several caches that would have to share a set.
     #[error(
         "{count} cache devices cannot share one set: kernels since 5.10 register one cache device \
@@ -73,23 +86,17 @@ pub enum MakeError {
         /// Its logical block in bytes.
         logical: u64,
     },
-    /// The block is larger than the bucket.
-    #[error("--block: {} is larger than a bucket of {bucket_size}", format_bytes(*bytes))]
-    BlockLargerThanBucket {
-        /// Block size in bytes.
-        bytes: u64,
-        /// Size of a bucket.
-        bucket_size: Sectors,
-    },
     /// The bucket, and so each btree node, is a single block.
     #[error(
         "--bucket: {block_size} is a single block, and kernels crash over btree nodes of one block; \
-         give --bucket at least {}, or --block at most {}",
-        format_bytes(2 * block_size.bytes()), format_bytes(block_size.bytes() / 2)
+         give --bucket at least {}{}",
+        format_bytes(2 * block_size.bytes()), or_block(*smaller_block)
     )]
     OneBlockBuckets {
         /// The block size, which is the bucket size too.
         block_size: Sectors,
+        /// A block of which such a bucket holds two, where the devices have as small ones.
+        smaller_block: Option<Sectors>,
     },
     /// A device whose logical block is larger than the kernel's page.
     #[error(
@@ -110,16 +117,20 @@ pub enum MakeError {
     },
     /// `--data-offset` leaves no data.
     #[error(
-        "--data-offset: {} sectors leave no data on {}, which has {} sectors",
-        offset.0, path.display(), size.0
+        "{}{} has {} sectors: behind the {} before its data no block of {} fits",
+        option("--data-offset", *asked), path.display(), size.0, offset.0, block_size.0
     )]
     DataOffsetPastEnd {
         /// What was asked for, or the default.
         offset: Sectors,
+        /// Whether it was asked for.
+        asked: bool,
         /// The device.
         path: PathBuf,
         /// Its size.
         size: Sectors,
+        /// The block size.
+        block_size: Sectors,
     },
     /// `--data-offset` splits the device's blocks.
     #[error(
@@ -159,19 +170,20 @@ pub enum MakeError {
     },
     /// Fewer buckets than the kernel's allocator works with.
     #[error(
-        "--bucket: {} holds {nbuckets} buckets of {bucket_size}; the kernel wants at least \
-         {NBUCKETS_MIN}{}",
-        path.display(), suggestion(*largest)
+        "{}{} holds {nbuckets} buckets of {bucket_size}; the kernel wants at least {NBUCKETS_MIN}{}",
+        option("--bucket", *asked), path.display(), suggestion(*fits, *asked)
     )]
     TooFewBuckets {
         /// The device.
         path: PathBuf,
         /// Buckets that fit.
         nbuckets: u64,
-        /// Size of a bucket.
+        /// Size of a bucket: what was asked for, or the smallest that the block allows.
         bucket_size: Sectors,
-        /// The largest bucket size that would do, if any.
-        largest: Option<Sectors>,
+        /// Whether it was asked for.
+        asked: bool,
+        /// What would do, if anything.
+        fits: Option<Fit>,
     },
     /// The device cannot be written.
     #[error("{} is read-only", path.display())]
@@ -186,13 +198,18 @@ pub enum MakeError {
         path: PathBuf,
     },
     /// Something is on the device.
-    #[error("{} holds {}; to destroy it, add {}", path.display(), what.join(", "), overrides.join(" and "))]
+    #[error(
+        "{} ({size}) holds {}; to destroy it, add {}",
+        path.display(), what.join(", "), overrides.join(" and ")
+    )]
     WouldDestroy {
         /// The device.
         path: PathBuf,
+        /// Its size.
+        size: Sectors,
         /// What is on it, each in words.
         what: Vec<String>,
-        /// The options that would allow it.
+        /// The options that are missing for it to be allowed.
         overrides: Vec<&'static str>,
     },
     /// The kernel would refuse the result for a reason that no option names.
@@ -213,11 +230,42 @@ pub enum MakeError {
     },
 }
 
-fn suggestion(largest: Option<Sectors>) -> String {
-    match largest {
-        Some(size) => format!("; --bucket {}k fits", size.bytes() >> 10),
+/// Sizes with which a device holds enough buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// The largest bucket that does.
+    pub bucket_size: Sectors,
+    /// The largest block for it, where it must be smaller than that of the plan.
+    pub smaller_block: Option<Sectors>,
+}
+
+fn suggestion(fits: Option<Fit>, bucket_asked: bool) -> String {
+    match fits {
         None => "; the device is too small for a cache".to_owned(),
+        Some(Fit { bucket_size, smaller_block: None }) => {
+            format!("; --bucket {}k fits", bucket_size.bytes() >> 10)
+        }
+        Some(Fit { bucket_size, smaller_block: Some(block) }) => {
+            let block = format_bytes(block.bytes());
+            if bucket_asked {
+                format!(
+                    "; --bucket {}k with --block at most {block} fits",
+                    bucket_size.bytes() >> 10
+                )
+            } else {
+                format!("; --block at most {block} allows smaller ones, which fit")
+            }
+        }
     }
+}
+
+/// The start of a message about the value of an option, where it was given.
+fn option(name: &str, asked: bool) -> String {
+    if asked { format!("{name}: ") } else { String::new() }
+}
+
+fn or_block(smaller: Option<Sectors>) -> String {
+    smaller.map_or_else(String::new, |size| format!(", or --block at most {size}"))
 }
 
 /// Something that the plan decided and the user should hear of.
@@ -230,9 +278,16 @@ pub enum Note {
         /// What is used.
         used: Sectors,
     },
-    /// The bucket is too large for version 0.
+    /// With the default block size there are not enough buckets of two blocks.
+    SmallerBlock {
+        /// The default.
+        default: Sectors,
+        /// What is used.
+        used: Sectors,
+    },
+    /// The bucket is too large for version 0, so that the superblock has version 5.
     LargeBucketFeature,
-    /// Version 5 is not known to kernels before 5.9.
+    /// The device is no whole number of buckets.
     SectorsLeftOver {
         /// Behind the last whole bucket.
         sectors: Sectors,
@@ -249,6 +304,13 @@ pub enum Note {
     },
     /// The device takes no discards, the flag has no effect.
     NoDiscard,
+    /// An option concerns devices of a kind that is not among those to be made.
+    OptionUnused {
+        /// The option.
+        option: &'static str,
+        /// The kind of device that it is for.
+        kind: Kind,
+    },
 }
 
 impl std::fmt::Display for Note {
@@ -259,6 +321,9 @@ impl std::fmt::Display for Note {
                 "buckets of {used} instead of {default}: the kernel wants at least \
                  {NBUCKETS_MIN} of them"
             ),
+            Self::SmallerBlock { default, used } => {
+                write!(f, "blocks of {used} instead of {default}: a bucket must hold at least two")
+            }
             Self::LargeBucketFeature => f.write_str(
                 "buckets over 16 MiB need superblock version 5, which kernels before 5.11 do not \
                  read",
@@ -277,6 +342,9 @@ impl std::fmt::Display for Note {
                  ({physical_bytes} bytes): writes will be slow"
             ),
             Self::NoDiscard => f.write_str("the device takes no discards: --discard has no effect"),
+            Self::OptionUnused { option, kind } => {
+                write!(f, "{option} is for {kind} devices, and none is made: it has no effect")
+            }
         }
     }
 }

@@ -28,10 +28,10 @@ use crate::layout::verdict::{NBUCKETS_MIN, Target, Warning, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::units::{Geometry, PAGE_BYTES, PAGE_SECTORS, SECTOR_BYTES, Sectors};
 
-pub use error::{MakeError, Note};
+pub use error::{Fit, MakeError, Note};
 pub use run::{
     Opener, Outcome, RunError, check_distinct, facts_of, facts_of_new_image, open_for_real,
-    read_superblock, run,
+    read_superblock, run, try_claims,
 };
 
 /// Bucket size that is used where none was asked for and the device is large enough.
@@ -122,15 +122,12 @@ pub fn plan(
     if devices.is_empty() {
         return Err(MakeError::NoDevices);
     }
+    if options.set_uuid.is_some_and(|uuid| uuid.is_nil()) {
+        return Err(MakeError::NilSetUuid);
+    }
     let bucket_size = options.bucket_bytes.map(check_bucket).transpose()?;
-    let block_size = block_size(options, &devices)?;
-    if let Some(size) = bucket_size.filter(|size| *size < block_size) {
-        let bytes = block_size.bytes();
-        return Err(MakeError::BlockLargerThanBucket { bytes, bucket_size: size });
-    }
-    if bucket_size.is_some_and(|size| size.0 < BLOCKS_PER_BUCKET_MIN * block_size.0) {
-        return Err(MakeError::OneBlockBuckets { block_size });
-    }
+    let (block_size, mut notes) = block_size(options, bucket_size, &devices)?;
+    notes.extend(unused_options(options, &devices));
     let count = devices.iter().filter(|device| device.kind == Kind::Cache).count();
     let shared_set = options.set_uuid.is_some() || count < devices.len();
     if count > 1 && shared_set {
@@ -148,12 +145,14 @@ pub fn plan(
         .map(|facts| {
             check_device(&facts)?;
             let uuid = fresh();
+            // What concerns all devices is told with the first.
+            let notes = std::mem::take(&mut notes);
             match facts.kind {
                 Kind::Cache => {
                     let set_uuid = if shared_set { shared_uuid } else { fresh() };
-                    plan_cache(options, facts, bucket_size, block_size, uuid, set_uuid)
+                    plan_cache(options, facts, bucket_size, block_size, uuid, set_uuid, notes)
                 }
-                Kind::Backing => plan_backing(options, facts, block_size, uuid, shared_uuid),
+                Kind::Backing => plan_backing(options, facts, block_size, uuid, shared_uuid, notes),
             }
         })
         .collect()
@@ -179,7 +178,12 @@ fn natural_block_bytes(info: &DeviceInfo) -> u64 {
     }
 }
 
-fn block_size(options: &Options, devices: &[DeviceFacts]) -> Result<Sectors, MakeError> {
+/// The block size of all devices, and what there is to say of it.
+fn block_size(
+    options: &Options,
+    bucket_size: Option<Sectors>,
+    devices: &[DeviceFacts],
+) -> Result<(Sectors, Vec<Note>), MakeError> {
     for device in devices {
         let logical = u64::from(device.info.logical_block_bytes);
         if logical > PAGE_BYTES {
@@ -203,7 +207,50 @@ fn block_size(options: &Options, devices: &[DeviceFacts]) -> Result<Sectors, Mak
             return Err(MakeError::BlockSmallerThanDevice { bytes, path, logical });
         }
     }
-    Ok(Sectors(bytes / SECTOR_BYTES))
+    let caches = || devices.iter().filter(|device| device.kind == Kind::Cache);
+    let fits = |block: &Sectors| match bucket_size {
+        Some(bucket) => bucket.0 >= BLOCKS_PER_BUCKET_MIN * block.0,
+        None => caches().all(|cache| largest_bucket(cache.info.size(), *block).is_some()),
+    };
+    let block_size = Sectors(bytes / SECTOR_BYTES);
+    if fits(&block_size) || caches().next().is_none() {
+        return Ok((block_size, Vec::new()));
+    }
+    let smaller = smaller_blocks(block_size, devices).find(fits);
+    match (options.block_bytes, smaller, bucket_size) {
+        // The block was our own choice, and another is as good to the kernel.
+        (None, Some(used), _) => Ok((used, vec![Note::SmallerBlock { default: block_size, used }])),
+        (_, smaller_block, Some(_)) => {
+            Err(MakeError::OneBlockBuckets { block_size, smaller_block })
+        }
+        // The devices that are too small are named one by one.
+        (_, _, None) => Ok((block_size, Vec::new())),
+    }
+}
+
+/// The blocks that are smaller than `block_size` and not too small for any device, largest first.
+fn smaller_blocks(block_size: Sectors, devices: &[DeviceFacts]) -> impl Iterator<Item = Sectors> {
+    let logical = devices.iter().map(|device| u64::from(device.info.logical_block_bytes)).max();
+    let least = logical.unwrap_or(SECTOR_BYTES).max(SECTOR_BYTES) / SECTOR_BYTES;
+    std::iter::successors(Some(block_size.0 / 2), |block| Some(block / 2))
+        .take_while(move |block| *block >= least)
+        .map(Sectors)
+}
+
+/// Options that concern none of the devices, as far as a value tells that it was asked for.
+fn unused_options(options: &Options, devices: &[DeviceFacts]) -> Vec<Note> {
+    let is_made = |kind| devices.iter().any(|device| device.kind == kind);
+    [
+        ("--bucket", Kind::Cache, options.bucket_bytes.is_some()),
+        ("--discard", Kind::Cache, options.discard),
+        ("--cache-replacement-policy", Kind::Cache, options.replacement != Replacement::default()),
+        ("--data-offset", Kind::Backing, options.data_offset.is_some()),
+        ("--writeback", Kind::Backing, options.cache_mode == CacheMode::Writeback),
+    ]
+    .into_iter()
+    .filter(|(_, kind, asked)| *asked && !is_made(*kind))
+    .map(|(option, kind, _)| Note::OptionUnused { option, kind })
+    .collect()
 }
 
 fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
@@ -221,10 +268,28 @@ fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
     Ok(())
 }
 
+/// The smallest bucket that the kernel works with.
+fn smallest_bucket(block_size: Sectors) -> Sectors {
+    Sectors(PAGE_SECTORS.max(BLOCKS_PER_BUCKET_MIN * block_size.0))
+}
+
+/// Sizes with which the cache on `facts` would have enough buckets.
+fn fit(facts: &DeviceFacts, block_size: Sectors) -> Option<Fit> {
+    let size = facts.info.size();
+    let same = largest_bucket(size, block_size)
+        .map(|bucket_size| Fit { bucket_size, smaller_block: None });
+    same.or_else(|| {
+        smaller_blocks(block_size, std::slice::from_ref(facts)).find_map(|block| {
+            let bucket_size = largest_bucket(size, block)?;
+            Some(Fit { bucket_size, smaller_block: Some(block) })
+        })
+    })
+}
+
 /// The largest bucket that gives the kernel enough buckets on `size`.
 fn largest_bucket(size: Sectors, block_size: Sectors) -> Option<Sectors> {
     let mut bucket = BUCKET_SIZE_DEFAULT.0;
-    while bucket >= PAGE_SECTORS.max(BLOCKS_PER_BUCKET_MIN * block_size.0) {
+    while bucket >= smallest_bucket(block_size).0 {
         if size.0 / bucket >= NBUCKETS_MIN {
             return Some(Sectors(bucket));
         }
@@ -240,23 +305,20 @@ fn plan_cache(
     block_size: Sectors,
     uuid: Uuid,
     set_uuid: Uuid,
+    mut notes: Vec<Note>,
 ) -> Result<DevicePlan, MakeError> {
     let size = facts.info.size();
-    let path = || facts.info.path.clone();
-    let mut notes = Vec::new();
-    let largest = largest_bucket(size, block_size);
-    let bucket_size = if let Some(asked) = bucket_size {
-        asked
-    } else {
-        let used = largest.unwrap_or(BUCKET_SIZE_DEFAULT);
-        if used != BUCKET_SIZE_DEFAULT {
-            notes.push(Note::SmallerBucket { default: BUCKET_SIZE_DEFAULT, used });
-        }
-        used
-    };
+    let asked = bucket_size.is_some();
+    let bucket_size = bucket_size
+        .or_else(|| largest_bucket(size, block_size))
+        .unwrap_or_else(|| smallest_bucket(block_size));
     let nbuckets = size.0 / bucket_size.0;
     if nbuckets < NBUCKETS_MIN {
-        return Err(MakeError::TooFewBuckets { path: path(), nbuckets, bucket_size, largest });
+        let (path, fits) = (facts.info.path.clone(), fit(&facts, block_size));
+        return Err(MakeError::TooFewBuckets { path, nbuckets, bucket_size, asked, fits });
+    }
+    if !asked && bucket_size != BUCKET_SIZE_DEFAULT {
+        notes.push(Note::SmallerBucket { default: BUCKET_SIZE_DEFAULT, used: bucket_size });
     }
     if bucket_size > BUCKET_SIZE_MAX_V3 {
         notes.push(Note::LargeBucketFeature);
@@ -298,17 +360,18 @@ fn plan_backing(
     block_size: Sectors,
     uuid: Uuid,
     set_uuid: Uuid,
+    mut notes: Vec<Note>,
 ) -> Result<DevicePlan, MakeError> {
     let size = facts.info.size();
     let path = || facts.info.path.clone();
     let offset = options.data_offset.unwrap_or(BDEV_DATA_START_DEFAULT);
-    let mut notes = Vec::new();
     if offset < BDEV_DATA_START_DEFAULT {
         return Err(MakeError::DataOffsetTooSmall { offset });
     }
     // The volume must hold a whole block, or it reads as empty.
     if offset.0 >= size.0 || size.0.saturating_sub(offset.0) < block_size.0 {
-        return Err(MakeError::DataOffsetPastEnd { offset, path: path(), size });
+        let asked = options.data_offset.is_some();
+        return Err(MakeError::DataOffsetPastEnd { offset, asked, path: path(), size, block_size });
     }
     let logical = u64::from(facts.info.logical_block_bytes).max(SECTOR_BYTES);
     if offset.bytes() % logical != 0 {
@@ -357,7 +420,6 @@ fn finish(
 /// What would be destroyed, in words; refused where an override is missing.
 fn check_overrides(options: &Options, facts: &DeviceFacts) -> Result<Vec<String>, MakeError> {
     let mut what = Vec::new();
-    let mut overrides = Vec::new();
     if let Some(sb) = facts.bcache_superblock() {
         let kind = sb.kind().map_or_else(|| "bcache".to_owned(), |kind| format!("bcache {kind}"));
         let label = if sb.label().is_empty() {
@@ -375,21 +437,24 @@ fn check_overrides(options: &Options, facts: &DeviceFacts) -> Result<Vec<String>
             _ => "",
         };
         what.push(format!("a {kind} device (UUID {}{label}){dirty}", sb.uuid()));
-        overrides.push("--wipe-bcache");
     }
     let others: Vec<_> = facts.found.iter().filter(|found| !found.is_bcache()).collect();
-    if !others.is_empty() {
-        what.extend(others.iter().map(ToString::to_string));
+    what.extend(others.iter().map(ToString::to_string));
+    // A partition with bcache in it is lost as a bcache device of its own would be.
+    let bcache =
+        facts.bcache_superblock().is_some() || others.iter().any(|found| found.holds_bcache());
+    let mut overrides = Vec::new();
+    if bcache && !options.wipe_bcache {
+        overrides.push("--wipe-bcache");
+    }
+    if !others.is_empty() && !options.force {
         overrides.push("--force");
     }
-    let allowed = overrides.iter().all(|name| match *name {
-        "--wipe-bcache" => options.wipe_bcache,
-        _ => options.force,
-    });
-    if allowed {
+    if overrides.is_empty() {
         return Ok(what);
     }
-    Err(MakeError::WouldDestroy { path: facts.info.path.clone(), what, overrides })
+    let (path, size) = (facts.info.path.clone(), facts.info.size());
+    Err(MakeError::WouldDestroy { path, size, what, overrides })
 }
 
 fn steps(

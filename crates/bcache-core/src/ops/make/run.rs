@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::device::holders::holders_of;
 use crate::device::probe::{ProbeError, probe};
+use crate::device::sysfs::{BlockDir, Root};
 use crate::device::{BlockDevice, DeviceError, DeviceInfo, DeviceKind, ReadDevice, file};
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Target, kernel_verdict};
@@ -123,6 +124,8 @@ pub struct Outcome {
     pub failed: Option<(PathBuf, RunError)>,
     /// Not written to.
     pub untouched: Vec<PathBuf>,
+    /// Image files that the run made and took away again, since it came to nothing.
+    pub removed: Vec<PathBuf>,
 }
 
 /// Opens one device of the run for writing: tests put their own devices here.
@@ -130,7 +133,8 @@ pub type Opener<'a> = &'a mut dyn FnMut(&DevicePlan) -> Result<Box<dyn BlockDevi
 
 /// Claims all devices, then formats one after the other; stops at the first failure.
 ///
-/// No byte is written before every device is claimed and found as it was when it was planned.
+/// No byte is written before every device is claimed and found as it was when it was planned. Image
+/// files that the run makes and does not format are removed, so that it can be repeated.
 /// `progress` is told of the bytes done on each device.
 pub fn run(
     plans: &[DevicePlan],
@@ -145,13 +149,7 @@ pub fn run(
             Err(error) => {
                 outcome.failed = Some((plan.facts.info.path.clone(), error));
                 outcome.untouched = plans.iter().map(|plan| plan.facts.info.path.clone()).collect();
-                for (plan, device) in plans.iter().zip(devices) {
-                    drop(device);
-                    if plan.facts.create {
-                        // Empty still; the error at hand says more than one about cleaning up.
-                        let _ = std::fs::remove_file(&plan.facts.info.path);
-                    }
-                }
+                remove_unformatted(plans, devices, &mut outcome);
                 return outcome;
             }
         }
@@ -167,16 +165,64 @@ pub fn run(
             Err(error) => outcome.failed = Some((path, error)),
         }
     }
+    remove_unformatted(plans, devices, &mut outcome);
     outcome
+}
+
+/// Removes the images that this run made, which are those that it has claimed, and did not format.
+fn remove_unformatted(
+    plans: &[DevicePlan],
+    claimed: Vec<Box<dyn BlockDevice>>,
+    outcome: &mut Outcome,
+) {
+    for (plan, device) in plans.iter().zip(claimed) {
+        drop(device);
+        let path = &plan.facts.info.path;
+        // Where it cannot be removed, the failure at hand says more than one about cleaning up.
+        if plan.facts.create
+            && !outcome.formatted.contains(path)
+            && std::fs::remove_file(path).is_ok()
+        {
+            outcome.removed.push(path.clone());
+        }
+    }
+}
+
+/// Claims each device as [`run`] would and lets it go again, for a dry run to refuse what the run
+/// would refuse. Images are not made.
+pub fn try_claims(plans: &[DevicePlan]) -> Result<(), RunError> {
+    let mut claimed = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let info = &plan.facts.info;
+        if plan.facts.create {
+            file::check_new_image(&info.path, info.size_bytes)?;
+        } else {
+            claimed.push(claim(plan, &mut open_for_real)?);
+        }
+    }
+    Ok(())
 }
 
 fn claim(plan: &DevicePlan, open: Opener<'_>) -> Result<Box<dyn BlockDevice>, RunError> {
     let device = open(plan)?;
-    let facts = &plan.facts;
+    let checked = check_unchanged(&plan.facts, device.as_ref());
+    if checked.is_err() && plan.facts.create {
+        // Made just now; the error at hand says more than one about cleaning up.
+        let _ = std::fs::remove_file(&plan.facts.info.path);
+    }
+    checked.map(|()| device)
+}
+
+/// Whether a claimed device still is what it was planned from. Somebody may have put something on
+/// it while the plan was being read.
+fn check_unchanged(facts: &DeviceFacts, device: &dyn BlockDevice) -> Result<(), RunError> {
     let same_size = device.info().size_bytes == facts.info.size_bytes;
-    let same_superblock = facts.create || read_superblock(device.as_ref())? == facts.superblock;
-    if same_size && same_superblock {
-        Ok(device)
+    let same_superblock = facts.create || read_superblock(device)? == facts.superblock;
+    // Devices of tests have no path that libblkid could open.
+    let in_memory = device.info().kind == DeviceKind::Memory;
+    let same_contents = in_memory || probe(&facts.info.path)? == facts.found;
+    if same_size && same_superblock && same_contents {
+        Ok(())
     } else {
         Err(RunError::Changed { path: facts.info.path.clone() })
     }
@@ -219,7 +265,8 @@ pub fn open_for_real(plan: &DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceEr
     Ok(Box::new(device))
 }
 
-/// Refuses a device that is named twice, be it by different paths.
+/// Refuses a device that is named twice, be it by different paths, and a disk beside one of its
+/// partitions.
 pub fn check_distinct(paths: &[PathBuf]) -> Result<(), MakeError> {
     for (index, second) in paths.iter().enumerate() {
         for first in paths.iter().take(index) {
@@ -228,9 +275,21 @@ pub fn check_distinct(paths: &[PathBuf]) -> Result<(), MakeError> {
             if same {
                 return Err(MakeError::SameDevice { first: first.clone(), second: second.clone() });
             }
+            for (partition, disk) in [(first, second), (second, first)] {
+                if is_partition_of(partition, disk) {
+                    let (partition, disk) = (partition.clone(), disk.clone());
+                    return Err(MakeError::PartitionOfDisk { partition, disk });
+                }
+            }
         }
     }
     Ok(())
+}
+
+fn is_partition_of(partition: &Path, disk: &Path) -> bool {
+    let root = Root::system();
+    let on = BlockDir::of_path(&root, partition).and_then(|partition| partition.disk());
+    on.is_some() && on == BlockDir::of_path(&root, disk)
 }
 
 /// Whether two paths lead to the same device or file.

@@ -15,8 +15,9 @@ use bcache_core::device::holders::holders_of;
 use bcache_core::device::probe::probe;
 use bcache_core::device::sysfs::{BlockDir, Registered, Root};
 use bcache_core::device::{DeviceError, ReadDevice, file};
-use bcache_core::layout::superblock::Superblock;
+use bcache_core::layout::superblock::{Kind, Superblock};
 use bcache_core::ops::make::read_superblock;
+use bcache_core::ops::reused::set_uuid_reused;
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeSeq, Serializer};
 use std::cell::RefCell;
@@ -85,7 +86,8 @@ impl<'a> Session<'a> {
         let look = |path: &PathBuf| {
             let found = look_at(path);
             if let Ok((_, Some(superblock))) = &found {
-                backing.add(path, superblock);
+                // For people and JSON only.
+                backing.add(Path::new(path.to_string_lossy().as_ref()), superblock);
             }
             let report = found
                 .map(|(report, _)| report)
@@ -224,7 +226,7 @@ impl Serialize for Devices<'_> {
 /// it, and what else libblkid finds on it. For tests, which have devices in memory.
 pub fn show_device(out: &mut Out, args: &ShowArgs, device: &dyn ReadDevice) -> Result<()> {
     let superblock = read_superblock(device)?;
-    let report = DeviceReport::new(device.info(), superblock.as_ref());
+    let report = report_of(device, superblock.as_ref());
     let examined = deep::examine(args, &report, device, &mut BackingDevices::default())?;
     match args.format() {
         Format::Table => render::table(out, args, &examined)?,
@@ -234,12 +236,22 @@ pub fn show_device(out: &mut Out, args: &ShowArgs, device: &dyn ReadDevice) -> R
     examined.take_error().map_or(Ok(()), Err)
 }
 
-/// Everything that can be told of one device without reading more than its superblock, and that;
-/// read-only and whether or not it is in use.
+/// What the bytes on a device say, and whether an old journal of its set lies there.
+fn report_of(device: &dyn ReadDevice, superblock: Option<&Superblock>) -> DeviceReport {
+    let mut report = DeviceReport::new(device.info(), superblock);
+    // Where the future journal cannot be read, nothing can be said of it; the superblock can be
+    // shown all the same.
+    let reused = superblock.and_then(|sb| set_uuid_reused(sb, device).ok().flatten());
+    report.kernel.warnings.extend(reused.map(|warning| warning.to_string()));
+    report
+}
+
+/// Everything that can be told of one device without reading more than its superblock, and of a
+/// new cache where its journal will be; read-only and whether or not it is in use.
 fn look_at(path: &Path) -> Result<(DeviceReport, Option<Superblock>), DeviceError> {
     let device = file::open_read(path)?;
     let superblock = read_superblock(&device)?;
-    let mut report = DeviceReport::new(device.info(), superblock.as_ref());
+    let mut report = report_of(&device, superblock.as_ref());
     report.in_use = holders_of(path).iter().map(ToString::to_string).collect();
     // What else is on the device helps where it is no bcache device; failing to tell is no failure
     // to show.
@@ -254,10 +266,12 @@ fn look_at(path: &Path) -> Result<(DeviceReport, Option<Superblock>), DeviceErro
 fn running(registered: &Registered) -> RunningReport {
     match registered {
         Registered::Cache(cache) => RunningReport {
+            kind: Some(Kind::Cache),
             set_uuid: cache.set_uuid.map(|uuid| uuid.to_string()),
             ..RunningReport::default()
         },
         Registered::Backing(backing) => RunningReport {
+            kind: Some(Kind::Backing),
             device: backing.device.clone(),
             set_uuid: backing.set_uuid.map(|uuid| uuid.to_string()),
             state: backing.state.as_ref().map(ToString::to_string),

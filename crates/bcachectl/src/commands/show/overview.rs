@@ -1,14 +1,15 @@
 //! Every bcache device of the machine, and how they belong together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::table;
-use bcache_core::device::sysfs::{Root, devices_of_the_machine};
+use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root, devices_of_the_machine};
 use bcache_core::layout::superblock::Kind;
+use bcache_core::layout::verdict::Warning;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
@@ -29,8 +30,11 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
     let mut report = Report { devices: Vec::new(), errors: Vec::new() };
     for device in devices_of_the_machine(&Root::system())? {
         match look_at(&device.path) {
-            Ok((found, _)) if found.superblock.is_some() => report.devices.push(found),
+            Ok((found, _)) if found.superblock.is_some() || found.running.is_some() => {
+                report.devices.push(found);
+            }
             Ok(_) => {}
+            Err(_) if is_gone(&device) => {}
             Err(error) => {
                 let path = device.path.display().to_string();
                 let error = format!("{:#}", anyhow::Error::from(error));
@@ -38,6 +42,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
             }
         }
     }
+    warn_of_shared_sets(&mut report.devices);
     if json {
         out.json(&report)?;
     } else if report.devices.is_empty() {
@@ -54,43 +59,231 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { Failure::Refused.into() })
 }
 
-fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
+/// Whether a device went away after it was listed: a loop device that was detached, a stick that was
+/// pulled out.
+fn is_gone(device: &MachineDevice) -> bool {
+    let now = BlockDir::by_name(&Root::system(), &device.name).and_then(|device| device.size());
+    now.unwrap_or_default().0 == 0
+}
+
+/// The set that a device belongs to: that of its superblock, or where it is gone, the one in which
+/// the kernel runs the device.
+fn set_of(device: &DeviceReport) -> &str {
+    let on_device = device.superblock.as_ref().map(|sb| sb.set_uuid.as_str());
+    let running = || device.running.as_ref().and_then(|running| running.set_uuid.as_deref());
+    on_device.or_else(running).unwrap_or("-")
+}
+
+/// What a device is, be it by its superblock or to the kernel.
+fn kind_of(device: &DeviceReport) -> Option<Kind> {
+    device.kind.or_else(|| device.running.as_ref().and_then(|running| running.kind))
+}
+
+fn by_set(devices: &[DeviceReport]) -> BTreeMap<&str, Vec<&DeviceReport>> {
     let mut sets: BTreeMap<&str, Vec<&DeviceReport>> = BTreeMap::new();
     for device in devices {
-        let set = device.superblock.as_ref().map_or("", |sb| sb.set_uuid.as_str());
-        sets.entry(set).or_default().push(device);
+        sets.entry(set_of(device)).or_default().push(device);
     }
+    sets
+}
+
+/// Two caches cannot share a set: since 5.10 the kernel registers the first that it sees. One cache
+/// that is seen through two devices (a RAID and its member) has one UUID.
+fn warn_of_shared_sets(devices: &mut [DeviceReport]) {
+    let uuid_of = |device: &DeviceReport| {
+        let is_cache = device.kind == Some(Kind::Cache);
+        device.superblock.as_ref().filter(|_| is_cache).map(|sb| sb.uuid.clone())
+    };
+    let shared: BTreeMap<String, usize> = by_set(devices)
+        .into_iter()
+        .map(|(set, members)| {
+            let caches: BTreeSet<String> = members.into_iter().filter_map(uuid_of).collect();
+            (set.to_owned(), caches.len())
+        })
+        .filter(|(_, caches)| *caches > 1)
+        .collect();
+    for device in devices.iter_mut().filter(|device| device.kind == Some(Kind::Cache)) {
+        if let Some(caches) = shared.get(set_of(device)) {
+            device.kernel.warnings.push(format!(
+                "{caches} cache devices of this machine have the same set UUID: the kernel registers \
+                 only one of them"
+            ));
+        }
+    }
+}
+
+fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
     let header = ["set", "device", "kind", "size", "label", "state", "running", "kernel"];
     let mut rows = table::table(out.style(), &header);
-    for (set, mut devices) in sets {
-        devices.sort_by_key(|device| device.kind != Some(Kind::Cache));
-        let has_cache = devices.iter().any(|device| device.kind == Some(Kind::Cache));
+    for (set, mut devices) in by_set(devices) {
+        devices.sort_by_key(|device| kind_of(device) != Some(Kind::Cache));
+        let has_cache = devices.iter().any(|device| kind_of(device) == Some(Kind::Cache));
         let title = if has_cache { set.to_owned() } else { format!("{set} (no cache present)") };
         for (index, device) in devices.iter().enumerate() {
-            let Some(sb) = &device.superblock else { continue };
-            let state = match (&sb.cache, &sb.backing) {
-                (Some(cache), _) if cache.sync => "in use",
-                (Some(_), _) => "new",
-                (_, Some(backing)) => backing.state,
+            let sb = device.superblock.as_ref();
+            // What the kernel knows is newer than what it last wrote.
+            let running = device.running.as_ref();
+            let state = running.and_then(|running| running.state.as_deref());
+            let on_device = match sb.map(|sb| (&sb.cache, &sb.backing)) {
+                Some((Some(cache), _)) if cache.sync => "in use",
+                Some((Some(_), _)) => "new",
+                Some((_, Some(backing))) => backing.state,
                 _ => "-",
             };
-            let kind = device.kind.map_or_else(|| "?".to_owned(), |kind| kind.to_string());
-            let running = device.running.as_ref().map_or_else(
-                || "no".into(),
-                |it| it.device.clone().unwrap_or_else(|| "yes".to_owned()),
-            );
+            let kind = kind_of(device).map_or_else(|| "?".to_owned(), |kind| kind.to_string());
+            let runs_as = running.map_or("no", |it| it.device.as_deref().unwrap_or("yes"));
             rows.add_row([
                 if index == 0 { title.as_str() } else { "" },
                 &device.path.display().to_string(),
                 &kind,
                 &format_bytes(device.size_sectors.saturating_mul(512)),
-                label_or_dash(&sb.label),
-                state,
-                &running,
+                sb.map_or("-", |sb| label_or_dash(&sb.label)),
+                state.unwrap_or(on_device),
+                runs_as,
                 device.kernel.error.as_deref().unwrap_or("accepts"),
             ]);
         }
     }
     writeln!(out, "{rows}")?;
+    // Of every cache in use it is true; the device's own page goes on to read its journal.
+    let usual = Warning::DependsOnJournal.to_string();
+    for device in devices {
+        for warning in device.kernel.warnings.iter().filter(|warning| **warning != usual) {
+            writeln!(out, "warning: {}: {warning}", device.path.display())?;
+        }
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    use bcache_cli::out::Style;
+    use bcache_core::device::{DeviceInfo, DeviceKind};
+    use bcache_core::layout::superblock::{
+        BackingParams, CacheMode, CacheParams, Label, Replacement, Superblock,
+    };
+    use bcache_core::units::Sectors;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::render::device::RunningReport;
+
+    const SIZE: Sectors = Sectors(1 << 20);
+
+    fn report(path: &str, superblock: Option<&Superblock>) -> DeviceReport {
+        let info = DeviceInfo {
+            path: PathBuf::from(path),
+            kind: DeviceKind::Block,
+            size_bytes: SIZE.bytes(),
+            logical_block_bytes: 512,
+            physical_block_bytes: 512,
+            disk_size: SIZE,
+            discard: false,
+            zoned: false,
+            read_only: false,
+        };
+        DeviceReport::new(&info, superblock)
+    }
+
+    fn cache(path: &str, uuid: u128, set_uuid: u128) -> DeviceReport {
+        let sb = Superblock::new_cache(&CacheParams {
+            uuid: Uuid::from_u128(uuid),
+            set_uuid: Uuid::from_u128(set_uuid),
+            label: Label::default(),
+            nbuckets: SIZE.0 / 1024,
+            bucket_size: Sectors(1024),
+            block_size: 8,
+            replacement: Replacement::Lru,
+            discard: false,
+        });
+        report(path, Some(&sb))
+    }
+
+    fn backing(path: &str, set_uuid: u128) -> DeviceReport {
+        let sb = Superblock::new_backing(&BackingParams {
+            uuid: Uuid::from_u128(77),
+            set_uuid: Uuid::from_u128(set_uuid),
+            label: Label::default(),
+            data_offset: Sectors(16),
+            block_size: 8,
+            cache_mode: CacheMode::Writeback,
+        });
+        report(path, Some(&sb))
+    }
+
+    /// The lines of the overview.
+    fn overview(mut devices: Vec<DeviceReport>) -> Vec<String> {
+        #[derive(Clone, Default)]
+        struct Printed(Arc<Mutex<Vec<u8>>>);
+        impl Write for Printed {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let printed = Printed::default();
+        let mut out = Out::new(printed.clone(), Style { borders: false, colour: false });
+        warn_of_shared_sets(&mut devices);
+        render_overview(&mut out, &devices).unwrap();
+        out.finish().unwrap();
+        let printed = printed.0.lock().unwrap().clone();
+        String::from_utf8(printed).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn line<'a>(lines: &'a [String], word: &str) -> &'a str {
+        lines.iter().find(|line| line.contains(word)).unwrap()
+    }
+
+    /// The superblock says "none" until the kernel writes it again.
+    #[test]
+    fn the_running_state_is_shown() {
+        let mut running = backing("/dev/b", 5);
+        assert!(line(&overview(vec![running.clone()]), "/dev/b").contains(" none "));
+        running.running = Some(RunningReport {
+            kind: Some(Kind::Backing),
+            device: Some("bcache3".to_owned()),
+            state: Some("dirty".to_owned()),
+            ..RunningReport::default()
+        });
+        let lines = overview(vec![running, cache("/dev/c", 1, 5)]);
+        let shown = line(&lines, "/dev/b");
+        assert!(shown.contains(" dirty ") && shown.contains(" bcache3 "), "{lines:#?}");
+        // The cache leads its set.
+        let cache_line = line(&lines, "/dev/c");
+        assert!(cache_line.trim_start().starts_with(&Uuid::from_u128(5).to_string()), "{lines:#?}");
+        assert!(!shown.contains(&Uuid::from_u128(5).to_string()), "{lines:#?}");
+    }
+
+    #[test]
+    fn a_running_device_without_superblock_is_shown() {
+        let mut wiped = report("/dev/w", None);
+        wiped.running = Some(RunningReport {
+            kind: Some(Kind::Cache),
+            set_uuid: Some(Uuid::from_u128(5).to_string()),
+            ..RunningReport::default()
+        });
+        let lines = overview(vec![backing("/dev/b", 5), wiped]);
+        let shown = line(&lines, "/dev/w");
+        assert!(shown.contains(&Uuid::from_u128(5).to_string()), "{lines:#?}");
+        assert!(shown.contains(" cache ") && shown.contains(" yes "), "{lines:#?}");
+        assert!(!lines.concat().contains("no cache present"), "{lines:#?}");
+    }
+
+    #[test]
+    fn two_caches_of_one_set_are_warned_of() {
+        let lines = overview(vec![cache("/dev/c", 1, 5), cache("/dev/d", 2, 5)]);
+        for path in ["/dev/c", "/dev/d"] {
+            assert!(line(&lines, &format!("warning: {path}")).contains("2 cache devices"));
+        }
+        // Sets of their own, and one cache by two names.
+        for other in [cache("/dev/d", 2, 6), cache("/dev/d", 1, 5)] {
+            let lines = overview(vec![cache("/dev/c", 1, 5), other, backing("/dev/b", 5)]);
+            assert!(!lines.concat().contains("warning"), "{lines:#?}");
+        }
+    }
 }
