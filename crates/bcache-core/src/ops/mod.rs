@@ -4,6 +4,7 @@ pub mod check;
 pub mod invalidate;
 pub mod make;
 pub mod plan;
+pub mod planned;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;
