@@ -13,13 +13,13 @@ use bcache_core::layout::superblock::{
     SB_OFFSET_BYTES, Superblock,
 };
 use bcache_core::ops::invalidate::{Amount, Options, Selection, TrustedSet, plan, run};
-use bcache_core::units::Sectors;
+use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{
     Invalidated, check_clean, invalidate, overwrite_buckets, run_invalidate, with_cache_set,
 };
 use bcache_tests::image::write_at;
 use bcache_tests::{
-    DiskOptions, Fixture, Guest, GuestRun, Kernel, Log, Need, Scratch, main_with, trial,
+    DiskOptions, Fixture, Guest, GuestRun, Kernel, Log, Need, Scratch, binary, main_with, trial,
 };
 use rand::{RngCore as _, SeedableRng as _};
 use std::collections::BTreeMap;
@@ -62,6 +62,8 @@ struct Case {
     devices: Devices,
     /// Whether the kernel is to write on, in which case its writes are kept.
     writes_on: bool,
+    /// What else it is to do then.
+    then: &'static str,
 }
 
 impl Case {
@@ -69,7 +71,7 @@ impl Case {
     fn copy(scratch: &Scratch, name: &str, from: &Devices) -> anyhow::Result<Self> {
         let mut devices = from.clone();
         devices.cache = scratch.copy(&format!("{name}.cache"), &from.cache)?;
-        Ok(Self { name: name.to_owned(), devices, writes_on: false })
+        Ok(Self { name: name.to_owned(), devices, writes_on: false, then: "" })
     }
 
     /// The same, but the kernel writes on.
@@ -139,6 +141,7 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
                     index * 8
                 ));
             }
+            guest = guest.script(case.then);
         }
         guest = guest.script("stop_all");
     }
@@ -278,6 +281,7 @@ fn suite_of(
         "{singles}: {:?}",
         reports[0]
     );
+    let parts = parts.writing_on(scratch)?;
     let (all, reports) =
         invalidated_case(scratch, &format!("{name}-all"), from, &[&["--all-clean"]])?;
     let all = all.writing_on(scratch)?;
@@ -483,7 +487,10 @@ fn fresh_images(writer: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let mut random = vec![0; 4 << 20];
     rand_pcg::Pcg64::seed_from_u64(3).fill_bytes(&mut random);
-    let mut guest = Guest::new(writer).file("/data", random).timeout(Duration::from_secs(300));
+    let mut guest = Guest::new(writer)
+        .file("/data", random)
+        .binary(binary("bcachectl")?)
+        .timeout(Duration::from_secs(300));
     let (mut made, mut disks) = (Vec::new(), 0);
     for fresh in &FRESH {
         let devices = fresh.make(&scratch)?;
@@ -510,6 +517,11 @@ fn fresh_images(writer: Kernel) -> anyhow::Result<()> {
         guest = guest
             .script(format!("stage {}\n{start}\nstop_all\n{start}", fresh.name))
             .script(fresh.script)
+            .script(format!(
+                "capture running-{} bcachectl invalidate {} --all-clean --yes",
+                fresh.name,
+                Guest::disk_name(disks - 1)
+            ))
             .script("echo 0 >/sys/fs/bcache/$(sets)/congested_read_threshold_us || true")
             .script(end);
         made.push(devices);
@@ -518,6 +530,20 @@ fn fresh_images(writer: Kernel) -> anyhow::Result<()> {
     eprintln!("written in {:.1} s by kernel {writer}", run.took.as_secs_f64());
     for (fresh, devices) in FRESH.iter().zip(&made) {
         expect_variety(fresh, devices).with_context(|| fresh.name)?;
+        // A set that runs is named, and how to stop it.
+        let running = run.log.capture(&format!("running-{}", fresh.name));
+        let running = running.with_context(|| run.tail())?;
+        let set = with_cache_set(&devices.cache, |set| {
+            Ok(set.cache.superblock().set_uuid().to_string())
+        })?;
+        for part in [
+            format!("running as a cache of the bcache set {set}"),
+            format!("echo 1 >/sys/fs/bcache/{set}/stop"),
+            "nothing was written".to_owned(),
+        ] {
+            let is_said = running.status == Some(1) && running.output.contains(&part);
+            ensure!(is_said, "{part} is not in {running:?}");
+        }
     }
 
     for judging in Kernel::ALL {
@@ -656,6 +682,14 @@ fn up_to_the_gen_limit(kernel: Kernel) -> anyhow::Result<()> {
     let message = String::from_utf8_lossy(&refused.stderr);
     ensure!(message.contains("gen span 96 is at the limit of 96"), "{message}");
     ensure!(std::fs::read(&image)? == hash, "a refused run wrote");
+    // A kernel that writes on from there, and collects garbage as the refusal advises.
+    let last = Devices { cache: image.clone(), ..devices.clone() };
+    let last = Case::copy(&scratch, "goes-on", &last)?.writing_on(&scratch)?;
+    cases.push(Case {
+        then: "echo 1 >/sys/fs/bcache/$(sets)/internal/trigger_gc
+            sleep 3",
+        ..last
+    });
     let judgement = judge(kernel, &cases)?;
     let plain = cases.first().context("no case")?;
     for case in &cases {
@@ -665,6 +699,12 @@ fn up_to_the_gen_limit(kernel: Kernel) -> anyhow::Result<()> {
             case.name
         );
     }
+    let last = &cases.last().context("no case")?.devices.cache;
+    check_clean(last)?;
+    let span = with_cache_set(last, |set| {
+        Ok(set.table.get(BucketIndex(bucket)).context("no bucket")?.gen_span())
+    })?;
+    ensure!(span < 96, "the span is {span} still");
     Ok(())
 }
 
@@ -714,7 +754,7 @@ fn power_cuts(kernel: Kernel) -> anyhow::Result<()> {
             }
             check_clean(&image)?;
             let devices = Devices { cache: image, ..devices.clone() };
-            cases.push(Case { name, devices, writes_on: false });
+            cases.push(Case { name, devices, writes_on: false, then: "" });
         }
     }
     ensure!(old >= 4 && new >= 2, "{old} old, {new} new");

@@ -15,10 +15,16 @@ use std::process::Output;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Invalidated {
+    /// How it ended.
+    pub state: String,
     /// What went.
     pub invalidated: Vec<InvalidatedBucket>,
     /// What did not.
     pub refused: Vec<RefusedBucket>,
+    /// What to do about what did not.
+    pub advice: Vec<Advice>,
+    /// Where a policy found too few.
+    pub gave_up: Option<GaveUp>,
     /// The new prio chain.
     pub prio_chain: Vec<u64>,
     /// The new journal entry.
@@ -49,6 +55,30 @@ pub struct RefusedBucket {
     pub bucket: u64,
     /// Why.
     pub reason: String,
+    /// The kind of reason.
+    pub kind: String,
+}
+
+/// What to do about refused buckets of one kind.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advice {
+    /// The kind.
+    pub kind: String,
+    /// How many there are.
+    pub buckets: u64,
+    /// What to do.
+    pub instead: String,
+}
+
+/// A policy that found too few buckets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GaveUp {
+    /// How many it found.
+    pub found: u64,
+    /// How many it was to find.
+    pub wanted: u64,
 }
 
 /// Runs `bcachectl invalidate` with these arguments.

@@ -13,14 +13,16 @@ use bcache_core::cache_set::{
 use bcache_core::device::testkit::{
     CrashUnit, Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, TraceDevice, Trigger,
 };
-use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
+use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError, DeviceInfo, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::jset::JsetParams;
 use bcache_core::layout::superblock::Label;
 use bcache_core::layout::uuid_entry::UuidEntry;
+use bcache_core::layout::{bset, jset};
 use bcache_core::ops::check::{CheckOptions, Code, check};
 use bcache_core::ops::invalidate::{
-    Amount, DeviceState, InvalidateError, InvalidatePlan, Options, ProofError, Reason, RunError,
-    Selection, TrustedSet, plan, run,
+    Advice, Amount, DeviceState, GaveUp, InvalidateError, InvalidatePlan, Options, ProofError,
+    Reason, RunError, Selection, TrustedSet, plan, run,
 };
 use bcache_core::ops::plan::Plan;
 use bcache_core::units::{BucketIndex, Gen, Prio, Sectors};
@@ -131,6 +133,51 @@ impl Sample {
 
     fn data(&self, bucket: u64) -> u64 {
         self.first_data + bucket
+    }
+
+    /// A pointer to the start of a data bucket, so many gens past the one it had when it was made.
+    fn ptr(&self, bucket: u64, gens: u8) -> Ptr {
+        let bucket = self.data(bucket);
+        let Gen(made) = (builder().bucket_disk)(bucket).bucket_gen;
+        Ptr::new(Gen(made.wrapping_add(gens)), Sectors(bucket * BUCKET), 0)
+    }
+
+    /// Lets the journal go on by an entry with these keys, as a kernel would.
+    fn append_entry(&self, keys: &[Bkey]) {
+        let cache = CacheDevice::open(&self.device).unwrap();
+        let set = CacheSet::read(cache, &read_options(), &mut NoVisitor).unwrap();
+        let newest = &set.journal.newest().unwrap().jset;
+        let entry = JsetParams {
+            seq: newest.seq() + 1,
+            last_seq: newest.last_seq(),
+            uuid_bucket: *newest.uuid_bucket(),
+            btree_root: *newest.btree_root(),
+            btree_level: newest.btree_level(),
+            prio_bucket: [newest.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
+            keys,
+        };
+        let entry = jset::encode(&entry, self.built.magic).unwrap();
+        let place = set.journal.append_places(&set.cache).unwrap().after_newest.unwrap().0;
+        let at = self.built.geometry.bucket_to_sector(place.bucket).bytes() + place.offset;
+        self.device.write_at(at, &AlignedBuf::padded(entry.as_bytes(), 512)).unwrap();
+    }
+
+    /// Appends a set with one key to the root node.
+    fn add_to_root(&self, key: Bkey) {
+        let ptr = self.built.root.1.ptrs()[0];
+        let start = ptr.offset().bytes();
+        let word = |at: u64| {
+            let mut bytes = [0; 8];
+            self.device.read_at(at, &mut bytes).unwrap();
+            u64::from_le_bytes(bytes)
+        };
+        let seq = word(start + 16);
+        let mut end = start;
+        while word(end + 16) == seq {
+            end += (32 + 8 * (word(end + 24) >> 32)).next_multiple_of(512);
+        }
+        let set = bset::encode(self.built.magic, ptr, seq, &[key]);
+        self.device.write_at(end, &AlignedBuf::padded(&set, 512)).unwrap();
     }
 }
 
@@ -585,7 +632,6 @@ fn a_device_that_forgets_writes_is_found_out() {
 /// The proof does not believe the plan: a plan with a wrong gen, prio set or entry does not pass.
 #[test]
 fn a_wrong_plan_is_not_proven() {
-    use bcache_core::device::AlignedBuf;
     use bcache_core::layout::prio_set::{PrioSet, encode_into};
     use bcache_core::ops::plan::Step;
     let expected_errors = |change: &dyn Fn(u64, &mut bcache_core::layout::prio_set::BucketDisk)| {
@@ -764,5 +810,177 @@ fn prios_of_all_others_stay() {
             _ => disk,
         };
         assert_eq!(bucket.prio(), expected, "bucket {number}, {role:?}");
+    }
+}
+
+/// The walk of a journal bucket ends at a damaged entry. A new one in its place would let it go on to
+/// the sound ones behind, whose prio chains and nodes may lie in buckets that were reused since.
+#[test]
+fn entries_behind_a_damaged_one_stay_out_of_reach() {
+    for next_bucket in [false, true] {
+        let sample = Sample::with(SetBuilder { entries_per_bucket: 1, ..builder() });
+        let mut places = Vec::new();
+        for bucket in CLEAN {
+            let wanted = options(sample.buckets([bucket]));
+            let plan = plan_on(&sample.device, &wanted).unwrap();
+            run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap();
+            places.push(plan.writes.as_ref().unwrap().place);
+            let in_last =
+                places.iter().rev().take_while(|it| it.bucket == places[places.len() - 1].bucket);
+            let (count, first) = (in_last.clone().count(), in_last.last().unwrap());
+            if count == 3 && (first.offset == 0) == next_bucket {
+                break;
+            }
+        }
+        let damaged = places[places.len() - 3];
+        assert_eq!(damaged.offset == 0, next_bucket);
+        let at = sample.built.geometry.bucket_to_sector(damaged.bucket).bytes() + damaged.offset;
+        let mut block = [0; 512];
+        sample.device.read_at(at, &mut block).unwrap();
+        block[200] ^= 1;
+        block[201] ^= 1;
+        sample.device.write_at(at, &block).unwrap();
+        let (before, hash) = (state_of(&sample.device), sample.device.content_hash());
+        let wanted = options(sample.buckets([CLEAN.end - 1]));
+        let error = plan_on(&sample.device, &wanted)
+            .map(|plan| run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}))
+            .unwrap_err();
+        // The reader may find the entries first.
+        assert!(
+            matches!(
+                error,
+                InvalidateError::JournalHidesEntries { .. } | InvalidateError::Damaged { .. }
+            ),
+            "{error:?}"
+        );
+        assert_eq!(sample.device.content_hash(), hash, "a refused run wrote");
+        assert_eq!(state_of(&sample.device), before);
+    }
+}
+
+/// Keys of the btree are counted before a key of the journal raises the bucket's gen. Once that gen
+/// is in the prio set, they are stale from the start.
+#[test]
+fn a_gen_that_the_journal_raises_is_proven() {
+    for raised in [CLEAN.start, MIXED.start, DIRTY.start] {
+        let sample = Sample::new();
+        let key = Bkey::new(0, 2_000_000, 4).with_ptrs(&[sample.ptr(raised, 1)]);
+        sample.append_entry(&[key]);
+        let before = state_of(&sample.device);
+        let gone = invalidate(&sample.device, &options(sample.buckets([CLEAN.end - 1]))).unwrap();
+        assert_eq!(gone, [sample.data(CLEAN.end - 1)]);
+        let after = state_of(&sample.device);
+        let index = usize::try_from(sample.data(raised)).unwrap();
+        assert_eq!(after.buckets[index].0, before.buckets[index].0);
+        assert_eq!((after.buckets[index].1, after.buckets[index].2), (GcMark::Reclaimable, 4));
+        // And that one goes, too.
+        invalidate(&sample.device, &options(sample.buckets([raised]))).unwrap();
+    }
+}
+
+/// A marker of a freed node carries a gen, and one that the bucket is 129 gens past would set it back.
+/// The kernel does not count it in the span.
+#[test]
+fn markers_of_freed_nodes_are_not_overrun() {
+    let sample = Sample::with(SetBuilder { njournal: 64, ..builder() });
+    let marked = 1000;
+    let size = u16::try_from(sample.built.geometry.btree_node_size().0).unwrap();
+    sample.add_to_root(Bkey::new(0, 0, size).with_ptrs(&[sample.ptr(marked, 0)]));
+    assert_clean(&sample.device);
+    let wanted = options(sample.buckets([marked]));
+    let mut runs = 0;
+    let reason = loop {
+        let plan = plan_on(&sample.device, &wanted).unwrap();
+        if let Some((_, reason)) = plan.refused().next() {
+            break reason;
+        }
+        run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap();
+        runs += 1;
+        assert!(runs < 200);
+    };
+    assert_eq!((runs, reason), (96, Reason::FreedNodeLimit { span: 96 }));
+    assert_clean(&sample.device);
+}
+
+/// Where the set discards, kernels before 6.19 leave a gap at the start of the replay range and pass
+/// over it, and later ones do not: no invalidation either way.
+#[test]
+fn a_gap_in_the_replay_range_is_refused_where_the_set_discards_too() {
+    for discard in [false, true] {
+        let sample = Sample::new();
+        let mut sb = sample.built.superblock.clone();
+        let sb_flags = sb.flags();
+        sb.edit(|sb| {
+            sb.flags(sb_flags | u64::from(discard) << 1);
+        });
+        sample.device.write_at(4096, sb.as_bytes()).unwrap();
+        assert!(plan_on(&sample.device, &options(Selection::AllClean)).is_ok());
+        // The second journal bucket has entries 40 and 41; replay needs the latter.
+        let second = sample
+            .built
+            .geometry
+            .bucket_to_sector(BucketIndex(sample.built.geometry.first_bucket().0 + 1));
+        sample.device.write_at(second.bytes(), &[0; 4096]).unwrap();
+        let error = plan_on(&sample.device, &options(Selection::AllClean)).unwrap_err();
+        match error {
+            InvalidateError::JournalGap { gap, .. } if discard => {
+                assert_eq!((gap.first, gap.last), (41, 41));
+            }
+            InvalidateError::Damaged { .. } if !discard => {}
+            error => panic!("{discard}: {error:?}"),
+        }
+    }
+}
+
+#[test]
+fn advice_is_given_for_each_kind_of_refusal() {
+    let sample = Sample::new();
+    let named = [MIXED.start, DIRTY.start, DIRTY.start + 1, AT_LIMIT].map(|it| sample.data(it));
+    let mut ranges: Vec<_> = named.iter().map(|&it| it..=it).collect();
+    ranges.extend([0..=0, NBUCKETS + 5..=NBUCKETS + 5, NBUCKETS + 5..=NBUCKETS + 9]);
+    let plan = plan_on(&sample.device, &options(Selection::Buckets(ranges))).unwrap();
+    let advice = plan.advice();
+    let kinds: Vec<_> =
+        advice.iter().map(|Advice { kind, buckets, .. }| (*kind, *buckets)).collect();
+    assert_eq!(
+        kinds,
+        [("before the first bucket", 1), ("dirty", 3), ("gen limit", 1), ("out of range", 1)]
+    );
+    assert!(advice.iter().all(|it| !it.instead.is_empty()));
+    let past = Reason::OutOfRange { first: NBUCKETS + 5, last: NBUCKETS + 9, nbuckets: NBUCKETS };
+    assert_eq!(plan.refused().last(), Some((BucketIndex(NBUCKETS + 5), past)));
+}
+
+#[test]
+fn a_policy_says_when_it_gives_up() {
+    let sample = Sample::new();
+    for (policy, count) in [(Policy::Random, 1500), (Policy::Fifo, 1 << 40), (Policy::Lru, 1 << 40)]
+    {
+        let selection = Selection::Policy { policy, count, seed: 3 };
+        let plan = plan_on(&sample.device, &options(selection)).unwrap();
+        let found = plan.target_count();
+        assert!(found < 3000);
+        assert_eq!(plan.gave_up, Some(GaveUp { found, wanted: count }), "{policy:?}");
+    }
+    let selection = Selection::Policy { policy: Policy::Random, count: 50, seed: 3 };
+    let plan = plan_on(&sample.device, &options(selection)).unwrap();
+    assert_eq!((plan.target_count(), plan.gave_up), (50, None));
+}
+
+#[test]
+fn a_label_that_is_a_slot_calls_for_the_uuid() {
+    let volumes = vec![volume(1, "home"), volume(2, "0")];
+    let sample = Sample::with(SetBuilder { volumes, ..builder() });
+    let select = |name: &str| {
+        let volume = Selection::Volume { volume: name.to_owned(), range: None };
+        plan_on(&sample.device, &options(volume))
+    };
+    let error = select("0").unwrap_err();
+    let uuid = |number| backing_volume(number).uuid;
+    let message = error.to_string();
+    assert!(message.ends_with("give the UUID"), "{message}");
+    for number in [1, 2] {
+        assert!(message.contains(&uuid(number).to_string()), "{message}");
+        assert!(select(&uuid(number).to_string()).is_ok());
     }
 }

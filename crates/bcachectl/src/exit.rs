@@ -15,6 +15,8 @@ pub enum Failure {
     Unproven,
     /// What was read back is not what was written: the device is in no state that can be told.
     Undefined,
+    /// Done and proven, but the report of it could not be written.
+    Unreported,
     /// `show --dirty`: there is dirty data.
     DirtyData,
 }
@@ -28,6 +30,7 @@ impl Failure {
             Self::Partial => 3,
             Self::Unproven | Self::DirtyData => 4,
             Self::Undefined => 5,
+            Self::Unreported => 6,
         }
     }
 }

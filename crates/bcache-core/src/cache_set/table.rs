@@ -3,7 +3,7 @@
 //! Eight bytes a bucket, so that 33.5 million buckets take 268 MB and marking a key touches one
 //! cache line.
 
-use std::collections::TryReserveError;
+use std::collections::{BTreeMap, TryReserveError};
 
 use crate::layout::bkey::{Bkey, Ptr};
 use crate::layout::prio_set::BucketDisk;
@@ -15,9 +15,11 @@ const SECTORS_SHIFT: u32 = 2;
 const FLAG_PINNED: u8 = 1;
 const FLAG_GEN_UNKNOWN: u8 = 1 << 1;
 const FLAG_NODE_VISITED: u8 = 1 << 2;
+const FLAG_OUTGROWN: u8 = 1 << 3;
 
-/// What a bucket holds, as the kernel's GC marks it (`GC_MARK`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+/// What a bucket holds, as the kernel's GC marks it (`GC_MARK`); a greater one keeps more from being
+/// done to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GcMark {
     /// Nothing that is still valid.
@@ -123,6 +125,13 @@ impl Bucket {
         self.flags & FLAG_PINNED != 0
     }
 
+    /// Whether pointers marked it that a newer one has made stale since. They count in
+    /// [`Self::mark`] and [`Self::sectors_used`], as with the kernel, and no more once the newer gen
+    /// is in the prio set.
+    pub const fn outgrown(&self) -> bool {
+        self.flags & FLAG_OUTGROWN != 0
+    }
+
     /// Whether the prio set with its gen could not be read, and no pointer told it either.
     pub const fn gen_unknown(&self) -> bool {
         self.flags & FLAG_GEN_UNKNOWN != 0
@@ -179,6 +188,8 @@ pub enum MarkNote {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketTable {
     buckets: Vec<Bucket>,
+    /// Of each bucket with markers of freed nodes, the oldest's gen.
+    freed_nodes: BTreeMap<BucketIndex, Gen>,
 }
 
 impl BucketTable {
@@ -188,7 +199,7 @@ impl BucketTable {
         let mut buckets = Vec::new();
         buckets.try_reserve_exact(count)?;
         buckets.resize(count, Bucket { flags: FLAG_GEN_UNKNOWN, ..Bucket::default() });
-        Ok(Self { buckets })
+        Ok(Self { buckets, freed_nodes: BTreeMap::new() })
     }
 
     /// The buckets, from number 0 on.
@@ -274,6 +285,9 @@ impl BucketTable {
             let stale = bucket.bucket_gen.gen_after(ptr_gen);
             if stale == 0 {
                 if bucket.bucket_gen != ptr_gen {
+                    if bucket.mark() != GcMark::Unused {
+                        bucket.flags |= FLAG_OUTGROWN;
+                    }
                     note(MarkNote::Newer { bucket: number, from: bucket.bucket_gen, to: ptr_gen });
                     bucket.bucket_gen = ptr_gen;
                 }
@@ -284,6 +298,10 @@ impl BucketTable {
                 }
             }
             if zero_key {
+                let oldest = self.freed_nodes.entry(number).or_insert(ptr_gen);
+                if oldest.gen_after(ptr_gen) != 0 {
+                    *oldest = ptr_gen;
+                }
                 continue;
             }
             if bucket.last_gc.gen_after(ptr_gen) != 0 {
@@ -307,6 +325,15 @@ impl BucketTable {
             }
             bucket.add_sectors(sectors);
         }
+    }
+
+    /// How far the gen of `bucket` is past the oldest marker of a freed node in it; 0 without one.
+    ///
+    /// A marker carries a gen as pointers do, and one that the bucket's gen is 129 past sets it back
+    /// (FORMAT.md §5.4, §5.5). The kernel does not count it in `last_gc`.
+    pub fn freed_node_span(&self, bucket: BucketIndex) -> u8 {
+        let oldest = self.freed_nodes.get(&bucket);
+        oldest.map_or(0, |oldest| self.staleness(bucket, *oldest))
     }
 
     /// Marks a valid extent of one pointer where that is all there is to do: whether it was.

@@ -210,7 +210,13 @@ impl Handle {
                 lock(&file, path)?;
             }
             // A loop device does not hold what it reads, be it a file or another device.
-            let users = holders::loops_reading(&Root::system(), &metadata);
+            let root = Root::system();
+            let mut users = holders::loops_reading(&root, &metadata);
+            if kind == DeviceKind::Block {
+                let number = DeviceNumber::from_dev_t(metadata.rdev());
+                let device = BlockDir::by_number(&root, number);
+                users.extend(device.iter().flat_map(|it| holders::loops_beside(&root, it)));
+            }
             if !users.is_empty() {
                 return Err(DeviceError::Busy { path: path.to_owned(), holders: users });
             }

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, Metadata};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ pub enum Holder {
         /// The set it is attached to.
         set_uuid: Option<Uuid>,
     },
-    /// A loop device reads it.
+    /// A loop device reads it, or reads the file that it reads.
     Loop {
         /// The loop device, such as `loop0`.
         name: String,
@@ -203,7 +204,40 @@ fn direct_holders(root: &Root, device: &BlockDir) -> Vec<Holder> {
         }
     }
     holders.extend(loops_reading_where(root, |backing| names_device(backing, device)));
+    holders.extend(loops_beside(root, device));
     holders
+}
+
+/// The other loop devices that read any of the bytes that the loop device `device` reads: what is
+/// written through one of them, they have in their page caches still.
+pub(super) fn loops_beside(root: &Root, device: &BlockDir) -> Vec<Holder> {
+    let Some(backing) = device.loop_backing_file() else { return Vec::new() };
+    let own = loop_range(device);
+    let is_same = |other: &Path| {
+        // What was deleted, or lies in another mount namespace, has its name only.
+        other == backing.as_path()
+            || fs::metadata(&backing).is_ok_and(|it| is_same_file(&it, other))
+    };
+    let Ok(devices) = BlockDir::all(root) else { return Vec::new() };
+    devices
+        .iter()
+        .filter(|other| other.name() != device.name())
+        .filter(|other| other.loop_backing_file().is_some_and(|file| is_same(&file)))
+        .filter(|other| {
+            let range = loop_range(other);
+            range.start < own.end && own.start < range.end
+        })
+        .map(|other| Holder::Loop { name: other.name().to_owned() })
+        .collect()
+}
+
+/// The bytes of its file that a loop device reads.
+fn loop_range(device: &BlockDir) -> Range<u64> {
+    let number =
+        |name: &str| device.attribute(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (start, limit): (u64, u64) = (number("loop/offset"), number("loop/sizelimit"));
+    let end = if limit == 0 { u64::MAX } else { start.saturating_add(limit) };
+    start..end
 }
 
 /// The loop devices that read the file or block device with this metadata.
@@ -439,6 +473,35 @@ mod tests {
         tree.block("loop3", "7:3", 1);
         tree.write("sys/devices/block/loop3/loop/backing_file", "/dev/sda1");
         assert_eq!(holders(&tree, "sda1"), [Holder::Loop { name: "loop3".to_owned() }]);
+    }
+
+    #[test]
+    fn a_second_loop_device_over_the_same_bytes_is_found() {
+        let tree = disk();
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::write(&image, [0; 512]).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        let attach = |name: &str, number: &str, file: &Path, offset: &str, limit: &str| {
+            tree.block(name, number, 1);
+            let dir = format!("sys/devices/block/{name}/loop");
+            tree.write(&format!("{dir}/backing_file"), file.to_str().unwrap());
+            tree.write(&format!("{dir}/offset"), offset);
+            tree.write(&format!("{dir}/sizelimit"), limit);
+        };
+        attach("loop0", "7:0", &image, "0", "4096");
+        attach("loop1", "7:1", &link, "0", "0");
+        attach("loop2", "7:2", &image, "4096", "0");
+        attach("loop3", "7:3", &dir.path().join("other"), "0", "0");
+        let names = |name: &str| -> Vec<String> {
+            holders(&tree, name).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("loop0"), ["read by the loop device loop1"]);
+        let both = ["read by the loop device loop0", "read by the loop device loop2"];
+        assert_eq!(names("loop1"), both);
+        assert_eq!(names("loop2"), ["read by the loop device loop1"]);
+        assert_eq!(names("loop3"), [""; 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod invalidate;
 pub mod make;
 pub mod plan;
 pub mod reused;
+pub mod planned;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;

@@ -73,7 +73,7 @@ pub struct InvalidateArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Do not ask, even on a terminal
+    /// Do not ask; needed where standard input is no terminal
     #[arg(short, long)]
     pub yes: bool,
 }

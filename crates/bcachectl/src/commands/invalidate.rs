@@ -1,12 +1,12 @@
 //! `bcachectl invalidate`: read, plan, show, confirm, write, prove.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
 use bcache_core::cache_set::{Progress, ReadOptions};
 use bcache_core::device::holders::{Holder, holders_of};
@@ -28,7 +28,16 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     let selection = args.selection().context("say which buckets to invalidate")?;
     let read = ReadOptions::default();
     let options = Options { selection, skip_refused: args.skip_refused, walk: read.walk };
+    let names_buckets = options.selection.names_buckets();
     let path = &args.device;
+    // Before the reading, which takes minutes on a large cache.
+    if !args.dry_run && !args.yes && !io::stdin().is_terminal() {
+        bail!(
+            "{}: standard input is no terminal where one could be asked: give --yes to invalidate, \
+             or --dry-run to see what would go; nothing was written",
+            path.display()
+        );
+    }
     let device = file::open_read(path)?;
     // A plan for a device that is in use would be of what it held a moment ago.
     let holders = holders_of(path);
@@ -40,15 +49,18 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     drop(bar);
     let plan = invalidate::plan(set?, &options)?;
 
-    let mut out = Out::stdout();
-    if plan.stopped() || (plan.writes.is_none() && plan.refused_count() > 0) {
-        show(&mut out, args, &plan, render::Outcome::Refused)?;
-        out.finish()?;
-        return Err(refused(&plan));
+    let nothing_left = names_buckets && plan.writes.is_none() && plan.refused_count() > 0;
+    if plan.stopped() || nothing_left {
+        // The refusal is to be told also where nobody reads the list.
+        return Err(match show(args, &plan, render::Outcome::Refused) {
+            Err(error) if !is_broken_pipe(&error) => {
+                refused(&plan).context(format!("the list could not be written ({error:#})"))
+            }
+            _ => refused(&plan),
+        });
     }
     if args.dry_run {
-        show(&mut out, args, &plan, render::Outcome::DryRun)?;
-        out.finish()?;
+        show(args, &plan, render::Outcome::DryRun)?;
         return Ok(ExitCode::SUCCESS);
     }
     if plan.writes.is_some() && !args.yes && !confirm(path, &plan)? {
@@ -66,26 +78,35 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
             RunProgress::Proving(progress) => bar.reading(progress),
         });
     drop(bar);
-    done.map_err(|error| failure(path, error))?;
-    show(&mut out, args, &plan, render::Outcome::Done)?;
-    out.finish()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show(
-    out: &mut Out,
-    args: &InvalidateArgs,
-    plan: &InvalidatePlan<'_>,
-    outcome: render::Outcome,
-) -> Result<()> {
-    if args.json { render::json(out, plan, outcome) } else { render::text(out, plan, outcome) }
-}
-
-/// Asks on a terminal; elsewhere the command line is the consent.
-fn confirm(path: &Path, plan: &InvalidatePlan<'_>) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Ok(true);
+    if let Err(error) = done {
+        if args.json {
+            // What failed before says more than that this could not be told.
+            let _ = show(args, &plan, render::Outcome::Failed(error.state()));
+        }
+        return Err(failure(path, error));
     }
+    match show(args, &plan, render::Outcome::Done) {
+        Err(error) if plan.writes.is_some() && !is_broken_pipe(&error) => {
+            let what =
+                "the buckets are invalidated, which was proven; the report could not be written";
+            Err(ExitError::wrap(Failure::Unreported, error.context(what)))
+        }
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn show(args: &InvalidateArgs, plan: &InvalidatePlan<'_>, outcome: render::Outcome) -> Result<()> {
+    let mut out = Out::stdout();
+    if args.json {
+        render::json(&mut out, plan, outcome)?;
+    } else {
+        render::text(&mut out, plan, outcome)?;
+    }
+    out.finish()
+}
+
+/// Asks on the terminal.
+fn confirm(path: &Path, plan: &InvalidatePlan<'_>) -> Result<bool> {
     let mut stderr = io::stderr();
     writeln!(stderr, "{}: {}", path.display(), render::headline(plan, render::Outcome::DryRun))?;
     render::totals(&mut stderr, plan)?;
@@ -140,14 +161,8 @@ fn refused(plan: &InvalidatePlan<'_>) -> anyhow::Error {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    // One advice for each kind of reason, in the order of the buckets.
-    let mut advice: BTreeMap<&str, usize> = BTreeMap::new();
-    for (order, (_, reason)) in plan.refused().take(REFUSED_TOLD).enumerate() {
-        advice.entry(reason.instead()).or_insert(order);
-    }
-    let mut advice: Vec<(usize, &str)> = advice.into_iter().map(|(text, n)| (n, text)).collect();
-    advice.sort_unstable();
-    let advice: Vec<&str> = advice.into_iter().map(|(_, text)| text).collect();
+    let advice: Vec<String> =
+        plan.advice().iter().map(|it| format!("{}: {}", it.kind, it.instead)).collect();
     let skip =
         if plan.target_count() > 0 { "; to invalidate the others, add --skip-refused" } else { "" };
     anyhow::anyhow!(

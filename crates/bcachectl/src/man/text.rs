@@ -374,20 +374,30 @@ Only clean data goes. Refused are buckets with dirty data, for the backing devic
      what can be done instead. If a bucket that was named, by --bucket or --sectors, is refused, \
      nothing is written unless --skip-refused is given. The other selections take only what may go: \
      --volume takes the buckets with clean data of a volume and lists those of them that hold dirty \
-     data too, --all-clean lists those at the limit.
+     data too, --all-clean lists those at the limit. These lists come with what to do instead, and \
+     are no failure.
+
+A btree node that was freed leaves a marker with a gen in its parent. The kernel does not count it, \
+     though one that the bucket's gen is 129 ahead of sets the gen back; so such a bucket is refused \
+     at 96, too.
 
 Sectors have 512 bytes. --sectors counts from the start of the device, as the device itself reports \
      bad sectors; on a partition, its start has to be taken off. A bucket goes as a whole, with the \
      clean data of all volumes in it. --coldest takes buckets by their priority, which falls as they \
      go unused; P% is a share of the buckets with clean data that may go. --policy does as the \
      kernel's allocator would right after registration, with the same code as the allocator of \
-     bcache-bench(8): buckets without any data come first.
+     bcache-bench(8): buckets without any data come first. It may take fewer than --count: random \
+     gives up after as many draws as half the buckets, as the kernel does, and the others when no \
+     more may go; then it says after how many it gave up.
 
-The cache set is read as the kernel reads it, the journal included. A set with damage is refused. \
-     Then the new priorities and gens are written to unused buckets and flushed, read back, and made \
+The cache set is read as the kernel reads it, the journal included. A set with damage is refused, \
+     and so is a journal in which the new entry would make others reachable that the kernel does not \
+     see now, or from whose replay range entries are missing (kernels before 6.19 leave such a gap in \
+     a set with discard, and pass over it). Then the new priorities and gens are written to unused buckets and flushed, read back, and made \
      current by one journal entry, which is flushed too. Last the whole set is read again, and every \
      bucket and volume must be as planned. A power cut at any time leaves the old state or the new \
-     one, and both are sound. On a terminal, invalidate shows what would go and asks.
+     one, and both are sound. On a terminal, invalidate shows what would go and asks; where standard \
+     input is no terminal it wants --yes, unless --dry-run is given.
 
 A device in use is refused. To stop a running cache, unmount its bcache devices, write 1 to \
      /sys/block/bcacheN/bcache/stop of each, and to /sys/fs/bcache/UUID/stop.",
@@ -396,13 +406,22 @@ A device in use is refused. To stop a running cache, unmount its bcache devices,
 pub(super) const INVALIDATE_AFTER: Sections = &[
     (
         "JSON",
-        "With --json the output is one object, for --dry-run too:
+        "With --json the output is one object, for --dry-run too, and where a run failed after it was \
+         planned:
+
+state :: planned (--dry-run), refused, done, unchanged (it failed with nothing invalidated), \
+         old-or-new (exit status 3), unproven (4), or undefined (5).
 
 invalidated :: A list of objects with bucket, prio, gen_before, gen_after and sectors (in use by \
-         data).
+         data). With the states old-or-new, unproven and undefined it is what was to be invalidated.
 
-refused :: A list of objects with bucket and reason (text). A range past the end of the device is \
-         one of them, with its first bucket.
+refused :: A list of objects with bucket, reason and kind (text). A range past the end of the device \
+         is one of them, with its first bucket.
+
+advice :: A list of objects with kind, buckets (how many are refused for it) and instead (what to do, \
+         text): one for each kind of refusal.
+
+gave_up :: Where a policy took fewer buckets than --count: an object with found and wanted; else null.
 
 prio_chain :: The buckets of the new prio chain, head first; empty where nothing is written.
 
@@ -411,7 +430,8 @@ journal_seq :: The number of the new journal entry, or null.",
     (
         "EXIT STATUS",
         "0 :: The buckets are invalidated, and the set was read again to prove it; or there was \
-         nothing to invalidate; or --dry-run found no objection.
+         nothing to invalidate (also where all that --volume found is refused); or --dry-run found no \
+         objection.
 
 1 :: Refused, or failed, and nothing is invalidated: the cache is as it was. At most unused buckets \
          were written.
@@ -423,11 +443,13 @@ journal_seq :: The number of the new journal entry, or null.",
 
 4 :: Everything was written and flushed, but could not be read again to prove it.
 
-5 :: What was read back is not what was written: the device is failing, and its state undefined.",
+5 :: What was read back is not what was written: the device is failing, and its state undefined.
+
+6 :: As 0, the buckets are invalidated, but the report could not be written.",
     ),
     (
         "EXAMPLES",
-        "The coldest third of a cache that has become slow, shown and not done:
+        "The coldest 30 % of a cache that has become slow, shown and not done:
 
     bcachectl invalidate /dev/nvme0n1 --coldest 30% --dry-run
 

@@ -6,7 +6,9 @@ use std::io::Write;
 
 use anyhow::Result;
 use bcache_core::cache_set::CacheSet;
-use bcache_core::ops::invalidate::{InvalidatePlan, Target, volume_name};
+use bcache_core::ops::invalidate::{
+    DeviceState, GaveUp, InvalidatePlan, Target, Writes, volume_name,
+};
 use bcache_core::ops::plan::Step;
 use bcache_core::units::{BucketIndex, SECTOR_BYTES, format_bytes};
 use serde::Serialize;
@@ -20,6 +22,37 @@ pub enum Outcome {
     Refused,
     /// Carried out, and proven.
     Done,
+    /// Failed; the device holds this.
+    Failed(DeviceState),
+}
+
+impl Outcome {
+    /// The word for it in JSON.
+    const fn state(self) -> &'static str {
+        match self {
+            Self::DryRun => "planned",
+            Self::Refused => "refused",
+            Self::Done => "done",
+            Self::Failed(DeviceState::Unchanged | DeviceState::Old) => "unchanged",
+            Self::Failed(DeviceState::OldOrNew) => "old-or-new",
+            Self::Failed(DeviceState::New) => "unproven",
+            Self::Failed(DeviceState::Undefined) => "undefined",
+        }
+    }
+
+    /// What was written, or would be; nothing where the cache is certainly as it was.
+    const fn writes<'p>(self, plan: &'p InvalidatePlan<'_>) -> Option<&'p Writes> {
+        match self {
+            Self::Refused | Self::Failed(DeviceState::Unchanged | DeviceState::Old) => None,
+            Self::DryRun | Self::Done | Self::Failed(_) => plan.writes.as_ref(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct GaveUpReport {
+    found: u64,
+    wanted: u64,
 }
 
 #[derive(Serialize)]
@@ -47,23 +80,31 @@ impl From<Target> for TargetReport {
 struct RefusedReport {
     bucket: BucketIndex,
     reason: String,
+    kind: &'static str,
 }
 
 /// Writes the JSON object that the man page documents.
 pub fn json(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -> Result<()> {
-    let writes = plan.writes.as_ref().filter(|_| outcome != Outcome::Refused);
-    write!(out, "{{\"invalidated\":")?;
+    let writes = outcome.writes(plan);
+    write!(out, "{{\"state\":\"{}\",\n\"invalidated\":", outcome.state())?;
     let targets = plan.targets().filter(|_| writes.is_some()).map(TargetReport::from);
     list(out, targets)?;
     write!(out, ",\n\"refused\":")?;
-    let refused =
-        plan.refused().map(|(bucket, reason)| RefusedReport { bucket, reason: reason.to_string() });
+    let refused = plan.refused().map(|(bucket, reason)| RefusedReport {
+        bucket,
+        reason: reason.to_string(),
+        kind: reason.kind(),
+    });
     list(out, refused)?;
+    write!(out, ",\n\"advice\":")?;
+    list(out, plan.advice().iter())?;
+    let gave_up = plan.gave_up.map(|it| GaveUpReport { found: it.found, wanted: it.wanted });
     let chain = writes.map(|writes| writes.chain.as_slice()).unwrap_or_default();
     let seq = writes.map(|writes| writes.journal_seq);
     writeln!(
         out,
-        ",\n\"prio_chain\":{},\n\"journal_seq\":{}}}",
+        ",\n\"gave_up\":{},\n\"prio_chain\":{},\n\"journal_seq\":{}}}",
+        serde_json::to_string(&gave_up)?,
         serde_json::to_string(chain)?,
         serde_json::to_string(&seq)?
     )?;
@@ -90,6 +131,7 @@ pub fn headline(plan: &InvalidatePlan<'_>, outcome: Outcome) -> String {
         Outcome::DryRun => format!("{buckets} would be invalidated"),
         Outcome::Refused => format!("nothing was written; {buckets} could be invalidated"),
         Outcome::Done => format!("{buckets} invalidated"),
+        Outcome::Failed(_) => format!("{buckets} were to be invalidated"),
     }
 }
 
@@ -136,11 +178,18 @@ pub fn text(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -
         for (bucket, reason) in plan.refused() {
             writeln!(out, "{:>10}  {reason}", bucket.0)?;
         }
+        writeln!(out, "\nwhat to do instead:")?;
+        for advice in plan.advice() {
+            writeln!(out, "  {} ({}): {}", advice.kind, advice.buckets, advice.instead)?;
+        }
         writeln!(out)?;
     }
     writeln!(out, "{}", headline(plan, outcome))?;
+    if let Some(GaveUp { found, wanted }) = plan.gave_up {
+        writeln!(out, "  the policy gave up after {found} of {wanted} buckets")?;
+    }
     totals(out, plan)?;
-    if let Some(writes) = plan.writes.as_ref().filter(|_| outcome != Outcome::Refused) {
+    if let Some(writes) = outcome.writes(plan) {
         if outcome == Outcome::DryRun {
             writeln!(out, "\nwould be written:")?;
             for step in writes.steps() {

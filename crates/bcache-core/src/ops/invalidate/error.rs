@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::allocator::TableError;
 use crate::cache_set::btree::NodeReadError;
-use crate::cache_set::journal::NextBucketRefusal;
+use crate::cache_set::journal::{Gap, NextBucketRefusal};
 use crate::cache_set::{OpenError, Problem, ReadError};
 use crate::device::DeviceError;
 use crate::layout::bset::NodeErrorAt;
@@ -13,6 +13,7 @@ use crate::layout::verdict::Refusal;
 use crate::ops::plan::ApplyError;
 use crate::ops::verify::VerifyError;
 use crate::units::BucketIndex;
+use uuid::Uuid;
 
 /// Why there is no plan. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,11 @@ pub enum InvalidateError {
         refusal: Refusal,
     },
     /// Something is wrong with the cache set; writing could make it worse.
-    #[error("{}: the cache set is damaged, {count} findings, the first of them", path.display())]
+    #[error(
+        "{}: the cache set is damaged; `bcachectl check` tells what is wrong and what to do (findings: \
+         {count}); the first of them",
+        path.display()
+    )]
     Damaged {
         /// The device.
         path: PathBuf,
@@ -45,6 +50,21 @@ pub enum InvalidateError {
         /// How many findings there are.
         count: u64,
     },
+    /// Entries of the replay range are missing. Where the set discards, kernels before 6.19 pass over
+    /// that at the start of the range, and leave it so themselves (FORMAT.md §2.4); later ones refuse
+    /// the set, and whoever invalidates keeps to what all of them see (§8.2).
+    #[error(
+        "{}: journal entries {}-{} are missing at the start of the replay range, as kernels before \
+         6.19 leave it where the set discards; later ones refuse the set. Register the cache with a \
+         kernel before 6.19, write to a volume, stop it, and repeat",
+        path.display(), gap.first, gap.last
+    )]
+    JournalGap {
+        /// The device.
+        path: PathBuf,
+        /// What is missing.
+        gap: Gap,
+    },
     /// No volume has the name.
     #[error("the cache has no volume \"{name}\"; `bcachectl show --uuids` lists them")]
     NoVolume {
@@ -52,12 +72,12 @@ pub enum InvalidateError {
         name: String,
     },
     /// Several volumes have the name.
-    #[error("\"{name}\" is the name of several volumes, in slots {}; give the slot", list(slots))]
+    #[error("\"{name}\" is the name of several volumes, {}; give the UUID", list(volumes))]
     AmbiguousVolume {
         /// What was asked for.
         name: String,
-        /// The slots that it could mean.
-        slots: Vec<u32>,
+        /// Slots and UUIDs of the volumes that it could mean.
+        volumes: Vec<(u32, Uuid)>,
     },
     /// Too few unused buckets for the new prio chain.
     #[error(
@@ -79,6 +99,22 @@ pub enum InvalidateError {
     JournalFull {
         /// Why it cannot go to the next journal bucket.
         next: NextBucketRefusal,
+    },
+    /// The new entry would make others reachable again that the kernel does not see now.
+    #[error(
+        "{}: sound journal entries stand behind a damaged one; with entry {planned} in its place \
+         the kernel would go on to them, and take entry {found} for the newest, of a state that is \
+         gone. See what `bcachectl check` finds; then register the cache with the kernel, write to \
+         a volume, stop it, and repeat: its own entries go to other places",
+        path.display()
+    )]
+    JournalHidesEntries {
+        /// The device.
+        path: PathBuf,
+        /// The entry that was to be written.
+        planned: u64,
+        /// The one that would be the newest; 0 for none.
+        found: u64,
     },
     /// The journal's sequence numbers have come to their end, or the number of the device in its set
     /// is none.
@@ -106,8 +142,10 @@ pub enum InvalidateError {
     Policy(#[from] TableError),
 }
 
-fn list(slots: &[u32]) -> String {
-    slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn list(volumes: &[(u32, Uuid)]) -> String {
+    let volumes: Vec<String> =
+        volumes.iter().map(|(slot, uuid)| format!("{uuid} in slot {slot}")).collect();
+    volumes.join(" and ")
 }
 
 /// What a device holds after a run that failed.
@@ -134,7 +172,7 @@ pub enum RunError {
     #[error(transparent)]
     Claim(DeviceError),
     /// The device changed between plan and claim.
-    #[error("{}: the device changed since it was read", path.display())]
+    #[error("{}: the device changed since it was read; repeat the command", path.display())]
     Changed {
         /// The device.
         path: PathBuf,

@@ -20,6 +20,9 @@
 //! to an invalidated bucket are stale when they are inserted, which is harmless (FORMAT.md §8.5).
 //! Superblock, btree and uuid table are not written.
 //!
+//! Before any of it the journal is searched as it will be (see the module `rehearse`): the new entry
+//! must not bring back others that the kernel does not see now.
+//!
 //! Afterwards the whole cache set is read again, and every bucket and volume must be as planned.
 //!
 //! Memory: 12 bytes a bucket for what the device holds and whose it is, 3 for the new chain, and
@@ -30,6 +33,7 @@
 mod bits;
 mod error;
 mod refusal;
+mod rehearse;
 mod run;
 mod select;
 mod survey;
@@ -75,6 +79,27 @@ pub struct Target {
     pub sectors: Sectors,
 }
 
+/// A policy that did not find all the buckets that it was to take: there are no more, or RANDOM has
+/// drawn as often as it does in one go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GaveUp {
+    /// How many it found.
+    pub found: u64,
+    /// How many it was to take.
+    pub wanted: u64,
+}
+
+/// What can be done about refused buckets of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Advice {
+    /// What kind they are of.
+    pub kind: &'static str,
+    /// How many of them there are; a range past the end of the device counts as one.
+    pub buckets: u64,
+    /// What can be done instead.
+    pub instead: &'static str,
+}
+
 /// An invalidation that is decided and not carried out.
 #[derive(Debug)]
 pub struct InvalidatePlan<'d> {
@@ -85,6 +110,8 @@ pub struct InvalidatePlan<'d> {
     stopped: bool,
     /// Dirty sectors that stay where a volume's clean data was asked for.
     pub dirty_kept: Sectors,
+    /// Where the policy found fewer buckets than it was to take.
+    pub gave_up: Option<GaveUp>,
     /// Whose data is where.
     pub survey: Survey,
     /// What is written; `None` where there is nothing to invalidate, or a named bucket is refused.
@@ -98,13 +125,24 @@ pub fn plan<'d>(
 ) -> Result<InvalidatePlan<'d>, InvalidateError> {
     let set = set.0;
     let selected = select::select(&set, &options.walk, &options.selection)?;
-    let select::Selected { targets, refused, out_of_range, dirty_kept } = selected;
+    let select::Selected { targets, refused, out_of_range, dirty_kept, gave_up } = selected;
     let survey = Survey::new(&set, &options.walk, &targets, &refused)?;
     let any_refused = !refused.is_empty() || !out_of_range.is_empty();
     let stopped = any_refused && options.selection.names_buckets() && !options.skip_refused;
     let writes =
         if stopped || targets.is_empty() { None } else { Some(writes::plan(&set, &targets)?) };
-    Ok(InvalidatePlan { set, targets, refused, out_of_range, stopped, dirty_kept, survey, writes })
+    writes.iter().try_for_each(|writes| rehearse::rehearse(&set, writes))?;
+    Ok(InvalidatePlan {
+        set,
+        targets,
+        refused,
+        out_of_range,
+        stopped,
+        dirty_kept,
+        gave_up,
+        survey,
+        writes,
+    })
 }
 
 impl<'d> InvalidatePlan<'d> {
@@ -155,5 +193,19 @@ impl<'d> InvalidatePlan<'d> {
             (number, refusal::reason(&self.set, number, shares))
         });
         reasons.chain(self.out_of_range.iter().cloned())
+    }
+
+    /// What can be done about the refused buckets: once for each kind of reason, in the order in
+    /// which they come.
+    pub fn advice(&self) -> Vec<Advice> {
+        let mut advice: Vec<Advice> = Vec::new();
+        for (_, reason) in self.refused() {
+            let (kind, instead) = (reason.kind(), reason.instead());
+            match advice.iter_mut().find(|known| known.kind == kind) {
+                Some(known) => known.buckets += 1,
+                None => advice.push(Advice { kind, buckets: 1, instead }),
+            }
+        }
+        advice
     }
 }

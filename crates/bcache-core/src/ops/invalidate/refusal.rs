@@ -28,6 +28,16 @@ pub enum Reason {
         /// Gen minus the oldest pointer's.
         span: u8,
     },
+    /// Its gen is as far ahead of the marker of a btree node that was freed in it as it may be. The
+    /// kernel does not look at these, and would set the gen back at the 129th.
+    #[error(
+        "gen span {span} past the marker of a freed btree node is at the limit of \
+         {BUCKET_GC_GEN_MAX}: the marker would set the gen back"
+    )]
+    FreedNodeLimit {
+        /// Gen minus the oldest marker's.
+        span: u8,
+    },
     /// It lies before the first bucket that holds anything.
     #[error("before the first bucket ({first_bucket}): the superblock is there")]
     BeforeFirst {
@@ -60,6 +70,24 @@ pub struct DirtyShare {
 }
 
 impl Reason {
+    /// What kind of bucket it is about: each has its own [`Self::instead`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Dirty { shares } if shares.iter().any(|share| share.flash_only) => {
+                "dirty, of a flash-only volume"
+            }
+            Self::Dirty { .. } => "dirty",
+            Self::Metadata { role: MetadataRole::Journal } => "journal",
+            Self::Metadata { role: MetadataRole::Prios } => "prios",
+            Self::Metadata { role: MetadataRole::Uuids } => "uuids",
+            Self::Metadata { role: MetadataRole::Btree } => "btree",
+            Self::GenLimit { .. } => "gen limit",
+            Self::FreedNodeLimit { .. } => "marker of a freed node",
+            Self::BeforeFirst { .. } => "before the first bucket",
+            Self::OutOfRange { .. } => "out of range",
+        }
+    }
+
     /// What can be done instead.
     pub fn instead(&self) -> &'static str {
         match self {
@@ -90,8 +118,12 @@ impl Reason {
                 "a garbage collection drops the old pointers: run the cache, write 1 to its \
                  internal/trigger_gc in sysfs, stop it, and repeat"
             }
+            Self::FreedNodeLimit { .. } => {
+                "the marker goes when the btree node with it is rewritten: run the cache for a \
+                 while, stop it, and repeat"
+            }
             Self::BeforeFirst { .. } => "leave it out: nothing is cached there",
-            Self::OutOfRange { .. } => "leave it out",
+            Self::OutOfRange { .. } => "leave it out: there is no such bucket",
         }
     }
 }
@@ -133,6 +165,7 @@ pub(super) fn is_legal(set: &CacheSet<'_>, number: BucketIndex, bucket: Bucket) 
         // The root's bucket may lack its mark (FORMAT.md §5.7).
         && !set.table.is_node(number)
         && bucket.gen_span() < BUCKET_GC_GEN_MAX
+        && set.table.freed_node_span(number) < BUCKET_GC_GEN_MAX
 }
 
 /// Why a bucket that is not legal is not; `shares` are told where it is dirty.
@@ -157,6 +190,9 @@ pub(super) fn reason(
     }
     match set.metadata_role(number) {
         Some(role) => Reason::Metadata { role },
-        None => Reason::GenLimit { span: bucket.gen_span() },
+        None if bucket.gen_span() >= BUCKET_GC_GEN_MAX => {
+            Reason::GenLimit { span: bucket.gen_span() }
+        }
+        None => Reason::FreedNodeLimit { span: set.table.freed_node_span(number) },
     }
 }

@@ -9,7 +9,7 @@ use crate::cache_set::{Bucket, CacheSet, GcMark};
 use crate::ops::invalidate::bits::BucketBits;
 use crate::ops::invalidate::refusal::{Reason, is_legal};
 use crate::ops::invalidate::survey::{buckets_of, label_text};
-use crate::ops::invalidate::{InvalidateError, writes};
+use crate::ops::invalidate::{GaveUp, InvalidateError, writes};
 use crate::units::{BucketIndex, Sectors};
 use uuid::Uuid;
 
@@ -73,6 +73,7 @@ pub(super) struct Selected {
     pub(super) out_of_range: Vec<(BucketIndex, Reason)>,
     /// Dirty sectors where a volume's clean data was asked for.
     pub(super) dirty_kept: Sectors,
+    pub(super) gave_up: Option<GaveUp>,
 }
 
 pub(super) fn select(
@@ -86,10 +87,11 @@ pub(super) fn select(
         refused: BucketBits::new(nbuckets)?,
         out_of_range: Vec::new(),
         dirty_kept: Sectors(0),
+        gave_up: None,
     };
     match selection {
         Selection::Buckets(ranges) => {
-            for range in ranges {
+            for range in joined(ranges) {
                 selected.name(set, *range.start(), *range.end());
             }
         }
@@ -118,9 +120,14 @@ pub(super) fn select(
             // The kernel has a chain's buckets in a reserve before it invalidates anything.
             let chain = writes::choose_chain(set, &selected.targets)?;
             let table = allocator_table(set, &chain)?;
-            let count = usize::try_from(*count).unwrap_or(usize::MAX);
+            let most = usize::try_from(*count).unwrap_or(usize::MAX);
             let mut state = PolicyState::new(*seed);
-            for bucket in victims(&table, *policy, &mut state, 0, count) {
+            let found = victims(&table, *policy, &mut state, 0, most);
+            let (found_count, wanted) = (found.len() as u64, *count);
+            if found_count < wanted {
+                selected.gave_up = Some(GaveUp { found: found_count, wanted });
+            }
+            for bucket in found {
                 selected.take(set, bucket);
             }
         }
@@ -178,6 +185,20 @@ impl Selected {
     }
 }
 
+/// The same numbers in ascending ranges that neither overlap nor touch.
+fn joined(ranges: &[RangeInclusive<u64>]) -> Vec<RangeInclusive<u64>> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable_by_key(|range| *range.start());
+    let mut joined: Vec<RangeInclusive<u64>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut().filter(|last| *range.start() <= last.end().saturating_add(1)) {
+            Some(last) => *last = *last.start()..=*last.end().max(range.end()),
+            None => joined.push(range),
+        }
+    }
+    joined
+}
+
 /// All buckets with clean data.
 fn clean<'s>(set: &'s CacheSet<'_>) -> impl Iterator<Item = (BucketIndex, &'s Bucket)> {
     (0u64..)
@@ -205,7 +226,13 @@ fn find_volume(set: &CacheSet<'_>, name: &str) -> Result<u32, InvalidateError> {
     match slots.as_slice() {
         [] => Err(InvalidateError::NoVolume { name: name.to_owned() }),
         [slot] => Ok(*slot),
-        _ => Err(InvalidateError::AmbiguousVolume { name: name.to_owned(), slots }),
+        _ => Err(InvalidateError::AmbiguousVolume {
+            name: name.to_owned(),
+            volumes: slots
+                .into_iter()
+                .map(|slot| (slot, set.uuids.get(slot).map(|entry| entry.uuid).unwrap_or_default()))
+                .collect(),
+        }),
     }
 }
 

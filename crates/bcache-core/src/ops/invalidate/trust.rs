@@ -38,7 +38,12 @@ impl<'d> TrustedSet<'d> {
                 count: watch.count,
             });
         }
-        set.map(Self).map_err(|source| InvalidateError::NoCache { path, source })
+        let set = set.map_err(|source| InvalidateError::NoCache { path: path.clone(), source })?;
+        // A gap that is no problem to the reader, for some kernels pass over it.
+        match set.journal.gaps.first() {
+            Some(&gap) => Err(InvalidateError::JournalGap { path, gap }),
+            None => Ok(Self(set)),
+        }
     }
 
     /// The cache set.

@@ -3,6 +3,7 @@
 use crate::cache_set::journal::{AppendPlaces, JournalPlace};
 use crate::cache_set::{CacheSet, GcMark};
 use crate::device::AlignedBuf;
+use crate::layout::jset::Jset;
 use crate::layout::prio_set::{BucketDisk, encode_into};
 use crate::ops::invalidate::InvalidateError;
 use crate::ops::invalidate::bits::BucketBits;
@@ -22,6 +23,8 @@ pub struct Writes {
     pub prio_seq: u64,
     /// Sequence number of the journal entry.
     pub journal_seq: u64,
+    /// The journal entry.
+    pub entry: Jset,
     /// Where the journal entry goes.
     pub place: JournalPlace,
 }
@@ -116,7 +119,7 @@ pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, I
     let offset = geometry.bucket_to_sector(place.bucket).bytes().saturating_add(place.offset);
     let kind = WriteKind::JournalEntry { seq: entry.seq() };
     let commit = Plan { steps: vec![Step::Write { kind, offset, data }, Step::Flush] };
-    Ok(Writes { sets, commit, chain, prio_seq, journal_seq: entry.seq(), place })
+    Ok(Writes { sets, commit, chain, prio_seq, journal_seq: entry.seq(), entry, place })
 }
 
 fn choose_place(places: &AppendPlaces) -> Result<JournalPlace, InvalidateError> {
