@@ -4,8 +4,8 @@ pub mod check;
 pub mod invalidate;
 pub mod make;
 pub mod plan;
-pub mod reused;
 pub mod planned;
+pub mod reused;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;
