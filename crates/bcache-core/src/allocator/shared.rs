@@ -96,8 +96,8 @@ pub struct Shared {
     kick: Condvar,
     /// The thread is asleep or about to be.
     parked: AtomicBool,
-    /// A rescaling is due that the thread is to do.
-    rescale_due: AtomicBool,
+    /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
+    rescales_due: AtomicU32,
 }
 
 impl Shared {
@@ -111,7 +111,7 @@ impl Shared {
             control: Mutex::new(Control::default()),
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
-            rescale_due: AtomicBool::new(false),
+            rescales_due: AtomicU32::new(0),
         })
     }
 
@@ -202,12 +202,20 @@ impl Shared {
     /// Rescales this cache's prios: the thread does, if one runs, so that the caller's I/O does not
     /// wait for the sweep.
     pub(crate) fn rescale(&self) {
-        if self.refiller.load(Ordering::SeqCst) == RUNNING {
-            self.rescale_due.store(true, Ordering::SeqCst);
+        // Counted before looking: a thread that ends meanwhile does what is due after it says so.
+        self.rescales_due.fetch_add(1, Ordering::SeqCst);
+        if self.has_thread() {
             self.kick();
         } else {
-            self.state.rescale_now();
+            self.rescale_as_due();
         }
+    }
+
+    /// Does the rescalings that are due, all in one sweep. What was hit between two of them ages by
+    /// both.
+    fn rescale_as_due(&self) {
+        let due = self.rescales_due.swap(0, Ordering::SeqCst);
+        self.state.rescale_now(due);
     }
 
     /// Counts I/O of a set with this one cache, rescaling its prios when due; true when it was.
@@ -235,9 +243,7 @@ impl Shared {
 
     /// For the thread: does what it was asked to do on the way, and says whether it is to stop.
     pub(crate) fn errands(&self) -> Result<(), Stop> {
-        if self.rescale_due.swap(false, Ordering::SeqCst) {
-            self.state.rescale_now();
-        }
+        self.rescale_as_due();
         if lock(&self.control).stop { Err(Stop) } else { Ok(()) }
     }
 
@@ -247,9 +253,7 @@ impl Shared {
             if !planted::is(Bug::LateAnnouncement) {
                 self.parked.store(true, Ordering::SeqCst);
             }
-            if self.rescale_due.swap(false, Ordering::SeqCst) {
-                self.state.rescale_now();
-            }
+            self.rescale_as_due();
             if ready() {
                 self.parked.store(false, Ordering::SeqCst);
                 return Ok(());
@@ -332,9 +336,7 @@ impl Shared {
         self.refiller.store(if failed { FAILED } else { STOPPED }, Ordering::SeqCst);
         drop(reserves);
         self.pushed.notify_all();
-        if self.rescale_due.swap(false, Ordering::SeqCst) {
-            self.state.rescale_now();
-        }
+        self.rescale_as_due();
     }
 
     /// Asks the thread to stop where it can.

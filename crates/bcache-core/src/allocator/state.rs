@@ -9,6 +9,8 @@
 //!
 //! `refill` is taken before `reserves`, and both before a stripe of the table.
 
+use std::num::NonZeroU16;
+
 use crate::units::{BucketIndex, Geometry};
 
 use super::Mark;
@@ -429,15 +431,18 @@ impl State {
     pub fn rescale_priorities(&self, sectors: u32) -> bool {
         let due = self.set.account(sectors);
         if due {
-            self.rescale_now();
+            self.rescale_now(1);
         }
         due
     }
 
-    /// Ages all prios of this cache.
-    pub(crate) fn rescale_now(&self) {
+    /// Ages all prios of this cache by `times` rescalings, in one sweep.
+    pub(crate) fn rescale_now(&self, times: u32) {
+        // As many as 65535 and more leave every prio that they age at 0.
+        let times = u16::try_from(times).unwrap_or(u16::MAX);
+        let Some(times) = NonZeroU16::new(times) else { return };
         let _refill = self.refill();
-        self.set.set_min_prio(self.device, self.table.rescale());
+        self.set.set_min_prio(self.device, self.table.rescale(times));
     }
 
     /// Begins a GC on this cache (FORMAT.md §6.4).

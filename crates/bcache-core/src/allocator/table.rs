@@ -18,6 +18,8 @@
 //! [`CHUNK`] buckets, some tens of nanoseconds. A sweep that only reads them takes none. So no
 //! caller ever waits for a sweep.
 
+use std::num::NonZeroU16;
+
 use crate::units::{BucketIndex, Gen, Prio};
 
 use super::planted::{self, Bug};
@@ -435,13 +437,14 @@ impl BucketTable {
         }
     }
 
-    /// Ages every bucket that has a prio to lose and no pin; the least prio left (FORMAT.md §9.5).
+    /// Ages every bucket that has a prio to lose and no pin, by as much as `times` rescalings do; the
+    /// least prio that the last of them leaves (FORMAT.md §9.5).
     ///
-    /// 65535 when no bucket was aged.
-    pub(crate) fn rescale(&self) -> u16 {
+    /// 65535 when it would age no bucket.
+    pub(crate) fn rescale(&self, times: NonZeroU16) -> u16 {
         let mut min_prio = u16::MAX;
         self.for_each_chunk_locked(|hot, cold| {
-            min_prio = min_prio.min(vector::rescale(hot, cold));
+            min_prio = min_prio.min(vector::rescale(hot, cold, times));
         });
         min_prio
     }
