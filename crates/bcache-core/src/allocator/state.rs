@@ -15,6 +15,7 @@ use crate::units::{BucketIndex, Geometry};
 
 use super::Mark;
 use super::lifecycle::{FreeInc, Lifecycle, Ready, Safe};
+use super::planted::{self, Bug};
 use super::prios::PrioChain;
 use super::replacement::lru::{self, Scratch, Victim, bucket_prio};
 use super::replacement::{Found, Policy, PolicyState};
@@ -22,6 +23,7 @@ use super::rescale::SetCounters;
 use super::reserves::{BtreeReserve, Reserve, Reserves, Sizes};
 use super::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, lock};
 use super::table::{BucketTable, GcSummary, TableError};
+use super::words::{Cold, Hot};
 
 /// How one cache allocates.
 #[derive(Clone, Copy, Debug)]
@@ -243,28 +245,56 @@ impl State {
     }
 
     /// Fills Prio and Btree with unmarked buckets, ascending, as the first GC at registration does
-    /// (FORMAT.md §6.6): nothing points into them, so they need no durable gen. Returns how many.
+    /// (FORMAT.md §6.6). Returns how many.
+    ///
+    /// All gens are those of the device then, so that a pointer that is stale now is stale after a
+    /// crash too. Of a cache in use that is not so: see [`fill_unreferenced`](Self::fill_unreferenced).
     pub fn initial_fill(&self) -> usize {
+        self.fill(|_| true)
+    }
+
+    /// Fills Prio and Btree while the cache is in use, with buckets that are
+    /// [`Safe::Unreferenced`]. Returns how many; none while a GC runs or prios are blocked.
+    pub fn fill_unreferenced(&self) -> usize {
+        // A pointer older than the gen lowers last_gc, also a stale one (FORMAT.md §6.2 step 1).
+        self.fill(|cold| cold.gc_gen() == 0)
+    }
+
+    fn fill(&self, unreferenced: impl Fn(Cold) -> bool) -> usize {
+        let refill = self.refill();
+        // While a GC runs, a bucket without a mark may be one that it has not come to yet. None can
+        // begin before the lock is given up.
+        if !self.table.gc_mark_valid() {
+            return 0;
+        }
+        let mut room = {
+            let reserves = lock(&self.reserves);
+            reserves.fifo(Reserve::Prio).room() + reserves.fifo(Reserve::Btree).room()
+        };
         let mut filled = 0;
-        let _refill = self.refill();
         for index in self.table.first_bucket().0..self.table.nbuckets() {
-            let full = {
-                let reserves = lock(&self.reserves);
-                reserves.fifo(Reserve::Prio).is_full() && reserves.fifo(Reserve::Btree).is_full()
-            };
-            if full {
+            if room == 0 {
                 break;
             }
             let bucket = BucketIndex(index);
-            let unmarked = |hot: super::words::Hot| hot.mark() == Mark::None;
-            if let Some(invalidated) = self.table.try_invalidate(bucket, unmarked) {
+            // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark,
+            // with the stripe lock held, finds that too.
+            let may_go = |hot: Hot, cold: Cold| {
+                hot.mark() == Mark::None
+                    && (self.set.prio_blocked() == 0 || planted::is(Bug::BlockedFill))
+                    && unreferenced(cold)
+            };
+            if let Some(invalidated) = self.table.try_invalidate(bucket, may_go) {
                 self.set.raise_need_gc(invalidated.gc_gen);
                 let mut reserves = lock(&self.reserves);
                 let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket)
                     || reserves.fifo_mut(Reserve::Btree).push(bucket);
+                debug_assert!(pushed, "only hand-outs push besides, under the lock of refill");
                 filled += usize::from(pushed);
+                room -= 1;
             }
         }
+        drop(refill);
         filled
     }
 
@@ -348,7 +378,7 @@ impl State {
         limit: Option<(&Victim, u16)>,
         pass: &mut Pass,
     ) -> bool {
-        let still = |hot: super::words::Hot| {
+        let still = |hot: Hot, _: Cold| {
             limit.is_none_or(|(victim, min_prio)| {
                 bucket_prio(hot.prio(), hot.sectors_used(), min_prio) <= victim.bucket_prio
             })

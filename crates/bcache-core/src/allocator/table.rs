@@ -355,29 +355,27 @@ impl BucketTable {
         Ok(may_go(Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::SeqCst)), valid))
     }
 
-    /// Invalidates `bucket` if that is allowed and `still` holds for its hot word: gen up, prio
-    /// Initial, one pin, which is the free list's (FORMAT.md §9.3).
+    /// Invalidates `bucket` if that is allowed and `still` holds for its words: gen up, prio Initial,
+    /// one pin, which is the free list's (FORMAT.md §9.3).
     ///
     /// This is where a victim that a sweep named from hints is checked against the truth.
     pub(crate) fn try_invalidate(
         &self,
         bucket: BucketIndex,
-        still: impl FnOnce(Hot) -> bool,
+        still: impl Fn(Hot, Cold) -> bool,
     ) -> Option<Invalidated> {
         let (index, hot, cold) = self.words(bucket).ok()?;
         let _stripe = self.stripe(index);
         let word = Hot(hot.load(Ordering::Relaxed));
-        if !still(word) {
-            return None;
-        }
         // Whoever starts or ends a GC is kept out by the lock that passes run under.
         let valid = self.gc_mark_valid();
         let old = Self::update_cold(cold, |cold| {
-            let bucket_gen = cold.bucket_gen().next();
-            if planted::is(Bug::UncheckedVictim) {
-                return cold.with_gen(bucket_gen).pinned();
+            if !still(word, cold) {
+                return None;
             }
-            may_go(word, cold, valid).then(|| cold.with_gen(bucket_gen).pinned()).flatten()
+            let invalidated = cold.with_gen(cold.bucket_gen().next());
+            let unchecked = planted::is(Bug::UncheckedVictim);
+            if unchecked || may_go(word, cold, valid) { invalidated.pinned() } else { None }
         })
         .ok()?;
         hot.store(word.with_prio(Prio::INITIAL).with_barred(true).0, Ordering::Relaxed);

@@ -323,10 +323,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                     self.io.observe(Event::PrioWriteDeferred);
                     self.io.wake_gc();
                     self.wait_for_gc()?;
-                    // Nothing of free_inc may go; but what GC found unreferenced may.
-                    state.initial_fill();
-                    self.shared.wake_waiters();
+                    // Nothing of free_inc may go. What GC found unreferenced may, once no btree node
+                    // on the device points to it any more.
                     self.wait_for_btree()?;
+                    state.fill_unreferenced();
+                    self.shared.wake_waiters();
                 }
                 Err(WriteError::Io(error)) => {
                     self.shared.state().prio_write_abort(journal_tried)?;
