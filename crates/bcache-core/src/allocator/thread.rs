@@ -357,11 +357,23 @@ pub fn write_prios<Io: AllocatorIo>(
     }
 }
 
+/// Names the chain again whose journal entry failed, if there is one, so that it is current for
+/// certain and the buckets of the older ones are free: on a full cache there may be no others for the
+/// next chain. Its sets were flushed before the entry was tried the first time.
+fn settle_doubt<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
+    let head = state.prio_chain().in_doubt().and_then(|chain| chain.first().copied());
+    let Some(head) = head else { return Ok(()) };
+    io.write_journal_entry(head).map_err(WriteError::Io)?;
+    io.flush().map_err(WriteError::Io)?;
+    Ok(state.prio_doubt_settled()?)
+}
+
 fn try_write_prios<Io: AllocatorIo>(
     state: &State,
     io: &mut Io,
     journal_tried: &mut bool,
 ) -> Result<(), WriteError<Io::Error>> {
+    settle_doubt(state, io)?;
     state.prio_write_begin()?;
     while let Some(set) = state.prio_write_next()? {
         io.write_prio_set(&set, state.table()).map_err(WriteError::Io)?;
