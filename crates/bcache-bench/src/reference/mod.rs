@@ -40,7 +40,7 @@ pub struct Bucket {
     pub sectors_used: u16,
     /// `GC_MARK`.
     pub mark: Mark,
-    /// Could be invalidated when the running GC began.
+    /// Could be invalidated when the running GC began, and has not been since.
     pub reclaimable_in_gc: bool,
 }
 
@@ -182,6 +182,7 @@ impl Reference {
         self.inc_gen(b);
         self.buckets[b].prio = INITIAL_PRIO;
         self.buckets[b].pin += 1;
+        self.buckets[b].reclaimable_in_gc = false;
     }
 
     /// Invalidates one bucket onto `free_inc`.

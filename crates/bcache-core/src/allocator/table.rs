@@ -110,7 +110,7 @@ pub struct Bucket {
     pub pins: u16,
     /// `GC_MOVE`: moving GC is to empty it.
     pub gc_move: bool,
-    /// It could be invalidated when the running GC began.
+    /// It could be invalidated when the running GC began, and has not been since.
     pub reclaimable_in_gc: bool,
 }
 
@@ -373,7 +373,8 @@ impl BucketTable {
             if !still(word, cold) {
                 return None;
             }
-            let invalidated = cold.with_gen(cold.bucket_gen().next());
+            // What is put into it next was not there when a running GC began.
+            let invalidated = cold.with_gen(cold.bucket_gen().next()).with_reclaimable_in_gc(false);
             let unchecked = planted::is(Bug::UncheckedVictim);
             if unchecked || may_go(word, cold, valid) { invalidated.pinned() } else { None }
         })
