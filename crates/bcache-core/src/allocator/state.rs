@@ -11,7 +11,7 @@
 
 use std::num::NonZeroU16;
 
-use crate::units::{BucketIndex, Geometry};
+use crate::units::{BucketIndex, Gen, Geometry};
 
 use super::Mark;
 use super::lifecycle::{FreeInc, Lifecycle, Ready, Safe};
@@ -448,6 +448,18 @@ impl State {
         self.table.allocate(bucket, self.bucket_sectors, reserve.is_metadata())?;
         self.set.bucket_allocated();
         Ok(bucket)
+    }
+
+    /// Raises the gen of an allocated bucket (`bch_inc_gen`), so that every pointer into it is stale;
+    /// the new gen. The caller owns the bucket: it holds a pin, or the bucket is its btree node.
+    ///
+    /// What the kernel does to a btree node before it is freed (`make_btree_freeing_key`). On the
+    /// device the node's parent still carries the old gen: prios are to be blocked before this
+    /// ([`block_prios`](super::Shared::block_prios)) and until the parent is written.
+    pub fn inc_gen(&self, bucket: BucketIndex) -> Result<Gen, TableError> {
+        let (bucket_gen, gc_gen) = self.table.inc_gen(bucket)?;
+        self.set.raise_need_gc(gc_gen);
+        Ok(bucket_gen)
     }
 
     /// Frees an allocated bucket: mark and sectors are forgotten (FORMAT.md §9.7). The pin stays.

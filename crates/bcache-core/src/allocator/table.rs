@@ -9,7 +9,8 @@
 //!   its bucket. Anyone may read it at any time; what is read without the lock is a hint.
 //! - A cold word (gen, `last_gc`, pins) is only ever changed by compare-and-swap, with or without the
 //!   lock. Its gen rises only together with a first pin, in one such step: whoever pins a bucket
-//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on.
+//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on. (The
+//!   owner of a bucket that a pin or its mark keeps may raise the gen at any time.)
 //! - The barred bit follows the cold word: whoever changes the cold word so that it should flip
 //!   takes the stripe lock afterwards and recomputes it. Of several such, the last one to take the
 //!   lock sees all their changes.
@@ -287,6 +288,19 @@ impl BucketTable {
         let (_, _, cold) = self.words(bucket)?;
         let _ = Self::update_cold(cold, |cold| Some(cold.with_gc_move(gc_move)));
         Ok(())
+    }
+
+    /// Raises the gen of a bucket that the caller owns (`bch_inc_gen`); the new gen, and how far it
+    /// is from `last_gc`.
+    pub(crate) fn inc_gen(&self, bucket: BucketIndex) -> Result<(Gen, u8), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let raised = |cold: Cold| cold.with_gen(cold.bucket_gen().next());
+        let now = Self::update_cold(cold, |cold| Some(raised(cold)))
+            .map_or_else(|unchanged| unchanged, raised);
+        // At the limit it becomes barred.
+        let _stripe = self.stripe(index);
+        self.follow(hot, cold);
+        Ok((now.bucket_gen(), now.gc_gen()))
     }
 
     /// Takes a pin: until it is dropped, the bucket is not invalidated and its prio does not age.
