@@ -37,6 +37,16 @@ pub enum AllocError {
         /// The reserve that was asked, besides None.
         reserve: Reserve,
     },
+    /// More was waited for than the reserve ever holds.
+    #[error("{wanted} buckets were waited for in the {reserve:?} reserve, which holds {capacity}")]
+    NeverThatMany {
+        /// The reserve.
+        reserve: Reserve,
+        /// Buckets waited for.
+        wanted: usize,
+        /// Buckets that it can hold.
+        capacity: usize,
+    },
     /// The device failed: nothing is handed out any more.
     #[error("the cache device has failed; nothing is allocated on it")]
     Failed,
@@ -125,7 +135,7 @@ impl Shared {
     pub fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<BucketIndex, AllocError> {
         let mut reserves = lock(&self.state.reserves);
         loop {
-            if self.refiller.load(Ordering::SeqCst) == FAILED {
+            if self.has_failed() {
                 return Err(AllocError::Failed);
             }
             if let Some(bucket) = reserves.pop(reserve) {
@@ -146,13 +156,23 @@ impl Shared {
     }
 
     /// Waits until `reserve` holds `count` buckets: what a btree split checks before it takes locks
-    /// (`btree_check_reserve`).
+    /// (`btree_check_reserve`). A split that needs more than the reserve can hold would wait for ever
+    /// in the kernel (FORMAT.md §10.13); here that is an error.
     pub fn wait_for_reserve(&self, reserve: Reserve, count: usize) -> Result<(), AllocError> {
         let mut reserves = lock(&self.state.reserves);
-        while reserves.fifo(reserve).used() < count {
+        let capacity = reserves.fifo(reserve).capacity();
+        if count > capacity {
+            return Err(AllocError::NeverThatMany { reserve, wanted: count, capacity });
+        }
+        loop {
+            if self.has_failed() {
+                return Err(AllocError::Failed);
+            }
+            if reserves.fifo(reserve).used() >= count {
+                return Ok(());
+            }
             reserves = self.sleep(reserves, reserve)?;
         }
-        Ok(())
     }
 
     /// Sleeps until something was pushed, or fails when nobody would push.
@@ -323,11 +343,17 @@ impl Shared {
         }
     }
 
-    /// A thread begins to refill. A failure of the one before is forgotten.
-    pub(crate) fn thread_started(&self) {
+    /// A thread begins to refill. A failure of the one before is forgotten. False if one already
+    /// does: two would make the same `free_inc` ready for different chains.
+    #[must_use]
+    pub(crate) fn thread_started(&self) -> bool {
         let _reserves = lock(&self.state.reserves);
+        if self.has_thread() {
+            return false;
+        }
         *lock(&self.control) = Control::default();
         self.refiller.store(RUNNING, Ordering::SeqCst);
+        true
     }
 
     /// The thread has ended: those who wait are told.

@@ -103,6 +103,9 @@ pub enum ThreadError<E: std::error::Error + 'static> {
     /// It panicked.
     #[error("the allocator thread panicked")]
     Panicked,
+    /// There is one already.
+    #[error("the cache has an allocator thread already")]
+    AlreadyRunning,
     /// It could not be started.
     #[error("the allocator thread could not be started")]
     Spawn(#[source] std::io::Error),
@@ -119,10 +122,12 @@ type Join<Io> = JoinHandle<(Io, Result<(), ThreadError<<Io as AllocatorIo>::Erro
 impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
     /// Starts a thread that refills `shared`'s reserves through `io`.
     ///
-    /// A cache has at most one. It may be started again after it ended: what is in `free_inc` then
+    /// A cache has at most one: another is refused. It may be started again after it ended: what is in `free_inc` then
     /// is handed out only if it was ready before.
     pub fn start(shared: &Arc<Shared>, io: Io) -> Result<Self, ThreadError<Io::Error>> {
-        shared.thread_started();
+        if !shared.thread_started() {
+            return Err(ThreadError::AlreadyRunning);
+        }
         let of_thread = Arc::clone(shared);
         let join = Builder::new()
             .name("bcache_allocator".into())
