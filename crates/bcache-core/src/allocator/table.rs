@@ -270,6 +270,20 @@ impl BucketTable {
         self.update_hot(bucket, |hot| hot.with_prio(Prio::INITIAL)).map(drop)
     }
 
+    /// A cache hit through a pointer of gen `ptr_gen`. False, and nothing is changed, if it is stale:
+    /// the bucket may hold metadata by now, whose prio is no hit's to change.
+    pub fn hit_through(&self, bucket: BucketIndex, ptr_gen: Gen) -> Result<bool, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        // The gen rises under this lock before the bucket is anybody else's.
+        let _stripe = self.stripe(index);
+        let valid = Cold(cold.load(Ordering::SeqCst)).bucket_gen() == ptr_gen;
+        if valid {
+            let word = Hot(hot.load(Ordering::Relaxed)).with_prio(Prio::INITIAL);
+            hot.store(word.0, Ordering::Relaxed);
+        }
+        Ok(valid)
+    }
+
     /// Sets the prio of a bucket, as registration does for btree nodes (FORMAT.md §6.2).
     pub fn set_prio(&self, bucket: BucketIndex, prio: Prio) -> Result<(), TableError> {
         self.update_hot(bucket, |hot| hot.with_prio(prio)).map(drop)
