@@ -48,7 +48,7 @@ impl Setup {
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
+        DiskIo { shared, disk, writes_left, gc: Box::new(collect_in_thread) }
     }
 
     fn start(&self, writes_left: u32) -> AllocatorThread<DiskIo> {
@@ -170,23 +170,27 @@ fn a_freed_node_is_not_used_before_its_parent_is_written() {
         state.table().mark_key(bucket, Gen(0), mark, 8).unwrap();
     }
     state.gc_finish(&[]).unwrap();
+    state.table().pin(node).unwrap();
     let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
-    let gc = |shared: Arc<Shared>| {
-        thread::spawn(move || collect_keeping(&shared));
+    // When the first GC has ended, and so after the pass, the node is freed. No other GC begins
+    // before its parent is written, or some schedules would have them run for ever.
+    let (freed, disk) = (Arc::new(shuttle::sync::Mutex::new(false)), Arc::clone(&setup.disk));
+    let gc = move |shared: Arc<Shared>| {
+        let (freed, disk) = (Arc::clone(&freed), Arc::clone(&disk));
+        thread::spawn(move || {
+            let mut freed = freed.lock().unwrap();
+            collect_keeping(&shared);
+            if !std::mem::replace(&mut *freed, true) {
+                disk.lock().unwrap().freed_node = Some(node);
+                shared.block_prios();
+                shared.release(node).unwrap();
+                disk.lock().unwrap().freed_node = None;
+                shared.unblock_prios();
+            }
+        });
     };
-    let io = DiskIo { gc, ..setup.io(u32::MAX) };
+    let io = DiskIo { gc: Box::new(gc), ..setup.io(u32::MAX) };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
-    // What is freed before is the pass's to take.
-    while setup.shared.state().free_inc_contents().len() < SIZES.free_inc {
-        thread::yield_now();
-    }
-    setup.shared.state().table().pin(node).unwrap();
-    setup.disk.lock().unwrap().freed_node = Some(node);
-    setup.shared.block_prios();
-    setup.shared.release(node).unwrap();
-    thread::yield_now();
-    setup.disk.lock().unwrap().freed_node = None;
-    setup.shared.unblock_prios();
     allocate(&setup.shared, &setup.disk, 1);
     assert!(allocator.stop().is_ok());
     assert!(!setup.disk.lock().unwrap().freed_node_overwritten);

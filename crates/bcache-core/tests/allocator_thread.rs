@@ -44,7 +44,7 @@ impl Setup {
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
+        DiskIo { shared, disk, writes_left, gc: Box::new(collect_in_thread) }
     }
 
     /// Allocates until there is an error, checking that each bucket is safe to overwrite.
@@ -134,7 +134,7 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
     let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
     // The first GCs find every bucket referenced, as before.
     let io = DiskIo {
-        gc: |shared| {
+        gc: Box::new(|shared| {
             thread::spawn(move || {
                 shared.state().gc_start();
                 for bucket in (3..3000).map(BucketIndex) {
@@ -146,7 +146,7 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
                 thread::sleep(Duration::from_millis(1));
                 shared.gc_finished();
             });
-        },
+        }),
         ..setup.io(u32::MAX)
     };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
@@ -155,7 +155,7 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
     assert!(matches!(nothing, Err(AllocError::WouldBlock { .. })), "{nothing:?}");
     assert!(!setup.disk.lock().unwrap().has_prios());
     let io = allocator.stop().ok().unwrap();
-    let io = DiskIo { gc: collect_in_thread, ..io };
+    let io = DiskIo { gc: Box::new(collect_in_thread), ..io };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     collect(&setup.shared);
     assert_eq!(setup.allocate(100), (100, None));
@@ -202,7 +202,7 @@ fn freed_nodes_are_not_used_before_their_parents_are_written() {
         table.pin(node).unwrap();
         table.set_mark(node, Mark::Metadata).unwrap();
     }
-    let io = DiskIo { gc: collect_keeping_in_thread, ..setup.io(u32::MAX) };
+    let io = DiskIo { gc: Box::new(collect_keeping_in_thread), ..setup.io(u32::MAX) };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     wait_for_pass(&setup.shared);
     setup.shared.block_prios();
@@ -351,7 +351,7 @@ fn a_full_cache_goes_on_after_a_failed_journal_entry() {
         assert_eq!(state.initial_fill(), 3);
         let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
         let state = setup.shared.state();
-        let keeping = |io: DiskIo| DiskIo { gc: collect_keeping_in_thread, ..io };
+        let keeping = |io: DiskIo| DiskIo { gc: Box::new(collect_keeping_in_thread), ..io };
         let mut io = keeping(setup.io(u32::MAX));
         assert!(write_prios(state, &mut io).is_ok());
         let old = state.prio_chain().current().to_vec();

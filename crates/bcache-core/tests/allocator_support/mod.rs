@@ -77,7 +77,7 @@ pub(crate) struct DiskIo {
     /// Writes and flushes until one fails, and all after it.
     pub(crate) writes_left: u32,
     /// Runs a GC, in a thread of its own.
-    pub(crate) gc: fn(Arc<Shared>),
+    pub(crate) gc: Box<dyn Fn(Arc<Shared>) + Send>,
 }
 
 impl DiskIo {
