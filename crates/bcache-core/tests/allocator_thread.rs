@@ -342,6 +342,19 @@ fn a_hit_through_a_stale_pointer_changes_nothing() {
     assert_eq!(table.bucket(bucket).unwrap().prio, Prio::INITIAL);
 }
 
+/// A bucket, or why there is none; `WouldBlock` if there is none for long.
+fn next_bucket(shared: &Shared) -> Result<BucketIndex, AllocError> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match shared.bucket_alloc(Reserve::None, false) {
+            Err(AllocError::WouldBlock { .. }) if Instant::now() < end => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// The journal entry fails on a full cache, where the only buckets for the next chain are those of the
 /// chain before: which of the two is current is found out first.
 #[test]
@@ -372,21 +385,12 @@ fn a_full_cache_goes_on_after_a_failed_journal_entry() {
 
         // It fails once more: nothing is lost, and nothing handed out.
         let allocator = AllocatorThread::start(&setup.shared, keeping(setup.io(failing - 4)));
-        assert_eq!(setup.allocate(usize::MAX), (0, Some(AllocError::Failed)));
+        assert_eq!(next_bucket(&setup.shared), Err(AllocError::Failed));
         assert!(allocator.unwrap().stop().is_err());
         assert_eq!(state.prio_chain().current(), old);
 
         let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
-        let end = Instant::now() + Duration::from_secs(20);
-        let bucket = loop {
-            match setup.shared.bucket_alloc(Reserve::None, false) {
-                Ok(bucket) => break bucket,
-                Err(AllocError::WouldBlock { .. }) if Instant::now() < end => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Err(error) => panic!("{error}"),
-            }
-        };
+        let bucket = next_bucket(&setup.shared).unwrap();
         // The chain that was in doubt became current without making anything ready: that did the next.
         let bucket_gen = state.table().bucket_gen(bucket).unwrap();
         setup.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
