@@ -122,8 +122,9 @@ type Join<Io> = JoinHandle<(Io, Result<(), ThreadError<<Io as AllocatorIo>::Erro
 impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
     /// Starts a thread that refills `shared`'s reserves through `io`.
     ///
-    /// A cache has at most one: another is refused. It may be started again after it ended: what is in `free_inc` then
-    /// is handed out only if it was ready before.
+    /// A cache has at most one: another is refused. It may be started again after it ended: what is
+    /// in `free_inc` then is handed out only if it was ready before. What a failed journal entry left in
+    /// doubt is settled before the next chain of prio sets: see [`prios`](super::prios).
     pub fn start(shared: &Arc<Shared>, io: Io) -> Result<Self, ThreadError<Io::Error>> {
         if !shared.thread_started() {
             return Err(ThreadError::AlreadyRunning);
