@@ -160,6 +160,11 @@ fn blocked_prios_delay_and_do_not_lose_the_thread() {
     assert!(allocator.stop().is_ok());
 }
 
+/// Takes about as long as writing a chain.
+fn write_parent() {
+    (0..40).for_each(|_| thread::yield_now());
+}
+
 /// Too few buckets for a chain, while a btree node is freed whose parent is not written yet: that one
 /// goes only once it is.
 fn a_freed_node_is_not_used_before_its_parent_is_written() {
@@ -184,6 +189,7 @@ fn a_freed_node_is_not_used_before_its_parent_is_written() {
                 disk.lock().unwrap().freed_node = Some(node);
                 shared.block_prios();
                 shared.release(node).unwrap();
+                write_parent();
                 disk.lock().unwrap().freed_node = None;
                 shared.unblock_prios();
             }
@@ -194,6 +200,33 @@ fn a_freed_node_is_not_used_before_its_parent_is_written() {
     allocate(&setup.shared, &setup.disk, 1);
     assert!(allocator.stop().is_ok());
     assert!(!setup.disk.lock().unwrap().freed_node_overwritten);
+    setup.shared.state().check().unwrap();
+}
+
+/// A btree node is freed while a chain is written: no entry makes its new gen current before the parent
+/// is written.
+fn a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent() {
+    let setup = Setup::new();
+    let node = setup.shared.bucket_alloc(Reserve::Btree, false).unwrap();
+    let allocator = setup.start(u32::MAX);
+    let (shared, disk) = (Arc::clone(&setup.shared), Arc::clone(&setup.disk));
+    let freeing = thread::spawn(move || {
+        let before = shared.state().table().bucket_gen(node).unwrap();
+        shared.block_prios();
+        {
+            let mut disk = disk.lock().unwrap();
+            (disk.freed_node, disk.freed_node_gen) = (Some(node), before);
+        }
+        shared.state().inc_gen(node).unwrap();
+        shared.release(node).unwrap();
+        write_parent();
+        disk.lock().unwrap().freed_node = None;
+        shared.unblock_prios();
+    });
+    allocate(&setup.shared, &setup.disk, 2);
+    freeing.join().unwrap();
+    assert!(allocator.stop().is_ok());
+    assert!(!setup.disk.lock().unwrap().freed_node_stale);
     setup.shared.state().check().unwrap();
 }
 
@@ -265,13 +298,14 @@ fn sectors_are_given_once() {
 
 type Scenario = fn();
 
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("a lone allocation is woken", a_lone_allocation_is_woken),
     ("allocations wait and are safe", allocations_wait_and_are_safe),
     ("a failing device fails those who wait", a_failing_device_fails_those_who_wait),
     ("stopping wakes and restarting resumes", stopping_wakes_and_restarting_resumes),
     ("blocked prios delay the thread", blocked_prios_delay_and_do_not_lose_the_thread),
     ("a freed node waits for its parent", a_freed_node_is_not_used_before_its_parent_is_written),
+    ("a gen waits for the parent", a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent),
     ("a pin keeps a bucket", a_pin_keeps_a_bucket),
     ("sectors are given once", sectors_are_given_once),
 ];

@@ -4,7 +4,7 @@
 //! A  hand out what is ready in free_inc, discarding on the way; wait while the reserves are full
 //! B  wait for valid marks and for anything to invalidate; one pass fills free_inc
 //! C  wait while prios must not be written
-//! D  write a chain of prio sets, flush, write the journal entry that names it, flush
+//! D  write a chain of prio sets, flush, wait as in C, write the journal entry that names it, flush
 //!    now, and not before, is what is in free_inc ready
 //! ```
 //!
@@ -315,8 +315,17 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
     fn write_prios(&mut self) -> Result<(), End<Io::Error>> {
         loop {
             self.io.observe(Event::PrioWriteBegins);
-            let mut journal_tried = false;
-            match try_write_prios(self.shared.state(), self.io, &mut journal_tried) {
+            let mut written = write_sets(self.shared.state(), self.io);
+            let journal_tried = written.is_ok();
+            if journal_tried {
+                // The sets may have gens of btree nodes that were freed while they were written.
+                if let Err(stop) = self.wait_for_btree() {
+                    self.shared.state().prio_write_abort(false)?;
+                    return Err(stop);
+                }
+                written = write_entry(self.shared.state(), self.io);
+            }
+            match written {
                 Ok(()) => {
                     self.shared.state().prio_write_commit()?;
                     self.io.observe(Event::PrioWriteEnded);
@@ -346,15 +355,20 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
 }
 
 /// Writes a chain of prio sets at once and makes it current, outside the thread: to bring a cache into
-/// use, and to have its newest prios on the device when it is put down. No thread may run.
+/// use, and to have its newest prios on the device when it is put down. No thread may run, and prios
+/// not be blocked.
 ///
 /// Nothing of `free_inc` becomes ready by it.
 pub fn write_prios<Io: AllocatorIo>(
     state: &State,
     io: &mut Io,
 ) -> Result<(), WriteError<Io::Error>> {
-    let mut journal_tried = false;
-    match try_write_prios(state, io, &mut journal_tried) {
+    let mut written = write_sets(state, io);
+    let journal_tried = written.is_ok();
+    if journal_tried {
+        written = write_entry(state, io);
+    }
+    match written {
         Ok(()) => Ok(state.prio_write_commit()?),
         Err(error) => {
             state.prio_write_abort(journal_tried)?;
@@ -374,11 +388,8 @@ fn settle_doubt<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), Write
     Ok(state.prio_doubt_settled()?)
 }
 
-fn try_write_prios<Io: AllocatorIo>(
-    state: &State,
-    io: &mut Io,
-    journal_tried: &mut bool,
-) -> Result<(), WriteError<Io::Error>> {
+/// Writes the sets of a new chain, and makes them durable.
+fn write_sets<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
     settle_doubt(state, io)?;
     state.prio_write_begin()?;
     while let Some(set) = state.prio_write_next()? {
@@ -387,8 +398,12 @@ fn try_write_prios<Io: AllocatorIo>(
     if !planted::is(Bug::SkippedFlush) {
         io.flush().map_err(WriteError::Io)?;
     }
+    Ok(())
+}
+
+/// Writes the journal entry that makes them current.
+fn write_entry<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
     if let Some(head) = state.prio_write_head() {
-        *journal_tried = true;
         io.write_journal_entry(head).map_err(WriteError::Io)?;
         io.flush().map_err(WriteError::Io)?;
     }

@@ -31,6 +31,10 @@ pub(crate) struct Disk {
     pub(crate) freed_node: Option<BucketIndex>,
     /// The bucket of such a node was written to: after a crash the parent would lead to garbage.
     pub(crate) freed_node_overwritten: bool,
+    /// The gen with which the parent points to it. An entry led to a newer one: after a crash the
+    /// parent's pointer would be stale.
+    pub(crate) freed_node_gen: Gen,
+    pub(crate) freed_node_stale: bool,
 }
 
 impl Disk {
@@ -124,6 +128,12 @@ impl AllocatorIo for DiskIo {
         for _ in 0..disk.chain_len {
             let set = &disk.sets[&at];
             let (durable, next) = (set.durable, set.next);
+            if let Some(node) = disk.freed_node {
+                let place = usize::try_from(node.0.wrapping_sub(set.first_entry)).ok();
+                let found = place.and_then(|place| set.gens.get(place));
+                let stale = found.is_some_and(|found| found.gen_after(disk.freed_node_gen) != 0);
+                disk.freed_node_stale |= stale;
+            }
             disk.entry_before_sets |= !durable;
             at = next;
         }
