@@ -14,12 +14,12 @@ use bcache_core::allocator::{
     AllocError, AllocatorThread, Config, Mark, Reserve, SectorAllocator, SectorRequest, Shared,
     Sizes, State,
 };
-use bcache_core::units::{BucketIndex, Geometry, Sectors};
+use bcache_core::units::{BucketIndex, Gen, Geometry, Sectors};
 use shuttle::thread;
 
 mod allocator_support;
 
-use allocator_support::{DeviceFailed, Disk, DiskIo, collect};
+use allocator_support::{DeviceFailed, Disk, DiskIo, collect, collect_keeping};
 
 const NBUCKETS: u64 = 14;
 
@@ -32,12 +32,15 @@ struct Setup {
     disk: Arc<Mutex<Disk>>,
 }
 
+const SIZES: Sizes = Sizes { btree: 1, prio: 1, moving_gc: 1, none: 1, free_inc: 2, heap: 4 };
+
+fn config() -> Config {
+    Config::new(Geometry::new(NBUCKETS, 1, Sectors(16), Sectors(8)).unwrap())
+}
+
 impl Setup {
     fn new() -> Self {
-        let geometry = Geometry::new(NBUCKETS, 1, Sectors(16), Sectors(8)).unwrap();
-        let config = Config::new(geometry);
-        let sizes = Sizes { btree: 1, prio: 1, moving_gc: 1, none: 1, free_inc: 2, heap: 4 };
-        let state = State::of_model(config, sizes).unwrap();
+        let state = State::of_model(config(), SIZES).unwrap();
         state.gc_finish(&[]).unwrap();
         state.initial_fill();
         Self { shared: Shared::new(state), disk: Arc::default() }
@@ -45,7 +48,7 @@ impl Setup {
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
+        DiskIo { shared, disk, writes_left, gc: Box::new(collect_in_thread) }
     }
 
     fn start(&self, writes_left: u32) -> AllocatorThread<DiskIo> {
@@ -157,6 +160,76 @@ fn blocked_prios_delay_and_do_not_lose_the_thread() {
     assert!(allocator.stop().is_ok());
 }
 
+/// Takes about as long as writing a chain.
+fn write_parent() {
+    (0..40).for_each(|_| thread::yield_now());
+}
+
+/// Too few buckets for a chain, while a btree node is freed whose parent is not written yet: that one
+/// goes only once it is.
+fn a_freed_node_is_not_used_before_its_parent_is_written() {
+    let state = State::of_model(config(), SIZES).unwrap();
+    let node = BucketIndex(4);
+    for bucket in (1..NBUCKETS).map(BucketIndex) {
+        let mark = if bucket == node { Mark::Metadata } else { Mark::Reclaimable };
+        state.table().mark_key(bucket, Gen(0), mark, 8).unwrap();
+    }
+    state.gc_finish(&[]).unwrap();
+    state.table().pin(node).unwrap();
+    let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+    // When the first GC has ended, and so after the pass, the node is freed. No other GC begins
+    // before its parent is written, or some schedules would have them run for ever.
+    let (freed, disk) = (Arc::new(shuttle::sync::Mutex::new(false)), Arc::clone(&setup.disk));
+    let gc = move |shared: Arc<Shared>| {
+        let (freed, disk) = (Arc::clone(&freed), Arc::clone(&disk));
+        thread::spawn(move || {
+            let mut freed = freed.lock().unwrap();
+            collect_keeping(&shared);
+            if !std::mem::replace(&mut *freed, true) {
+                disk.lock().unwrap().freed_node = Some(node);
+                shared.block_prios();
+                shared.release(node).unwrap();
+                write_parent();
+                disk.lock().unwrap().freed_node = None;
+                shared.unblock_prios();
+            }
+        });
+    };
+    let io = DiskIo { gc: Box::new(gc), ..setup.io(u32::MAX) };
+    let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+    allocate(&setup.shared, &setup.disk, 1);
+    assert!(allocator.stop().is_ok());
+    assert!(!setup.disk.lock().unwrap().freed_node_overwritten);
+    setup.shared.state().check().unwrap();
+}
+
+/// A btree node is freed while a chain is written: no entry makes its new gen current before the parent
+/// is written.
+fn a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent() {
+    let setup = Setup::new();
+    let node = setup.shared.bucket_alloc(Reserve::Btree, false).unwrap();
+    let allocator = setup.start(u32::MAX);
+    let (shared, disk) = (Arc::clone(&setup.shared), Arc::clone(&setup.disk));
+    let freeing = thread::spawn(move || {
+        let before = shared.state().table().bucket_gen(node).unwrap();
+        shared.block_prios();
+        {
+            let mut disk = disk.lock().unwrap();
+            (disk.freed_node, disk.freed_node_gen) = (Some(node), before);
+        }
+        shared.state().inc_gen(node).unwrap();
+        shared.release(node).unwrap();
+        write_parent();
+        disk.lock().unwrap().freed_node = None;
+        shared.unblock_prios();
+    });
+    allocate(&setup.shared, &setup.disk, 2);
+    freeing.join().unwrap();
+    assert!(allocator.stop().is_ok());
+    assert!(!setup.disk.lock().unwrap().freed_node_stale);
+    setup.shared.state().check().unwrap();
+}
+
 /// Passes, pins, hits, marks and rescalings at once: a pinned bucket keeps its gen.
 fn a_pin_keeps_a_bucket() {
     let setup = Setup::new();
@@ -225,12 +298,14 @@ fn sectors_are_given_once() {
 
 type Scenario = fn();
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("a lone allocation is woken", a_lone_allocation_is_woken),
     ("allocations wait and are safe", allocations_wait_and_are_safe),
     ("a failing device fails those who wait", a_failing_device_fails_those_who_wait),
     ("stopping wakes and restarting resumes", stopping_wakes_and_restarting_resumes),
     ("blocked prios delay the thread", blocked_prios_delay_and_do_not_lose_the_thread),
+    ("a freed node waits for its parent", a_freed_node_is_not_used_before_its_parent_is_written),
+    ("a gen waits for the parent", a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent),
     ("a pin keeps a bucket", a_pin_keeps_a_bucket),
     ("sectors are given once", sectors_are_given_once),
 ];
@@ -247,7 +322,8 @@ fn every_schedule_tried_is_sound() {
     }
 }
 
-const BUGS: [Bug; 5] = [
+const BUGS: [Bug; 6] = [
+    Bug::BlockedFill,
     Bug::EarlyHandOut,
     Bug::LateAnnouncement,
     Bug::NoWakeUp,

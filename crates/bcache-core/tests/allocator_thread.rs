@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bcache_core::allocator::set::OneCache;
-use bcache_core::allocator::thread::ThreadError;
+use bcache_core::allocator::thread::{ThreadError, write_prios};
 use bcache_core::allocator::{
     AllocError, AllocatorThread, CacheSet, Config, Lifecycle, Mark, Policy, Reserve,
     SectorAllocator, SectorRequest, Shared, State,
@@ -15,7 +15,7 @@ use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 
 mod allocator_support;
 
-use allocator_support::{DeviceFailed, Disk, DiskIo, collect};
+use allocator_support::{DeviceFailed, Disk, DiskIo, collect, collect_keeping};
 
 /// Three prio sets a chain.
 fn config(nbuckets: u64) -> Config {
@@ -44,7 +44,7 @@ impl Setup {
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        DiskIo { shared, disk, writes_left, gc: collect_in_thread }
+        DiskIo { shared, disk, writes_left, gc: Box::new(collect_in_thread) }
     }
 
     /// Allocates until there is an error, checking that each bucket is safe to overwrite.
@@ -129,17 +129,12 @@ fn stopping_fails_those_who_wait_and_keeps_what_was_not_durable() {
 /// as GC finds some, everything moves.
 #[test]
 fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
-    let state = State::new(config(3000)).unwrap();
-    for bucket in (3..3000).map(BucketIndex) {
-        state.table().load(bucket, Prio(1000), Gen(7)).unwrap();
-        state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
-    }
-    state.gc_finish(&[]).unwrap();
+    let state = full_state(config(3000), &[]);
     assert_eq!(state.initial_fill(), 0);
     let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
     // The first GCs find every bucket referenced, as before.
     let io = DiskIo {
-        gc: |shared| {
+        gc: Box::new(|shared| {
             thread::spawn(move || {
                 shared.state().gc_start();
                 for bucket in (3..3000).map(BucketIndex) {
@@ -151,7 +146,7 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
                 thread::sleep(Duration::from_millis(1));
                 shared.gc_finished();
             });
-        },
+        }),
         ..setup.io(u32::MAX)
     };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
@@ -160,12 +155,250 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
     assert!(matches!(nothing, Err(AllocError::WouldBlock { .. })), "{nothing:?}");
     assert!(!setup.disk.lock().unwrap().has_prios());
     let io = allocator.stop().ok().unwrap();
-    let io = DiskIo { gc: collect_in_thread, ..io };
+    let io = DiskIo { gc: Box::new(collect_in_thread), ..io };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     collect(&setup.shared);
     assert_eq!(setup.allocate(100), (100, None));
     assert!(allocator.stop().is_ok());
     setup.shared.state().check().unwrap();
+}
+
+/// Every bucket holds data but `unmarked`, which nothing points to.
+fn full_state(config: Config, unmarked: &[u64]) -> State {
+    let state = State::new(config).unwrap();
+    let first = config.geometry.first_bucket().0;
+    for bucket in (first..config.geometry.nbuckets()).filter(|bucket| !unmarked.contains(bucket)) {
+        let bucket = BucketIndex(bucket);
+        state.table().load(bucket, Prio(1000), Gen(7)).unwrap();
+        state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
+    }
+    state.gc_finish(&[]).unwrap();
+    state
+}
+
+fn collect_keeping_in_thread(shared: Arc<Shared>) {
+    thread::spawn(move || {
+        collect_keeping(&shared);
+        // Whoever needs one after the other without end is not to take the whole processor.
+        thread::sleep(Duration::from_millis(1));
+    });
+}
+
+/// Waits until `free_inc` is full: what is freed after that can only go to the reserves.
+fn wait_for_pass(shared: &Shared) {
+    while shared.state().free_inc_contents().len() < shared.state().sizes().free_inc {
+        thread::yield_now();
+    }
+}
+
+/// A full cache whose only buckets for a chain are btree nodes that were freed, and whose parents
+/// are not written yet.
+#[test]
+fn freed_nodes_are_not_used_before_their_parents_are_written() {
+    let setup = Setup { shared: Shared::new(full_state(config(3000), &[])), disk: Arc::default() };
+    let table = setup.shared.state().table();
+    let nodes = [100, 101, 102].map(BucketIndex);
+    for node in nodes {
+        table.pin(node).unwrap();
+        table.set_mark(node, Mark::Metadata).unwrap();
+    }
+    let io = DiskIo { gc: Box::new(collect_keeping_in_thread), ..setup.io(u32::MAX) };
+    let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+    wait_for_pass(&setup.shared);
+    setup.shared.block_prios();
+    nodes.into_iter().try_for_each(|node| setup.shared.release(node)).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    collect_keeping(&setup.shared);
+    thread::sleep(Duration::from_millis(20));
+    for node in nodes {
+        assert_eq!(setup.shared.state().lifecycle(node).unwrap(), Lifecycle::InUse);
+    }
+    assert!(!setup.disk.lock().unwrap().has_prios());
+    setup.shared.unblock_prios();
+    assert_eq!(setup.allocate(1), (1, None));
+    assert!(allocator.stop().is_ok());
+    setup.shared.state().check().unwrap();
+}
+
+/// While a GC runs, what it has not come to yet has no mark, and may hold anything.
+#[test]
+fn the_reserves_are_not_filled_while_a_gc_runs() {
+    let mut config = config(3000);
+    config.reclaim_in_gc = true;
+    let state = full_state(config, &[]);
+    state.gc_start();
+    assert_eq!((state.initial_fill(), state.fill_unreferenced()), (0, 0));
+    state.gc_finish(&[]).unwrap();
+    assert!(state.fill_unreferenced() > 0);
+}
+
+/// What is put into a bucket while a GC runs was not there when it began.
+#[test]
+fn a_bucket_is_invalidated_once_while_a_gc_runs() {
+    let mut config = config(3000);
+    config.reclaim_in_gc = true;
+    let state = full_state(config, &[]);
+    state.gc_start();
+    state.invalidate_buckets().unwrap();
+    state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+    while state.reserve_used(Reserve::Btree) == 0 {
+        state.hand_out();
+    }
+    let bucket = state.bucket_alloc(Reserve::Btree).unwrap().unwrap();
+    state.bucket_free(bucket).unwrap();
+    state.table().unpin(bucket).unwrap();
+    assert_eq!(state.table().can_invalidate(bucket), Ok(false));
+    assert_eq!(state.table().can_invalidate(BucketIndex(2000)), Ok(true));
+    state.gc_finish(&[]).unwrap();
+    assert_eq!(state.table().can_invalidate(bucket), Ok(true));
+    state.check().unwrap();
+}
+
+/// A pointer that is stale now is none after a crash that brings the old gen back.
+#[test]
+fn a_bucket_with_stale_pointers_is_not_unreferenced() {
+    let (stale, risen, unmarked) = (BucketIndex(10), BucketIndex(11), BucketIndex(12));
+    let state = full_state(config(3000), &[stale.0, risen.0, unmarked.0]);
+    assert_eq!(state.table().mark_key(stale, Gen(255), Mark::Reclaimable, 8), Ok(1));
+    state.table().pin(risen).unwrap();
+    state.inc_gen(risen).unwrap();
+    state.table().unpin(risen).unwrap();
+    assert_eq!(state.fill_unreferenced(), 1);
+    assert_eq!(state.reserve_contents(Reserve::Prio), [unmarked]);
+    // At registration the gens are those of the device.
+    assert_eq!(state.initial_fill(), 2);
+}
+
+/// What falls due while the thread is in I/O is one rescaling each, and all are done.
+#[test]
+fn rescalings_that_fall_due_while_the_thread_is_busy_all_count() {
+    let setup = Setup::new(config(3000));
+    let bucket = BucketIndex(2000);
+    setup.shared.state().table().set_prio(bucket, Prio(1000)).unwrap();
+    // As many as this sector count makes due, one each.
+    let interval = u32::try_from(3000 * 8 / 1024 + 1).unwrap();
+    // The device is busy until it gets its lock back.
+    let device = Arc::clone(&setup.disk);
+    let busy = device.lock().unwrap();
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+    // By then the thread waits for the device.
+    while setup.shared.state().prio_chain().seq() == 0 {
+        thread::yield_now();
+    }
+    let due = (0..7).filter(|_| setup.shared.account_io(interval)).count();
+    assert_eq!(due, 7);
+    drop(busy);
+    while setup.shared.state().table().bucket(bucket).unwrap().prio == Prio(1000) {
+        thread::yield_now();
+    }
+    assert!(allocator.stop().is_ok());
+    assert_eq!(setup.shared.state().table().bucket(bucket).unwrap().prio, Prio(1000 - 7));
+    // The others had 0.
+    assert_eq!(setup.shared.state().set().min_prio(), 1000 - 7);
+}
+
+#[test]
+fn a_cache_has_one_thread_at_a_time() {
+    let setup = Setup::new(config(3000));
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+    let second = AllocatorThread::start(&setup.shared, setup.io(u32::MAX));
+    assert!(matches!(second, Err(ThreadError::AlreadyRunning)));
+    assert!(setup.shared.has_thread());
+    assert_eq!(setup.allocate(50), (50, None));
+    let io = allocator.stop().ok().unwrap();
+    let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+    assert_eq!(setup.allocate(50), (50, None));
+    assert!(allocator.stop().is_ok());
+}
+
+#[test]
+fn who_waits_for_a_reserve_gets_it_or_an_error() {
+    let setup = Setup::new(config(3000));
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(40)).unwrap();
+    let capacity = setup.shared.state().sizes().btree;
+    let reserve = Reserve::Btree;
+    assert_eq!(setup.shared.wait_for_reserve(reserve, capacity), Ok(()));
+    assert_eq!(
+        setup.shared.wait_for_reserve(reserve, capacity + 1),
+        Err(AllocError::NeverThatMany { reserve, wanted: capacity + 1, capacity })
+    );
+    assert_eq!(setup.allocate(usize::MAX).1, Some(AllocError::Failed));
+    assert_eq!(setup.shared.state().reserve_used(reserve), capacity);
+    assert_eq!(setup.shared.wait_for_reserve(reserve, capacity), Err(AllocError::Failed));
+    drop(allocator);
+}
+
+#[test]
+fn a_hit_through_a_stale_pointer_changes_nothing() {
+    let setup = Setup::new(config(3000));
+    let state = setup.shared.state();
+    let bucket = state.bucket_alloc(Reserve::Prio).unwrap().unwrap();
+    let table = state.table();
+    let bucket_gen = table.bucket_gen(bucket).unwrap();
+    let old = Gen(bucket_gen.0.wrapping_sub(1));
+    assert_eq!(table.hit_through(bucket, old), Ok(false));
+    assert_eq!(table.bucket(bucket).unwrap().prio, Prio::BTREE);
+    assert_eq!(table.hit_through(bucket, bucket_gen), Ok(true));
+    assert_eq!(table.bucket(bucket).unwrap().prio, Prio::INITIAL);
+}
+
+/// A bucket, or why there is none; `WouldBlock` if there is none for long.
+fn next_bucket(shared: &Shared) -> Result<BucketIndex, AllocError> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match shared.bucket_alloc(Reserve::None, false) {
+            Err(AllocError::WouldBlock { .. }) if Instant::now() < end => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The journal entry fails on a full cache, where the only buckets for the next chain are those of the
+/// chain before: which of the two is current is found out first.
+#[test]
+fn a_full_cache_goes_on_after_a_failed_journal_entry() {
+    for failing in [4, 5] {
+        let state = full_state(config(3000), &[3, 4, 5]);
+        assert_eq!(state.initial_fill(), 3);
+        let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+        let state = setup.shared.state();
+        let keeping = |io: DiskIo| DiskIo { gc: Box::new(collect_keeping_in_thread), ..io };
+        let mut io = keeping(setup.io(u32::MAX));
+        assert!(write_prios(state, &mut io).is_ok());
+        let old = state.prio_chain().current().to_vec();
+        // Three more, for one chain; then all is full.
+        let next = [6, 7, 8].map(BucketIndex);
+        for bucket in next {
+            state.bucket_free(bucket).unwrap();
+        }
+        assert_eq!(state.fill_unreferenced(), 3);
+
+        // Three sets and a flush; then the entry or its flush fails.
+        let allocator = AllocatorThread::start(&setup.shared, keeping(setup.io(failing))).unwrap();
+        assert_eq!(setup.allocate(usize::MAX), (0, Some(AllocError::Failed)));
+        assert!(allocator.stop().is_err());
+        assert_eq!(state.prio_chain().current(), old);
+        assert_eq!(state.prio_chain().in_doubt(), Some(&next.map(|b| BucketIndex(14 - b.0))[..]));
+        assert_eq!(state.reserve_used(Reserve::Prio) + state.reserve_used(Reserve::None), 0);
+
+        // It fails once more: nothing is lost, and nothing handed out.
+        let allocator = AllocatorThread::start(&setup.shared, keeping(setup.io(failing - 4)));
+        assert_eq!(next_bucket(&setup.shared), Err(AllocError::Failed));
+        assert!(allocator.unwrap().stop().is_err());
+        assert_eq!(state.prio_chain().current(), old);
+
+        let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+        let bucket = next_bucket(&setup.shared).unwrap();
+        // The chain that was in doubt became current without making anything ready: that did the next.
+        let bucket_gen = state.table().bucket_gen(bucket).unwrap();
+        setup.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
+        setup.shared.release(bucket).unwrap();
+        assert_eq!(state.prio_chain().in_doubt(), None);
+        assert!(allocator.stop().is_ok());
+        state.check().unwrap();
+    }
 }
 
 #[test]

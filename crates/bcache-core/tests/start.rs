@@ -1,11 +1,13 @@
 //! A cache set in use on devices that lose power or fail: what its thread wrote, read again.
 #![cfg(not(feature = "model"))]
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
+use bcache_core::allocator::sectors::BucketSource;
 use bcache_core::allocator::thread::ThreadError;
-use bcache_core::allocator::{AllocError, AllocatorThread, Mark, Reserve};
+use bcache_core::allocator::{AllocError, AllocatorThread, Config, Mark, Reserve, SetPointer};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, Trigger};
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
@@ -15,52 +17,94 @@ use bcache_core::layout::superblock::{
 use bcache_core::ops::check::{CheckOptions, Registration, check};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::ops::start::{Member, RunningSet, StartError};
-use bcache_core::units::{BucketIndex, Gen, Sectors};
+use bcache_core::units::Sectors;
 use uuid::Uuid;
 
-/// Two prio sets a chain.
-const NBUCKETS: u64 = 2048;
 const BUCKET_SIZE: Sectors = Sectors(8);
-/// Buckets that a run allocates: enough for several passes.
-const ALLOCATIONS: usize = 120;
 
-fn formatted(discard: bool) -> (MemoryDevice, Superblock) {
+/// What kind of caches a run is on, and what it does with them.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    nbuckets: u64,
+    replacement: Replacement,
+    discard: bool,
+    reclaim_in_gc: bool,
+    /// Caches of the set. Each allocation takes a bucket on each.
+    caches: usize,
+    /// How many of the newest allocations keep their keys, for a GC to find.
+    keys: usize,
+    allocations: usize,
+}
+
+/// Nothing is kept, so that a GC finds every bucket free. Two prio sets a chain, and enough
+/// allocations for several passes.
+const CHURN: Shape = Shape {
+    nbuckets: 2048,
+    replacement: Replacement::Fifo,
+    discard: false,
+    reclaim_in_gc: false,
+    caches: 1,
+    keys: 0,
+    allocations: 120,
+};
+
+/// Half of what a small cache holds is kept.
+const KEPT: Shape = Shape {
+    nbuckets: 600,
+    replacement: Replacement::Lru,
+    reclaim_in_gc: true,
+    keys: 300,
+    allocations: 620,
+    ..CHURN
+};
+
+/// Everything that was not invalidated is kept: every bucket holds data in the end.
+const FULL: Shape = Shape { keys: usize::MAX, allocations: 640, ..KEPT };
+
+fn formatted(shape: Shape) -> (MemoryDevice, Superblock) {
     let superblock = Superblock::new_cache(&CacheParams {
         uuid: Uuid::from_u128(1),
         set_uuid: Uuid::from_u128(2),
         label: Label::default(),
-        nbuckets: NBUCKETS,
+        nbuckets: shape.nbuckets,
         bucket_size: BUCKET_SIZE,
         block_size: 1,
-        replacement: Replacement::Fifo,
-        discard,
+        replacement: shape.replacement,
+        discard: shape.discard,
     });
-    let device = MemoryDevice::new(NBUCKETS * BUCKET_SIZE.bytes());
+    let device = MemoryDevice::new(shape.nbuckets * BUCKET_SIZE.bytes());
     device.write_at(SB_OFFSET_BYTES, superblock.as_bytes()).unwrap();
     (device, superblock)
 }
+
+type Devices = Vec<Arc<dyn BlockDevice>>;
 
 /// What a run did before it ended.
 #[derive(Debug, Default)]
 struct Ran {
     /// Buckets that were handed out, with their gens.
-    handed_out: Vec<(BucketIndex, Gen)>,
+    handed_out: Vec<SetPointer>,
     start_failed: bool,
     thread_failed: bool,
     alloc_failed: bool,
+    /// A journal entry failed that may be durable all the same.
+    in_doubt: bool,
     prio_writes: u64,
 }
 
-/// Brings a cache into use and allocates until `ALLOCATIONS` or an error, writing to each bucket.
-fn run(device: &Arc<dyn BlockDevice>, superblock: &Superblock) -> Ran {
-    run_and(device, superblock, false)
+/// Brings caches into use and allocates as `shape` says, or until an error, writing to each bucket.
+fn run(devices: &Devices, superblock: &Superblock, shape: Shape) -> Ran {
+    run_and(devices, superblock, shape, 0)
 }
 
-/// The same; with `again`, a thread that failed is started once more.
-fn run_and(device: &Arc<dyn BlockDevice>, superblock: &Superblock, again: bool) -> Ran {
+/// The same; after a failure the threads are started once more, for `again` allocations.
+fn run_and(devices: &Devices, superblock: &Superblock, shape: Shape, again: usize) -> Ran {
     let mut ran = Ran::default();
-    let member = Member { device: Arc::clone(device), superblock: superblock.clone() };
-    let set = match RunningSet::start(vec![member], |_| {}, &mut || 0x5eed) {
+    let member =
+        |device: &Arc<_>| Member { device: Arc::clone(device), superblock: superblock.clone() };
+    let members = devices.iter().map(member).collect();
+    let configure = |config: &mut Config| config.reclaim_in_gc = shape.reclaim_in_gc;
+    let set = match RunningSet::start(members, configure, &mut || 0x5eed) {
         Ok(set) => Arc::new(set),
         Err(StartError::Device(_) | StartError::Prios { .. }) => {
             ran.start_failed = true;
@@ -68,38 +112,73 @@ fn run_and(device: &Arc<dyn BlockDevice>, superblock: &Superblock, again: bool) 
         }
         Err(error) => panic!("{error:?}"),
     };
-    allocate(&set, device, ALLOCATIONS, &mut ran);
-    if ran.thread_failed && again {
+    let keys = Arc::default();
+    allocate(&set, devices, shape, &keys, &mut ran);
+    if ran.thread_failed && again > 0 {
         ran.thread_failed = false;
-        // So few that the first entries after the failure are the newest at the end.
-        allocate(&set, device, ALLOCATIONS / 6, &mut ran);
+        allocate(&set, devices, Shape { allocations: again, ..shape }, &keys, &mut ran);
     }
     ran
 }
 
-/// Starts the thread and allocates until `most` buckets or an error.
-fn allocate(set: &Arc<RunningSet>, device: &Arc<dyn BlockDevice>, most: usize, ran: &mut Ran) {
+/// The keys of the data that is kept, oldest first.
+type Keys = Mutex<VecDeque<SetPointer>>;
+
+/// A GC: marks what keys point to, and forgets those that are stale.
+fn collect(set: &RunningSet, keys: &Keys) {
+    let allocator = set.allocator();
+    allocator.gc_start();
+    keys.lock().unwrap().retain(|key| {
+        let table = allocator.cache(key.device).unwrap().state().table();
+        !allocator.is_stale(key)
+            && table.mark_key(key.bucket, key.bucket_gen, Mark::Reclaimable, 8) == Ok(0)
+    });
+    allocator.gc_finish(&set.metadata_marks()).unwrap();
+}
+
+/// Starts the threads and allocates until the shape's number of times or an error.
+fn allocate(
+    set: &Arc<RunningSet>,
+    devices: &Devices,
+    shape: Shape,
+    keys: &Arc<Keys>,
+    ran: &mut Ran,
+) {
     let (wake, woken) = mpsc::channel();
-    let of_collector = Arc::clone(set);
-    // Nothing is kept, so that a GC finds every bucket free.
+    let (of_collector, collected) = (Arc::clone(set), Arc::clone(keys));
     let collector = std::thread::spawn(move || {
         while woken.recv().is_ok() {
-            of_collector.allocator().gc_start();
-            of_collector.allocator().gc_finish(&of_collector.metadata_marks()).unwrap();
+            collect(&of_collector, &collected);
         }
     });
-    let shared = Arc::clone(&set.allocator().caches()[0]);
-    let io = set.io(0, Arc::new(move || wake.send(()).unwrap_or(()))).unwrap();
-    let allocator = AllocatorThread::start(&shared, io).unwrap();
-    for _ in 0..most {
-        match shared.bucket_alloc(Reserve::None, true) {
-            Ok(bucket) => {
-                let bucket_gen = shared.state().table().bucket_gen(bucket).unwrap();
-                ran.handed_out.push((bucket, bucket_gen));
-                let byte = bucket.0 * BUCKET_SIZE.bytes();
-                let wrote = device.write_at(byte, &[0xda; 512]);
-                shared.release(bucket).unwrap();
-                if wrote.is_err() {
+    let caches = set.allocator().caches();
+    let start = |(device, cache)| {
+        let wake = wake.clone();
+        let io = set.io(device, Arc::new(move || wake.send(()).unwrap_or(()))).unwrap();
+        AllocatorThread::start(cache, io).unwrap()
+    };
+    let threads: Vec<_> = caches.iter().enumerate().map(start).collect();
+    drop(wake);
+    for _ in 0..shape.allocations {
+        match set.allocator().bucket_alloc_set(Reserve::None, shape.caches, true) {
+            Ok(pointers) => {
+                ran.handed_out.extend(&pointers);
+                let wrote = pointers.iter().all(|pointer| {
+                    let byte = pointer.bucket.0 * BUCKET_SIZE.bytes();
+                    devices[usize::from(pointer.device)].write_at(byte, &[0xda; 512]).is_ok()
+                });
+                if shape.keys == 0 {
+                    set.allocator().release_set(&pointers).unwrap();
+                } else {
+                    let mut keys = keys.lock().unwrap();
+                    keys.extend(&pointers);
+                    while keys.len() > shape.keys {
+                        keys.pop_front();
+                    }
+                    drop(keys);
+                    pointers.iter().try_for_each(|key| set.allocator().unpin(key)).unwrap();
+                }
+                if !wrote {
                     break;
                 }
             }
@@ -110,77 +189,109 @@ fn allocate(set: &Arc<RunningSet>, device: &Arc<dyn BlockDevice>, most: usize, r
             Err(error) => panic!("{error:?}"),
         }
     }
-    ran.thread_failed = match allocator.stop() {
-        Ok(_) => false,
-        Err((_, ThreadError::Io(_))) => {
-            // Nobody gets anything any more, and nobody waits.
-            assert_eq!(shared.bucket_alloc(Reserve::None, true), Err(AllocError::Failed));
-            true
+    for (thread, cache) in threads.into_iter().zip(caches) {
+        match thread.stop() {
+            Ok(_) => {}
+            Err((_, ThreadError::Io(_))) => {
+                // Nobody gets anything any more, and nobody waits.
+                assert_eq!(cache.bucket_alloc(Reserve::None, true), Err(AllocError::Failed));
+                ran.thread_failed = true;
+            }
+            Err((_, error)) => panic!("{error:?}"),
         }
-        Err((_, error)) => panic!("{error:?}"),
-    };
+        let chain = cache.state().prio_chain();
+        ran.in_doubt |= chain.in_doubt().is_some();
+        ran.prio_writes = chain.seq();
+    }
     collector.join().unwrap();
-    shared.state().check().unwrap();
-    ran.prio_writes = shared.state().prio_chain().seq();
+    caches.iter().try_for_each(|cache| cache.state().check()).unwrap();
 }
 
-/// What is wrong with `image`, after `ran`: nothing, if the cache was as careful as it has to be.
-fn violation(image: &MemoryDevice, ran: &Ran) -> Option<String> {
+/// What is wrong with `image`, that of cache `device` after `ran`: nothing, if the cache was as
+/// careful as it has to be.
+fn violation(image: &MemoryDevice, device: usize, ran: &Ran, shape: Shape) -> Option<String> {
+    let handed_out = || ran.handed_out.iter().filter(|of| usize::from(of.device) == device);
     let superblock = read_superblock(image).unwrap();
     let Some(superblock) = superblock.filter(|sb| sb.csum_ok() && sb.sync()) else {
-        let used = !ran.handed_out.is_empty();
+        let used = handed_out().next().is_some();
         return used.then(|| "buckets were handed out of a cache that is not in use".to_owned());
     };
-    assert_eq!(superblock.nbuckets(), NBUCKETS);
+    assert_eq!(superblock.nbuckets(), shape.nbuckets);
     let report = check(image, &CheckOptions::default(), &mut |_| {}).unwrap();
     if report.registration != Registration::Accepted || !report.is_clean() {
         return Some(format!("check: {:?}", report.findings));
     }
     let cache = CacheDevice::open(image).unwrap();
     let set = CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor).unwrap();
-    for &(bucket, handed) in &ran.handed_out {
+    for &SetPointer { bucket, bucket_gen, .. } in handed_out() {
         let found = set.table.get(bucket).unwrap().bucket_gen();
-        let behind = handed.gen_after(found);
-        if behind != 0 && behind < 128 {
-            return Some(format!("bucket {bucket} was used with {handed:?}, found {found:?}"));
+        if bucket_gen.gen_after(found) != 0 {
+            return Some(format!("bucket {bucket} was used with {bucket_gen:?}, found {found:?}"));
         }
     }
     None
 }
 
-/// Cuts the power at each change of a run, several ways each; how many images were wrong.
+/// Cuts the power at the last `last` changes of a run on the first cache, at every `step`th of them and
+/// several ways each; how many images were wrong.
 fn cut_everywhere(
-    discard: bool,
+    shape: Shape,
+    last: u64,
     step: usize,
     wrap: impl Fn(SimDevice) -> Arc<dyn BlockDevice>,
 ) -> (u64, Vec<String>) {
-    let (contents, superblock) = formatted(discard);
-    let whole = SimDevice::new(&contents);
-    let ran = run(&wrap(whole.clone()), &superblock);
+    let (contents, superblock) = formatted(shape);
+    let sims = || -> Vec<_> { (0..shape.caches).map(|_| SimDevice::new(&contents)).collect() };
+    let wrapped = |sims: &[SimDevice]| sims.iter().cloned().map(&wrap).collect();
+    let whole = sims();
+    let ran = run(&wrapped(&whole), &superblock, shape);
     assert!(!ran.start_failed && !ran.thread_failed, "{ran:?}");
-    assert_eq!(ran.handed_out.len(), ALLOCATIONS);
+    assert_eq!(ran.handed_out.len(), shape.allocations * shape.caches);
     assert!(ran.prio_writes > 5, "{}", ran.prio_writes);
+    let changes = whole[0].changes();
     let (mut images, mut wrong) = (0, Vec::new());
-    for cut in (0..whole.changes()).step_by(step) {
-        let sim = SimDevice::new(&contents).with_power_cut_at(cut);
-        let ran = run(&wrap(sim.clone()), &superblock);
+    for cut in (changes.saturating_sub(last)..changes).step_by(step) {
+        let mut sims = sims();
+        sims[0] = sims[0].clone().with_power_cut_at(cut);
+        let ran = run(&wrapped(&sims), &superblock, shape);
         // The data of a cached write survives or not; no matter which, nothing depends on it.
         for seed in 0..4 {
-            images += 1;
-            let found = violation(&sim.crash(cut * 31 + seed), &ran);
-            wrong.extend(found.map(|what| format!("cut at {cut}, seed {seed}: {what}")));
+            for (device, sim) in sims.iter().enumerate() {
+                images += 1;
+                let found = violation(&sim.crash(cut * 31 + seed), device, &ran, shape);
+                wrong.extend(found.map(|what| format!("cut at {cut}, seed {seed}: {what}")));
+            }
         }
     }
     (images, wrong)
 }
 
+fn assert_safe(shape: Shape, last: u64, step: usize) {
+    let (images, wrong) = cut_everywhere(shape, last, step, |sim| Arc::new(sim));
+    assert!(wrong.is_empty(), "{} of {images} images: {}", wrong.len(), wrong[0]);
+    assert!(images > 100, "{images}");
+}
+
 #[test]
 fn no_power_cut_finds_a_bucket_used_before_its_gen_was_durable() {
     for discard in [false, true] {
-        let (images, wrong) = cut_everywhere(discard, 1, |sim| Arc::new(sim));
-        assert!(wrong.is_empty(), "{} of {images} images: {}", wrong.len(), wrong[0]);
-        assert!(images > 500, "{images}");
+        assert_safe(Shape { discard, ..CHURN }, u64::MAX, 1);
     }
+}
+
+#[test]
+fn no_power_cut_finds_one_where_lru_takes_buckets_while_a_gc_keeps_others() {
+    assert_safe(KEPT, 150, 4);
+}
+
+#[test]
+fn no_power_cut_finds_one_on_a_full_cache() {
+    assert_safe(FULL, 150, 4);
+}
+
+#[test]
+fn no_power_cut_of_one_cache_finds_one_on_any_cache_of_a_set() {
+    assert_safe(Shape { caches: 2, ..KEPT }, 150, 5);
 }
 
 /// A disk that says that it has flushed and has not: what a cache without flushes would meet.
@@ -210,57 +321,80 @@ impl BlockDevice for Lying {
 
 #[test]
 fn the_harness_finds_a_skipped_flush() {
-    let (images, wrong) =
-        cut_everywhere(false, 3, |sim| Arc::new(Lying(sim, AtomicBool::new(false))));
-    assert!(!wrong.is_empty(), "none of {images} images shows that a flush was skipped");
+    for (shape, last) in [(CHURN, u64::MAX), (FULL, 150)] {
+        let lying = |sim| -> Arc<dyn BlockDevice> { Arc::new(Lying(sim, AtomicBool::new(false))) };
+        let (images, wrong) = cut_everywhere(shape, last, 3, lying);
+        assert!(!wrong.is_empty(), "none of {images} images shows that a flush was skipped");
+    }
+}
+
+/// How many changes a run makes on a device that does not fail.
+fn changes_of(contents: &MemoryDevice, superblock: &Superblock, shape: Shape) -> u64 {
+    let healthy = Arc::new(FaultDevice::new(contents.snapshot()));
+    let devices: Devices = vec![healthy.clone()];
+    assert!(!run(&devices, superblock, shape).thread_failed);
+    healthy.changes()
 }
 
 #[test]
 fn a_device_that_fails_ends_the_thread_and_all_who_wait() {
-    let (contents, superblock) = formatted(false);
-    let healthy = Arc::new(FaultDevice::new(contents.snapshot()));
-    let device: Arc<dyn BlockDevice> = healthy.clone();
-    assert!(!run(&device, &superblock).thread_failed);
-    let changes = healthy.changes();
+    let (contents, superblock) = formatted(CHURN);
+    let changes = changes_of(&contents, &superblock, CHURN);
     let (mut threads, mut starts) = (0, 0);
     for n in 0..changes {
         let fault = Fault::new(Trigger::NthChange(n)).lasting(Lasting::Always);
         let faulty = Arc::new(FaultDevice::new(contents.snapshot()).with(fault));
-        let device: Arc<dyn BlockDevice> = faulty.clone();
-        let ran = run(&device, &superblock);
+        let devices: Devices = vec![faulty.clone()];
+        let ran = run(&devices, &superblock, CHURN);
         starts += u64::from(ran.start_failed);
         threads += u64::from(ran.thread_failed);
         assert!(!ran.alloc_failed || ran.thread_failed, "failure {n}: {ran:?}");
-        assert_eq!(violation(faulty.inner(), &ran), None, "failure {n}");
+        assert_eq!(violation(faulty.inner(), 0, &ran, CHURN), None, "failure {n}");
     }
     assert!(starts > 3 && threads > 10, "{starts} starts and {threads} threads of {changes}");
+}
+
+/// Fails at each of the last `last` changes, starts the thread again, and checks what is found then; in
+/// how many runs, and in how many of them it was in doubt which chain is current.
+fn fail_and_restart(shape: Shape, last: u64) -> (usize, usize) {
+    let (contents, superblock) = formatted(shape);
+    let changes = changes_of(&contents, &superblock, shape);
+    // So few that the first entries after the failure are the newest at the end.
+    let again = 20;
+    let (mut restarts, mut in_doubt) = (0, 0);
+    for n in changes.saturating_sub(last)..changes {
+        for torn_bytes in [0, 512] {
+            let fault = Fault::new(Trigger::NthChange(n)).torn_after(torn_bytes);
+            let faulty = Arc::new(FaultDevice::new(contents.snapshot()).with(fault));
+            let devices: Devices = vec![faulty.clone()];
+            let ran = run_and(&devices, &superblock, shape, again);
+            assert!(!ran.thread_failed, "failure {n}: {ran:?}");
+            restarts += usize::from(ran.alloc_failed && ran.handed_out.len() > again);
+            in_doubt += usize::from(ran.in_doubt);
+            let found = violation(faulty.inner(), 0, &ran, shape);
+            assert_eq!(found, None, "failure {n}, torn {torn_bytes}");
+        }
+    }
+    (restarts, in_doubt)
 }
 
 /// What failed is written again where a reader finds it, not behind what may be torn.
 #[test]
 fn a_thread_that_is_started_again_after_an_error_is_as_safe() {
-    let (contents, superblock) = formatted(false);
-    let healthy = Arc::new(FaultDevice::new(contents.snapshot()));
-    let device: Arc<dyn BlockDevice> = healthy.clone();
-    assert!(!run(&device, &superblock).thread_failed);
-    let mut restarts = 0;
-    for n in 0..healthy.changes() {
-        for torn_bytes in [0, 512] {
-            let fault = Fault::new(Trigger::NthChange(n)).torn_after(torn_bytes);
-            let faulty = Arc::new(FaultDevice::new(contents.snapshot()).with(fault));
-            let device: Arc<dyn BlockDevice> = faulty.clone();
-            let ran = run_and(&device, &superblock, true);
-            assert!(!ran.thread_failed, "failure {n}: {ran:?}");
-            restarts += usize::from(ran.handed_out.len() > ALLOCATIONS / 6);
-            assert_eq!(violation(faulty.inner(), &ran), None, "failure {n}, torn {torn_bytes}");
-        }
-    }
-    assert!(restarts > 10, "{restarts} restarts");
+    let (restarts, in_doubt) = fail_and_restart(CHURN, u64::MAX);
+    assert!(restarts > 10 && in_doubt > 5, "{restarts} restarts, {in_doubt} in doubt");
+}
+
+/// Both chains hold on to the only buckets for another one, until it is known which is current.
+#[test]
+fn a_full_cache_goes_on_when_its_thread_is_started_again() {
+    let (restarts, in_doubt) = fail_and_restart(FULL, 50);
+    assert!(restarts > 10 && in_doubt > 5, "{restarts} restarts, {in_doubt} in doubt");
 }
 
 #[test]
 fn a_set_in_use_is_not_started_again_and_marks_its_metadata() {
-    let (contents, superblock) = formatted(false);
+    let (contents, superblock) = formatted(CHURN);
     let device: Arc<dyn BlockDevice> = Arc::new(contents);
     let member = Member { device: Arc::clone(&device), superblock };
     let set = RunningSet::start(vec![member], |_| {}, &mut || 1).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bcache_core::allocator::sectors::BucketSource;
-use bcache_core::allocator::{AllocError, Reserve, SectorAllocator, SectorRequest};
+use bcache_core::allocator::{AllocError, Reserve, SectorAllocator, SectorRequest, SetPointer};
 use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError};
 use bcache_core::ops::start::RunningSet;
 use bcache_core::units::Sectors;
@@ -206,6 +206,13 @@ impl<'a> CacheWriter<'a> {
         let Some(extents) = cache.index.lookup(allocator, op.offset, op.size) else {
             return Ok(false);
         };
+        // With the lookup, as the kernel does: after the read the bucket may be anybody's.
+        for SetPointer { device, bucket, bucket_gen } in extents.iter().map(|e| e.pointer) {
+            let table = allocator.cache(device)?.state().table();
+            if !table.hit_through(bucket, bucket_gen).map_err(AllocError::from)? {
+                return Ok(false);
+            }
+        }
         let read = &mut self.read;
         context.time(Measure::DataRead, || -> Result<(), WriterError> {
             for extent in &extents {
@@ -217,10 +224,6 @@ impl<'a> CacheWriter<'a> {
             }
             Ok(())
         })?;
-        for extent in &extents {
-            let table = allocator.cache(extent.pointer.device)?.state().table();
-            table.hit(extent.pointer.bucket).map_err(AllocError::from)?;
-        }
         Ok(!extents.iter().any(|extent| allocator.is_stale(&extent.pointer)))
     }
 

@@ -10,6 +10,7 @@
 mod engine;
 mod heap;
 mod sectors;
+mod set;
 
 use std::collections::VecDeque;
 
@@ -20,6 +21,7 @@ use rand_pcg::Pcg64;
 
 pub use engine::Locked;
 pub use sectors::{OpenBuckets, Piece};
+pub use set::ReferenceSet;
 
 const BTREE_PRIO: u16 = 65535;
 const INITIAL_PRIO: u16 = 32768;
@@ -40,8 +42,10 @@ pub struct Bucket {
     pub sectors_used: u16,
     /// `GC_MARK`.
     pub mark: Mark,
-    /// Could be invalidated when the running GC began.
+    /// Could be invalidated when the running GC began, and has not been since.
     pub reclaimable_in_gc: bool,
+    /// `GC_MOVE`.
+    pub gc_move: bool,
 }
 
 impl Bucket {
@@ -113,6 +117,8 @@ pub struct Reference {
     pub prio_buckets: Vec<usize>,
     /// The chain that is current.
     pub prio_last_buckets: Vec<usize>,
+    /// Freed btree nodes whose parents are not written yet.
+    pub prio_blocked: u32,
 }
 
 fn fifo_size(n: usize) -> usize {
@@ -161,12 +167,15 @@ impl Reference {
             avail_nbuckets: 0,
             prio_buckets: vec![0; prio_buckets],
             prio_last_buckets: vec![0; prio_buckets],
+            prio_blocked: 0,
         }
     }
 
-    fn inc_gen(&mut self, b: usize) {
+    /// Raises a bucket's gen; the new one.
+    pub fn inc_gen(&mut self, b: usize) -> u8 {
         self.buckets[b].bucket_gen = self.buckets[b].bucket_gen.wrapping_add(1);
         self.need_gc = self.need_gc.max(self.buckets[b].gc_gen());
+        self.buckets[b].bucket_gen
     }
 
     /// Whether a bucket may be invalidated.
@@ -182,6 +191,7 @@ impl Reference {
         self.inc_gen(b);
         self.buckets[b].prio = INITIAL_PRIO;
         self.buckets[b].pin += 1;
+        self.buckets[b].reclaimable_in_gc = false;
     }
 
     /// Invalidates one bucket onto `free_inc`.
@@ -292,9 +302,25 @@ impl Reference {
 
     /// What the first GC does for the Prio and Btree reserves.
     pub fn initial_fill(&mut self) {
+        self.fill(false);
+    }
+
+    /// What the allocator does, and the kernel does not, when it has too few buckets for prio sets: the
+    /// same, but only with buckets into which not even a stale pointer leads.
+    pub fn fill_unreferenced(&mut self) {
+        self.fill(true);
+    }
+
+    fn fill(&mut self, unreferenced: bool) {
+        if !self.gc_mark_valid || self.prio_blocked != 0 {
+            return;
+        }
         for b in self.first..self.buckets.len() {
             if self.free[1].full() && self.free[0].full() {
                 break;
+            }
+            if unreferenced && self.buckets[b].gc_gen() != 0 {
+                continue;
             }
             if self.can_invalidate(b) && self.buckets[b].mark == Mark::None {
                 self.invalidate_without_push(b);
@@ -318,6 +344,7 @@ impl Reference {
             .or_else(|| self.free[place(reserve)].items.pop_front())?;
         let bucket = &mut self.buckets[b];
         assert_eq!(bucket.pin, 1, "bucket {b} came from a reserve");
+        bucket.gc_move = false;
         bucket.sectors_used = u16::try_from(self.bucket_size & 0x1fff).expect("13 bits");
         if place(reserve) <= 1 {
             bucket.mark = Mark::Metadata;
@@ -347,6 +374,12 @@ impl Reference {
         }
         let next = self.buckets.len() as u64 * self.bucket_size / 1024;
         self.rescale += i64::try_from(next).expect("small");
+        self.age();
+        true
+    }
+
+    /// Ages prios.
+    pub fn age(&mut self) {
         self.min_prio = u16::MAX;
         for bucket in &mut self.buckets[self.first..] {
             if bucket.prio != 0 && bucket.prio != BTREE_PRIO && bucket.pin == 0 {
@@ -354,7 +387,6 @@ impl Reference {
                 self.min_prio = self.min_prio.min(bucket.prio);
             }
         }
-        true
     }
 
     /// Begins a GC.

@@ -48,6 +48,13 @@ pub struct OpenBuckets {
     pub sectors_written: u64,
 }
 
+impl OpenBuckets {
+    /// Whether `bucket` is open for writing.
+    pub fn has(&self, bucket: usize) -> bool {
+        self.open.iter().any(|open| open.sectors_free != 0 && open.bucket == bucket)
+    }
+}
+
 impl Default for OpenBuckets {
     fn default() -> Self {
         Self {

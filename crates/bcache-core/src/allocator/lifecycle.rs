@@ -42,7 +42,13 @@ pub enum Safe {
     GenDurable,
     /// The set is not `CACHE_SYNC`: after a crash everything in it is discarded.
     NotSynced,
-    /// GC found no valid pointer into it, and its gen has not risen since it was last durable.
+    /// GC found no pointer into it, not even a stale one; its gen has not risen since that GC began;
+    /// and no freed btree node waits for its parent to be written. So it does not matter which of its
+    /// gens a crash brings back.
+    ///
+    /// This trusts that what a GC has seen is durable when it ends, as the kernel's writes every
+    /// dirty leaf before (FORMAT.md §6.4). At registration, when all gens are those of the device,
+    /// that no valid pointer was found is enough.
     Unreferenced,
 }
 

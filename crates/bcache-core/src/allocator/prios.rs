@@ -6,8 +6,12 @@
 //! after.
 //!
 //! When a write fails midway, what it allocated is freed again, unless the journal entry had been
-//! tried: that one may have become durable or not, so that both chains are kept until a later write
-//! has succeeded.
+//! tried: that one may have become durable or not, so that both chains are kept until a later entry
+//! has succeeded. That may be one that names the new chain again, whose sets are whole and flushed. It
+//! needs no bucket, which matters on a full cache: there the old chain's are the only ones to come.
+//! The gens that it makes current are those of its writing: at least those of the old chain, so that
+//! all that was handed out since is as safe. What was invalidated since is not in it, and nothing of
+//! `free_inc` becomes ready by it.
 
 use crate::units::BucketIndex;
 
@@ -21,8 +25,9 @@ use super::table::TableError;
 pub struct PrioChain {
     /// The chain that the newest durable journal entry names: `prio_last_buckets`.
     current: Vec<BucketIndex>,
-    /// Chains that it may name, because writing the entry failed.
-    in_doubt: Vec<BucketIndex>,
+    /// Chains that it may name, because writing the entry failed: the oldest first, of each the head
+    /// first.
+    in_doubt: Vec<Vec<BucketIndex>>,
     /// The chain being written, last set first.
     writing: Vec<BucketIndex>,
     /// Sequence number of the last write.
@@ -32,7 +37,20 @@ pub struct PrioChain {
 impl PrioChain {
     /// Every bucket of any chain: METADATA at the end of a GC.
     pub fn buckets(&self) -> impl Iterator<Item = BucketIndex> + '_ {
-        self.current.iter().chain(&self.in_doubt).chain(&self.writing).copied()
+        let in_doubt = self.in_doubt.iter().flatten();
+        self.current.iter().chain(in_doubt).chain(&self.writing).copied()
+    }
+
+    /// The newest chain that may be current instead, head first.
+    pub fn in_doubt(&self) -> Option<&[BucketIndex]> {
+        self.in_doubt.last().map(Vec::as_slice)
+    }
+
+    /// Makes a chain current, head first; those that nothing leads to any more.
+    fn replace(&mut self, chain: Vec<BucketIndex>) -> Vec<BucketIndex> {
+        let mut freed = std::mem::replace(&mut self.current, chain);
+        freed.extend(self.in_doubt.drain(..).flatten());
+        freed
     }
 
     /// The chain that is current, head first.
@@ -144,12 +162,20 @@ impl State {
     pub fn prio_write_commit(&self) -> Result<(), TableError> {
         let freed = {
             let mut refill = self.refill();
-            let chain = &mut refill.chain;
-            let mut head_first = std::mem::take(&mut chain.writing);
+            let mut head_first = std::mem::take(&mut refill.chain.writing);
             head_first.reverse();
-            let mut freed = std::mem::replace(&mut chain.current, head_first);
-            freed.append(&mut chain.in_doubt);
-            freed
+            refill.chain.replace(head_first)
+        };
+        freed.into_iter().try_for_each(|bucket| self.bucket_free(bucket))
+    }
+
+    /// A journal entry that names the newest chain in doubt is durable: it is current, and all older
+    /// ones are free.
+    pub(crate) fn prio_doubt_settled(&self) -> Result<(), TableError> {
+        let freed = {
+            let mut refill = self.refill();
+            let Some(chain) = refill.chain.in_doubt.pop() else { return Ok(()) };
+            refill.chain.replace(chain)
         };
         freed.into_iter().try_for_each(|bucket| self.bucket_free(bucket))
     }
@@ -162,7 +188,8 @@ impl State {
             let chain = &mut refill.chain;
             let mut writing = std::mem::take(&mut chain.writing);
             if in_doubt {
-                chain.in_doubt.append(&mut writing);
+                writing.reverse();
+                chain.in_doubt.push(std::mem::take(&mut writing));
             }
             writing
         };

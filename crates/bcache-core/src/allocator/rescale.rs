@@ -124,12 +124,15 @@ impl SetCounters {
         self.prio_blocked.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn block_prios(&self) {
+    /// Ends with [`unblock_prios`](Self::unblock_prios). Of a running cache:
+    /// [`Shared::block_prios`](super::Shared::block_prios).
+    pub fn block_prios(&self) {
         self.prio_blocked.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// True when this was the last that blocked.
-    pub(crate) fn unblock_prios(&self) -> bool {
+    /// True when this was the last that blocked: then the allocator thread is to be woken, as
+    /// [`Shared::unblock_prios`](super::Shared::unblock_prios) does.
+    pub fn unblock_prios(&self) -> bool {
         self.prio_blocked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
             == Ok(1)
     }

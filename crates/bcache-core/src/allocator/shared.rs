@@ -37,6 +37,16 @@ pub enum AllocError {
         /// The reserve that was asked, besides None.
         reserve: Reserve,
     },
+    /// More was waited for than the reserve ever holds.
+    #[error("{wanted} buckets were waited for in the {reserve:?} reserve, which holds {capacity}")]
+    NeverThatMany {
+        /// The reserve.
+        reserve: Reserve,
+        /// Buckets waited for.
+        wanted: usize,
+        /// Buckets that it can hold.
+        capacity: usize,
+    },
     /// The device failed: nothing is handed out any more.
     #[error("the cache device has failed; nothing is allocated on it")]
     Failed,
@@ -96,8 +106,8 @@ pub struct Shared {
     kick: Condvar,
     /// The thread is asleep or about to be.
     parked: AtomicBool,
-    /// A rescaling is due that the thread is to do.
-    rescale_due: AtomicBool,
+    /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
+    rescales_due: AtomicU32,
 }
 
 impl Shared {
@@ -111,7 +121,7 @@ impl Shared {
             control: Mutex::new(Control::default()),
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
-            rescale_due: AtomicBool::new(false),
+            rescales_due: AtomicU32::new(0),
         })
     }
 
@@ -125,7 +135,7 @@ impl Shared {
     pub fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<BucketIndex, AllocError> {
         let mut reserves = lock(&self.state.reserves);
         loop {
-            if self.refiller.load(Ordering::SeqCst) == FAILED {
+            if self.has_failed() {
                 return Err(AllocError::Failed);
             }
             if let Some(bucket) = reserves.pop(reserve) {
@@ -146,13 +156,23 @@ impl Shared {
     }
 
     /// Waits until `reserve` holds `count` buckets: what a btree split checks before it takes locks
-    /// (`btree_check_reserve`).
+    /// (`btree_check_reserve`). A split that needs more than the reserve can hold would wait for ever
+    /// in the kernel (FORMAT.md §10.13); here that is an error.
     pub fn wait_for_reserve(&self, reserve: Reserve, count: usize) -> Result<(), AllocError> {
         let mut reserves = lock(&self.state.reserves);
-        while reserves.fifo(reserve).used() < count {
+        let capacity = reserves.fifo(reserve).capacity();
+        if count > capacity {
+            return Err(AllocError::NeverThatMany { reserve, wanted: count, capacity });
+        }
+        loop {
+            if self.has_failed() {
+                return Err(AllocError::Failed);
+            }
+            if reserves.fifo(reserve).used() >= count {
+                return Ok(());
+            }
             reserves = self.sleep(reserves, reserve)?;
         }
-        Ok(())
     }
 
     /// Sleeps until something was pushed, or fails when nobody would push.
@@ -202,12 +222,20 @@ impl Shared {
     /// Rescales this cache's prios: the thread does, if one runs, so that the caller's I/O does not
     /// wait for the sweep.
     pub(crate) fn rescale(&self) {
-        if self.refiller.load(Ordering::SeqCst) == RUNNING {
-            self.rescale_due.store(true, Ordering::SeqCst);
+        // Counted before looking: a thread that ends meanwhile does what is due after it says so.
+        self.rescales_due.fetch_add(1, Ordering::SeqCst);
+        if self.has_thread() {
             self.kick();
         } else {
-            self.state.rescale_now();
+            self.rescale_as_due();
         }
+    }
+
+    /// Does the rescalings that are due, all in one sweep. What was hit between two of them ages by
+    /// both.
+    fn rescale_as_due(&self) {
+        let due = self.rescales_due.swap(0, Ordering::SeqCst);
+        self.state.rescale_now(due);
     }
 
     /// Counts I/O of a set with this one cache, rescaling its prios when due; true when it was.
@@ -235,9 +263,7 @@ impl Shared {
 
     /// For the thread: does what it was asked to do on the way, and says whether it is to stop.
     pub(crate) fn errands(&self) -> Result<(), Stop> {
-        if self.rescale_due.swap(false, Ordering::SeqCst) {
-            self.state.rescale_now();
-        }
+        self.rescale_as_due();
         if lock(&self.control).stop { Err(Stop) } else { Ok(()) }
     }
 
@@ -247,9 +273,7 @@ impl Shared {
             if !planted::is(Bug::LateAnnouncement) {
                 self.parked.store(true, Ordering::SeqCst);
             }
-            if self.rescale_due.swap(false, Ordering::SeqCst) {
-                self.state.rescale_now();
-            }
+            self.rescale_as_due();
             if ready() {
                 self.parked.store(false, Ordering::SeqCst);
                 return Ok(());
@@ -319,11 +343,17 @@ impl Shared {
         }
     }
 
-    /// A thread begins to refill. A failure of the one before is forgotten.
-    pub(crate) fn thread_started(&self) {
+    /// A thread begins to refill. A failure of the one before is forgotten. False if one already
+    /// does: two would make the same `free_inc` ready for different chains.
+    #[must_use]
+    pub(crate) fn thread_started(&self) -> bool {
         let _reserves = lock(&self.state.reserves);
+        if self.has_thread() {
+            return false;
+        }
         *lock(&self.control) = Control::default();
         self.refiller.store(RUNNING, Ordering::SeqCst);
+        true
     }
 
     /// The thread has ended: those who wait are told.
@@ -332,9 +362,7 @@ impl Shared {
         self.refiller.store(if failed { FAILED } else { STOPPED }, Ordering::SeqCst);
         drop(reserves);
         self.pushed.notify_all();
-        if self.rescale_due.swap(false, Ordering::SeqCst) {
-            self.state.rescale_now();
-        }
+        self.rescale_as_due();
     }
 
     /// Asks the thread to stop where it can.

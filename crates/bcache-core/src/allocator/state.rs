@@ -9,10 +9,13 @@
 //!
 //! `refill` is taken before `reserves`, and both before a stripe of the table.
 
-use crate::units::{BucketIndex, Geometry};
+use std::num::NonZeroU16;
+
+use crate::units::{BucketIndex, Gen, Geometry};
 
 use super::Mark;
 use super::lifecycle::{FreeInc, Lifecycle, Ready, Safe};
+use super::planted::{self, Bug};
 use super::prios::PrioChain;
 use super::replacement::lru::{self, Scratch, Victim, bucket_prio};
 use super::replacement::{Found, Policy, PolicyState};
@@ -20,6 +23,7 @@ use super::rescale::SetCounters;
 use super::reserves::{BtreeReserve, Reserve, Reserves, Sizes};
 use super::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, lock};
 use super::table::{BucketTable, GcSummary, TableError};
+use super::words::{Cold, Hot};
 
 /// How one cache allocates.
 #[derive(Clone, Copy, Debug)]
@@ -241,28 +245,56 @@ impl State {
     }
 
     /// Fills Prio and Btree with unmarked buckets, ascending, as the first GC at registration does
-    /// (FORMAT.md §6.6): nothing points into them, so they need no durable gen. Returns how many.
+    /// (FORMAT.md §6.6). Returns how many.
+    ///
+    /// All gens are those of the device then, so that a pointer that is stale now is stale after a
+    /// crash too. Of a cache in use that is not so: see [`fill_unreferenced`](Self::fill_unreferenced).
     pub fn initial_fill(&self) -> usize {
+        self.fill(|_| true)
+    }
+
+    /// Fills Prio and Btree while the cache is in use, with buckets that are
+    /// [`Safe::Unreferenced`]. Returns how many; none while a GC runs or prios are blocked.
+    pub fn fill_unreferenced(&self) -> usize {
+        // A pointer older than the gen lowers last_gc, also a stale one (FORMAT.md §6.2 step 1).
+        self.fill(|cold| cold.gc_gen() == 0)
+    }
+
+    fn fill(&self, unreferenced: impl Fn(Cold) -> bool) -> usize {
+        let refill = self.refill();
+        // While a GC runs, a bucket without a mark may be one that it has not come to yet. None can
+        // begin before the lock is given up.
+        if !self.table.gc_mark_valid() {
+            return 0;
+        }
+        let mut room = {
+            let reserves = lock(&self.reserves);
+            reserves.fifo(Reserve::Prio).room() + reserves.fifo(Reserve::Btree).room()
+        };
         let mut filled = 0;
-        let _refill = self.refill();
         for index in self.table.first_bucket().0..self.table.nbuckets() {
-            let full = {
-                let reserves = lock(&self.reserves);
-                reserves.fifo(Reserve::Prio).is_full() && reserves.fifo(Reserve::Btree).is_full()
-            };
-            if full {
+            if room == 0 {
                 break;
             }
             let bucket = BucketIndex(index);
-            let unmarked = |hot: super::words::Hot| hot.mark() == Mark::None;
-            if let Some(invalidated) = self.table.try_invalidate(bucket, unmarked) {
+            // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark,
+            // with the stripe lock held, finds that too.
+            let may_go = |hot: Hot, cold: Cold| {
+                hot.mark() == Mark::None
+                    && (self.set.prio_blocked() == 0 || planted::is(Bug::BlockedFill))
+                    && unreferenced(cold)
+            };
+            if let Some(invalidated) = self.table.try_invalidate(bucket, may_go) {
                 self.set.raise_need_gc(invalidated.gc_gen);
                 let mut reserves = lock(&self.reserves);
                 let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket)
                     || reserves.fifo_mut(Reserve::Btree).push(bucket);
+                debug_assert!(pushed, "only hand-outs push besides, under the lock of refill");
                 filled += usize::from(pushed);
+                room -= 1;
             }
         }
+        drop(refill);
         filled
     }
 
@@ -346,7 +378,7 @@ impl State {
         limit: Option<(&Victim, u16)>,
         pass: &mut Pass,
     ) -> bool {
-        let still = |hot: super::words::Hot| {
+        let still = |hot: Hot, _: Cold| {
             limit.is_none_or(|(victim, min_prio)| {
                 bucket_prio(hot.prio(), hot.sectors_used(), min_prio) <= victim.bucket_prio
             })
@@ -418,6 +450,18 @@ impl State {
         Ok(bucket)
     }
 
+    /// Raises the gen of an allocated bucket (`bch_inc_gen`), so that every pointer into it is stale;
+    /// the new gen. The caller owns the bucket: it holds a pin, or the bucket is its btree node.
+    ///
+    /// What the kernel does to a btree node before it is freed (`make_btree_freeing_key`). On the
+    /// device the node's parent still carries the old gen: prios are to be blocked before this
+    /// ([`block_prios`](super::Shared::block_prios)) and until the parent is written.
+    pub fn inc_gen(&self, bucket: BucketIndex) -> Result<Gen, TableError> {
+        let (bucket_gen, gc_gen) = self.table.inc_gen(bucket)?;
+        self.set.raise_need_gc(gc_gen);
+        Ok(bucket_gen)
+    }
+
     /// Frees an allocated bucket: mark and sectors are forgotten (FORMAT.md §9.7). The pin stays.
     pub fn bucket_free(&self, bucket: BucketIndex) -> Result<(), TableError> {
         self.table.free(bucket)?;
@@ -429,15 +473,18 @@ impl State {
     pub fn rescale_priorities(&self, sectors: u32) -> bool {
         let due = self.set.account(sectors);
         if due {
-            self.rescale_now();
+            self.rescale_now(1);
         }
         due
     }
 
-    /// Ages all prios of this cache.
-    pub(crate) fn rescale_now(&self) {
+    /// Ages all prios of this cache by `times` rescalings, in one sweep.
+    pub(crate) fn rescale_now(&self, times: u32) {
+        // As many as 65535 and more leave every prio that they age at 0.
+        let times = u16::try_from(times).unwrap_or(u16::MAX);
+        let Some(times) = NonZeroU16::new(times) else { return };
         let _refill = self.refill();
-        self.set.set_min_prio(self.device, self.table.rescale());
+        self.set.set_min_prio(self.device, self.table.rescale(times));
     }
 
     /// Begins a GC on this cache (FORMAT.md §6.4).

@@ -9,7 +9,8 @@
 //!   its bucket. Anyone may read it at any time; what is read without the lock is a hint.
 //! - A cold word (gen, `last_gc`, pins) is only ever changed by compare-and-swap, with or without the
 //!   lock. Its gen rises only together with a first pin, in one such step: whoever pins a bucket
-//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on.
+//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on. (The
+//!   owner of a bucket that a pin or its mark keeps may raise the gen at any time.)
 //! - The barred bit follows the cold word: whoever changes the cold word so that it should flip
 //!   takes the stripe lock afterwards and recomputes it. Of several such, the last one to take the
 //!   lock sees all their changes.
@@ -17,6 +18,8 @@
 //! A sweep that changes hot words (rescaling, the ends of a GC) takes one stripe lock at a time, for
 //! [`CHUNK`] buckets, some tens of nanoseconds. A sweep that only reads them takes none. So no
 //! caller ever waits for a sweep.
+
+use std::num::NonZeroU16;
 
 use crate::units::{BucketIndex, Gen, Prio};
 
@@ -108,7 +111,7 @@ pub struct Bucket {
     pub pins: u16,
     /// `GC_MOVE`: moving GC is to empty it.
     pub gc_move: bool,
-    /// It could be invalidated when the running GC began.
+    /// It could be invalidated when the running GC began, and has not been since.
     pub reclaimable_in_gc: bool,
 }
 
@@ -267,6 +270,20 @@ impl BucketTable {
         self.update_hot(bucket, |hot| hot.with_prio(Prio::INITIAL)).map(drop)
     }
 
+    /// A cache hit through a pointer of gen `ptr_gen`. False, and nothing is changed, if it is stale:
+    /// the bucket may hold metadata by now, whose prio is no hit's to change.
+    pub fn hit_through(&self, bucket: BucketIndex, ptr_gen: Gen) -> Result<bool, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        // The gen rises under this lock before the bucket is anybody else's.
+        let _stripe = self.stripe(index);
+        let valid = Cold(cold.load(Ordering::SeqCst)).bucket_gen() == ptr_gen;
+        if valid {
+            let word = Hot(hot.load(Ordering::Relaxed)).with_prio(Prio::INITIAL);
+            hot.store(word.0, Ordering::Relaxed);
+        }
+        Ok(valid)
+    }
+
     /// Sets the prio of a bucket, as registration does for btree nodes (FORMAT.md §6.2).
     pub fn set_prio(&self, bucket: BucketIndex, prio: Prio) -> Result<(), TableError> {
         self.update_hot(bucket, |hot| hot.with_prio(prio)).map(drop)
@@ -285,6 +302,19 @@ impl BucketTable {
         let (_, _, cold) = self.words(bucket)?;
         let _ = Self::update_cold(cold, |cold| Some(cold.with_gc_move(gc_move)));
         Ok(())
+    }
+
+    /// Raises the gen of a bucket that the caller owns (`bch_inc_gen`); the new gen, and how far it
+    /// is from `last_gc`.
+    pub(crate) fn inc_gen(&self, bucket: BucketIndex) -> Result<(Gen, u8), TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        let raised = |cold: Cold| cold.with_gen(cold.bucket_gen().next());
+        let now = Self::update_cold(cold, |cold| Some(raised(cold)))
+            .map_or_else(|unchanged| unchanged, raised);
+        // At the limit it becomes barred.
+        let _stripe = self.stripe(index);
+        self.follow(hot, cold);
+        Ok((now.bucket_gen(), now.gc_gen()))
     }
 
     /// Takes a pin: until it is dropped, the bucket is not invalidated and its prio does not age.
@@ -353,29 +383,28 @@ impl BucketTable {
         Ok(may_go(Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::SeqCst)), valid))
     }
 
-    /// Invalidates `bucket` if that is allowed and `still` holds for its hot word: gen up, prio
-    /// Initial, one pin, which is the free list's (FORMAT.md §9.3).
+    /// Invalidates `bucket` if that is allowed and `still` holds for its words: gen up, prio Initial,
+    /// one pin, which is the free list's (FORMAT.md §9.3).
     ///
     /// This is where a victim that a sweep named from hints is checked against the truth.
     pub(crate) fn try_invalidate(
         &self,
         bucket: BucketIndex,
-        still: impl FnOnce(Hot) -> bool,
+        still: impl Fn(Hot, Cold) -> bool,
     ) -> Option<Invalidated> {
         let (index, hot, cold) = self.words(bucket).ok()?;
         let _stripe = self.stripe(index);
         let word = Hot(hot.load(Ordering::Relaxed));
-        if !still(word) {
-            return None;
-        }
         // Whoever starts or ends a GC is kept out by the lock that passes run under.
         let valid = self.gc_mark_valid();
         let old = Self::update_cold(cold, |cold| {
-            let bucket_gen = cold.bucket_gen().next();
-            if planted::is(Bug::UncheckedVictim) {
-                return cold.with_gen(bucket_gen).pinned();
+            if !still(word, cold) {
+                return None;
             }
-            may_go(word, cold, valid).then(|| cold.with_gen(bucket_gen).pinned()).flatten()
+            // What is put into it next was not there when a running GC began.
+            let invalidated = cold.with_gen(cold.bucket_gen().next()).with_reclaimable_in_gc(false);
+            let unchecked = planted::is(Bug::UncheckedVictim);
+            if unchecked || may_go(word, cold, valid) { invalidated.pinned() } else { None }
         })
         .ok()?;
         hot.store(word.with_prio(Prio::INITIAL).with_barred(true).0, Ordering::Relaxed);
@@ -435,13 +464,14 @@ impl BucketTable {
         }
     }
 
-    /// Ages every bucket that has a prio to lose and no pin; the least prio left (FORMAT.md §9.5).
+    /// Ages every bucket that has a prio to lose and no pin, by as much as `times` rescalings do; the
+    /// least prio that the last of them leaves (FORMAT.md §9.5).
     ///
-    /// 65535 when no bucket was aged.
-    pub(crate) fn rescale(&self) -> u16 {
+    /// 65535 when it would age no bucket.
+    pub(crate) fn rescale(&self, times: NonZeroU16) -> u16 {
         let mut min_prio = u16::MAX;
         self.for_each_chunk_locked(|hot, cold| {
-            min_prio = min_prio.min(vector::rescale(hot, cold));
+            min_prio = min_prio.min(vector::rescale(hot, cold, times));
         });
         min_prio
     }

@@ -4,7 +4,7 @@
 //! A  hand out what is ready in free_inc, discarding on the way; wait while the reserves are full
 //! B  wait for valid marks and for anything to invalidate; one pass fills free_inc
 //! C  wait while prios must not be written
-//! D  write a chain of prio sets, flush, write the journal entry that names it, flush
+//! D  write a chain of prio sets, flush, wait as in C, write the journal entry that names it, flush
 //!    now, and not before, is what is in free_inc ready
 //! ```
 //!
@@ -103,6 +103,9 @@ pub enum ThreadError<E: std::error::Error + 'static> {
     /// It panicked.
     #[error("the allocator thread panicked")]
     Panicked,
+    /// There is one already.
+    #[error("the cache has an allocator thread already")]
+    AlreadyRunning,
     /// It could not be started.
     #[error("the allocator thread could not be started")]
     Spawn(#[source] std::io::Error),
@@ -119,10 +122,13 @@ type Join<Io> = JoinHandle<(Io, Result<(), ThreadError<<Io as AllocatorIo>::Erro
 impl<Io: AllocatorIo + 'static> AllocatorThread<Io> {
     /// Starts a thread that refills `shared`'s reserves through `io`.
     ///
-    /// A cache has at most one. It may be started again after it ended: what is in `free_inc` then
-    /// is handed out only if it was ready before.
+    /// A cache has at most one: another is refused. It may be started again after it ended: what is
+    /// in `free_inc` then is handed out only if it was ready before. What a failed journal entry left in
+    /// doubt is settled before the next chain of prio sets: see [`prios`](super::prios).
     pub fn start(shared: &Arc<Shared>, io: Io) -> Result<Self, ThreadError<Io::Error>> {
-        shared.thread_started();
+        if !shared.thread_started() {
+            return Err(ThreadError::AlreadyRunning);
+        }
         let of_thread = Arc::clone(shared);
         let join = Builder::new()
             .name("bcache_allocator".into())
@@ -309,8 +315,17 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
     fn write_prios(&mut self) -> Result<(), End<Io::Error>> {
         loop {
             self.io.observe(Event::PrioWriteBegins);
-            let mut journal_tried = false;
-            match try_write_prios(self.shared.state(), self.io, &mut journal_tried) {
+            let mut written = write_sets(self.shared.state(), self.io);
+            let journal_tried = written.is_ok();
+            if journal_tried {
+                // The sets may have gens of btree nodes that were freed while they were written.
+                if let Err(stop) = self.wait_for_btree() {
+                    self.shared.state().prio_write_abort(false)?;
+                    return Err(stop);
+                }
+                written = write_entry(self.shared.state(), self.io);
+            }
+            match written {
                 Ok(()) => {
                     self.shared.state().prio_write_commit()?;
                     self.io.observe(Event::PrioWriteEnded);
@@ -323,10 +338,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                     self.io.observe(Event::PrioWriteDeferred);
                     self.io.wake_gc();
                     self.wait_for_gc()?;
-                    // Nothing of free_inc may go; but what GC found unreferenced may.
-                    state.initial_fill();
-                    self.shared.wake_waiters();
+                    // Nothing of free_inc may go. What GC found unreferenced may, once no btree node
+                    // on the device points to it any more.
                     self.wait_for_btree()?;
+                    state.fill_unreferenced();
+                    self.shared.wake_waiters();
                 }
                 Err(WriteError::Io(error)) => {
                     self.shared.state().prio_write_abort(journal_tried)?;
@@ -339,15 +355,20 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
 }
 
 /// Writes a chain of prio sets at once and makes it current, outside the thread: to bring a cache into
-/// use, and to have its newest prios on the device when it is put down. No thread may run.
+/// use, and to have its newest prios on the device when it is put down. No thread may run, and prios
+/// not be blocked.
 ///
 /// Nothing of `free_inc` becomes ready by it.
 pub fn write_prios<Io: AllocatorIo>(
     state: &State,
     io: &mut Io,
 ) -> Result<(), WriteError<Io::Error>> {
-    let mut journal_tried = false;
-    match try_write_prios(state, io, &mut journal_tried) {
+    let mut written = write_sets(state, io);
+    let journal_tried = written.is_ok();
+    if journal_tried {
+        written = write_entry(state, io);
+    }
+    match written {
         Ok(()) => Ok(state.prio_write_commit()?),
         Err(error) => {
             state.prio_write_abort(journal_tried)?;
@@ -356,11 +377,20 @@ pub fn write_prios<Io: AllocatorIo>(
     }
 }
 
-fn try_write_prios<Io: AllocatorIo>(
-    state: &State,
-    io: &mut Io,
-    journal_tried: &mut bool,
-) -> Result<(), WriteError<Io::Error>> {
+/// Names the chain again whose journal entry failed, if there is one, so that it is current for
+/// certain and the buckets of the older ones are free: on a full cache there may be no others for the
+/// next chain. Its sets were flushed before the entry was tried the first time.
+fn settle_doubt<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
+    let head = state.prio_chain().in_doubt().and_then(|chain| chain.first().copied());
+    let Some(head) = head else { return Ok(()) };
+    io.write_journal_entry(head).map_err(WriteError::Io)?;
+    io.flush().map_err(WriteError::Io)?;
+    Ok(state.prio_doubt_settled()?)
+}
+
+/// Writes the sets of a new chain, and makes them durable.
+fn write_sets<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
+    settle_doubt(state, io)?;
     state.prio_write_begin()?;
     while let Some(set) = state.prio_write_next()? {
         io.write_prio_set(&set, state.table()).map_err(WriteError::Io)?;
@@ -368,8 +398,12 @@ fn try_write_prios<Io: AllocatorIo>(
     if !planted::is(Bug::SkippedFlush) {
         io.flush().map_err(WriteError::Io)?;
     }
+    Ok(())
+}
+
+/// Writes the journal entry that makes them current.
+fn write_entry<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
     if let Some(head) = state.prio_write_head() {
-        *journal_tried = true;
         io.write_journal_entry(head).map_err(WriteError::Io)?;
         io.flush().map_err(WriteError::Io)?;
     }

@@ -7,6 +7,10 @@
 //! access it is part of. Everywhere else (other processors, Miri, a model checker, x86 without
 //! AVX2) the same loops run on relaxed atomics; tests hold both to the same results.
 
+use std::num::NonZeroU16;
+
+use crate::units::Prio;
+
 use super::sync::{AtomicU32, Ordering};
 use super::words::{Cold, Hot};
 
@@ -81,19 +85,23 @@ fn victims_portable(words: &[AtomicU32], base: u32, threshold: u32, masks: &mut 
     }
 }
 
-/// Ages the words of one chunk (FORMAT.md §9.5); the least prio that was left by it, or 65535.
+/// Ages the words of one chunk as `times` rescalings would, one after the other (FORMAT.md §9.5); the
+/// least prio that the last of them left, or 65535.
+///
+/// A prio stops at 0, and a rescaling that finds it there does not count it: so the least is that of
+/// the buckets that had at least `times` to lose.
 ///
 /// The caller holds the stripe lock of the chunk.
-pub(crate) fn rescale(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+pub(crate) fn rescale(hot: &[AtomicU32], cold: &[AtomicU32], times: NonZeroU16) -> u16 {
     #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, which is all that the function asks for.
-        return unsafe { x86::rescale(hot, cold) };
+        return unsafe { x86::rescale(hot, cold, times) };
     }
-    rescale_portable(hot, cold)
+    rescale_portable(hot, cold, times)
 }
 
-fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32], times: NonZeroU16) -> u16 {
     let mut min_prio = u16::MAX;
     for (hot, cold) in hot.iter().zip(cold) {
         let word = hot.load(Ordering::Relaxed);
@@ -104,8 +112,11 @@ fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
         if Hot(word).barred() && Cold(cold.load(Ordering::SeqCst)).pins() != 0 {
             continue;
         }
-        hot.store(word - Hot::PRIO_ONE, Ordering::Relaxed);
-        min_prio = min_prio.min(prio - 1);
+        let aged = prio.saturating_sub(times.get());
+        hot.store(Hot(word).with_prio(Prio(aged)).0, Ordering::Relaxed);
+        if prio >= times.get() {
+            min_prio = min_prio.min(aged);
+        }
     }
     min_prio
 }
@@ -114,14 +125,14 @@ fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi32, _mm256_and_si256,
-        _mm256_andnot_si256, _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cmpgt_epi32,
-        _mm256_madd_epi16, _mm256_min_epu32, _mm256_movemask_ps, _mm256_or_si256,
-        _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srli_epi32, _mm256_storeu_si256,
-        _mm256_sub_epi32,
+        __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_andnot_si256,
+        _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cmpgt_epi32, _mm256_madd_epi16,
+        _mm256_max_epu16, _mm256_min_epu32, _mm256_movemask_ps, _mm256_or_si256, _mm256_set1_epi32,
+        _mm256_setzero_si256, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi32,
+        _mm256_subs_epu16,
     };
 
-    use super::{AtomicU32, Cold, GROUP, Hot};
+    use super::{AtomicU32, Cold, GROUP, Hot, NonZeroU16};
 
     const LANES: usize = 8;
 
@@ -235,9 +246,9 @@ mod x86 {
     /// # Safety
     /// The processor must have AVX2.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn rescale(hot: &[AtomicU32], cold: &[AtomicU32]) -> u16 {
+    pub(super) unsafe fn rescale(hot: &[AtomicU32], cold: &[AtomicU32], times: NonZeroU16) -> u16 {
         let (hot_eights, cold_eights) = (hot.chunks_exact(LANES), cold.chunks_exact(LANES));
-        let rest = super::rescale_portable(hot_eights.remainder(), cold_eights.remainder());
+        let rest = super::rescale_portable(hot_eights.remainder(), cold_eights.remainder(), times);
         let mut least = [0u32; LANES];
         // SAFETY: all intrinsics are AVX2's or older. Each load and store is of the eight words
         // that an exact chunk of eight holds; the last store is to eight words of our own.
@@ -245,17 +256,17 @@ mod x86 {
             let zero = _mm256_setzero_si256();
             let ones = _mm256_cmpeq_epi32(zero, zero);
             let prio_mask = _mm256_set1_epi32(0xffff_0000u32.cast_signed_portable());
-            let minus_one = prio_mask;
+            // In the upper halves, so that a subtraction of 16-bit halves leaves the lower ones.
+            let times = u32::from(times.get()) << Hot::PRIO_SHIFT;
+            let times = _mm256_set1_epi32(times.cast_signed_portable());
             let barred_bit = _mm256_set1_epi32(Hot::BARRED.cast_signed_portable());
             let pin_bits = _mm256_set1_epi32(Cold::PINS.cast_signed_portable());
             let mut min = ones;
             for (hot, cold) in hot_eights.zip(cold_eights) {
                 let word = load(hot.as_ptr());
                 let prio = _mm256_and_si256(word, prio_mask);
-                let fixed = _mm256_or_si256(
-                    _mm256_cmpeq_epi32(prio, zero),
-                    _mm256_cmpeq_epi32(prio, prio_mask),
-                );
+                // A prio of 0 stays what it is without being told.
+                let fixed = _mm256_cmpeq_epi32(prio, prio_mask);
                 let barred = _mm256_cmpeq_epi32(_mm256_and_si256(word, barred_bit), barred_bit);
                 // Barred is pinned or gen too high; only the cold words can tell, and few are.
                 let kept = if lanes(barred) == 0 {
@@ -265,9 +276,12 @@ mod x86 {
                     let unpinned = _mm256_cmpeq_epi32(pins, zero);
                     _mm256_or_si256(fixed, _mm256_andnot_si256(unpinned, barred))
                 };
-                let aged = _mm256_add_epi32(word, _mm256_andnot_si256(kept, minus_one));
+                let aged = _mm256_subs_epu16(word, _mm256_andnot_si256(kept, times));
                 store(hot.as_ptr(), aged);
-                min = _mm256_min_epu32(min, _mm256_or_si256(aged, kept));
+                let enough = _mm256_cmpeq_epi32(_mm256_max_epu16(prio, times), prio);
+                let counted = _mm256_andnot_si256(kept, enough);
+                let others = _mm256_andnot_si256(counted, ones);
+                min = _mm256_min_epu32(min, _mm256_or_si256(aged, others));
             }
             _mm256_storeu_si256(least.as_mut_ptr().cast(), min);
         }
@@ -313,23 +327,38 @@ mod tests {
         }
 
         #[test]
-        fn vector_and_portable_loops_age_alike(
+        fn vector_and_portable_loops_age_as_many_single_rescalings(
             words in proptest::collection::vec(
-                (prop_oneof![Just(0u32), Just(1 << 16), Just(0xffff_0000), any::<u32>()],
+                (prop_oneof![
+                    Just(0u32), Just(1 << 16), 0u32..12 << 16, Just(0xfffe_0000), Just(0xffff_0000),
+                    any::<u32>(),
+                ],
                  any::<u32>()),
                 0..300,
             ),
+            times in prop_oneof![4 => 1u16..12, 1 => any::<u16>(), 1 => Just(u16::MAX)],
         ) {
+            let times = NonZeroU16::new(times).unwrap_or(NonZeroU16::MIN);
             let atomics = |words: &[u32]| -> Vec<AtomicU32> {
                 words.iter().copied().map(AtomicU32::new).collect()
             };
             let (hot, cold): (Vec<u32>, Vec<u32>) = words.into_iter().unzip();
             let (fast, plain, cold) = (atomics(&hot), atomics(&hot), atomics(&cold));
-            prop_assert_eq!(rescale(&fast, &cold), rescale_portable(&plain, &cold));
+            let min_prio = rescale(&fast, &cold, times);
+            prop_assert_eq!(min_prio, rescale_portable(&plain, &cold, times));
             let values = |words: Vec<AtomicU32>| -> Vec<u32> {
                 words.into_iter().map(AtomicU32::into_inner).collect()
             };
-            prop_assert_eq!(values(fast), values(plain));
+            let fast = values(fast);
+            prop_assert_eq!(&fast, &values(plain));
+            // Some hundreds are enough to compare with: more only take longer.
+            if times.get() < 500 {
+                let single = atomics(&hot);
+                let one = NonZeroU16::MIN;
+                let least = (0..times.get()).fold(0, |_, _| rescale_portable(&single, &cold, one));
+                prop_assert_eq!(least, min_prio);
+                prop_assert_eq!(values(single), fast);
+            }
         }
     }
 }

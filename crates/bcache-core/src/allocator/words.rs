@@ -24,8 +24,6 @@ use super::Mark;
 pub(crate) struct Hot(pub(crate) u32);
 
 impl Hot {
-    /// One step of prio.
-    pub(crate) const PRIO_ONE: u32 = 1 << 16;
     pub(crate) const PRIO_SHIFT: u32 = 16;
     pub(crate) const SECTORS_MASK: u32 = 0x1fff;
     pub(crate) const BARRED: u32 = 1 << 13;
