@@ -125,6 +125,18 @@ Everything on the device is lost. What would be is shown and asked about as by b
      several devices one allocator spreads the writes over all of them.",
     ),
     (
+        "LENGTH",
+        "A run ends after --duration, or when its operations had as many bytes as --amount says. All \
+     operations count: writes, reads that hit, and reads that miss. One for which --reserves has a bucket \
+     allocated from another reserve counts with the size that it would have had. Without --io data \
+     nothing is written as data: the report then has operations a second, and neither a bandwidth nor a \
+     write amplification.
+
+SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. What follows within half a second is taken \
+     for the same signal; one after that aborts the program, and the devices stay as they are at that \
+     moment. Ctrl-C where it is asked whether to go on means no.",
+    ),
+    (
         "COMPARISONS",
         "In the same run, unless --no-baseline is given:
 
@@ -155,7 +167,8 @@ pub(super) const DEVICE_AFTER: Sections = &[
 
 2 :: The command line makes no sense.
 
-3 :: Failed after a device was written to.",
+3 :: Failed after a device was written to. So it ends, too, when the report cannot be printed or \
+         exported; each is tried whatever became of the other.",
     ),
     (
         "EXAMPLES",
