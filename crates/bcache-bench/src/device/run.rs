@@ -34,7 +34,7 @@ use crate::environment::{Backing, Environment};
 use crate::exit::{ExitError, Failure};
 use crate::progress::Goal;
 use crate::report::{Ratio, Report, Run};
-use crate::warnings;
+use crate::warnings::{self, Warning};
 use crate::watch::{DeviceIo, Watch};
 use crate::workload::Workload;
 
@@ -203,6 +203,11 @@ fn measure(
     let mut report = Report::new("device", plan.settings()?, environment);
     let threads = plan.writers.get().saturating_add(u32::try_from(devices.len()).unwrap_or(1));
     report.warnings = warnings::of_environment(&report.environment, threads);
+    for (make, info) in prepared.plans.iter().zip(&infos) {
+        if make.superblock.discard() && !info.discard {
+            report.warnings.push(Warning::NoDiscard { device: info.path.clone() });
+        }
+    }
     let disks: Vec<Option<String>> =
         report.environment.devices.iter().map(|device| device.disk.clone()).collect();
 

@@ -29,7 +29,7 @@ pub(super) const MAIN_BEFORE: Sections = &[(
 
 device makes a cache set on a device and runs writers on it. \
      invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
-     on reports, which hold whole histograms.",
+     on the reports that all of them write as JSON, which hold whole histograms.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
@@ -61,7 +61,11 @@ environment :: cpu_model, cpus, kernel, clocksource, governors, clock, debug_bui
          their model, size_bytes, rotational, write_cache and what is behind them.
 
 runs :: What was run: each with name, elapsed_ns, operations, figures (a second, hit_ratio, \
-         write_amplification), pace (late, late_ns_max, spun_ns), counters, and measures.
+         write_amplification; null where nothing of the kind was done), pace (late, late_ns_max, \
+         spun_ns), counters, slices, and measures.
+
+slices :: Operations a second in slices of equal length, one after the other, 20 to 40 in a run of a \
+         second or more. compare tells noise from them. Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
@@ -76,6 +80,9 @@ warnings :: What makes figures dubious: each with a code and the numbers that be
 
 too_few_samples :: Fewer than ten samples lie beyond a percentile: p99.99 takes 100,000 samples.
 
+short_run, limit_reached :: A run was over before its rate could be told from noise, or before it had \
+         made the passes that were asked for.
+
 clocksource, clock_resolution :: The clock is not the CPU's counter, or coarse compared with what was \
          measured.
 
@@ -83,7 +90,10 @@ governor, frequency_changed :: The CPUs do not run at one frequency.
 
 other_user_of_device :: Others read or wrote the device during the run.
 
-loop_over_page_cache, image_file :: What was measured is not a device alone.
+loop_over_page_cache, image_file :: What was measured is not a device alone. Over a page cache a \
+         ratio between runs that flush more and less often says little.
+
+no_discard :: --discard was given, and the device takes no discards.
 
 steal, other_programs, involuntary_switches :: The machine did something else as well.
 
@@ -262,8 +272,11 @@ pub(super) const COMPARE_BEFORE: Sections = &[(
 For each percentile the number of samples says within which range it lies with 99 %. The column \
      \"by chance\" shows what these ranges make of the change. A percentile has changed when its ranges \
      in A and B do not meet and it moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
-     or too few samples to say. Rates have no such range; for them the threshold alone counts. The \
-     maximum of a run is a single sample and is not compared.
+     or too few samples to say. The maximum of a run is a single sample and is not compared.
+
+For a rate the range follows from how the run's operations a second went up and down, in five parts of \
+     the run one after the other. A run of less than a second, and one of a program that did not report \
+     this, has too few samples to say.
 
 Reports whose settings differ are refused, and the settings are named; --force compares them \
      nevertheless. Another machine, kernel, device or build is named and no reason to refuse.",
@@ -275,7 +288,7 @@ pub(super) const COMPARE_AFTER: Sections = &[
         "With --json the output is one object with threshold, settings and environment (what differs: \
          name, a, b), unmatched (run, measure, only_in), latencies (run, measure, percentile, a and b \
          with value_ns, low_ns and high_ns, ratio, ratio_low, ratio_high, verdict) and rates (run, name, a, b, ratio, \
-         verdict). A verdict is no_change, better, worse or too_few_samples.",
+         ratio_low and ratio_high, which are null where nobody knows, verdict). A verdict is no_change, better, worse or too_few_samples.",
     ),
     (
         "EXIT STATUS",
@@ -306,8 +319,9 @@ pub(super) const PLOT_BEFORE: Sections = &[(
      logarithmic axis, percentiles on one that gives each further nine the same room. A curve ends, \
      with a dot, where its samples do.
 
-With several measures each has a colour, and dashes tell the reports apart; with one measure each \
-     report and run has a colour.",
+With several measures each has a colour, and dashes tell reports and runs apart; with one measure each \
+     report and run has a colour, and a dash when all twelve colours are taken. Reports of sector have no \
+     latencies to draw.",
 )];
 
 pub(super) const PLOT_AFTER: Sections = &[
