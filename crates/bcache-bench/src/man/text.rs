@@ -60,7 +60,7 @@ settings :: What was asked for, by name. Reports with different settings are not
 environment :: cpu_model, cpus, kernel, clocksource, governors, clock, debug_build, and devices with \
          their model, size_bytes, rotational, write_cache and what is behind them.
 
-runs :: What was run: each with name, elapsed_ns, operations, figures (a second, hit_ratio, \
+runs :: What was run: each with name, elapsed_ns (0 where only parts were timed), operations, figures (a second, hit_ratio, \
          write_amplification; null where nothing of the kind was done), pace (late, late_ns_max, \
          spun_ns), counters, slices, and measures.
 

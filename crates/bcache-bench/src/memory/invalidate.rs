@@ -73,13 +73,16 @@ impl Together {
     /// Waits for the others; false when one has failed.
     fn step(&self) -> bool {
         self.barrier.wait();
-        !self.failed.load(Ordering::Relaxed)
+        let all_well = !self.failed.load(Ordering::Relaxed);
+        // Nobody goes on, and fails, before all have looked: they would leave at different steps.
+        self.barrier.wait();
+        all_well
     }
 
     /// Ends the others at their next step.
     fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
-        self.barrier.wait();
+        self.step();
     }
 }
 
@@ -227,4 +230,36 @@ fn timed_run(name: &str, nbuckets: u64, recording: Recording, measure: Measure) 
     let name = format!("{name}, {} buckets", format_count(nbuckets));
     let operations = recording.count(measure);
     Run::of_driven(&name, &Driven { recording, operations, ..Driven::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_fails_ends_all_at_the_same_step() {
+        for fails_at in 0..50 {
+            let together = Together { barrier: Barrier::new(3), failed: AtomicBool::new(false) };
+            let steps: Vec<u32> = std::thread::scope(|scope| {
+                let work = |thread: u32| {
+                    let together = &together;
+                    move || {
+                        for step in 0..100 {
+                            if thread == 1 && step == fails_at {
+                                together.fail();
+                                return step;
+                            }
+                            if !together.step() {
+                                return step;
+                            }
+                        }
+                        unreachable!("a thread failed")
+                    }
+                };
+                let handles: Vec<_> = (0..3).map(|thread| scope.spawn(work(thread))).collect();
+                handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+            });
+            assert_eq!(steps, [fails_at; 3]);
+        }
+    }
 }
