@@ -6,16 +6,26 @@
 //! bound the percentile. A change is called one when the intervals of both runs are apart *and* the
 //! percentile moved by more than a threshold: samples of one run have the state of the machine in
 //! common, so that two runs of the same thing differ by more than sampling alone explains.
+//!
+//! A rate has its interval from how it went up and down during the run: the mean of five parts of the
+//! run, one after the other, and their spread (Student's t). Parts are long, so that a device which is
+//! slow for a while makes the interval wide, as a mean over many short slices would not.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::num::{float, whole};
 use crate::record::Measure;
+use crate::record::slices::SLICES_NEEDED;
 use crate::report::{Figures, Measured, Percentile, Report, Run};
 
 /// Quantile of the normal distribution for intervals that hold with 99 %.
 const Z: f64 = 2.576;
+
+/// Parts of a run from whose rates the interval of its rate follows.
+const PARTS: usize = 5;
+/// Quantile of Student's t for so many parts and intervals that hold with 99 %.
+const T: f64 = 4.604;
 
 /// By how much a figure has to move by default to be called changed.
 pub const THRESHOLD: f64 = 0.05;
@@ -120,7 +130,12 @@ pub struct Rate {
     pub b: f64,
     /// `b / a`.
     pub ratio: f64,
-    /// What became of it; rates have no samples, so that only the threshold tells.
+    /// The least that the ratio may be, from the ends of both intervals; `None` where a run is too short
+    /// to tell, or was written by a program that did not say how steady it was.
+    pub ratio_low: Option<f64>,
+    /// The most that it may be; `None` also where that is without bounds.
+    pub ratio_high: Option<f64>,
+    /// What became of it.
     pub verdict: Verdict,
 }
 
@@ -288,13 +303,43 @@ fn judge(ratio: f64, threshold: f64) -> Verdict {
     }
 }
 
+/// By which share of itself a run's rate may be off, with 99 %; `None` where there is too little to tell.
+pub fn rate_slack(run: &Run) -> Option<f64> {
+    let count = run.slices.len();
+    if count < SLICES_NEEDED {
+        return None;
+    }
+    let mean = |rates: &[f64]| rates.iter().sum::<f64>() / float(rates.len().max(1) as u64);
+    let parts: Vec<f64> = (0..PARTS)
+        .filter_map(|part| run.slices.get(count * part / PARTS..count * (part + 1) / PARTS))
+        .map(mean)
+        .collect();
+    let all = mean(&parts);
+    let squares: f64 = parts.iter().map(|part| (part - all).powi(2)).sum();
+    let parts = float(PARTS as u64);
+    let slack = T * (squares / (parts - 1.0) / parts).sqrt();
+    (all > 0.0).then_some(slack / all)
+}
+
 fn rates(a: &Run, b: &Run, threshold: f64) -> Vec<Rate> {
     let (of_a, of_b) = (a.figures(), b.figures());
+    let slack = rate_slack(a).zip(rate_slack(b));
     let rate = |name, get: fn(&Figures) -> Option<f64>| {
         let (a_value, b_value) = (get(&of_a)?, get(&of_b)?);
         let ratio = b_value / a_value;
-        let verdict = judge(a_value / b_value, threshold);
-        Some(Rate { run: a.name.clone(), name, a: a_value, b: b_value, ratio, verdict })
+        let ratio_low = slack.map(|(a, b)| ratio * (1.0 - b).max(0.0) / (1.0 + a));
+        let ratio_high = slack
+            .map(|(a, b)| ratio * (1.0 + b) / (1.0 - a).max(0.0))
+            .filter(|ratio| ratio.is_finite());
+        let verdict = match ratio_low {
+            None => Verdict::TooFewSamples,
+            Some(low) if low > 1.0 || ratio_high.is_some_and(|high| high < 1.0) => {
+                judge(1.0 / ratio, threshold)
+            }
+            Some(_) => Verdict::NoChange,
+        };
+        let (run, a, b) = (a.name.clone(), a_value, b_value);
+        Some(Rate { run, name, a, b, ratio, ratio_low, ratio_high, verdict })
     };
     [
         rate("operations/s", |it| it.operations_per_second),
@@ -407,6 +452,29 @@ mod tests {
         assert_eq!(verdict("operations/s"), Verdict::NoChange);
         assert_eq!(found.changes(), (1, 0));
         assert_eq!(Comparison::new(&b, &a, THRESHOLD).changes(), (0, 1));
+    }
+
+    #[test]
+    fn a_rate_that_goes_up_and_down_is_no_change() {
+        let mut a = sample::report(100_000, 1.0);
+        let mut b = a.clone();
+        b.runs[0].operations = 66_000;
+        let verdict = |a: &Report, b: &Report| {
+            let found = Comparison::new(a, b, THRESHOLD);
+            let rate = found.rates.iter().find(|it| it.name == "operations/s").unwrap().clone();
+            (rate.verdict, rate.ratio_low.is_some())
+        };
+        assert_eq!(verdict(&a, &b), (Verdict::Worse, true));
+        // Slow for a while: by chance the other run was slow for longer.
+        a.runs[0].slices[..5].fill(2_000.0);
+        assert_eq!(verdict(&a, &b), (Verdict::NoChange, true));
+        assert_eq!(verdict(&b, &a), (Verdict::NoChange, true));
+        // A run of less than a second, and one of an older program.
+        for slices in [SLICES_NEEDED - 1, 0] {
+            a.runs[0].slices.truncate(slices);
+            assert_eq!(verdict(&a, &b), (Verdict::TooFewSamples, false));
+            assert_eq!(Comparison::new(&a, &b, THRESHOLD).changes(), (0, 0));
+        }
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //!
 //! Each writer counts in a cache line of its own, with plain stores: a counter that writers share
 //! would cost more than an allocation does. A thread adds them up a few times a second.
+//!
+//! A run has phases, the allocator and what it is compared with. Each has its name and its goal, and
+//! counts from where it began: what one did is not shown as another's.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct LiveCounts {
     operations: AtomicU64,
+    bytes: AtomicU64,
     written_bytes: AtomicU64,
     read_bytes: AtomicU64,
     hits: AtomicU64,
@@ -41,15 +45,19 @@ fn add(counter: &AtomicU64, count: u64) {
 }
 
 impl LiveCounts {
-    /// One more write, of so many bytes.
-    pub fn wrote(&self, bytes: u64) {
+    /// One more operation, of so many bytes, whatever became of them.
+    pub fn operated(&self, bytes: u64) {
         add(&self.operations, 1);
+        add(&self.bytes, bytes);
+    }
+
+    /// So many bytes were written as data.
+    pub fn wrote(&self, bytes: u64) {
         add(&self.written_bytes, bytes);
     }
 
     /// One more read: so many bytes from the cache, or a miss.
     pub fn read(&self, bytes: u64, hit: bool) {
-        add(&self.operations, 1);
         add(if hit { &self.hits } else { &self.misses }, 1);
         if hit {
             add(&self.read_bytes, bytes);
@@ -71,6 +79,17 @@ impl LiveCounts {
 #[derive(Debug)]
 pub struct Live {
     threads: Vec<CachePadded<LiveCounts>>,
+    phase: Mutex<Phase>,
+}
+
+/// A part of a run.
+#[derive(Clone, Copy, Debug)]
+struct Phase {
+    name: &'static str,
+    goal: Goal,
+    began: Instant,
+    /// What had been counted by then.
+    before: LiveSums,
 }
 
 /// Sums at one moment.
@@ -78,6 +97,8 @@ pub struct Live {
 pub struct LiveSums {
     /// Operations.
     pub operations: u64,
+    /// Their bytes, whatever became of them.
+    pub bytes: u64,
     /// Bytes written as data.
     pub written_bytes: u64,
     /// Bytes read from the cache.
@@ -92,11 +113,42 @@ pub struct LiveSums {
     pub passes: u64,
 }
 
+impl LiveSums {
+    fn minus(&self, other: &Self) -> Self {
+        Self {
+            operations: self.operations.saturating_sub(other.operations),
+            bytes: self.bytes.saturating_sub(other.bytes),
+            written_bytes: self.written_bytes.saturating_sub(other.written_bytes),
+            read_bytes: self.read_bytes.saturating_sub(other.read_bytes),
+            hits: self.hits.saturating_sub(other.hits),
+            misses: self.misses.saturating_sub(other.misses),
+            blocked: self.blocked.saturating_sub(other.blocked),
+            passes: self.passes.saturating_sub(other.passes),
+        }
+    }
+}
+
 impl Live {
     /// Counters for so many writers, and one set for the allocator thread.
     pub fn new(writers: u32) -> Arc<Self> {
         let threads = (0..=writers).map(|_| CachePadded::default()).collect();
-        Arc::new(Self { threads })
+        let phase = Phase {
+            name: "preparing",
+            goal: Goal::Unknown,
+            began: Instant::now(),
+            before: LiveSums::default(),
+        };
+        Arc::new(Self { threads, phase: Mutex::new(phase) })
+    }
+
+    /// Begins a phase: from here on its name, its counts and its way to `goal` are shown.
+    pub fn begin(&self, name: &'static str, goal: Goal) {
+        let before = self.sums();
+        *self.phase() = Phase { name, goal, began: Instant::now(), before };
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The counters of a writer, from 0. `None` where there are fewer writers.
@@ -117,6 +169,7 @@ impl Live {
         };
         LiveSums {
             operations: sum(|it| &it.operations),
+            bytes: sum(|it| &it.bytes),
             written_bytes: sum(|it| &it.written_bytes),
             read_bytes: sum(|it| &it.read_bytes),
             hits: sum(|it| &it.hits),
@@ -127,15 +180,19 @@ impl Live {
     }
 }
 
-/// How far a run has to go.
+/// How far a phase has to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
     /// Until so much time has passed.
     Elapsed(Duration),
     /// Until so many operations were carried out.
     Operations(u64),
-    /// Until so many bytes were written.
-    WrittenBytes(u64),
+    /// Until the operations had so many bytes.
+    Bytes(u64),
+    /// Until the allocator thread made so many passes.
+    Passes(u64),
+    /// Nobody knows.
+    Unknown,
 }
 
 impl From<Until> for Goal {
@@ -153,7 +210,9 @@ impl Goal {
         let share = match self {
             Self::Elapsed(time) => elapsed.as_secs_f64() / time.as_secs_f64().max(1e-9),
             Self::Operations(all) => ratio(sums.operations, all).unwrap_or(1.0),
-            Self::WrittenBytes(all) => ratio(sums.written_bytes, all).unwrap_or(1.0),
+            Self::Bytes(all) => ratio(sums.bytes, all).unwrap_or(1.0),
+            Self::Passes(all) => ratio(sums.passes, all).unwrap_or(1.0),
+            Self::Unknown => 0.0,
         };
         whole(share * 1000.0).min(1000)
     }
@@ -168,28 +227,36 @@ pub struct Progress {
 
 impl Progress {
     /// Shows `live` on standard error until the result is dropped; nothing where that is no terminal.
-    pub fn start(what: &str, live: &Arc<Live>, goal: Goal) -> io::Result<Self> {
+    pub fn start(live: &Arc<Live>) -> io::Result<Self> {
         if !io::stderr().is_terminal() {
             return Ok(Self { stop: None, thread: None });
         }
         let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr())
-            .with_prefix(what.to_owned())
             .with_style(
                 ProgressStyle::with_template("{prefix} {wide_bar} {percent}% {elapsed}  {msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
-        Self::on(bar, live, goal)
+        Self::on(bar, live)
     }
 
-    fn on(bar: ProgressBar, live: &Arc<Live>, goal: Goal) -> io::Result<Self> {
+    fn on(bar: ProgressBar, live: &Arc<Live>) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let live = Arc::clone(live);
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(move || {
-            let began = Instant::now();
-            let mut window = Window::new(live.sums());
+            let mut shown: Option<(Instant, Window)> = None;
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                let sums = live.sums();
-                bar.set_position(goal.done(began.elapsed(), &sums));
+                let phase = *live.phase();
+                let sums = live.sums().minus(&phase.before);
+                let window = match &mut shown {
+                    Some((began, window)) if *began == phase.began => window,
+                    _ => {
+                        bar.set_prefix(phase.name);
+                        bar.reset_elapsed();
+                        let window = Window::new(phase.began, LiveSums::default());
+                        &mut shown.insert((phase.began, window)).1
+                    }
+                };
+                bar.set_position(phase.goal.done(phase.began.elapsed(), &sums));
                 bar.set_message(window.message(Instant::now(), sums));
             }
             bar.finish_and_clear();
@@ -217,8 +284,8 @@ struct Window {
 }
 
 impl Window {
-    fn new(then: LiveSums) -> Self {
-        Self { began: Instant::now(), then, operations_per_second: 0, bytes_per_second: 0 }
+    fn new(began: Instant, then: LiveSums) -> Self {
+        Self { began, then, operations_per_second: 0, bytes_per_second: 0 }
     }
 
     fn message(&mut self, now: Instant, sums: LiveSums) -> String {
@@ -265,6 +332,7 @@ mod tests {
                 let counts = live.writer(writer).unwrap();
                 scope.spawn(move || {
                     for _ in 0..1000 {
+                        counts.operated(4096);
                         counts.wrote(4096);
                         counts.read(512, true);
                         counts.read(512, false);
@@ -279,7 +347,8 @@ mod tests {
         assert_eq!(
             sums,
             LiveSums {
-                operations: 6000,
+                operations: 2000,
+                bytes: 2000 * 4096,
                 written_bytes: 2000 * 4096,
                 read_bytes: 2000 * 512,
                 hits: 2000,
@@ -292,18 +361,20 @@ mod tests {
 
     #[test]
     fn the_way_is_told_in_thousandths() {
-        let sums = LiveSums { operations: 250, written_bytes: 5, ..LiveSums::default() };
+        let sums = LiveSums { operations: 250, bytes: 5, passes: 3, ..LiveSums::default() };
         let second = Duration::from_secs(1);
         assert_eq!(Goal::Elapsed(4 * second).done(second, &sums), 250);
         assert_eq!(Goal::Operations(1000).done(second, &sums), 250);
-        assert_eq!(Goal::WrittenBytes(4).done(second, &sums), 1000);
-        assert_eq!(Goal::WrittenBytes(0).done(second, &sums), 1000);
+        assert_eq!(Goal::Bytes(4).done(second, &sums), 1000);
+        assert_eq!(Goal::Bytes(0).done(second, &sums), 1000);
+        assert_eq!(Goal::Passes(4).done(second, &sums), 750);
+        assert_eq!(Goal::Unknown.done(second, &sums), 0);
     }
 
     #[test]
     fn rates_are_those_of_the_last_second() {
-        let mut window = Window::new(LiveSums::default());
-        let begin = window.began;
+        let begin = Instant::now();
+        let mut window = Window::new(begin, LiveSums::default());
         let sums = |operations| LiveSums {
             operations,
             written_bytes: operations << 20,
@@ -317,17 +388,42 @@ mod tests {
         assert!(second.starts_with("100 op/s  100 MiB/s"), "{second}");
     }
 
+    fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !done() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn each_phase_counts_from_its_beginning() {
+        let live = Live::new(1);
+        let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
+        let _progress = Progress::on(bar.clone(), &live).unwrap();
+        let counts = live.writer(0).unwrap();
+        live.begin("fixed addresses", Goal::Bytes(4));
+        counts.operated(4);
+        counts.read(4, true);
+        wait_for("the first phase is over", || bar.position() == 1000);
+        assert_eq!(bar.prefix(), "fixed addresses");
+        assert!(bar.message().contains("hits 100 %"), "{}", bar.message());
+        live.begin("allocator", Goal::Bytes(8));
+        wait_for("the next one begins", || bar.position() == 0);
+        assert_eq!(bar.prefix(), "allocator");
+        counts.operated(2);
+        counts.read(2, false);
+        wait_for("and goes on", || bar.position() == 250 && bar.message().contains("hits 0 %"));
+    }
+
     #[test]
     fn the_line_goes_when_the_run_ends() {
         let live = Live::new(1);
         let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
-        let progress = Progress::on(bar.clone(), &live, Goal::Operations(2)).unwrap();
-        live.writer(0).unwrap().wrote(1);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while bar.position() != 500 {
-            assert!(Instant::now() < deadline, "the line was never drawn");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let progress = Progress::on(bar.clone(), &live).unwrap();
+        live.begin("allocator", Goal::Operations(2));
+        live.writer(0).unwrap().operated(1);
+        wait_for("the line is drawn", || bar.position() == 500);
         assert!(bar.message().contains("op/s"));
         drop(progress);
         assert!(bar.is_finished());

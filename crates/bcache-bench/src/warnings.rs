@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::environment::{Backing, Environment};
 use crate::num::{float, format_count, format_ns, ratio};
 use crate::record::Measure;
+use crate::record::slices::SLICES_NEEDED;
 use crate::report::{Percentile, Run};
 use crate::watch::{DeviceIo, Observed};
 
@@ -51,6 +52,27 @@ pub enum Warning {
         samples: u64,
         /// Samples it takes.
         needed: u64,
+    },
+    /// A run that is too short to tell its rate from noise.
+    ShortRun {
+        /// The run.
+        run: String,
+        /// How long it lasted, in ns.
+        elapsed_ns: u64,
+    },
+    /// A time limit ended a run before it had made its passes.
+    LimitReached {
+        /// The run.
+        run: String,
+        /// Passes that it made.
+        passes: u64,
+        /// Passes that were wanted.
+        wanted: u64,
+    },
+    /// Discards were asked of a device that takes none.
+    NoDiscard {
+        /// The device.
+        device: PathBuf,
     },
     /// The kernel's clock does not come from the CPU's counter.
     Clocksource {
@@ -148,6 +170,17 @@ impl fmt::Display for Warning {
                 format_count(*samples),
                 format_count(*needed)
             ),
+            Self::ShortRun { run, elapsed_ns } => write!(
+                f,
+                "{run}: {} are too short to tell a rate from noise (it takes a second)",
+                format_ns(float(*elapsed_ns))
+            ),
+            Self::LimitReached { run, passes, wanted } => {
+                write!(f, "{run}: the time limit ended it after {passes} of {wanted} passes")
+            }
+            Self::NoDiscard { device } => {
+                write!(f, "{} takes no discards: --discard had no effect", device.display())
+            }
             Self::Clocksource { clocksource } => write!(
                 f,
                 "the clocksource is {clocksource}, not tsc: reading the clock is slow and coarse"
@@ -173,7 +206,9 @@ impl fmt::Display for Warning {
             ),
             Self::LoopOverPageCache { device, file } => write!(
                 f,
-                "{} goes through the page cache of {}: writes end in memory (losetup --direct-io=on)",
+                "{} goes through the page cache of {}: writes end in memory, and each flush writes back \
+                 what is there, so that ratios between runs that flush more and less often say little \
+                 (losetup --direct-io=on)",
                 device.display(),
                 file.display()
             ),
@@ -292,6 +327,10 @@ pub fn of_run(run: &Run, environment: &Environment) -> Vec<Warning> {
         let (run, late_ns_max) = (run.name.clone(), run.pace.late_ns_max);
         warnings.push(Warning::PaceNotKept { run, late_share, late_ns_max });
     }
+    if (1..SLICES_NEEDED).contains(&run.slices.len()) {
+        let elapsed_ns = u64::try_from(run.elapsed.as_nanos()).unwrap_or(u64::MAX);
+        warnings.push(Warning::ShortRun { run: run.name.clone(), elapsed_ns });
+    }
     let clock_ns = environment.clock.read_ns.max(environment.clock.resolution_ns);
     for measured in &run.measures {
         let (measure, samples) = (measured.measure, measured.histogram.len());
@@ -384,6 +423,8 @@ mod tests {
                 "image_file"
             ]
         );
+        let told = of_environment(&environment, threads).into_iter().map(|it| it.to_string());
+        assert_eq!(told.filter(|it| it.contains("ratios") && it.contains("flush")).count(), 2);
     }
 
     #[test]
@@ -447,6 +488,18 @@ mod tests {
             assert!(!found.is_empty());
             assert!(found.iter().all(|it| *it == (percentile, samples)), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_short_run_is_told() {
+        let mut run = sample::run("allocator", 100_000, 1.0);
+        run.slices.pop();
+        assert_eq!(codes(&of_run(&run, &sample::environment())), ["short_run"]);
+        let others = [
+            Warning::LimitReached { run: "allocator".to_owned(), passes: 8, wanted: 20 },
+            Warning::NoDiscard { device: PathBuf::from("/dev/sda") },
+        ];
+        assert_eq!(codes(&others), ["limit_reached", "no_discard"]);
     }
 
     #[test]

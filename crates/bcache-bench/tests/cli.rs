@@ -38,6 +38,7 @@ fn report(seed: u64, samples: u64, low: u64, high: u64) -> Report {
         operations: samples,
         pace: bcache_bench::record::pace::PaceCounts::default(),
         counters: bcache_bench::report::Counters::default(),
+        slices: vec![10.0; 20],
         measures: measured(&recorder.finish()),
     });
     report

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one is noticed, the second one ends the program.
+//! Ctrl-C: the first one is noticed, a repeat within a moment is not, the second one ends the program.
 //!
 //! Without a harness: its threads would not have the signals blocked, and one of them would get them.
 
@@ -50,10 +50,15 @@ fn parent(signal: Signal) {
         .unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for word in ["ready", "stopping"] {
-        assert_eq!(lines.next().unwrap().unwrap(), word);
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    // Both at once: what timeout(1) sends to a process and to its group.
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
         kill(pid, signal).unwrap();
     }
+    assert_eq!(lines.next().unwrap().unwrap(), "stopping");
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(child.try_wait().unwrap().is_none(), "a repeat ended the program");
+    kill(pid, signal).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.signal(), Some(signal as i32), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr);

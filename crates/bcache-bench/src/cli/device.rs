@@ -79,7 +79,7 @@ pub struct DeviceArgs {
     )]
     duration: Option<Duration>,
 
-    /// How much data to write
+    /// How many bytes the operations are to have, written or read, hit or miss
     #[arg(long, value_name = "SIZE", value_parser = parse_amount, help_heading = "Workload")]
     amount: Option<NonZeroU64>,
 
@@ -179,7 +179,9 @@ pub enum PlanError {
     #[error("--read-share needs --io data: without data there is nothing to read")]
     ReadsWithoutData,
     /// Data is to go to reserves that are kept for btree nodes.
-    #[error("--reserves {reserves} needs --io none: a reserve other than none is not for data")]
+    #[error(
+        "--reserves {reserves} needs --io metadata or none: a reserve other than none is not for data"
+    )]
     ReservesWithData {
         /// What was given.
         reserves: String,
@@ -229,7 +231,7 @@ impl DeviceArgs {
             seed: self.seed,
             pace: self.rate.map_or(Pace::Closed, |per_second| Pace::Open { per_second }),
             length: match self.amount {
-                Some(bytes) => Length::WrittenBytes(bytes),
+                Some(bytes) => Length::Bytes(bytes),
                 None => Length::Elapsed(self.duration.unwrap_or(DURATION_DEFAULT)),
             },
             policy: self.policy.into(),
@@ -339,7 +341,7 @@ mod tests {
             ("/dev/sda --amount 0", "--amount"),
             ("/dev/sda --policy mru", "--policy"),
             ("/dev/sda --reserves prio", "--reserves"),
-            ("/dev/sda --reserves btree", "--reserves btree needs --io none"),
+            ("/dev/sda --reserves btree", "--reserves btree needs --io metadata or none"),
             ("/dev/sda --read-share 1 --io metadata", "--read-share needs --io data"),
             ("/dev/sda --io all", "--io"),
         ] {

@@ -4,6 +4,9 @@ use clap::Args;
 
 use crate::memory::Engine;
 
+/// As many as the allocator can number.
+const NBUCKETS_MAX: u64 = 0xffff_ffff;
+
 /// Options that they share.
 #[derive(Debug, Args)]
 pub struct Common {
@@ -15,7 +18,7 @@ pub struct Common {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
-    /// Print JSON
+    /// Print the report as JSON, with whole histograms: compare and plot read it
     #[arg(long)]
     pub json: bool,
 }
@@ -29,11 +32,20 @@ pub struct InvalidateArgs {
         value_name = "N",
         value_delimiter = ',',
         default_value = "1048576",
-        value_parser = clap::value_parser!(u64).range(513..)
+        value_parser = clap::value_parser!(u64).range(513..=NBUCKETS_MAX)
     )]
     pub nbuckets: Vec<u64>,
 
-    /// Passes, of which the median is reported
+    /// Threads that do the same at once, each with a cache of its own
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    pub threads: u32,
+
+    /// Passes of each thread, of which the median is reported
     #[arg(
         long,
         value_name = "N",
@@ -56,7 +68,7 @@ pub struct BucketArgs {
         value_name = "N",
         value_delimiter = ',',
         default_value = "1048576",
-        value_parser = clap::value_parser!(u64).range(513..)
+        value_parser = clap::value_parser!(u64).range(513..=NBUCKETS_MAX)
     )]
     pub nbuckets: Vec<u64>,
 
@@ -100,7 +112,7 @@ pub struct SectorArgs {
         long,
         value_name = "N",
         default_value_t = 65536,
-        value_parser = clap::value_parser!(u64).range(513..)
+        value_parser = clap::value_parser!(u64).range(513..=NBUCKETS_MAX)
     )]
     pub nbuckets: u64,
 
@@ -124,7 +136,12 @@ pub struct SectorArgs {
     pub streams: Vec<u32>,
 
     /// Length of each measurement, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub time: u64,
 
     /// What all share.

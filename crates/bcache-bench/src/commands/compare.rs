@@ -55,6 +55,15 @@ fn verdict(style: Style, verdict: Verdict) -> Cell {
     }
 }
 
+/// The range that chance explains; a dash where nobody knows.
+fn chance(low: Option<f64>, high: Option<f64>) -> String {
+    match (low, high) {
+        (None, _) => "-".to_owned(),
+        (Some(low), None) => format!("{} or more", format_ratio(low)),
+        (Some(low), Some(high)) => format!("{} to {}", format_ratio(low), format_ratio(high)),
+    }
+}
+
 fn render(
     out: &mut impl Write,
     style: Style,
@@ -79,7 +88,7 @@ fn render(
             number(format_ns(float(it.a.value_ns))),
             number(format_ns(float(it.b.value_ns))),
             number(format_ratio(it.ratio)),
-            number(format!("{} to {}", format_ratio(it.ratio_low), format_ratio(it.ratio_high))),
+            number(chance(Some(it.ratio_low), Some(it.ratio_high))),
             verdict(style, it.verdict),
         ]);
     }
@@ -89,7 +98,7 @@ fn render(
             number(format_count(whole(it.a))),
             number(format_count(whole(it.b))),
             number(format_ratio(it.ratio)),
-            Cell::new(""),
+            number(chance(it.ratio_low, it.ratio_high)),
             verdict(style, it.verdict),
         ]);
     }
@@ -106,9 +115,9 @@ fn render(
     let percent = comparison.threshold * 100.0;
     writeln!(
         out,
-        "\n{}. Changed is what moved by more than {percent} % and, for percentiles, by more than\n\
-         chance explains, which is the range shown (99 % for each report). Two runs of the same thing may\n\
-         differ by more: repeat a run before a change is believed.",
+        "\n{}. Changed is what moved by more than {percent} % and by more than chance explains,\n\
+         which is the range shown (99 % for each report). Two runs of the same thing may differ by\n\
+         more: repeat a run before a change is believed.",
         match comparison.changes() {
             (0, 0) => "No change beyond the noise".to_owned(),
             (worse, better) => format!("Worse: {worse}, better: {better}"),

@@ -1,11 +1,12 @@
 //! `bcache-bench device`: everything around the run itself.
 //!
-//! Files are opened and signals caught before the run; progress is shown while it lasts; the report
-//! is printed and exported when it is over, early or not.
+//! Whoever has to be asked is asked first; then files are opened and signals caught; progress is shown
+//! while the run lasts; the report is printed and exported when it is over, early or not.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
 
 use crate::cli::DeviceArgs;
@@ -19,11 +20,14 @@ use crate::report::{Report, table};
 /// Runs `bcache-bench device` with `runner` doing the work.
 pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
     let plan = args.plan().map_err(|error| ExitError::wrap(Failure::Usage, error))?;
+    // Before the signals are caught: Ctrl-C where it is asked whether to go on means no.
+    runner.prepare(&plan)?;
+    let exports = open_exports(&plan)?;
     // Before anything starts a thread.
     let stop = interrupt::install()?;
     let context = RunContext { stop, live: Live::new(plan.writers.get()) };
     let mut out = Out::stdout();
-    carry_out(&plan, &context, runner, |report| {
+    carry_out(&plan, &context, runner, exports, |report| {
         if args.json {
             out.json(report)?;
         } else {
@@ -35,23 +39,33 @@ pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The run, from opening the exports to writing them. `print` gets the report first, so that it is
-/// seen even if an export fails.
+/// Opens the files that the report goes to, which must not be what the run writes to.
+fn open_exports(plan: &DevicePlan) -> Result<Exports> {
+    let exports = Exports::open(&plan.exports)?;
+    exports.check_apart_from(plan.target.paths())?;
+    Ok(exports)
+}
+
+/// The run, and what becomes of its report. `print` gets that first, so that it is seen even if an export
+/// fails; and where it cannot be printed, it is exported all the same.
 fn carry_out(
     plan: &DevicePlan,
     context: &RunContext,
     runner: &mut impl DeviceRun,
+    exports: Exports,
     print: impl FnOnce(&Report) -> Result<()>,
 ) -> Result<()> {
-    let exports = Exports::open(&plan.exports)?;
-    runner.prepare(plan)?;
-    let progress = Progress::start("device", &context.live, plan.goal())?;
+    let progress = Progress::start(&context.live)?;
     let result = runner.run(plan, context);
     drop(progress);
     let report = result?;
-    print(&report)?;
+    let printed = print(&report);
     // The devices have been written by now.
-    exports.write(&report).map_err(|error| ExitError::wrap(Failure::Partial, error))
+    exports.write(&report).map_err(|error| ExitError::wrap(Failure::Partial, error))?;
+    printed.map_err(|error| {
+        // Whoever reads no further has seen enough.
+        if is_broken_pipe(&error) { error } else { ExitError::wrap(Failure::Partial, error) }
+    })
 }
 
 #[cfg(test)]
@@ -59,6 +73,7 @@ mod tests {
     use super::*;
     use crate::report::sample;
     use clap::Parser;
+    use std::io;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
@@ -102,7 +117,8 @@ mod tests {
         let plan = plan(&format!("/dev/null --export-json {}", path.display()));
         let mut runner = Scripted { report: Some(sample::report(100, 1.0)), runs: 0 };
         let mut printed = 0;
-        carry_out(&plan, &context(), &mut runner, |report| {
+        let exports = open_exports(&plan).unwrap();
+        carry_out(&plan, &context(), &mut runner, exports, |report| {
             printed = report.runs.len();
             Ok(())
         })
@@ -112,13 +128,33 @@ mod tests {
     }
 
     #[test]
-    fn nothing_runs_when_an_export_cannot_be_written() {
+    fn a_report_that_cannot_be_printed_is_exported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.json");
+        let plan = plan(&format!("/dev/null --export-json {}", path.display()));
+        for (kind, partial) in
+            [(io::ErrorKind::StorageFull, true), (io::ErrorKind::BrokenPipe, false)]
+        {
+            let mut runner = Scripted { report: Some(sample::report(100, 1.0)), runs: 0 };
+            let exports = open_exports(&plan).unwrap();
+            let error = carry_out(&plan, &context(), &mut runner, exports, |_| {
+                Err(io::Error::from(kind).into())
+            })
+            .unwrap_err();
+            let failure = error.downcast_ref::<ExitError>().map(|error| error.failure);
+            assert_eq!(failure, partial.then_some(Failure::Partial));
+            assert_eq!(is_broken_pipe(&error), !partial);
+            assert_eq!(Report::load(&path).unwrap().runs.len(), 1);
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_export_that_cannot_be_written_is_told_first() {
         let dir = tempfile::tempdir().unwrap();
         let plan = plan(&format!("/dev/null --export-svg {}", dir.path().display()));
-        let mut runner = Scripted { report: Some(sample::report(100, 1.0)), runs: 0 };
-        let error = carry_out(&plan, &context(), &mut runner, |_| Ok(())).unwrap_err();
+        let error = open_exports(&plan).unwrap_err();
         assert!(error.to_string().contains("cannot write to"), "{error}");
-        assert_eq!(runner.runs, 0);
     }
 
     #[test]
@@ -127,7 +163,9 @@ mod tests {
         let path = dir.path().join("report.json");
         let plan = plan(&format!("/dev/null --export-json {}", path.display()));
         let mut runner = Scripted { report: None, runs: 0 };
-        let error = carry_out(&plan, &context(), &mut runner, |_| panic!("no report")).unwrap_err();
+        let exports = open_exports(&plan).unwrap();
+        let error = carry_out(&plan, &context(), &mut runner, exports, |_| panic!("no report"))
+            .unwrap_err();
         assert_eq!(error.to_string(), "the device is gone");
         assert!(!path.exists());
     }

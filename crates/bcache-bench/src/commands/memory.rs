@@ -1,5 +1,6 @@
 //! `bcache-bench invalidate`, `bucket` and `sector`: the parts of the allocator in memory.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,12 +8,20 @@ use std::time::Duration;
 use anyhow::Result;
 use bcache_cli::out::{Out, Style};
 use bcache_cli::table::table;
+use bcache_core::device::sysfs::Root;
 use comfy_table::{CellAlignment, Table};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::{BucketArgs, InvalidateArgs, SectorArgs};
-use crate::memory::{Engine, bucket, invalidate, sector};
-use crate::num::{float, format_ns};
+use crate::environment::Environment;
+use crate::memory::invalidate::median_ns;
+use crate::memory::{Engine, bucket, engine_name, invalidate, sector};
+use crate::num::{float, format_count, format_ns};
+use crate::record::Measure;
+use crate::report::table::render_warnings;
+use crate::report::{Percentile, Ratio, Report, Run, Settings};
+use crate::warnings::{self, Warning};
+use crate::watch::Watch;
 
 /// A table with words on the left and numbers beside them.
 fn numbers(style: Style, header: &[&str]) -> Table {
@@ -23,7 +32,47 @@ fn numbers(style: Style, header: &[&str]) -> Table {
     table
 }
 
-fn show(mut out: Out, json: bool, report: &impl Serialize, tables: &[Table]) -> Result<ExitCode> {
+/// Measures, with the machine watched; up to `threads` threads want to run all the time.
+fn observed<T>(
+    command: &str,
+    settings: &Value,
+    threads: u32,
+    measure: impl FnOnce() -> Result<T>,
+) -> Result<(Report, T)> {
+    let environment = Environment::gather(&Root::system(), &[]);
+    let mut report = Report::new(command, Settings::of(settings)?, environment);
+    report.warnings = warnings::of_environment(&report.environment, threads);
+    let watch = Watch::start(Root::system(), Vec::new());
+    let found = measure()?;
+    report.warnings.extend(warnings::of_observed(&watch.finish(), &BTreeMap::new()));
+    Ok((report, found))
+}
+
+/// Adds what was run, and what can be said against it up to `percentile`, the highest that is shown.
+fn add_runs<'a>(report: &mut Report, runs: impl Iterator<Item = &'a Run>, percentile: Percentile) {
+    for run in runs {
+        let of_run = warnings::of_run(run, &report.environment).into_iter();
+        report.warnings.extend(of_run.filter(|warning| match warning {
+            Warning::TooFewSamples { percentile: lacking, .. } => *lacking <= percentile,
+            _ => true,
+        }));
+        report.runs.push(run.clone());
+    }
+}
+
+fn add_ratio(
+    report: &mut Report,
+    name: String,
+    unit: &str,
+    value: Option<f64>,
+    baseline: Option<f64>,
+) {
+    if let (Some(value), Some(baseline)) = (value, baseline) {
+        report.ratios.push(Ratio { name, value, baseline, unit: unit.to_owned() });
+    }
+}
+
+fn show(mut out: Out, json: bool, report: &Report, tables: &[Table]) -> Result<ExitCode> {
     if json {
         out.json(report)?;
     } else {
@@ -31,6 +80,8 @@ fn show(mut out: Out, json: bool, report: &impl Serialize, tables: &[Table]) -> 
             let gap = if index > 0 { "\n" } else { "" };
             writeln!(out, "{gap}{}", table.trim_fmt())?;
         }
+        let style = out.style();
+        render_warnings(&mut out, style, &report.warnings)?;
     }
     out.finish()?;
     Ok(ExitCode::SUCCESS)
@@ -46,49 +97,78 @@ fn ratio(of: u64, to: u64) -> String {
 
 /// Runs `bcache-bench invalidate`.
 pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
-    let passes = usize::try_from(args.passes)?;
+    let (threads, passes, engine, seed) =
+        (args.threads, args.passes, args.common.engine, args.common.seed);
+    let settings = json!({
+        "nbuckets": args.nbuckets,
+        "threads": threads,
+        "passes": passes,
+        "engine": engine,
+        "seed": seed,
+    });
+    let (mut report, found) = observed("invalidate", &settings, threads, || {
+        let run = |&nbuckets: &u64| {
+            invalidate::run(&invalidate::Options { nbuckets, threads, passes, engine, seed })
+        };
+        args.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
+    })?;
     let out = Out::stdout();
     let style = out.style();
-    let reports = args
-        .nbuckets
-        .iter()
-        .map(|&nbuckets| invalidate::run(nbuckets, passes, args.common.engine, args.common.seed))
-        .collect::<Result<Vec<_>>>()?;
     let mut times = numbers(style, &["buckets", "what", "time", "to the sum", "reference / it"]);
-    for report in &reports {
+    for found in &found {
+        let sum_ns = median_ns(Some(&found.sum), Measure::ArraySum).unwrap_or(0);
+        let allocator = |measure| median_ns(found.allocator.as_ref(), measure);
+        let reference = |measure| median_ns(found.reference.as_ref(), measure);
         let mut row = |what: &str, ns: Option<u64>, reference: Option<u64>| {
             if let Some(ns) = ns {
                 times.add_row([
-                    report.nbuckets.to_string(),
+                    found.nbuckets.to_string(),
                     what.into(),
                     time(ns),
-                    ratio(ns, report.sum_ns),
+                    ratio(ns, sum_ns),
                     reference.map_or_else(|| "-".into(), |reference| ratio(reference, ns)),
                 ]);
             }
         };
-        row("sum of a u32 array", Some(report.sum_ns), None);
-        row("LRU pass: sweep, select, sort", report.select_ns, None);
-        row("  the same and invalidate", report.pass_ns, report.reference_pass_ns);
-        row("rescale", report.rescale_ns, report.reference_rescale_ns);
-        row("LRU pass, reference", report.reference_pass_ns, None);
-        row("rescale, reference", report.reference_rescale_ns, None);
+        let (pass, rescaling) = (Measure::InvalidationPass, Measure::Rescaling);
+        row("sum of a u32 array", Some(sum_ns), None);
+        row("LRU pass: sweep, select, sort", allocator(Measure::Selection), None);
+        row("  the same and invalidate", allocator(pass), reference(pass));
+        row("rescale", allocator(rescaling), reference(rescaling));
+        row("LRU pass, reference", reference(pass), None);
+        row("rescale, reference", reference(rescaling), None);
+        let runs = [Some(&found.sum), found.allocator.as_ref(), found.reference.as_ref()];
+        add_runs(&mut report, runs.into_iter().flatten(), Percentile::P50);
+        let buckets = format_count(found.nbuckets);
+        for (what, measure) in [("LRU pass", pass), ("rescaling", rescaling)] {
+            let own = allocator(measure).map(float);
+            let name = |to| format!("{what}, {to}, {buckets} buckets");
+            add_ratio(&mut report, name("to the sum"), "ns", own, Some(float(sum_ns)));
+            let of_reference = reference(measure).map(float);
+            add_ratio(&mut report, name("reference to allocator"), "ns", of_reference, own);
+        }
     }
     let mut memory = numbers(style, &["bucket table", "bytes a bucket"]);
-    if let Some(report) = reports.first() {
-        memory.add_row(["all arrays".to_string(), report.bytes_per_bucket.to_string()]);
+    if let Some(found) = found.first() {
+        memory.add_row(["all arrays".to_string(), found.bytes_per_bucket.to_string()]);
     }
-    show(out, args.common.json, &reports, &[times, memory])
+    show(out, args.common.json, &report, &[times, memory])
 }
 
 /// Runs `bcache-bench bucket`.
 pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
-    let out = Out::stdout();
-    let style = out.style();
-    let reports = args
-        .nbuckets
-        .iter()
-        .map(|&nbuckets| {
+    let settings = json!({
+        "nbuckets": args.nbuckets,
+        "threads": args.threads,
+        "rates": args.rate,
+        "passes": args.passes,
+        "limit_seconds": args.limit,
+        "engine": args.common.engine,
+        "seed": args.common.seed,
+    });
+    // The callers and the allocator's thread.
+    let (mut report, found) = observed("bucket", &settings, args.threads + 1, || {
+        let run = |&nbuckets: &u64| {
             bucket::run(&bucket::Options {
                 nbuckets,
                 threads: usize::try_from(args.threads)?,
@@ -98,8 +178,11 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
                 limit: Duration::from_secs(args.limit),
                 seed: args.common.seed,
             })
-        })
-        .collect::<Result<Vec<_>>>()?;
+        };
+        args.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
+    })?;
+    let out = Out::stdout();
+    let style = out.style();
     let mut open = numbers(
         style,
         &[
@@ -117,57 +200,72 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
     );
     let mut closed =
         numbers(style, &["closed loop", "buckets", "passes", "a second", "to reference"]);
-    for report in &reports {
-        let reference = report.engines.iter().find(|engine| engine.engine == Engine::Reference);
-        for engine in &report.engines {
-            let name = name(engine.engine);
+    let per_second = |run: &Run| run.figures().operations_per_second;
+    for found in &found {
+        let buckets = format_count(found.nbuckets);
+        let reference = found.engines.iter().find(|it| it.engine == Engine::Reference);
+        let of_reference = reference.and_then(|it| per_second(&it.closed_loop));
+        for engine in &found.engines {
+            let name = engine_name(engine.engine);
+            let own = per_second(&engine.closed_loop);
             closed.add_row([
                 name.into(),
-                report.nbuckets.to_string(),
-                engine.closed_loop_passes.to_string(),
-                format!("{:.0}", engine.closed_loop_per_second),
-                reference.map_or_else(
-                    || "-".into(),
-                    |r| format!("{:.1}", engine.closed_loop_per_second / r.closed_loop_per_second),
-                ),
+                found.nbuckets.to_string(),
+                engine.closed_loop.counters.passes.to_string(),
+                own.map_or_else(|| "-".into(), |own| format!("{own:.0}")),
+                own.zip(of_reference)
+                    .map_or_else(|| "-".into(), |(own, other)| format!("{:.1}", own / other)),
             ]);
-            for rated in &engine.open_loop {
-                for (what, latency) in [(name, &rated.alloc), ("  empty operation", &rated.empty)] {
+            if engine.engine == Engine::Fast {
+                let name = format!("closed loop, allocator to reference, {buckets} buckets");
+                add_ratio(&mut report, name, "allocations/s", own, of_reference);
+            }
+            for (rate, run) in &engine.open_loop {
+                let p9999_ns =
+                    |measure| run.measured(measure).map(|it| it.percentile_ns(Percentile::P9999));
+                let empty_ns = p9999_ns(Measure::Empty);
+                for (what, measure) in
+                    [(name, Measure::BucketAllocation), ("  empty operation", Measure::Empty)]
+                {
+                    let Some(measured) = run.measured(measure) else { continue };
+                    let at = |percentile| time(measured.percentile_ns(percentile));
                     open.add_row([
                         what.into(),
-                        report.nbuckets.to_string(),
-                        rated.rate.to_string(),
-                        rated.passes.to_string(),
-                        time(latency.p50_ns),
-                        time(latency.p99_ns),
-                        time(latency.p99_9_ns),
-                        time(latency.p99_99_ns),
-                        time(latency.max_ns),
-                        ratio(latency.p99_99_ns, rated.empty.p99_99_ns),
+                        found.nbuckets.to_string(),
+                        rate.to_string(),
+                        run.counters.passes.to_string(),
+                        at(Percentile::P50),
+                        at(Percentile::P99),
+                        at(Percentile::P999),
+                        at(Percentile::P9999),
+                        time(measured.histogram.max()),
+                        ratio(measured.percentile_ns(Percentile::P9999), empty_ns.unwrap_or(0)),
                     ]);
                 }
+                let own_ns = p9999_ns(Measure::BucketAllocation).map(float);
+                let name = format!("p99.99 to that of an empty operation: {}", run.name);
+                add_ratio(&mut report, name, "ns", own_ns, empty_ns.map(float));
             }
         }
+        let runs = found.engines.iter().flat_map(bucket::EngineFound::runs);
+        add_runs(&mut report, runs, Percentile::P9999);
+        report.warnings.extend(found.warnings.iter().cloned());
     }
-    show(out, args.common.json, &reports, &[closed, open])
-}
-
-fn name(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Fast => "allocator",
-        Engine::Reference => "reference",
-        Engine::Both => "both",
-    }
+    show(out, args.common.json, &report, &[closed, open])
 }
 
 /// Runs `bcache-bench sector`.
 pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
-    let out = Out::stdout();
-    let style = out.style();
-    let reports = args
-        .streams
-        .iter()
-        .map(|&streams| {
+    let settings = json!({
+        "nbuckets": args.nbuckets,
+        "threads": args.threads,
+        "streams": args.streams,
+        "time_ms": args.time,
+        "engine": args.common.engine,
+        "seed": args.common.seed,
+    });
+    let (mut report, found) = observed("sector", &settings, args.threads, || {
+        let run = |&streams: &u32| {
             sector::run(&sector::Options {
                 nbuckets: args.nbuckets,
                 threads: usize::try_from(args.threads)?,
@@ -176,29 +274,43 @@ pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
                 time: Duration::from_millis(args.time),
                 seed: args.common.seed,
             })
-        })
-        .collect::<Result<Vec<_>>>()?;
+        };
+        args.streams.iter().map(run).collect::<Result<Vec<_>>>()
+    })?;
+    let out = Out::stdout();
+    let style = out.style();
     let mut rates = numbers(
         style,
         &["engine", "streams", "threads", "a second", "to one thread", "to reference"],
     );
-    for report in &reports {
-        for measured in &report.measured {
-            let to = |other: Option<f64>| {
-                other.map_or_else(
-                    || "-".into(),
-                    |other| format!("{:.2}", measured.per_second / other),
-                )
+    for found in &found {
+        for measured in &found.measured {
+            let (engine, threads) = (measured.engine, measured.threads);
+            let own = found.per_second(engine, threads);
+            let to = |other: Option<f64>| match (own, other) {
+                (Some(own), Some(other)) => format!("{:.2}", own / other),
+                _ => "-".into(),
             };
+            let (one, reference) =
+                (found.per_second(engine, 1), found.per_second(Engine::Reference, threads));
             rates.add_row([
-                name(measured.engine).to_string(),
-                report.streams.to_string(),
-                measured.threads.to_string(),
-                format!("{:.0}", measured.per_second),
-                to(report.per_second(measured.engine, 1)),
-                to(report.per_second(Engine::Reference, measured.threads)),
+                engine_name(engine).to_string(),
+                found.streams.to_string(),
+                threads.to_string(),
+                own.map_or_else(|| "-".into(), |own| format!("{own:.0}")),
+                to(one),
+                to(reference),
             ]);
+            if threads > 1 {
+                let name = format!("to one thread: {}", measured.run.name);
+                add_ratio(&mut report, name, "pieces/s", own, one);
+            }
+            if engine == Engine::Fast {
+                let name = format!("to the reference: {}", measured.run.name);
+                add_ratio(&mut report, name, "pieces/s", own, reference);
+            }
         }
+        add_runs(&mut report, found.measured.iter().map(|it| &it.run), Percentile::P9999);
     }
-    show(out, args.common.json, &reports, &[rates])
+    show(out, args.common.json, &report, &[rates])
 }

@@ -17,13 +17,14 @@ use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::RunContext;
-use super::baseline::{Area, flush_time, sequential_write};
+use super::baseline::{Area, SEQUENTIAL_WRITE, flush_time, sequential_write};
 use super::collector::Collector;
 use super::index::KeyIndex;
 use super::plan::{DevicePlan, IoMode};
 use super::run::CountedDevice;
 use super::timed::{TimedIo, TimedSource};
 use super::writer::{Cache, CacheWriter, WriterError};
+use crate::progress::Goal;
 use crate::record::harness::{Driven, Load, drive};
 use crate::record::{Measure, Recorder};
 use crate::report::{Counters, Run};
@@ -132,6 +133,7 @@ impl<'a> Running<'a> {
 
     fn measure(&self, allocators: Allocators) -> Result<AllocatorRun> {
         let before = self.device_written_bytes();
+        self.context.live.begin(ALLOCATOR, self.plan.length.goal());
         let totals = Mutex::new(Counters::default());
         let driven = self.drive(&totals);
         let written_bytes = self.device_written_bytes() - before;
@@ -247,6 +249,7 @@ impl<'a> Running<'a> {
         // Its passes count: one for each chain.
         let passes = || self.context.live.sums().passes;
         let enough = passes() + PRIO_WRITES_ALONE;
+        self.context.live.begin(PRIO_WRITES, Goal::Passes(PRIO_WRITES_ALONE));
         let allocator = self.set.allocator();
         let mut result = Ok(());
         while result.is_ok() && passes() < enough && began.elapsed() < PRIO_WRITES_TIME_MAX {
@@ -307,11 +310,13 @@ impl<'a> Running<'a> {
         let chain = self.chain_sectors();
         let size = Sectors(self.geometry.meta_bucket_bytes() / SECTOR_BYTES);
         let bytes = NonZeroU64::new(chain.bytes()).context("a chain of nothing")?;
+        let all = Goal::Bytes(chain.bytes().saturating_mul(chains));
+        self.context.live.begin(SEQUENTIAL_WRITE, all);
         let places = (area.size.0 / chain.0).max(1);
         let once = |n| {
             let start = area.start + Sectors(n % places * chain.0);
             let area = Area { start, size: chain.min(area.size) };
-            sequential_write(device, area, size, bytes, &self.context.stop)
+            sequential_write(device, area, size, bytes, &self.context.stop, &self.context.live)
         };
         let runs = (0..chains).map(once).collect::<Result<Vec<_>, _>>()?;
         Ok(runs.into_iter().reduce(Run::merged))

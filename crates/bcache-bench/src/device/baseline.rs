@@ -185,7 +185,7 @@ struct FixedWriter<'a> {
     buffer: AlignedBuf,
     streams: Vec<Stream>,
     first_stream: u64,
-    /// Bytes still to be written, where the run has an amount.
+    /// Bytes that operations still have to have, where the run has an amount.
     left: Option<u64>,
     written_bytes: u64,
     read_bytes: u64,
@@ -219,9 +219,6 @@ impl Worker for FixedWriter<'_> {
                     context.time(Measure::DataWrite, || self.device.write_at(offset, buffer));
                 wrote?;
                 self.written_bytes += bytes;
-                if let Some(left) = &mut self.left {
-                    *left = left.saturating_sub(bytes);
-                }
                 if let Some(live) = live {
                     live.wrote(bytes);
                 }
@@ -241,6 +238,12 @@ impl Worker for FixedWriter<'_> {
             }
         }
         context.record_whole(Measure::Operation);
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes);
+        }
+        if let Some(live) = live {
+            live.operated(bytes);
+        }
         Ok(true)
     }
 
@@ -252,13 +255,14 @@ impl Worker for FixedWriter<'_> {
 }
 
 /// Writes `bytes`, rounded up to whole chunks, to `area` of `device`, `chunk` at a time, round and
-/// round where it is smaller, and flushes once at the end, which counts.
+/// round where it is smaller, and flushes once at the end, which counts. Shown as `live`'s first writer.
 pub fn sequential_write(
     device: &dyn BlockDevice,
     area: Area,
     chunk: Sectors,
     bytes: NonZeroU64,
     stop: &AtomicBool,
+    live: &Live,
 ) -> Result<Run, BaselineError> {
     if chunk.0 == 0 || area.size < chunk {
         let (area, block_max) = (area.size, chunk);
@@ -284,6 +288,7 @@ pub fn sequential_write(
             buffer: noise(buffer_len(chunk)?, 0),
             left: bytes.get(),
             totals: &totals,
+            live,
         })
     })?;
     let mut run = Run::of_driven(SEQUENTIAL_WRITE, &driven);
@@ -300,6 +305,7 @@ struct SequentialWriter<'a> {
     buffer: AlignedBuf,
     left: u64,
     totals: &'a Totals,
+    live: &'a Live,
 }
 
 impl Worker for SequentialWriter<'_> {
@@ -314,6 +320,10 @@ impl Worker for SequentialWriter<'_> {
         wrote?;
         let bytes = self.chunk.bytes();
         self.totals.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(live) = self.live.writer(0) {
+            live.operated(bytes);
+            live.wrote(bytes);
+        }
         self.left = self.left.saturating_sub(bytes);
         if self.left == 0 {
             self.device.flush()?;

@@ -76,6 +76,16 @@ pub enum Target {
     },
 }
 
+impl Target {
+    /// The devices and files that are written to.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::Existing(paths) => paths,
+            Self::NewImage { path, .. } => std::slice::from_ref(path),
+        }
+    }
+}
+
 /// What may be destroyed, and who is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consent {
@@ -133,8 +143,8 @@ impl fmt::Display for WorkingSetSize {
 pub enum Length {
     /// After so much time.
     Elapsed(Duration),
-    /// When so many bytes were written as data.
-    WrittenBytes(NonZeroU64),
+    /// When the operations had so many bytes, whether they wrote or read: a run that only reads ends, too.
+    Bytes(NonZeroU64),
 }
 
 impl Length {
@@ -142,17 +152,23 @@ impl Length {
     pub fn until(self) -> Until {
         match self {
             Self::Elapsed(time) => Until::Elapsed(time),
-            Self::WrittenBytes(_) => Until::Operations(u64::MAX),
+            Self::Bytes(_) => Until::Operations(u64::MAX),
         }
     }
 
-    /// The bytes that `writer` of so many is to write, where there is an amount.
+    /// The bytes that are `writer`'s share, where there is an amount.
     pub fn share_of(self, writer: u32, writers: NonZeroU32) -> Option<u64> {
         match self {
             Self::Elapsed(_) => None,
-            Self::WrittenBytes(bytes) => {
-                shares(bytes.get(), writers).nth(usize::try_from(writer).ok()?)
-            }
+            Self::Bytes(bytes) => shares(bytes.get(), writers).nth(usize::try_from(writer).ok()?),
+        }
+    }
+
+    /// The same, to show how far a run is.
+    pub fn goal(self) -> Goal {
+        match self {
+            Self::Elapsed(time) => Goal::Elapsed(time),
+            Self::Bytes(bytes) => Goal::Bytes(bytes.get()),
         }
     }
 
@@ -161,9 +177,7 @@ impl Length {
     pub fn half(self) -> Self {
         match self {
             Self::Elapsed(time) => Self::Elapsed(time / 2),
-            Self::WrittenBytes(bytes) => {
-                Self::WrittenBytes(NonZeroU64::new(bytes.get() / 2).unwrap_or(bytes))
-            }
+            Self::Bytes(bytes) => Self::Bytes(NonZeroU64::new(bytes.get() / 2).unwrap_or(bytes)),
         }
     }
 }
@@ -254,14 +268,6 @@ impl DevicePlan {
         }
     }
 
-    /// How far the run has to go.
-    pub fn goal(&self) -> Goal {
-        match self.length {
-            Length::Elapsed(time) => Goal::Elapsed(time),
-            Length::WrittenBytes(bytes) => Goal::WrittenBytes(bytes.get()),
-        }
-    }
-
     /// How many devices the cache set has.
     pub fn devices(&self) -> usize {
         match &self.target {
@@ -288,11 +294,11 @@ impl DevicePlan {
             },
             duration_ms: match self.length {
                 Length::Elapsed(time) => u64::try_from(time.as_millis()).ok(),
-                Length::WrittenBytes(_) => None,
+                Length::Bytes(_) => None,
             },
             amount: match self.length {
                 Length::Elapsed(_) => None,
-                Length::WrittenBytes(bytes) => Some(format_bytes(bytes.get())),
+                Length::Bytes(bytes) => Some(format_bytes(bytes.get())),
             },
             policy: self.policy,
             bucket_size: self.bucket_bytes.map(format_bytes),

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use bcache_cli::confirm;
@@ -24,15 +25,16 @@ use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
 
 use super::allocator_run::{AllocatorRun, allocator_run};
-use super::baseline::{Area, Terms, fixed_addresses, sequential_write};
+use super::baseline::{Area, FIXED_ADDRESSES, Terms, fixed_addresses, sequential_write};
 use super::counted::Counted;
 use super::null::NullDevice;
 use super::plan::{DevicePlan, IoMode, Target};
 use super::{DeviceRun, RunContext};
 use crate::environment::{Backing, Environment};
 use crate::exit::{ExitError, Failure};
+use crate::progress::Goal;
 use crate::report::{Ratio, Report, Run};
-use crate::warnings;
+use crate::warnings::{self, Warning};
 use crate::watch::{DeviceIo, Watch};
 use crate::workload::Workload;
 
@@ -63,6 +65,9 @@ impl DeviceRun for OnDevices {
 
     fn run(&mut self, plan: &DevicePlan, context: &RunContext) -> Result<Report> {
         let prepared = self.prepared.take().context("the run was not prepared")?;
+        if context.stop.load(Ordering::Relaxed) {
+            bail!("interrupted: nothing was written");
+        }
         let partial = |error| ExitError::wrap(Failure::Partial, error);
         let devices = format(&prepared.plans, plan.io)?;
         let report = measure(plan, &prepared, &devices, context).map_err(partial);
@@ -198,6 +203,11 @@ fn measure(
     let mut report = Report::new("device", plan.settings()?, environment);
     let threads = plan.writers.get().saturating_add(u32::try_from(devices.len()).unwrap_or(1));
     report.warnings = warnings::of_environment(&report.environment, threads);
+    for (make, info) in prepared.plans.iter().zip(&infos) {
+        if make.superblock.discard() && !info.discard {
+            report.warnings.push(Warning::NoDiscard { device: info.path.clone() });
+        }
+    }
     let disks: Vec<Option<String>> =
         report.environment.devices.iter().map(|device| device.disk.clone()).collect();
 
@@ -228,7 +238,7 @@ fn measure(
         }
     }
     report.warnings.extend(warnings::of_observed(&observed, &own));
-    report.interrupted = context.stop.load(std::sync::atomic::Ordering::Relaxed);
+    report.interrupted = context.stop.load(Ordering::Relaxed);
     compose(&mut report, run, halves);
     Ok(report)
 }
@@ -303,19 +313,18 @@ impl<'a> Fixed<'a> {
         let chunk = FILL_CHUNK.min(self.area.size);
         let bytes = self.area.size.0 / chunk.0.max(1) * chunk.bytes();
         if let Some(bytes) = std::num::NonZeroU64::new(bytes).filter(|_| self.fill) {
-            sequential_write(self.device, self.area, chunk, bytes, &self.context.stop)?;
+            let RunContext { stop, live } = self.context;
+            live.begin("filling the file", Goal::Bytes(bytes.get()));
+            sequential_write(self.device, self.area, chunk, bytes, stop, live)?;
         }
         Ok(())
     }
 
     fn run(&self) -> Result<Run> {
         let length = if self.plan.keep { self.plan.length } else { self.plan.length.half() };
-        let terms = Terms {
-            pace: self.plan.pace,
-            length,
-            stop: &self.context.stop,
-            live: &self.context.live,
-        };
+        let RunContext { stop, live } = self.context;
+        live.begin(FIXED_ADDRESSES, length.goal());
+        let terms = Terms { pace: self.plan.pace, length, stop, live };
         Ok(fixed_addresses(self.device, self.area, self.workload, &terms)?)
     }
 }

@@ -68,13 +68,13 @@ pub struct CacheWriter<'a> {
     random: Pcg64,
     data: AlignedBuf,
     read: AlignedBuf,
-    /// Bytes still to be written, where the run has an amount.
+    /// Bytes that operations still have to have, where the run has an amount.
     left: Option<u64>,
     counters: Counters,
 }
 
 impl<'a> CacheWriter<'a> {
-    /// Writer `writer`, which ends after `left` bytes, if any are given.
+    /// Writer `writer`, which ends after operations of `left` bytes, if any are given.
     pub fn new(
         cache: &'a Cache<'a>,
         writer: u32,
@@ -149,10 +149,12 @@ impl<'a> CacheWriter<'a> {
             written?;
             done += sectors;
         }
-        let bytes = op.size.bytes();
-        self.counters.written_bytes += bytes;
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(bytes);
+        // Space that was only allocated was not written.
+        if cache.plan.io == IoMode::Data {
+            self.counters.written_bytes += op.size.bytes();
+            if let Some(live) = cache.live.writer(self.writer) {
+                live.wrote(op.size.bytes());
+            }
         }
         cache.collector.wrote(i64::try_from(op.size.0).unwrap_or(i64::MAX));
         self.account(op.size);
@@ -243,17 +245,19 @@ impl Worker for CacheWriter<'_> {
         let op = self.generator.operation();
         match self.cache.plan.reserves.pick(&mut self.random).0 {
             Reserve::None => match op.kind {
-                OperationKind::Write => {
-                    self.write(context, &op)?;
-                    if let Some(live) = self.cache.live.writer(self.writer) {
-                        live.wrote(op.size.bytes());
-                    }
-                }
+                OperationKind::Write => self.write(context, &op)?,
                 OperationKind::Read => self.read(context, &op)?,
             },
             other => self.bucket(context, other)?,
         }
         context.record_whole(Measure::Operation);
+        let bytes = op.size.bytes();
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes);
+        }
+        if let Some(live) = self.cache.live.writer(self.writer) {
+            live.operated(bytes);
+        }
         Ok(true)
     }
 

@@ -29,7 +29,7 @@ pub(super) const MAIN_BEFORE: Sections = &[(
 
 device makes a cache set on a device and runs writers on it. \
      invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
-     on reports, which hold whole histograms.",
+     on the reports that all of them write as JSON, which hold whole histograms.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
@@ -60,8 +60,12 @@ settings :: What was asked for, by name. Reports with different settings are not
 environment :: cpu_model, cpus, kernel, clocksource, governors, clock, debug_build, and devices with \
          their model, size_bytes, rotational, write_cache and what is behind them.
 
-runs :: What was run: each with name, elapsed_ns, operations, figures (a second, hit_ratio, \
-         write_amplification), pace (late, late_ns_max, spun_ns), counters, and measures.
+runs :: What was run: each with name, elapsed_ns (0 where only parts were timed), operations, figures (a second, hit_ratio, \
+         write_amplification; null where nothing of the kind was done), pace (late, late_ns_max, \
+         spun_ns), counters, slices, and measures.
+
+slices :: Operations a second in slices of equal length, one after the other, 20 to 40 in a run of a \
+         second or more. compare tells noise from them. Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
@@ -76,6 +80,9 @@ warnings :: What makes figures dubious: each with a code and the numbers that be
 
 too_few_samples :: Fewer than ten samples lie beyond a percentile: p99.99 takes 100,000 samples.
 
+short_run, limit_reached :: A run was over before its rate could be told from noise, or before it had \
+         made the passes that were asked for.
+
 clocksource, clock_resolution :: The clock is not the CPU's counter, or coarse compared with what was \
          measured.
 
@@ -83,7 +90,10 @@ governor, frequency_changed :: The CPUs do not run at one frequency.
 
 other_user_of_device :: Others read or wrote the device during the run.
 
-loop_over_page_cache, image_file :: What was measured is not a device alone.
+loop_over_page_cache, image_file :: What was measured is not a device alone. Over a page cache a \
+         ratio between runs that flush more and less often says little.
+
+no_discard :: --discard was given, and the device takes no discards.
 
 steal, other_programs, involuntary_switches :: The machine did something else as well.
 
@@ -125,6 +135,18 @@ Everything on the device is lost. What would be is shown and asked about as by b
      several devices one allocator spreads the writes over all of them.",
     ),
     (
+        "LENGTH",
+        "A run ends after --duration, or when its operations had as many bytes as --amount says. All \
+     operations count: writes, reads that hit, and reads that miss. One for which --reserves has a bucket \
+     allocated from another reserve counts with the size that it would have had. Without --io data \
+     nothing is written as data: the report then has operations a second, and neither a bandwidth nor a \
+     write amplification.
+
+SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. What follows within half a second is taken \
+     for the same signal; one after that aborts the program, and the devices stay as they are at that \
+     moment. Ctrl-C where it is asked whether to go on means no.",
+    ),
+    (
         "COMPARISONS",
         "In the same run, unless --no-baseline is given:
 
@@ -155,7 +177,8 @@ pub(super) const DEVICE_AFTER: Sections = &[
 
 2 :: The command line makes no sense.
 
-3 :: Failed after a device was written to.",
+3 :: Failed after a device was written to. So it ends, too, when the report cannot be printed or \
+         exported; each is tried whatever became of the other.",
     ),
     (
         "EXAMPLES",
@@ -181,7 +204,10 @@ pub(super) const INVALIDATE_BEFORE: Sections = &[
         "DESCRIPTION",
         "bcache-bench invalidate times one pass over all buckets of a cache that picks those to be used \
          again, least recently used first, and one rescaling of all priorities. Beside them it adds up \
-         an array of as many 32 bit numbers: what memory allows at best.",
+         an array of as many 32 bit numbers: what memory allows at best.
+
+With --threads several threads take the same steps at the same time, each on a cache of its own: what \
+         passes cost when they share the machine's memory. Medians are those of all threads' passes.",
     ),
     ("ENGINES", ENGINES),
 ];
@@ -204,7 +230,10 @@ pub(super) const BUCKET_BEFORE: Sections = &[
          buckets and hands them out. In the open loop one caller allocates at a fixed rate, and latency \
          counts from when an allocation was due; for as long and in the same way an operation is timed \
          that does nothing, which shows what the machine adds. In the closed loop callers allocate as \
-         fast as they can.",
+         fast as they can.
+
+Each loop goes on until the allocator has made --passes passes. One that --limit ends before that is \
+         warned about, as are percentiles of too few samples.",
     ),
     ("ENGINES", ENGINES),
 ];
@@ -225,7 +254,16 @@ pub(super) const SECTOR_BEFORE: Sections = &[
         "DESCRIPTION",
         "bcache-bench sector times how many pieces of space the sector allocator gives out in a second. \
          Each thread writes to its share of the streams in turn, 4 KiB at a time; buckets never run \
-         out, so that the sector allocator alone is timed.",
+         out, so that the sector allocator alone is timed. Of three rounds the best is reported. There are \
+         rates and no latencies: compare reads the report, plot finds nothing to draw.",
+    ),
+    (
+        "STREAMS",
+        "How the allocator compares with the reference engine depends on the number of streams. That \
+         engine walks a list of open buckets, the most recently used first, which is as long as there \
+         are streams, up to 128; the allocator looks them up, which always costs the same. On one \
+         thread it is 4 to 6 times as fast with 128 streams, the default, and slower with few: with 8 \
+         it reaches 0.6 to 0.9 of the reference engine's rate.",
     ),
     ("ENGINES", ENGINES),
 ];
@@ -249,8 +287,11 @@ pub(super) const COMPARE_BEFORE: Sections = &[(
 For each percentile the number of samples says within which range it lies with 99 %. The column \
      \"by chance\" shows what these ranges make of the change. A percentile has changed when its ranges \
      in A and B do not meet and it moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
-     or too few samples to say. Rates have no such range; for them the threshold alone counts. The \
-     maximum of a run is a single sample and is not compared.
+     or too few samples to say. The maximum of a run is a single sample and is not compared.
+
+For a rate the range follows from how the run's operations a second went up and down, in five parts of \
+     the run one after the other. A run of less than a second, and one of a program that did not report \
+     this, has too few samples to say.
 
 Reports whose settings differ are refused, and the settings are named; --force compares them \
      nevertheless. Another machine, kernel, device or build is named and no reason to refuse.",
@@ -262,7 +303,7 @@ pub(super) const COMPARE_AFTER: Sections = &[
         "With --json the output is one object with threshold, settings and environment (what differs: \
          name, a, b), unmatched (run, measure, only_in), latencies (run, measure, percentile, a and b \
          with value_ns, low_ns and high_ns, ratio, ratio_low, ratio_high, verdict) and rates (run, name, a, b, ratio, \
-         verdict). A verdict is no_change, better, worse or too_few_samples.",
+         ratio_low and ratio_high, which are null where nobody knows, verdict). A verdict is no_change, better, worse or too_few_samples.",
     ),
     (
         "EXIT STATUS",
@@ -293,8 +334,9 @@ pub(super) const PLOT_BEFORE: Sections = &[(
      logarithmic axis, percentiles on one that gives each further nine the same room. A curve ends, \
      with a dot, where its samples do.
 
-With several measures each has a colour, and dashes tell the reports apart; with one measure each \
-     report and run has a colour.",
+With several measures each has a colour, and dashes tell reports and runs apart; with one measure each \
+     report and run has a colour, and a dash when all twelve colours are taken. Reports of sector have no \
+     latencies to draw.",
 )];
 
 pub(super) const PLOT_AFTER: Sections = &[

@@ -18,11 +18,16 @@ use bcache_core::allocator::{
     AllocatorIo, AllocatorThread, BucketTable, Config, Mark, Reserve, Shared, State,
 };
 use bcache_core::units::BucketIndex;
-use serde::Serialize;
 
-use super::harness::{Latency, OpenLoop, histogram};
-use super::{Engine, geometry, used_reference, used_state};
+use super::harness::OpenLoop;
+use super::{Engine, engine_name, geometry, used_reference, used_state};
+use crate::num::format_count;
+use crate::record::pace::PaceCounts;
+use crate::record::slices::Slices;
+use crate::record::{Measure, latency_histogram};
 use crate::reference::Locked;
+use crate::report::{Counters, Measured, Run};
+use crate::warnings::Warning;
 
 /// A device that is not there: writes are done at once, and a GC finds all buckets half full.
 struct NoDevice {
@@ -131,7 +136,7 @@ struct Reference {
 
 impl Reference {
     fn start(config: &Config, seed: u64) -> anyhow::Result<Self> {
-        let locked = Locked::new(used_reference(config, seed));
+        let locked = Locked::new(used_reference(config, seed)?);
         let thread = locked.start()?;
         Ok(Self { locked, thread: Some(thread) })
     }
@@ -165,41 +170,34 @@ impl Target for Reference {
 /// Allocations that an open loop makes at least.
 const SAMPLES_MIN: u64 = 200_000;
 
-/// One engine at one rate.
-#[derive(Clone, Debug, Serialize)]
-pub struct Rated {
-    /// Allocations a second.
-    pub rate: u32,
-    /// Passes that the thread made meanwhile.
-    pub passes: u64,
-    /// Allocations.
-    pub alloc: Latency,
-    /// The operations between them that do nothing.
-    pub empty: Latency,
-}
-
 /// One engine.
-#[derive(Clone, Debug, Serialize)]
-pub struct EngineReport {
+#[derive(Clone, Debug)]
+pub struct EngineFound {
     /// Which.
     pub engine: Engine,
-    /// Allocations a second in the closed loop.
-    pub closed_loop_per_second: f64,
-    /// Passes in the closed loop.
-    pub closed_loop_passes: u64,
-    /// At each rate.
-    pub open_loop: Vec<Rated>,
+    /// The closed loop: its rate.
+    pub closed_loop: Run,
+    /// The open loop at each rate, in allocations a second: allocations, and the operations between them
+    /// that do nothing.
+    pub open_loop: Vec<(u32, Run)>,
+}
+
+impl EngineFound {
+    /// All loops.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        std::iter::once(&self.closed_loop).chain(self.open_loop.iter().map(|(_, run)| run))
+    }
 }
 
 /// What the bench found.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
+#[derive(Clone, Debug)]
+pub struct Found {
     /// Buckets.
     pub nbuckets: u64,
-    /// Callers in the closed loop.
-    pub threads: usize,
     /// The engines.
-    pub engines: Vec<EngineReport>,
+    pub engines: Vec<EngineFound>,
+    /// Loops that the time limit ended.
+    pub warnings: Vec<Warning>,
 }
 
 /// How to run.
@@ -221,15 +219,20 @@ pub struct Options {
     pub seed: u64,
 }
 
-fn closed_loop(target: &dyn Target, options: &Options) -> anyhow::Result<(f64, u64)> {
+fn run_name(engine: Engine, options: &Options, how: &str) -> String {
+    format!("{}, {} buckets, {how}", engine_name(engine), format_count(options.nbuckets))
+}
+
+fn closed_loop(target: &dyn Target, name: String, options: &Options) -> anyhow::Result<Run> {
     let stop = AtomicBool::new(false);
     let before = target.passes();
     let start = Instant::now();
-    let counts = std::thread::scope(|scope| {
+    let (operations, slices) = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..options.threads.max(1))
             .map(|_| {
-                scope.spawn(|| -> anyhow::Result<u64> {
+                scope.spawn(|| -> anyhow::Result<(u64, Slices)> {
                     let mut count = 0u64;
+                    let mut slices = Slices::default();
                     while !stop.load(Ordering::Relaxed) {
                         for _ in 0..64 {
                             target.done(target.alloc()?)?;
@@ -238,26 +241,48 @@ fn closed_loop(target: &dyn Target, options: &Options) -> anyhow::Result<(f64, u
                         let enough = target.passes() - before >= options.passes;
                         // At least a second, for what is fast to be measured at all.
                         let took = start.elapsed();
+                        slices.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), 64);
                         if took > options.limit || enough && took > Duration::from_secs(1) {
                             stop.store(true, Ordering::Relaxed);
                         }
                     }
-                    Ok(count)
+                    Ok((count, slices))
                 })
             })
             .collect();
-        callers
-            .into_iter()
-            .map(|caller| caller.join().unwrap_or_else(|_| anyhow::bail!("a caller panicked")))
-            .sum::<anyhow::Result<u64>>()
+        let (mut operations, mut all) = (0, Slices::default());
+        for caller in callers {
+            let joined = caller.join().unwrap_or_else(|_| anyhow::bail!("a caller panicked"));
+            let (count, slices) = joined?;
+            operations += count;
+            all.merge(slices);
+        }
+        anyhow::Ok((operations, all))
     })?;
-    #[allow(clippy::cast_precision_loss)] // a count for people
-    let per_second = counts as f64 / start.elapsed().as_secs_f64();
-    Ok((per_second, target.passes() - before))
+    let elapsed = start.elapsed();
+    Ok(Run {
+        name,
+        elapsed,
+        operations,
+        pace: PaceCounts::default(),
+        counters: Counters {
+            passes: target.passes() - before,
+            buckets_allocated: operations,
+            ..Counters::default()
+        },
+        slices: slices.rates(elapsed),
+        measures: Vec::new(),
+    })
 }
 
-fn open_loop(target: &dyn Target, rate: u32, options: &Options) -> anyhow::Result<Rated> {
-    let (mut allocs, mut empties) = (histogram()?, histogram()?);
+/// The rate is given, so that the run has none of its own.
+fn open_loop(
+    target: &dyn Target,
+    name: String,
+    rate: u32,
+    options: &Options,
+) -> anyhow::Result<Run> {
+    let (mut allocs, mut empties) = (latency_histogram(), latency_histogram());
     let mut passes = 0;
     let start = Instant::now();
     let slice = (rate / 4).max(1);
@@ -279,26 +304,41 @@ fn open_loop(target: &dyn Target, rate: u32, options: &Options) -> anyhow::Resul
             break;
         }
     }
-    Ok(Rated { rate, passes, alloc: Latency::of(&allocs), empty: Latency::of(&empties) })
+    Ok(Run {
+        name,
+        elapsed: Duration::ZERO,
+        operations: allocs.len(),
+        pace: PaceCounts::default(),
+        counters: Counters { passes, buckets_allocated: allocs.len(), ..Counters::default() },
+        slices: Vec::new(),
+        measures: vec![
+            Measured { measure: Measure::BucketAllocation, histogram: allocs },
+            Measured { measure: Measure::Empty, histogram: empties },
+        ],
+    })
 }
 
-fn run_engine(engine: Engine, options: &Options) -> anyhow::Result<EngineReport> {
+fn run_engine(engine: Engine, options: &Options) -> anyhow::Result<EngineFound> {
     let config = Config::new(geometry(options.nbuckets)?);
     let target: Box<dyn Target> = match engine {
         Engine::Reference => Box::new(Reference::start(&config, options.seed)?),
         Engine::Fast | Engine::Both => Box::new(Fast::start(config, options.seed)?),
     };
-    let (closed_loop_per_second, closed_loop_passes) = closed_loop(&*target, options)?;
+    let closed_loop = closed_loop(&*target, run_name(engine, options, "closed loop"), options)?;
     let open_loop = options
         .rates
         .iter()
-        .map(|&rate| open_loop(&*target, rate, options))
+        .map(|&rate| {
+            let name =
+                run_name(engine, options, &format!("{} a second", format_count(rate.into())));
+            Ok((rate, open_loop(&*target, name, rate, options)?))
+        })
         .collect::<anyhow::Result<_>>()?;
-    Ok(EngineReport { engine, closed_loop_per_second, closed_loop_passes, open_loop })
+    Ok(EngineFound { engine, closed_loop, open_loop })
 }
 
 /// Runs the bench.
-pub fn run(options: &Options) -> anyhow::Result<Report> {
+pub fn run(options: &Options) -> anyhow::Result<Found> {
     let mut engines = Vec::new();
     if options.engine.fast() {
         engines.push(run_engine(Engine::Fast, options)?);
@@ -306,5 +346,13 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     if options.engine.reference() {
         engines.push(run_engine(Engine::Reference, options)?);
     }
-    Ok(Report { nbuckets: options.nbuckets, threads: options.threads, engines })
+    let runs = engines.iter().flat_map(EngineFound::runs);
+    let short = runs.filter(|run| run.counters.passes < options.passes);
+    let limited = short.map(|run| Warning::LimitReached {
+        run: run.name.clone(),
+        passes: run.counters.passes,
+        wanted: options.passes,
+    });
+    let warnings = limited.collect();
+    Ok(Found { nbuckets: options.nbuckets, engines, warnings })
 }

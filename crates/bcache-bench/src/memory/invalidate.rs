@@ -1,48 +1,89 @@
 //! `bcache-bench invalidate`: one LRU pass, and one rescaling, against the sum of an array.
 //!
 //! The yardstick is the time that it takes to add up a `u32` array with as many entries as there are
-//! buckets: what memory allows at best.
+//! buckets: what memory allows at best. Several threads, each with a cache of its own, do the same step at
+//! the same time, as the caches of a set would at worst.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bcache_core::allocator::replacement::lru;
 use bcache_core::allocator::state::HandOut;
 use bcache_core::allocator::{BucketTable, Config, Mark, Reserve, Safe, State};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
-use serde::Serialize;
 
-use super::{Engine, geometry, median, timed, used_reference, used_state};
+use super::{Engine, geometry, reserve, used_reference, used_state};
+use crate::num::format_count;
+use crate::record::harness::Driven;
+use crate::record::{Clock, Measure, Recorder, Recording};
 use crate::reference::Reference;
+use crate::report::{Percentile, Run};
 
 /// What the bench found.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
+#[derive(Clone, Debug)]
+pub struct Found {
     /// Buckets.
     pub nbuckets: u64,
-    /// Victims of one pass.
-    pub victims: usize,
-    /// Passes, of which the median is given.
-    pub passes: usize,
     /// Bytes of the bucket table for each bucket.
     pub bytes_per_bucket: usize,
-    /// Adding up an array.
-    pub sum_ns: u64,
-    /// Naming the victims of one pass: sweep, selection, sorting.
-    pub select_ns: Option<u64>,
-    /// One pass of the allocator: the same, and invalidating them.
-    pub pass_ns: Option<u64>,
-    /// One rescaling.
-    pub rescale_ns: Option<u64>,
-    /// One pass of the reference engine.
-    pub reference_pass_ns: Option<u64>,
-    /// One rescaling of the reference engine.
-    pub reference_rescale_ns: Option<u64>,
+    /// Adding up an array: [`Measure::ArraySum`].
+    pub sum: Run,
+    /// The allocator: selecting victims, a whole pass, a rescaling.
+    pub allocator: Option<Run>,
+    /// The reference engine: a whole pass, a rescaling.
+    pub reference: Option<Run>,
 }
 
-fn ns(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+/// The median of a measure of `run` in ns.
+pub fn median_ns(run: Option<&Run>, measure: Measure) -> Option<u64> {
+    run?.measured(measure).map(|it| it.percentile_ns(Percentile::P50))
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Buckets.
+    pub nbuckets: u64,
+    /// Threads, each with a cache of its own.
+    pub threads: u32,
+    /// Passes of each thread.
+    pub passes: u32,
+    /// Engines.
+    pub engine: Engine,
+    /// Seed of the buckets' contents.
+    pub seed: u64,
+}
+
+/// What one thread, or all of them, measured.
+struct Times {
+    sum: Recorder,
+    allocator: Recorder,
+    reference: Recorder,
+}
+
+/// Threads that take each step together, so that each has the same beside it. The first error ends all.
+struct Together {
+    barrier: Barrier,
+    failed: AtomicBool,
+}
+
+impl Together {
+    /// Waits for the others; false when one has failed.
+    fn step(&self) -> bool {
+        self.barrier.wait();
+        let all_well = !self.failed.load(Ordering::Relaxed);
+        // Nobody goes on, and fails, before all have looked: they would leave at different steps.
+        self.barrier.wait();
+        all_well
+    }
+
+    /// Ends the others at their next step.
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.step();
+    }
 }
 
 /// Empties `free_inc`: its buckets are allocated, filled, and become the hottest.
@@ -84,57 +125,141 @@ fn use_up_reference(reference: &mut Reference) {
     }
 }
 
-/// Runs the bench.
-pub fn run(nbuckets: u64, passes: usize, engine: Engine, seed: u64) -> anyhow::Result<Report> {
+/// Times one thread's cache; `None` when another thread has failed.
+fn one(options: &Options, seed: u64, together: &Together) -> anyhow::Result<Option<Times>> {
+    let Options { nbuckets, passes, engine, .. } = *options;
     let config = Config::new(geometry(nbuckets)?);
-    let len = usize::try_from(nbuckets)?;
-    let mut random = Pcg64::seed_from_u64(seed);
-    let array: Vec<u32> = (0..len).map(|_| random.next_u32()).collect();
+    // The table first: it says best what is too much.
     let mut fast = engine.fast().then(|| used_state(config, seed)).transpose()?;
-    let mut reference = engine.reference().then(|| used_reference(&config, seed));
+    let mut reference = engine.reference().then(|| used_reference(&config, seed)).transpose()?;
+    let mut array: Vec<u32> = reserve("an array", nbuckets)?;
+    let mut random = Pcg64::seed_from_u64(seed);
+    array.extend((0..nbuckets).map(|_| random.next_u32()));
     let mut scratch = lru::Scratch::default();
-    let mut times: [Vec<Duration>; 6] = Default::default();
-    let mut victims = 0;
+    let clock = Clock::start();
+    let measures = [Measure::Selection, Measure::InvalidationPass, Measure::Rescaling];
+    let mut times = Times {
+        sum: Recorder::new(&[Measure::ArraySum]),
+        allocator: Recorder::new(&measures),
+        reference: Recorder::new(&measures),
+    };
+    let sum = |times: &mut Times| {
+        times.sum.time(&clock, Measure::ArraySum, || {
+            black_box(black_box(&array).iter().fold(0u32, |sum, &word| sum.wrapping_add(word)))
+        });
+    };
     // Everything in turn, so that all see the same state of the machine.
     for _ in 0..passes.max(1) {
-        let [sums, selects, fast_passes, fast_rescales, passes, rescales] = &mut times;
-        let sum = || black_box(&array).iter().fold(0u32, |sum, &word| sum.wrapping_add(word));
-        sums.push(timed(|| black_box(sum())).0);
+        if !together.step() {
+            return Ok(None);
+        }
+        sum(&mut times);
         if let Some(state) = &mut fast {
             let (min_prio, room) = (state.set().min_prio(), state.sizes().free_inc);
-            let mut select = || lru::select(state.table(), min_prio, room, &mut scratch).len();
-            selects.push(timed(|| black_box(select())).0);
-            sums.push(timed(|| black_box(sum())).0);
-            let (time, pass) = timed(|| state.invalidate_buckets());
-            victims = pass?.invalidated;
-            fast_passes.push(time);
+            times.allocator.time(&clock, Measure::Selection, || {
+                black_box(lru::select(state.table(), min_prio, room, &mut scratch).len())
+            });
+            sum(&mut times);
+            let invalidate = || state.invalidate_buckets();
+            times.allocator.time(&clock, Measure::InvalidationPass, invalidate)?;
             use_up(state)?;
-            sums.push(timed(|| black_box(sum())).0);
+            sum(&mut times);
             let due = u32::try_from(state.set().until_rescale().max(0) + 1)?;
-            let (time, done) = timed(|| state.rescale_priorities(due));
+            let rescale = || state.rescale_priorities(due);
+            let done = times.allocator.time(&clock, Measure::Rescaling, rescale);
             anyhow::ensure!(done, "no rescaling was due");
-            fast_rescales.push(time);
+        }
+        if !together.step() {
+            return Ok(None);
         }
         if let Some(reference) = &mut reference {
-            passes.push(timed(|| reference.invalidate_buckets()).0);
-            victims = reference.free_inc.items.len();
+            let invalidate = || reference.invalidate_buckets();
+            times.reference.time(&clock, Measure::InvalidationPass, invalidate);
             use_up_reference(reference);
             let due = u32::try_from(reference.rescale.max(0) + 1)?;
-            rescales.push(timed(|| reference.rescale_priorities(due)).0);
+            let rescale = || reference.rescale_priorities(due);
+            times.reference.time(&clock, Measure::Rescaling, rescale);
         }
     }
-    let [sum, select, pass, rescale, reference_pass, reference_rescale] =
-        times.map(|mut times| (!times.is_empty()).then(|| ns(median(&mut times))));
-    Ok(Report {
+    // Whoever has failed meanwhile waits here for the others.
+    Ok(together.step().then_some(times))
+}
+
+/// Runs the bench.
+pub fn run(options: &Options) -> anyhow::Result<Found> {
+    let threads = options.threads.max(1);
+    let together = Together {
+        barrier: Barrier::new(usize::try_from(threads)?),
+        failed: AtomicBool::new(false),
+    };
+    let results: Vec<anyhow::Result<Option<Times>>> = std::thread::scope(|scope| {
+        let work = |thread: u32| {
+            let together = &together;
+            move || {
+                let seed = options.seed.wrapping_add(thread.into());
+                one(options, seed, together).inspect_err(|_| together.fail())
+            }
+        };
+        let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(work(thread))).collect();
+        handles
+            .into_iter()
+            .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    let (mut sum, mut allocator, mut reference) =
+        (Recording::default(), Recording::default(), Recording::default());
+    for times in results.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten() {
+        sum.add(times.sum);
+        allocator.add(times.allocator);
+        reference.add(times.reference);
+    }
+    let nbuckets = options.nbuckets;
+    let of = |name: &str, recording, measure| timed_run(name, nbuckets, recording, measure);
+    let pass = Measure::InvalidationPass;
+    Ok(Found {
         nbuckets,
-        victims,
-        passes,
         bytes_per_bucket: BucketTable::BYTES_PER_BUCKET,
-        sum_ns: sum.unwrap_or(0),
-        select_ns: select,
-        pass_ns: pass,
-        rescale_ns: rescale,
-        reference_pass_ns: reference_pass,
-        reference_rescale_ns: reference_rescale,
+        sum: of("sum of an array", sum, Measure::ArraySum),
+        allocator: options.engine.fast().then(|| of("allocator", allocator, pass)),
+        reference: options.engine.reference().then(|| of("reference", reference, pass)),
     })
+}
+
+/// Parts of it were timed, and not the whole: it has no rate.
+fn timed_run(name: &str, nbuckets: u64, recording: Recording, measure: Measure) -> Run {
+    let name = format!("{name}, {} buckets", format_count(nbuckets));
+    let operations = recording.count(measure);
+    Run::of_driven(&name, &Driven { recording, operations, ..Driven::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_fails_ends_all_at_the_same_step() {
+        for fails_at in 0..50 {
+            let together = Together { barrier: Barrier::new(3), failed: AtomicBool::new(false) };
+            let steps: Vec<u32> = std::thread::scope(|scope| {
+                let work = |thread: u32| {
+                    let together = &together;
+                    move || {
+                        for step in 0..100 {
+                            if thread == 1 && step == fails_at {
+                                together.fail();
+                                return step;
+                            }
+                            if !together.step() {
+                                return step;
+                            }
+                        }
+                        unreachable!("a thread failed")
+                    }
+                };
+                let handles: Vec<_> = (0..3).map(|thread| scope.spawn(work(thread))).collect();
+                handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+            });
+            assert_eq!(steps, [fails_at; 3]);
+        }
+    }
 }

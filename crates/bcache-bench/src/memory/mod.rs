@@ -5,8 +5,6 @@ pub mod harness;
 pub mod invalidate;
 pub mod sector;
 
-use std::time::{Duration, Instant};
-
 use bcache_core::allocator::{Config, Mark, State};
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 use clap::ValueEnum;
@@ -14,7 +12,7 @@ use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::Serialize;
 
-use crate::reference::Reference;
+use crate::reference::{self, Reference};
 
 /// Which engine a bench runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -44,11 +42,51 @@ impl Engine {
 /// Sectors of a bucket in these benches.
 pub const BUCKET_SECTORS: u64 = 1024;
 
+/// What cannot be run.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// The allocator's reserves would take all buckets.
+    #[error("--nbuckets {nbuckets}: the allocator needs at least 513")]
+    TooFewBuckets {
+        /// Buckets asked for.
+        nbuckets: u64,
+    },
+    /// No device is that large.
+    #[error("--nbuckets {nbuckets}: no device has so many")]
+    TooManyBuckets {
+        /// Buckets asked for.
+        nbuckets: u64,
+    },
+    /// What is compared with the allocator does not fit into memory.
+    #[error("no memory for {what} of {nbuckets} buckets ({bytes} bytes)")]
+    NoMemory {
+        /// What does not fit.
+        what: &'static str,
+        /// Buckets asked for.
+        nbuckets: u64,
+        /// Bytes it takes.
+        bytes: u64,
+    },
+}
+
 /// A device of `nbuckets` buckets of 512 KiB.
-pub fn geometry(nbuckets: u64) -> anyhow::Result<Geometry> {
+pub fn geometry(nbuckets: u64) -> Result<Geometry, MemoryError> {
+    if nbuckets < 513 {
+        return Err(MemoryError::TooFewBuckets { nbuckets });
+    }
     Geometry::new(nbuckets, 1, Sectors(BUCKET_SECTORS), Sectors(8))
-        .filter(|geometry| geometry.nbuckets() >= 513)
-        .ok_or_else(|| anyhow::anyhow!("--nbuckets {nbuckets}: the allocator needs at least 513"))
+        .ok_or(MemoryError::TooManyBuckets { nbuckets })
+}
+
+/// An empty vector with room for one `T` for each of `nbuckets`. What is too large for the machine is an
+/// error here, and not the end of the program.
+pub fn reserve<T>(what: &'static str, nbuckets: u64) -> Result<Vec<T>, MemoryError> {
+    let bytes = nbuckets.saturating_mul(size_of::<T>() as u64);
+    let no_memory = || MemoryError::NoMemory { what, nbuckets, bytes };
+    let mut vec = Vec::new();
+    let len = usize::try_from(nbuckets).map_err(|_| no_memory())?;
+    vec.try_reserve_exact(len).map_err(|_| no_memory())?;
+    Ok(vec)
 }
 
 /// How a bucket of a used cache looks: nine of ten hold clean data of some age, the rest is dirty or
@@ -80,7 +118,9 @@ pub fn used_state(config: Config, seed: u64) -> anyhow::Result<State> {
 }
 
 /// A reference engine with the same buckets.
-pub fn used_reference(config: &Config, seed: u64) -> Reference {
+pub fn used_reference(config: &Config, seed: u64) -> Result<Reference, MemoryError> {
+    // It takes its memory without asking whether there is any.
+    drop(reserve::<reference::Bucket>("the reference engine", config.geometry.nbuckets())?);
     let mut reference =
         Reference::new(&config.geometry, config.policy, config.seed, config.reclaim_in_gc);
     let mut random = Pcg64::seed_from_u64(seed);
@@ -89,18 +129,29 @@ pub fn used_reference(config: &Config, seed: u64) -> Reference {
         (bucket.prio, bucket.mark, bucket.sectors_used) = (prio.0, mark, sectors);
     }
     reference.gc_finish(&[]);
-    reference
+    Ok(reference)
 }
 
-/// Runs `work` and says how long it took.
-pub fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let result = work();
-    (start.elapsed(), result)
+/// What an engine is called in reports: [`Engine::Both`] names none.
+pub const fn engine_name(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Fast => "allocator",
+        Engine::Reference => "reference",
+        Engine::Both => "both",
+    }
 }
 
-/// The middle one of several times.
-pub fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_an_error_that_says_why() {
+        assert_eq!(geometry(512), Err(MemoryError::TooFewBuckets { nbuckets: 512 }));
+        let nbuckets = u64::MAX;
+        assert_eq!(geometry(nbuckets), Err(MemoryError::TooManyBuckets { nbuckets }));
+        let error = reserve::<u32>("an array", nbuckets).unwrap_err();
+        assert!(matches!(error, MemoryError::NoMemory { .. }), "{error}");
+        assert!(reserve::<u32>("an array", 513).unwrap().capacity() >= 513);
+    }
 }

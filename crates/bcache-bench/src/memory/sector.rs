@@ -13,10 +13,12 @@ use bcache_core::allocator::{
     AllocError, Config, Reserve, SectorAllocator, SectorRequest, SetPointer, State,
 };
 use bcache_core::units::{BucketIndex, Sectors};
-use serde::Serialize;
 
-use super::{Engine, geometry, used_reference, used_state};
+use super::{Engine, engine_name, geometry, used_reference, used_state};
+use crate::record::pace::PaceCounts;
+use crate::record::slices::Slices;
 use crate::reference::{Locked, Reference};
+use crate::report::{Counters, Run};
 
 /// Sectors of a write.
 const WRITE: u32 = 8;
@@ -80,30 +82,35 @@ pub struct Options {
 }
 
 /// One engine with some number of threads.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Measured {
     /// Which.
     pub engine: Engine,
     /// Threads.
     pub threads: usize,
-    /// Pieces a second, the best of several rounds.
-    pub per_second: f64,
+    /// The best of several rounds.
+    pub run: Run,
+}
+
+/// Pieces a second.
+fn per_second(run: &Run) -> f64 {
+    run.figures().operations_per_second.unwrap_or(0.0)
 }
 
 /// What the bench found.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
+#[derive(Clone, Debug)]
+pub struct Found {
     /// Streams of all threads together.
     pub streams: usize,
     /// The measurements.
     pub measured: Vec<Measured>,
 }
 
-impl Report {
-    /// One of the measurements.
+impl Found {
+    /// Pieces a second of one of the measurements.
     pub fn per_second(&self, engine: Engine, threads: usize) -> Option<f64> {
         let is = |m: &&Measured| m.engine == engine && m.threads == threads;
-        self.measured.iter().find(is).map(|m| m.per_second)
+        self.measured.iter().find(is).map(|m| per_second(&m.run))
     }
 }
 
@@ -116,18 +123,20 @@ struct Stream {
     offset: u64,
 }
 
-/// Runs `write` on the streams of each of `threads` threads in turn; writes a second.
+/// Runs `write` on the streams of each of `threads` threads in turn.
 fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
     options: &Options,
+    engine: Engine,
     threads: usize,
     write: W,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Run> {
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let start = Instant::now();
-    let counts = std::thread::scope(|scope| {
+    let parts = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..threads)
             .map(|thread| {
                 let write = &write;
-                scope.spawn(move || -> anyhow::Result<(u64, Duration)> {
+                scope.spawn(move || -> anyhow::Result<(u64, Slices)> {
                     let mut streams: Vec<Stream> = (0..options.streams.max(threads))
                         .filter(|stream| stream % threads == thread)
                         .map(|stream| {
@@ -137,16 +146,22 @@ fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
                         .collect();
                     let mut held = None;
                     let mut count = 0;
-                    let begun = Instant::now();
-                    while start.elapsed() < options.time {
+                    let mut slices = Slices::default();
+                    loop {
+                        let took = start.elapsed();
+                        if took >= options.time {
+                            break;
+                        }
+                        let before = count;
                         for _ in 0..(4096 / streams.len()).max(1) {
                             for stream in &mut streams {
                                 stream.offset += write(thread, stream, &mut held)?;
                                 count += 1;
                             }
                         }
+                        slices.add(ns(took), count - before);
                     }
-                    Ok((count, begun.elapsed()))
+                    Ok((count, slices))
                 })
             })
             .collect();
@@ -155,16 +170,34 @@ fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
             .map(|writer| writer.join().unwrap_or_else(|_| anyhow::bail!("a writer panicked")))
             .collect::<anyhow::Result<Vec<_>>>()
     })?;
-    #[allow(clippy::cast_precision_loss)] // a count for people
-    Ok(counts.iter().map(|(count, time)| *count as f64 / time.as_secs_f64()).sum())
+    let elapsed = start.elapsed();
+    let (mut operations, mut slices) = (0, Slices::default());
+    for (count, part) in parts {
+        operations += count;
+        slices.merge(part);
+    }
+    Ok(Run {
+        name: format!(
+            "{}, {} streams, {threads} {}",
+            engine_name(engine),
+            options.streams,
+            if threads == 1 { "thread" } else { "threads" }
+        ),
+        elapsed,
+        operations,
+        pace: PaceCounts::default(),
+        counters: Counters::default(),
+        slices: slices.rates(elapsed),
+        measures: Vec::new(),
+    })
 }
 
-fn fast(options: &Options, threads: usize) -> anyhow::Result<f64> {
+fn fast(options: &Options, threads: usize) -> anyhow::Result<Run> {
     let state = used_state(Config::new(geometry(options.nbuckets)?), options.seed)?;
     let nr_uuids = state.config().geometry.nr_uuids();
     let source = InTurn { state, next: AtomicU64::new(0) };
     let sectors = SectorAllocator::new(source, threads, nr_uuids);
-    rate(options, threads, |writer, stream, held| {
+    rate(options, Engine::Fast, threads, |writer, stream, held| {
         let request = SectorRequest {
             inode: stream.inode,
             offset: stream.offset,
@@ -193,11 +226,11 @@ fn refill(engine: &mut Reference, next: &AtomicU64) {
     }
 }
 
-fn reference(options: &Options, threads: usize) -> anyhow::Result<f64> {
+fn reference(options: &Options, threads: usize) -> anyhow::Result<Run> {
     let config = Config::new(geometry(options.nbuckets)?);
-    let locked: Arc<Locked> = Locked::new(used_reference(&config, options.seed));
+    let locked: Arc<Locked> = Locked::new(used_reference(&config, options.seed)?);
     let next = AtomicU64::new(0);
-    rate(options, threads, |_, stream, held| {
+    rate(options, Engine::Reference, threads, |_, stream, held| {
         let request = (stream.inode, stream.offset, u64::from(WRITE), stream.write_point);
         let done = held.take().map(usize::try_from).transpose()?;
         let piece = locked
@@ -209,15 +242,16 @@ fn reference(options: &Options, threads: usize) -> anyhow::Result<f64> {
 }
 
 /// Runs the bench.
-pub fn run(options: &Options) -> anyhow::Result<Report> {
+pub fn run(options: &Options) -> anyhow::Result<Found> {
     let mut measured: Vec<Measured> = Vec::new();
     // In rounds, so that a disturbance of the machine hits all of them or costs one round.
     for _ in 0..3 {
-        let mut note = |engine, threads, per_second| {
+        let mut note = |engine, threads, run: Run| {
             let same = |m: &&mut Measured| m.engine == engine && m.threads == threads;
             match measured.iter_mut().find(same) {
-                Some(best) => best.per_second = best.per_second.max(per_second),
-                None => measured.push(Measured { engine, threads, per_second }),
+                Some(best) if per_second(&run) > per_second(&best.run) => best.run = run,
+                Some(_) => {}
+                None => measured.push(Measured { engine, threads, run }),
             }
         };
         for threads in 1..=options.threads.max(1) {
@@ -229,5 +263,5 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             }
         }
     }
-    Ok(Report { streams: options.streams, measured })
+    Ok(Found { streams: options.streams, measured })
 }

@@ -8,6 +8,7 @@ use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::pace::{Pace, PaceCounts, Pacer, Tick};
+use super::slices::Slices;
 use super::{Clock, Measure, Recorder, Recording};
 
 /// How long before the first tick of an open loop the threads are let go, in ns.
@@ -85,6 +86,8 @@ pub struct Driven {
     pub elapsed: Duration,
     /// How the pace was kept.
     pub pace: PaceCounts,
+    /// Operations a second in slices of equal length.
+    pub slices: Vec<f64>,
 }
 
 /// Runs `load`. `worker` makes each thread's worker, in that thread, before any operation.
@@ -118,15 +121,18 @@ pub fn drive<W: Worker>(
         return Err(error);
     }
     let mut driven = Driven::default();
+    let mut slices = Slices::default();
     let (mut first_ns, mut last_ns) = (u64::MAX, 0);
     for part in parts.into_iter().flatten() {
         driven.recording.add(part.recorder);
         driven.operations += part.operations;
         driven.pace.add(&part.pace);
+        slices.merge(part.slices);
         first_ns = first_ns.min(part.began_ns);
         last_ns = last_ns.max(part.ended_ns);
     }
     driven.elapsed = Duration::from_nanos(last_ns.saturating_sub(first_ns));
+    driven.slices = slices.rates(driven.elapsed);
     Ok(driven)
 }
 
@@ -143,6 +149,7 @@ struct Part {
     recorder: Recorder,
     operations: u64,
     pace: PaceCounts,
+    slices: Slices,
     began_ns: u64,
     ended_ns: u64,
 }
@@ -173,6 +180,7 @@ impl<E: Send> Gate<E> {
         };
         let mut pacer = Pacer::new(clock, load.pace, begin_ns, thread, threads);
         let stopped = || load.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed);
+        let mut slices = Slices::default();
         let mut operations = 0;
         while operations < most {
             let Some(tick) = pacer.tick(stopped) else { break };
@@ -183,7 +191,15 @@ impl<E: Send> Gate<E> {
             }
             let mut context = Context { clock, tick, recorder: &mut recorder };
             match worker.operate(&mut context) {
-                Ok(true) => operations += 1,
+                Ok(true) => {
+                    operations += 1;
+                    // A closed loop's turn begins when it is meant to: no need to read the clock again.
+                    let at_ns = match load.pace {
+                        Pace::Closed => tick.intended_ns,
+                        Pace::Open { .. } => clock.now_ns(),
+                    };
+                    slices.add(at_ns.saturating_sub(begin_ns), 1);
+                }
                 Ok(false) => break,
                 Err(error) => {
                     self.fail(error);
@@ -193,7 +209,8 @@ impl<E: Send> Gate<E> {
         }
         let ended_ns = clock.now_ns();
         worker.finish();
-        Some(Part { recorder, operations, pace: pacer.counts(), began_ns: begin_ns, ended_ns })
+        let pace = pacer.counts();
+        Some(Part { recorder, operations, pace, slices, began_ns: begin_ns, ended_ns })
     }
 
     /// Keeps the first error and stops all threads.

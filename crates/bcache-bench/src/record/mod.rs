@@ -3,11 +3,13 @@
 //! - [`Recorder`]: one thread's histograms. Recording takes no lock, no allocation and no page fault.
 //! - [`clock`]: the clock, and what reading it costs.
 //! - [`pace`]: when an operation is meant to begin; open and closed loops.
+//! - [`slices`]: how steady a rate was.
 //! - [`harness`]: threads that carry out operations at a pace.
 
 pub mod clock;
 pub mod harness;
 pub mod pace;
+pub mod slices;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,11 +64,17 @@ pub enum Measure {
     DataRead,
     /// Nothing at all: what the harness and its clock cost.
     Empty,
+    /// Adding up an array with a word for each bucket: what memory allows at best.
+    ArraySum,
+    /// Naming the buckets that a pass would invalidate.
+    Selection,
+    /// One rescaling of all priorities.
+    Rescaling,
 }
 
 impl Measure {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Operation,
         Self::BucketAllocation,
         Self::SectorAllocation,
@@ -78,6 +86,9 @@ impl Measure {
         Self::DataWrite,
         Self::DataRead,
         Self::Empty,
+        Self::ArraySum,
+        Self::Selection,
+        Self::Rescaling,
     ];
 
     /// What reports call it.
@@ -94,6 +105,9 @@ impl Measure {
             Self::DataWrite => "data write",
             Self::DataRead => "data read",
             Self::Empty => "empty operation",
+            Self::ArraySum => "sum of an array",
+            Self::Selection => "selection of victims",
+            Self::Rescaling => "rescaling",
         }
     }
 
@@ -111,6 +125,9 @@ impl Measure {
             Self::DataWrite => "data_write",
             Self::DataRead => "data_read",
             Self::Empty => "empty",
+            Self::ArraySum => "array_sum",
+            Self::Selection => "selection",
+            Self::Rescaling => "rescaling",
         }
     }
 }

@@ -3,8 +3,9 @@
 //! They are opened before the run, so that a path that cannot be written ends the command at once and
 //! not after an hour. What a file held is kept until the report is there to replace it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
@@ -41,6 +42,22 @@ pub enum ExportError {
         /// The system's reason.
         source: io::Error,
     },
+    /// Two exports to one file.
+    #[error("{} and {} are one file: one report would overwrite the other", a.display(), b.display())]
+    SameFile {
+        /// One path.
+        a: PathBuf,
+        /// The other.
+        b: PathBuf,
+    },
+    /// A file or device that the run itself writes to.
+    #[error("{} is what the run writes to ({}): a report there would destroy it", path.display(), target.display())]
+    IsTarget {
+        /// The export.
+        path: PathBuf,
+        /// What the run writes to.
+        target: PathBuf,
+    },
     /// Writing failed.
     #[error("writing {} failed", path.display())]
     Write {
@@ -64,7 +81,29 @@ impl Exports {
     pub fn open(paths: &ExportPaths) -> Result<Self, ExportError> {
         let open = |path: &Option<PathBuf>| path.as_deref().map(Target::open).transpose();
         let hgrm = paths.hgrm.as_ref().map(|folder| writable_folder(folder)).transpose()?;
-        Ok(Self { json: open(&paths.json)?, svg: open(&paths.svg)?, hgrm })
+        let exports = Self { json: open(&paths.json)?, svg: open(&paths.svg)?, hgrm };
+        if let (Some(a), Some(b)) = (&exports.json, &exports.svg) {
+            if a.identity().is_some_and(|identity| Some(identity) == b.identity()) {
+                return Err(ExportError::SameFile { a: a.path.clone(), b: b.path.clone() });
+            }
+        }
+        Ok(exports)
+    }
+
+    /// Refuses exports that are one of `targets`, by whatever name. To be asked before a target is
+    /// written to or made: an export that has just been made is found under the target's name.
+    pub fn check_apart_from(&self, targets: &[PathBuf]) -> Result<(), ExportError> {
+        for export in [&self.json, &self.svg].into_iter().flatten() {
+            let Some(identity) = export.identity() else { continue };
+            let is = |target: &&PathBuf| {
+                fs::metadata(target).is_ok_and(|it| Identity::of(&it) == Some(identity))
+            };
+            if let Some(target) = targets.iter().find(is) {
+                let (path, target) = (export.path.clone(), target.clone());
+                return Err(ExportError::IsTarget { path, target });
+            }
+        }
+        Ok(())
     }
 
     /// Writes `report` to all of them.
@@ -111,6 +150,26 @@ fn writable_folder(folder: &Path) -> Result<PathBuf, ExportError> {
     Ok(folder.to_owned())
 }
 
+/// What two paths to the same contents have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    File { device: u64, inode: u64 },
+    BlockDevice(u64),
+}
+
+impl Identity {
+    /// `None` for what keeps nothing that could be overwritten, such as a pipe or a terminal.
+    fn of(metadata: &Metadata) -> Option<Self> {
+        if metadata.is_file() {
+            Some(Self::File { device: metadata.dev(), inode: metadata.ino() })
+        } else if metadata.file_type().is_block_device() {
+            Some(Self::BlockDevice(metadata.rdev()))
+        } else {
+            None
+        }
+    }
+}
+
 /// A file that is open for writing and still holds what it held.
 #[derive(Debug)]
 pub struct Target {
@@ -133,6 +192,10 @@ impl Target {
             Err(error) => return Err(failed(error)),
         };
         Ok(Self { path: path.to_owned(), file, is_new })
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.file.metadata().ok().and_then(|metadata| Identity::of(&metadata))
     }
 
     /// Replaces what the file holds.
@@ -228,6 +291,27 @@ mod tests {
             let error = Exports::open(&paths).unwrap_err();
             assert!(matches!(error, ExportError::Open { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn an_export_never_overwrites_another_or_a_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let both = |json: &Path, svg: &Path| ExportPaths {
+            json: Some(json.to_owned()),
+            svg: Some(svg.to_owned()),
+            hgrm: None,
+        };
+        let error = Exports::open(&both(&file, &link)).unwrap_err();
+        assert!(matches!(error, ExportError::SameFile { .. }), "{error}");
+        assert!(!file.exists());
+        let null = Path::new("/dev/null");
+        Exports::open(&both(null, null)).unwrap().check_apart_from(&[null.to_owned()]).unwrap();
+        let exports = Exports::open(&both(&file, null)).unwrap();
+        exports.check_apart_from(&[dir.path().join("other")]).unwrap();
+        let error = exports.check_apart_from(&[link]).unwrap_err();
+        assert!(matches!(error, ExportError::IsTarget { .. }), "{error}");
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// It is not JSON, lacks something, or holds a histogram that cannot be decoded.
-    #[error("{} is not a whole report of bcache-bench (write one with --export-json)", path.display())]
+    #[error("{} is not a whole report of bcache-bench (--json and --export-json write one)", path.display())]
     NotAReport {
         /// The file.
         path: PathBuf,
@@ -180,6 +180,9 @@ pub struct Run {
     pub pace: PaceCounts,
     /// What was counted.
     pub counters: Counters,
+    /// Operations a second in slices of equal length, one after the other; none where the run has no rate,
+    /// or was written by an older program.
+    pub slices: Vec<f64>,
     /// What was measured.
     pub measures: Vec<Measured>,
 }
@@ -196,6 +199,8 @@ struct RawRun {
     pace: PaceCounts,
     #[serde(default)]
     counters: Counters,
+    #[serde(default)]
+    slices: Vec<f64>,
     measures: Vec<Measured>,
 }
 
@@ -208,6 +213,7 @@ impl From<Run> for RawRun {
             operations: run.operations,
             pace: run.pace,
             counters: run.counters,
+            slices: run.slices,
             measures: run.measures,
         }
     }
@@ -221,6 +227,7 @@ impl From<RawRun> for Run {
             operations: raw.operations,
             pace: raw.pace,
             counters: raw.counters,
+            slices: raw.slices,
             measures: raw.measures,
         }
     }
@@ -235,6 +242,7 @@ impl Run {
             operations: driven.operations,
             pace: driven.pace,
             counters: Counters::default(),
+            slices: driven.slices.clone(),
             measures: measured(&driven.recording),
         }
     }
@@ -246,6 +254,7 @@ impl Run {
         self.operations += other.operations;
         self.pace.add(&other.pace);
         self.counters.add(&other.counters);
+        self.slices.extend(other.slices);
         for measured in other.measures {
             match self.measures.iter_mut().find(|it| it.measure == measured.measure) {
                 // All have the same bounds, so that nothing can be out of range.

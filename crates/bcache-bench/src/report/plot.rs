@@ -32,8 +32,9 @@ const NINES: std::ops::RangeInclusive<i32> = 3..=5;
 const TICKS_PER_HALF_DISTANCE: u32 = 16;
 
 /// Colours that stay apart for eyes that confuse red and green (Okabe and Ito's set, the yellow
-/// darkened, which is too bright for a thin line).
-const COLOURS: [RGBColor; 8] = [
+/// darkened, which is too bright for a thin line), and four more for pictures of more measures than
+/// that.
+const COLOURS: [RGBColor; 12] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -42,10 +43,24 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(230, 159, 0),
     RGBColor(0, 0, 0),
     RGBColor(148, 130, 20),
+    RGBColor(106, 61, 154),
+    RGBColor(128, 128, 128),
+    RGBColor(128, 70, 20),
+    RGBColor(150, 20, 50),
 ];
 
 /// How lines of the same colour are told apart: length of a dash and of a gap in pixels.
-const DASHES: [Option<(i32, i32)>; 4] = [None, Some((8, 5)), Some((2, 4)), Some((14, 4))];
+/// Two reports have up to eight runs.
+const DASHES: [Option<(i32, i32)>; 8] = [
+    None,
+    Some((8, 5)),
+    Some((2, 4)),
+    Some((14, 4)),
+    Some((4, 9)),
+    Some((22, 8)),
+    Some((2, 9)),
+    Some((14, 14)),
+];
 
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(222, 222, 222);
@@ -120,7 +135,12 @@ pub fn curves<'a>(reports: &'a [Report], names: &[String], measures: &[Measure])
             if kinds.len() > 1 || label.is_empty() {
                 label.push(measured.measure.to_string());
             }
-            let (colour, dash) = if kinds.len() > 1 { (kind, source) } else { (source, 0) };
+            // Where there are more sources than colours, a dash tells those of the same colour apart.
+            let (colour, dash) = if kinds.len() > 1 {
+                (kind, source)
+            } else {
+                (source % COLOURS.len(), source / COLOURS.len())
+            };
             Curve { label: label.join(", "), histogram: &measured.histogram, colour, dash }
         })
         .collect()
@@ -440,6 +460,38 @@ mod tests {
         assert_eq!(labels, [("a.json", 0, 0), ("b.json", 1, 0)]);
         let alone = curves(&reports[..1], &names[..1], &[Measure::DataWrite]);
         assert_eq!(alone[0].label, "data write");
+    }
+
+    #[test]
+    fn no_two_curves_look_the_same() {
+        let distinct = |curves: &[Curve<'_>]| {
+            let styles: BTreeSet<_> = curves
+                .iter()
+                .map(|curve| {
+                    let RGBAColor(r, g, b, _) = style_of(curve).color;
+                    (r, g, b, dash_of(curve))
+                })
+                .collect();
+            styles.len() == curves.len()
+        };
+        let mut recorder = crate::record::Recorder::new(&Measure::ALL);
+        for measure in Measure::ALL {
+            recorder.record(measure, 1000);
+        }
+        let measures = crate::report::measured(&recorder.finish());
+        let mut report = sample::report(10, 1.0);
+        report.runs = ["allocator", "fixed addresses", "prio writes alone", "sequential write"]
+            .map(|name| {
+                let mut run = sample::run(name, 10, 1.0);
+                // All that a device run measures.
+                run.measures = measures[..10].to_vec();
+                run
+            })
+            .to_vec();
+        let reports = vec![report; 2];
+        assert!(distinct(&curves(&reports, &[], &[])));
+        let reports = vec![reports[0].clone(); 5];
+        assert!(distinct(&curves(&reports, &[], &[Measure::DataWrite])));
     }
 
     #[test]

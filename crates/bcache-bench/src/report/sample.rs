@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Counters, Report, Run, Settings, measured};
 use crate::environment::{Backing, DeviceEnvironment, Environment};
-use crate::num::whole;
+use crate::num::{float, whole};
 use crate::record::clock::ClockQuality;
 use crate::record::pace::PaceCounts;
 use crate::record::{Measure, Recorder};
@@ -67,6 +67,8 @@ pub(crate) fn run(name: &str, samples: u64, slowdown: f64) -> Run {
             gcs: 3,
             ..Counters::default()
         },
+        // Up and down by one in a hundred.
+        slices: (0..20).map(|it| float(samples) * (0.0995 + 0.001 * f64::from(it % 2))).collect(),
         measures: measured(&recorder.finish()),
     }
 }

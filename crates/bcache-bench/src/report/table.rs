@@ -253,7 +253,8 @@ fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Re
     writeln!(out, "\n{}", rows.trim_fmt())
 }
 
-fn render_warnings(out: &mut impl Write, style: Style, warnings: &[Warning]) -> io::Result<()> {
+/// Writes `warnings`, after an empty line.
+pub fn render_warnings(out: &mut impl Write, style: Style, warnings: &[Warning]) -> io::Result<()> {
     if warnings.is_empty() {
         return Ok(());
     }

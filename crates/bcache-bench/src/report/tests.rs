@@ -35,6 +35,15 @@ fn reports_survive_the_file() {
 }
 
 #[test]
+fn a_report_without_slices_is_one_of_an_older_program() {
+    let mut json = serde_json::to_value(sample()).unwrap();
+    assert_eq!(json["runs"][0]["slices"].as_array().unwrap().len(), 20);
+    json["runs"][0].as_object_mut().unwrap().remove("slices");
+    let (_dir, path) = save(&json);
+    assert!(Report::load(&path).unwrap().runs[0].slices.is_empty());
+}
+
+#[test]
 fn the_json_has_the_figures_that_scripts_want() {
     let json = serde_json::to_value(sample()).unwrap();
     let run = &json["runs"][0];

@@ -23,7 +23,7 @@ fn workload(blocks: &str, reads: f64) -> Workload {
 }
 
 fn amount(bytes: u64) -> Length {
-    Length::WrittenBytes(NonZeroU64::new(bytes).unwrap())
+    Length::Bytes(NonZeroU64::new(bytes).unwrap())
 }
 
 const AREA: Area = Area { start: Sectors(2048), size: Sectors(16384) };
@@ -86,7 +86,8 @@ fn an_area_without_room_is_refused() {
     let area = Area { size: Sectors(511), ..AREA };
     let error = fixed_addresses(&device, area, &workload("64k", 0.0), &terms).unwrap_err();
     assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
-    let error = sequential_write(&device, area, Sectors(512), NonZeroU64::MIN, &GO).unwrap_err();
+    let error = sequential_write(&device, area, Sectors(512), NonZeroU64::MIN, &GO, &Live::new(1))
+        .unwrap_err();
     assert!(matches!(error, BaselineError::AreaTooSmall { streams: 1, .. }), "{error}");
 }
 
@@ -105,7 +106,7 @@ fn a_sequential_write_goes_round_and_flushes_once() {
     let device = TraceDevice::new(MemoryDevice::new(32 << 20));
     let area = Area { start: Sectors(8), size: Sectors(64) };
     let bytes = NonZeroU64::new(40 << 10).unwrap();
-    let run = sequential_write(&device, area, Sectors(16), bytes, &GO).unwrap();
+    let run = sequential_write(&device, area, Sectors(16), bytes, &GO, &Live::new(1)).unwrap();
     let offsets: Vec<u64> = writes(&device).iter().map(|(offset, _)| *offset).collect();
     assert_eq!(offsets, [8, 24, 40, 56, 8]);
     assert_eq!(run.counters.written_bytes, 40 << 10);

@@ -1,0 +1,110 @@
+//! `bcache-bench invalidate`, `bucket` and `sector`, as a user meets them: small, and for no figures.
+
+use assert_cmd::Command;
+use bcache_bench::record::Measure;
+use bcache_bench::report::Report;
+use bcache_bench::warnings::Warning;
+
+fn bench(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("bcache-bench").unwrap().args(arguments).output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// Runs a bench with `--json`, and what reads reports on what it printed.
+fn report(arguments: &[&str], plots: bool) -> Report {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (json, picture) = (path("report.json"), path("picture.svg"));
+    let (status, out, err) = bench(&[arguments, &["--json"]].concat());
+    assert_eq!((status, err.as_str()), (0, ""), "{arguments:?}");
+    std::fs::write(&json, out).unwrap();
+    let (status, out, err) = bench(&["compare", &json, &json]);
+    assert_eq!((status, err.as_str()), (0, ""), "{out}");
+    let (status, _, err) = bench(&["plot", &json, "-o", &picture]);
+    assert_eq!(status, i32::from(!plots), "{err}");
+    Report::load(json.as_ref()).unwrap()
+}
+
+fn warned(report: &Report, wanted: impl Fn(&Warning) -> bool) -> bool {
+    report.warnings.iter().any(wanted)
+}
+
+#[test]
+fn passes_of_several_threads_are_in_one_report() {
+    let run = ["invalidate", "--nbuckets", "2048,4096", "--threads", "2", "--passes", "3"];
+    let report = report(&run, true);
+    assert_eq!(report.command, "invalidate");
+    for buckets in ["2,048", "4,096"] {
+        for (engine, selections) in [("allocator", 6), ("reference", 0)] {
+            let run = report.run(&format!("{engine}, {buckets} buckets")).unwrap();
+            let count = |measure| run.measured(measure).map_or(0, |it| it.histogram.len());
+            assert_eq!(count(Measure::InvalidationPass), 6, "{engine}");
+            assert_eq!(count(Measure::Rescaling), 6, "{engine}");
+            assert_eq!(count(Measure::Selection), selections, "{engine}");
+        }
+    }
+    assert_eq!(report.ratios.len(), 8);
+    // The table has medians only, but of six passes they are none.
+    let few = |it: &Warning| matches!(it, Warning::TooFewSamples { samples: 6, .. });
+    assert!(warned(&report, few), "{:?}", report.warnings);
+    let (status, out, _) = bench(&run);
+    assert_eq!(status, 0);
+    assert!(out.contains("warning") && out.contains("6 samples of invalidation pass"), "{out}");
+}
+
+#[test]
+fn what_the_limit_ended_is_told() {
+    let limited = ["--passes", "1000000", "--limit", "0", "--rate", "1000", "--engine", "fast"];
+    let report = report(&[&["bucket", "--nbuckets", "2048"], &limited[..]].concat(), true);
+    let closed = report.run("allocator, 2,048 buckets, closed loop").unwrap();
+    assert!(closed.operations > 0 && closed.figures().operations_per_second.is_some());
+    let open = report.run("allocator, 2,048 buckets, 1,000 a second").unwrap();
+    for measure in [Measure::BucketAllocation, Measure::Empty] {
+        assert_eq!(open.measured(measure).unwrap().histogram.len(), 250);
+    }
+    let limited = |it: &Warning| matches!(it, Warning::LimitReached { wanted: 1_000_000, .. });
+    assert_eq!(report.warnings.iter().filter(|it| limited(it)).count(), 2);
+    let few = |it: &Warning| matches!(it, Warning::TooFewSamples { samples: 250, .. });
+    assert!(warned(&report, few) && warned(&report, |it| matches!(it, Warning::ShortRun { .. })));
+}
+
+#[test]
+fn a_rate_of_a_moment_is_warned_about() {
+    let run = ["sector", "--streams", "8", "--threads", "2", "--time", "20"];
+    // Rates have no latencies to draw.
+    let report = report(&run, false);
+    for name in ["allocator, 8 streams, 1 thread", "reference, 8 streams, 2 threads"] {
+        assert!(report.run(name).unwrap().figures().operations_per_second.is_some(), "{name}");
+    }
+    assert!(warned(&report, |it| matches!(it, Warning::ShortRun { .. })));
+    let (status, _, err) = bench(&["sector", "--time", "0"]);
+    assert_eq!(status, 2);
+    assert!(err.contains("--time"), "{err}");
+}
+
+#[test]
+fn too_many_buckets_are_an_error() {
+    for nbuckets in ["512", "8589934592", "18446744073709551615"] {
+        for command in ["invalidate", "bucket", "sector"] {
+            let (status, out, err) = bench(&[command, "--nbuckets", nbuckets, "--engine", "fast"]);
+            assert_eq!((status, out.as_str()), (2, ""), "{command} {nbuckets}");
+            assert!(err.contains("is not in 513..=4294967295"), "{err}");
+        }
+    }
+    // More than the memory that there is.
+    let bench = assert_cmd::cargo::cargo_bin("bcache-bench");
+    for engine in ["fast", "reference"] {
+        let line = format!(
+            "ulimit -v 2000000; exec {} invalidate --nbuckets 1000000000 --threads 2 --engine {engine}",
+            bench.display()
+        );
+        let output = Command::new("bash").args(["-c", &line]).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{engine}: {err}");
+        assert!(err.contains("no memory for") && err.contains("1000000000 buckets"), "{err}");
+    }
+}
