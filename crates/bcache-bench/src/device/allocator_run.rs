@@ -12,7 +12,6 @@ use bcache_core::device::BlockDevice;
 use bcache_core::layout::superblock::Superblock;
 use bcache_core::ops::start::{CacheIo, CacheIoError, Member, RunningSet};
 use bcache_core::units::{BucketIndex, Geometry, SECTOR_BYTES, Sectors};
-use hdrhistogram::Histogram;
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -78,6 +77,12 @@ pub fn allocator_run(
         running.write_last_prios()?;
     }
     result
+}
+
+/// The time of so many chains that take as long as the median does: the few that something else on the
+/// machine delays say nothing of how fast a chain is written.
+fn times(median: Duration, chains: u64) -> Duration {
+    Duration::from_secs_f64(median.as_secs_f64() * crate::num::float(chains))
 }
 
 fn as_block_device(device: &CountedDevice) -> Arc<dyn BlockDevice> {
@@ -264,9 +269,10 @@ impl<'a> Running<'a> {
             driven.recording.add(recorder);
         }
         let chains = counters.prio_writes;
-        let mean_ns = driven.recording.get(Measure::PrioWrite).map_or(0.0, Histogram::mean);
         driven.operations = chains;
-        driven.elapsed = Duration::from_secs_f64(mean_ns * crate::num::float(chains) / 1e9);
+        let median_ns =
+            driven.recording.get(Measure::PrioWrite).map_or(0, |it| it.value_at_quantile(0.5));
+        driven.elapsed = times(Duration::from_nanos(median_ns), chains);
         let mut run = Run::of_driven(PRIO_WRITES, &driven);
         run.counters = counters;
         run.counters.written_bytes = self.chain_sectors().bytes().saturating_mul(chains);
@@ -319,7 +325,13 @@ impl<'a> Running<'a> {
             sequential_write(device, area, size, bytes, &self.context.stop, &self.context.live)
         };
         let runs = (0..chains).map(once).collect::<Result<Vec<_>, _>>()?;
-        Ok(runs.into_iter().reduce(Run::merged))
+        let mut took: Vec<Duration> = runs.iter().map(|run| run.elapsed).collect();
+        took.sort_unstable();
+        let median = took.get(took.len() / 2).copied().unwrap_or_default();
+        Ok(runs
+            .into_iter()
+            .reduce(Run::merged)
+            .map(|run| Run { elapsed: times(median, chains), ..run }))
     }
 
     /// The prios as the run left them. Without a bucket for them, those on the device are a little

@@ -158,7 +158,8 @@ fixed addresses :: The same workload without an allocator: each stream writes on
          the allocator does, whose flushes are many. Only for a single device.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
-         write: the same bytes one after the other, flushed as often.",
+         write: the same bytes one after the other, flushed as often. Their bandwidths are those of the median \
+         chain.",
     ),
     (
         "WHAT IS LEFT",

@@ -30,7 +30,8 @@ use super::table::{BucketTable, TableError};
 
 /// What the thread does with a device.
 ///
-/// A call returns when it is done; a write is durable after the next `flush`.
+/// A call returns when it is done, [`write_prio_set`](Self::write_prio_set) aside; a write is durable after
+/// the next `flush`.
 pub trait AllocatorIo: Send {
     /// What can go wrong.
     type Error: std::error::Error + Send + 'static;
@@ -40,6 +41,9 @@ pub trait AllocatorIo: Send {
     fn discard(&mut self, bucket: BucketIndex) -> Result<(), Self::Error>;
 
     /// Writes one `prio_set`: prios and gens of `table` from `set.first_entry` on.
+    ///
+    /// It may still be on its way when this returns, until the next `flush`. An error may be that of
+    /// an earlier set; then none is on its way any more.
     fn write_prio_set(&mut self, set: &PrioSetPlan, table: &BucketTable)
     -> Result<(), Self::Error>;
 
@@ -392,8 +396,14 @@ fn settle_doubt<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), Write
 fn write_sets<Io: AllocatorIo>(state: &State, io: &mut Io) -> Result<(), WriteError<Io::Error>> {
     settle_doubt(state, io)?;
     state.prio_write_begin()?;
+    // All buckets before the first write: where one is missing, the others are free again at once, and
+    // nothing may then be on its way to them.
+    let mut sets = Vec::new();
     while let Some(set) = state.prio_write_next()? {
-        io.write_prio_set(&set, state.table()).map_err(WriteError::Io)?;
+        sets.push(set);
+    }
+    for set in &sets {
+        io.write_prio_set(set, state.table()).map_err(WriteError::Io)?;
     }
     if !planted::is(Bug::SkippedFlush) {
         io.flush().map_err(WriteError::Io)?;

@@ -9,6 +9,7 @@ use crate::layout::prio_set::{BucketDisk, encode_into};
 use crate::units::BucketIndex;
 
 use super::RunningCache;
+use super::behind::WriteBehind;
 use super::journal::JournalWriter;
 
 /// Why prios and gens could not be written.
@@ -20,26 +21,55 @@ pub enum CacheIoError {
     /// The journal's sequence numbers have come to their end.
     #[error("the journal cannot number another entry")]
     JournalSeq,
+    /// There is no thread to write prio sets any more, or none could be started.
+    #[error("the thread that writes prio sets is gone")]
+    WriterEnded,
 }
 
 /// An [`AllocatorIo`] over the device of a [`RunningCache`].
 pub struct CacheIo {
     cache: Arc<RunningCache>,
     wake_gc: Arc<dyn Fn() + Send + Sync>,
-    /// One prio set.
-    image: AlignedBuf,
+    sets: Sets,
     /// One block of journal.
     block: AlignedBuf,
     /// A journal entry was written, and the next flush makes it durable.
     entry_written: bool,
 }
 
+/// How prio sets are written.
+enum Sets {
+    /// Chains of one: encoded here, then written.
+    Single(AlignedBuf),
+    /// One behind the other.
+    Behind(WriteBehind),
+    /// There was no thread to be had.
+    None,
+}
+
+impl Sets {
+    fn new(cache: &RunningCache) -> Self {
+        let len = usize::try_from(cache.geometry.meta_bucket_bytes()).unwrap_or(0);
+        if cache.geometry.prio_buckets() <= 1 {
+            return Self::Single(AlignedBuf::zeroed(len));
+        }
+        WriteBehind::start(Arc::clone(&cache.device), len).map_or(Self::None, Self::Behind)
+    }
+
+    fn finish(&mut self) -> Result<(), CacheIoError> {
+        match self {
+            Self::Behind(behind) => behind.finish(),
+            Self::Single(_) | Self::None => Ok(()),
+        }
+    }
+}
+
 impl CacheIo {
     pub(super) fn new(cache: Arc<RunningCache>, wake_gc: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let buffer = |bytes: u64| AlignedBuf::zeroed(usize::try_from(bytes).unwrap_or(0));
-        let image = buffer(cache.geometry.meta_bucket_bytes());
-        let block = buffer(cache.geometry.block_bytes());
-        Self { cache, wake_gc, image, block, entry_written: false }
+        let sets = Sets::new(&cache);
+        let block_bytes = usize::try_from(cache.geometry.block_bytes()).unwrap_or(0);
+        let block = AlignedBuf::zeroed(block_bytes);
+        Self { cache, wake_gc, sets, block, entry_written: false }
     }
 
     /// The cache.
@@ -66,13 +96,24 @@ impl AllocatorIo for CacheIo {
         set: &PrioSetPlan,
         table: &BucketTable,
     ) -> Result<(), CacheIoError> {
-        // Prios change meanwhile, and any is as good. Gens do not: only this thread raises them.
+        // Prios change meanwhile, and any is as good. A gen that rises meanwhile does so in a bucket that
+        // is in use, and is not handed out before a later chain has it.
         let entries = table
             .prios_and_gens(set.first_entry)
             .map(|(prio, bucket_gen)| BucketDisk { prio, bucket_gen });
-        encode_into(&mut self.image, self.cache.magic, set.seq, set.next_bucket.0, entries);
-        let offset = self.cache.geometry.bucket_to_sector(set.bucket).bytes();
-        Ok(self.cache.device.write_at(offset, &self.image)?)
+        let cache = &self.cache;
+        let encode = |image: &mut AlignedBuf| {
+            encode_into(image, cache.magic, set.seq, set.next_bucket.0, entries);
+        };
+        let offset = cache.geometry.bucket_to_sector(set.bucket).bytes();
+        match &mut self.sets {
+            Sets::Single(image) => {
+                encode(image);
+                Ok(cache.device.write_at(offset, image)?)
+            }
+            Sets::Behind(behind) => behind.write(offset, encode),
+            Sets::None => Err(CacheIoError::WriterEnded),
+        }
     }
 
     fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), CacheIoError> {
@@ -90,6 +131,7 @@ impl AllocatorIo for CacheIo {
     fn flush(&mut self) -> Result<(), CacheIoError> {
         // Forgotten also when the flush fails: a later one does not tell whether the entry got there.
         let entry_written = std::mem::take(&mut self.entry_written);
+        self.sets.finish()?;
         self.cache.device.flush()?;
         if entry_written {
             self.journal().confirm();

@@ -14,6 +14,7 @@
 //! Whoever runs the set keeps its keys where it likes; on the device the btree stays empty, so that to
 //! the kernel every data bucket is free.
 
+mod behind;
 mod io;
 mod journal;
 
