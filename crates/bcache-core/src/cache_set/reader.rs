@@ -3,6 +3,7 @@
 mod usual;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, walk};
@@ -366,7 +367,12 @@ impl Marker<'_, '_> {
 }
 
 impl WalkHandler for Marker<'_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
         let ptr = node_ptr(key);
         let bucket = ptr.bucket(self.cache.geometry());
         let place = NodePlace { level, bucket, sector: ptr.offset(), end: key.pos() };
@@ -377,7 +383,7 @@ impl WalkHandler for Marker<'_, '_> {
             Err(source) => {
                 self.btree.bad_nodes += 1;
                 self.problem(BtreeProblem::Unreadable { place, source });
-                return;
+                return ControlFlow::Continue(());
             }
         };
         self.visitor.node(place, node);
@@ -403,6 +409,7 @@ impl WalkHandler for Marker<'_, '_> {
         // The kernel marks each node's own key once more when it gets to the node.
         let origin = if is_root { KeySource::Root } else { origin };
         self.mark(origin, key, u32::from(level) + 1);
+        ControlFlow::Continue(())
     }
 
     fn follow(&mut self, key: &Bkey, child_level: u16) -> bool {

@@ -93,9 +93,6 @@ impl List for Lookups<'_, '_> {
         for (volume, place) in &self.places {
             let end = place.sector.saturating_add(place.len);
             let result = view.lookup(volume.slot, place.sector, end, &mut |extent| {
-                if flow.is_break() {
-                    return;
-                }
                 let (source, node) = match extent.origin {
                     Some(KeySource::Btree { node, .. }) => (Some("btree"), Some(node.0)),
                     Some(KeySource::Journal { .. }) => (Some("journal"), None),
@@ -119,6 +116,7 @@ impl List for Lookups<'_, '_> {
                     node,
                     key: extent.key.map(|key| self.set.key_state(&key, 0).name()),
                 });
+                flow
             });
             if let Err(error) = result {
                 self.failed.borrow_mut().get_or_insert(error);

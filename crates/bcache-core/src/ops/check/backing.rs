@@ -1,5 +1,6 @@
 //! Whether backing devices go with a cache set, and whether clean data is what they hold.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::cache_set::CacheSet;
@@ -254,6 +255,7 @@ fn compare(
             if extent.cached.is_some() && !extent.dirty {
                 extents.push(extent);
             }
+            ControlFlow::Continue(())
         });
         if let Err(source) = looked_up {
             problem(BackingProblem::CannotFind { path: device.info().path.clone(), source });
