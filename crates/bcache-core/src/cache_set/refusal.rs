@@ -4,7 +4,7 @@
 //! prios, the root, the uuids and the btree. A reading finds the same troubles; here each gets the
 //! step of `run_cache_set` at which the kernel gives up, in its words.
 
-use crate::cache_set::btree::NodeFault;
+use crate::cache_set::btree::FaultKind;
 use crate::cache_set::journal::JournalProblem;
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::problem::{BtreeProblem, BucketProblem, Problem};
@@ -87,10 +87,10 @@ impl SetRefusal {
             BtreeProblem::Unreadable { place, .. } | BtreeProblem::BadNode { place, .. } => {
                 at(place.bucket)
             }
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => Some(Self::SpottedExtent),
-                NodeFault::BadBtreePtr { .. } => Some(Self::SpottedBtreePtr),
-                _ => None,
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => Some(Self::SpottedExtent),
+                FaultKind::BadBtreePtr => Some(Self::SpottedBtreePtr),
+                FaultKind::OutOfOrder | FaultKind::Truncated | FaultKind::PastNode => None,
             },
             _ => None,
         }

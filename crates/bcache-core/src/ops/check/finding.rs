@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use crate::cache_set::btree::NodeFault;
+use crate::cache_set::btree::FaultKind;
 use crate::cache_set::journal::{JournalPlace, JournalProblem};
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
@@ -180,10 +180,11 @@ impl Finding {
             Detail::Set(Problem::Bucket(BucketProblem::NoVolume { key, .. })) if !key.dirty() => {
                 Severity::Untidy
             }
-            Detail::Set(Problem::Btree(BtreeProblem::Fault {
-                fault: NodeFault::PastNode { .. },
-                ..
-            })) => Severity::DataAtRisk,
+            Detail::Set(Problem::Btree(BtreeProblem::Fault { fault, .. }))
+                if fault.kind() == FaultKind::PastNode =>
+            {
+                Severity::DataAtRisk
+            }
             _ => self.code().severity(),
         }
     }
@@ -291,13 +292,11 @@ fn problem_code(problem: &Problem) -> Code {
                 Code::BtreePastNode
             }
             BtreeProblem::BadNode { .. } => Code::BtreeNode,
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => Code::BtreeBadExtent,
-                NodeFault::BadBtreePtr { .. } => Code::BtreeBadPointer,
-                NodeFault::OutOfOrder { .. }
-                | NodeFault::Truncated { .. }
-                | NodeFault::More { .. } => Code::BtreeOrder,
-                NodeFault::PastNode { .. } => Code::BtreePastNode,
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => Code::BtreeBadExtent,
+                FaultKind::BadBtreePtr => Code::BtreeBadPointer,
+                FaultKind::OutOfOrder | FaultKind::Truncated => Code::BtreeOrder,
+                FaultKind::PastNode => Code::BtreePastNode,
             },
             BtreeProblem::Revisited { .. } => Code::BtreeRevisited,
             BtreeProblem::BeforeNode { .. } => Code::BtreeBeforeNode,
@@ -404,12 +403,12 @@ fn problem_expected(problem: &Problem) -> String {
             BtreeProblem::Unreadable { .. } | BtreeProblem::BadNode { .. } => {
                 "a sound node".to_owned()
             }
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => "an extent within one bucket".to_owned(),
-                NodeFault::BadBtreePtr { .. } => "a pointer to a btree node".to_owned(),
-                NodeFault::OutOfOrder { .. } | NodeFault::More { .. } => "keys in order".to_owned(),
-                NodeFault::Truncated { .. } => "whole keys".to_owned(),
-                NodeFault::PastNode { .. } => "keys up to the node's own".to_owned(),
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => "an extent within one bucket".to_owned(),
+                FaultKind::BadBtreePtr => "a pointer to a btree node".to_owned(),
+                FaultKind::OutOfOrder => "keys in order".to_owned(),
+                FaultKind::Truncated => "whole keys".to_owned(),
+                FaultKind::PastNode => "keys up to the node's own".to_owned(),
             },
             BtreeProblem::Revisited { .. } => "one key for each node".to_owned(),
             BtreeProblem::BeforeNode { expected, .. } => format!("keys from {expected} on"),
