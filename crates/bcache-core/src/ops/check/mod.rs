@@ -191,6 +191,16 @@ impl Visitor for Collector<'_> {
     }
 }
 
+impl backing::Listener for Collector<'_> {
+    fn compared(&mut self, done: u64, total: u64) {
+        (self.progress)(CheckProgress::Comparing { done, total });
+    }
+
+    fn problem(&mut self, problem: BackingProblem) {
+        self.add(problem);
+    }
+}
+
 /// Checks the cache device.
 pub fn check(
     device: &dyn ReadDevice,
@@ -299,25 +309,7 @@ fn check_set(set: &CacheSet<'_>, options: &CheckOptions<'_>, collector: &mut Col
         }
     }
     for device in &options.backing {
-        let mut problems = Vec::new();
-        let mut left = options.findings_per_code.saturating_add(1);
-        let progress = &mut *collector.progress;
-        backing::check(
-            set,
-            *device,
-            options.verify_clean,
-            &mut |done, total| progress(CheckProgress::Comparing { done, total }),
-            &mut |problem| {
-                // Every extent can differ: what is kept is bounded, as in the rest of the report.
-                if left > 0 {
-                    left -= 1;
-                    problems.push(problem);
-                }
-            },
-        );
-        for problem in problems {
-            collector.add(problem);
-        }
+        backing::check(set, *device, options.verify_clean, collector);
     }
 }
 
