@@ -125,6 +125,30 @@ impl Sample {
         Jset::parse(&bytes, self.built.magic, 8192).unwrap()
     }
 
+    /// Writes entry 43 + `after` that many blocks behind the newest, in its bucket.
+    fn append(&self, after: u64, keys: &[Bkey]) -> u64 {
+        let old = self.entry(43);
+        let params = JsetParams {
+            seq: 43 + after,
+            last_seq: old.last_seq(),
+            uuid_bucket: *old.uuid_bucket(),
+            btree_root: *old.btree_root(),
+            btree_level: old.btree_level(),
+            prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
+            keys,
+        };
+        let entry = jset::encode(&params, self.built.magic).unwrap();
+        assert!(entry.as_bytes().len() <= 512, "a block each");
+        let byte = self.entry_byte(43) + after * 512;
+        self.write(byte, entry.as_bytes());
+        byte
+    }
+
+    /// A dirty key that is nowhere in the btree, in a bucket that nothing else uses.
+    fn new_dirty_key(&self) -> Bkey {
+        data_key(&self.builder, 0, 2_000_000, self.unused_bucket(), 0).with_dirty(true)
+    }
+
     /// Writes the newest entry anew, changed, with a right checksum.
     fn edit_newest(&self, change: impl FnOnce(&mut JsetParams<'_>)) {
         let keys: Vec<Bkey> = self.entry(43).keys().collect();
@@ -311,6 +335,17 @@ const DAMAGES: &[Damage] = &[
     ),
     ("newest entry torn", |s| s.flip(s.entry_byte(43) + 250, 1), Code::JournalTorn, &[]),
     ("newest entry without magic", |s| s.flip(s.entry_byte(43) + 8, 1), Code::JournalTorn, &[]),
+    (
+        "entry with newer ones behind it",
+        |s| {
+            let byte = s.append(1, &[s.new_dirty_key()]);
+            s.append(2, &[]);
+            s.append(3, &[]);
+            s.flip(byte + 250, 1);
+        },
+        Code::JournalHidden,
+        &[],
+    ),
     ("entry missing", |s| s.write(s.entry_byte(41), &[0; 512]), Code::JournalGap, &[]),
     (
         "entry beyond the search",
@@ -465,6 +500,15 @@ const DAMAGES: &[Damage] = &[
     (
         "bucket of dirty data reused",
         |s| s.set_gen(s.dirty_key().1, |g| g + 1),
+        Code::KeyStaleDirty,
+        &[],
+    ),
+    (
+        "bucket of dirty data that only the journal names reused",
+        |s| {
+            s.write_newest(&[s.new_dirty_key()], |_| {});
+            s.set_gen(s.unused_bucket(), |g| g + 1);
+        },
         Code::KeyStaleDirty,
         &[],
     ),

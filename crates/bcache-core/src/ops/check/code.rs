@@ -113,6 +113,9 @@ codes! {
     JournalBadKey = 209, "journal-bad-key", KernelRefuses,
         "A key of the journal's replay range cannot be an extent.",
         "Do not register the device: replay would insert the key, or stop the kernel.";
+    JournalHidden = 210, "journal-hidden", DataAtRisk,
+        "Sound journal entries stand behind a damaged one, where the kernel does not find them.",
+        "Do not register the device: the kernel would go back to the entry before the damage, and write over the others. Copy the whole of it first.";
     PrioUnreadable = 301, "prio-unreadable", KernelRefuses,
         "A prio set cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -134,7 +137,7 @@ codes! {
     UuidPointer = 401, "uuid-pointer", KernelRefuses,
         "The journal does not tell where the uuid table is.",
         "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
-    UuidUnreadable = 402, "uuid-unreadable", DataAtRisk,
+    UuidUnreadable = 402, "uuid-unreadable", KernelRefuses,
         "The uuid table cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     UuidRepeated = 403, "uuid-repeated", DataAtRisk,

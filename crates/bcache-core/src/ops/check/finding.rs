@@ -10,7 +10,7 @@ use crate::cache_set::btree::FaultKind;
 use crate::cache_set::journal::{JournalPlace, JournalProblem};
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
-use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem};
+use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem, SetRefusal};
 use crate::layout::bkey::Bkey;
 use crate::layout::bset::NodeError;
 use crate::layout::verdict::{Refusal, Warning};
@@ -172,20 +172,19 @@ impl Finding {
 
     /// How bad it is.
     pub fn severity(&self) -> Severity {
-        match &self.detail {
-            Detail::Set(Problem::Bucket(
-                // Replay may bring back a dirty key whose data was written back since.
-                BucketProblem::StaleDirty { origin: KeySource::Journal { .. }, .. },
-            )) => Severity::Untidy,
-            Detail::Set(Problem::Bucket(BucketProblem::NoVolume { key, .. })) if !key.dirty() => {
+        let usual = self.code().severity();
+        let Detail::Set(problem) = &self.detail else { return usual };
+        // Which node is the root decides on the kernel's words only.
+        if SetRefusal::of(problem, None).is_some() {
+            return Severity::KernelRefuses;
+        }
+        match problem {
+            Problem::Bucket(BucketProblem::StaleDirty { superseded: true, .. }) => Severity::Untidy,
+            Problem::Bucket(BucketProblem::NoVolume { key, .. }) if !key.dirty() => {
                 Severity::Untidy
             }
-            Detail::Set(Problem::Btree(BtreeProblem::Fault { fault, .. }))
-                if fault.kind() == FaultKind::PastNode =>
-            {
-                Severity::DataAtRisk
-            }
-            _ => self.code().severity(),
+            // Of a code whose other findings the kernel does refuse.
+            _ => usual.min(Severity::DataAtRisk),
         }
     }
 
@@ -265,6 +264,7 @@ fn problem_code(problem: &Problem) -> Code {
         Problem::Journal(problem) => match problem {
             JournalProblem::Unreadable { .. } => Code::JournalUnreadable,
             JournalProblem::Torn { .. } => Code::JournalTorn,
+            JournalProblem::Hidden { .. } => Code::JournalHidden,
             JournalProblem::Gap { .. } => Code::JournalGap,
             JournalProblem::SearchMisses { .. } => Code::JournalSearch,
             JournalProblem::Changed { .. } => Code::JournalChanged,
@@ -324,6 +324,7 @@ fn problem_place(problem: &Problem) -> Place {
                 Place::JournalBucket { bucket: *bucket, offset: *offset }
             }
             JournalProblem::Torn { place, .. }
+            | JournalProblem::Hidden { place, .. }
             | JournalProblem::KeysTruncated { place, .. }
             | JournalProblem::LastSeqAfterSeq { place, .. } => (*place).into(),
             JournalProblem::Changed { seq } => Place::JournalEntry { seq: *seq },
@@ -380,7 +381,9 @@ fn problem_expected(problem: &Problem) -> String {
             JournalProblem::Changed { .. } => "a journal that nobody writes".to_owned(),
             JournalProblem::LastSeqAfterSeq { seq, .. } => format!("last_seq of at most {seq}"),
             JournalProblem::Unreadable { .. } => "a readable journal bucket".to_owned(),
-            JournalProblem::Torn { .. } | JournalProblem::Empty => "a whole entry".to_owned(),
+            JournalProblem::Torn { .. } | JournalProblem::Hidden { .. } | JournalProblem::Empty => {
+                "a whole entry".to_owned()
+            }
             JournalProblem::KeysTruncated { .. } => "whole keys".to_owned(),
         },
         Problem::Prios(problem) => match problem {

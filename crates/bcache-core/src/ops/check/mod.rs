@@ -155,20 +155,10 @@ impl Collector<'_> {
             self.first_refusal = Some((code, finding.found()));
         }
         self.at_risk |= severity >= Severity::DataAtRisk;
-        self.incomplete |= matches!(
-            code,
-            Code::JournalUnreadable
-                | Code::JournalEmpty
-                | Code::PrioUnreadable
-                | Code::PrioDamaged
-                | Code::PrioOutOfRange
-                | Code::UuidUnreadable
-                | Code::UuidPointer
-                | Code::BtreeRoot
-                | Code::BtreeUnreadable
-                | Code::BtreeNode
-                | Code::BackingUnreadable
-        );
+        // Without the uuid table nobody knows which volumes are flash-only.
+        self.incomplete |=
+            matches!(code, Code::UuidUnreadable | Code::UuidPointer | Code::BackingUnreadable)
+                || matches!(&finding.detail, Detail::Set(problem) if problem.hides_keys());
         let count = self.counts.entry(code).or_default();
         *count += 1;
         if *count <= self.per_code as u64 {
