@@ -24,7 +24,7 @@ pub enum Detail {
     /// The kernel refuses the superblock.
     #[error("{0}")]
     Refusal(Refusal),
-    /// The superblock's sizes make no cache device.
+    /// The superblock's sizes make no cache device, and the kernel takes it all the same.
     #[error(transparent)]
     Geometry(crate::cache_set::OpenError),
     /// The kernel accepts what it will choke on.
@@ -160,9 +160,9 @@ impl Finding {
     /// Its code.
     pub fn code(&self) -> Code {
         match &self.detail {
-            Detail::Refusal(_) | Detail::Geometry(_) => Code::SuperblockRefused,
+            Detail::Refusal(_) => Code::SuperblockRefused,
             Detail::Warning(Warning::UnknownFlags { .. }) => Code::SuperblockUnknownFlags,
-            Detail::Warning(_) => Code::SuperblockHazard,
+            Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
             Detail::GenLimit { .. } => Code::BucketGenLimit,
