@@ -17,6 +17,8 @@ pub enum Failure {
     Undefined,
     /// `show --dirty`: there is dirty data.
     DirtyData,
+    /// `show --dirty`: there is none, and wiping the cache would do harm all the same.
+    UnsafeToWipe,
 }
 
 impl Failure {
@@ -27,7 +29,7 @@ impl Failure {
             Self::Usage => 2,
             Self::Partial => 3,
             Self::Unproven | Self::DirtyData => 4,
-            Self::Undefined => 5,
+            Self::Undefined | Self::UnsafeToWipe => 5,
         }
     }
 }

@@ -77,6 +77,7 @@ struct Status {
     unsound: bool,
     dirty: bool,
     unknown: bool,
+    unsafe_to_wipe: bool,
 }
 
 impl<'a> Session<'a> {
@@ -132,6 +133,7 @@ impl<'a> Session<'a> {
         shown(&examined)?;
         let mut status = self.status.borrow_mut();
         status.unsound |= !examined.is_sound();
+        status.unsafe_to_wipe |= examined.is_unsafe_to_wipe();
         match examined.dirty.as_ref().map(|dirty| dirty.answer) {
             Some(Answer::Present) => status.dirty = true,
             Some(Answer::Unknown) => status.unknown = true,
@@ -180,6 +182,8 @@ impl<'a> Session<'a> {
                 Failure::DirtyData.into()
             } else if status.unknown {
                 Failure::Refused.into()
+            } else if status.unsafe_to_wipe {
+                Failure::UnsafeToWipe.into()
             } else {
                 ExitCode::SUCCESS
             });

@@ -86,6 +86,8 @@ pub(super) fn json<R>(
         prios: None,
     };
     let Some(deep) = &examined.deep else { return write(&base) };
+    // What cannot be warned of is in the JSON's in_use all the same.
+    let _ = warn_in_use(examined);
     let parts = args.parts();
     let reading = &deep.reading;
     let set = &reading.set;
