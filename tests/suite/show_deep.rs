@@ -464,6 +464,12 @@ fn what_is_cached_here_and_what_points_here() {
         let named = device(&fixture, &["--lookup", &format!("{name}:{}", number("start"))]);
         assert_eq!(&named["lookup"][0], found, "{name}");
     }
+    // A limit is one of this list too.
+    let long = format!("{}:0+100000", number("volume"));
+    for limit in ["0", "2"] {
+        let few = device(&fixture, &["--lookup", &long, "--limit", limit]);
+        assert_eq!(few["lookup"].as_array().unwrap().len().to_string(), limit);
+    }
     let there = device(&fixture, &["--bucket", &number("bucket").to_string()]);
     let there = there["keys"].as_array().unwrap();
     assert!(there.contains(key), "{there:?}");
