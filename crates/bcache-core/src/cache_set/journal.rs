@@ -3,7 +3,8 @@
 //!
 //! Every journal bucket is read, and then the kernel's own search, which reads only some of them,
 //! is run over what was found. What the kernel would take is what [`Journal`] says; where a full
-//! reading finds a newer entry than the kernel's search does, that is a [`JournalProblem`].
+//! reading finds a newer entry than the kernel's search does, that is a [`JournalProblem`]. So are
+//! newer entries behind one that is damaged, at which the kernel leaves a bucket.
 //!
 //! Memory: a few words for each entry on the device, and the bytes of the entries that the kernel
 //! keeps (`last_seq` to the newest), at most the size of the journal.
