@@ -502,10 +502,15 @@ fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyho
     // From registration until the script stops it, and while it reads the volume, the kernel writes
     // back (some 500 KiB a second at first): it may be left with less than it found, and never more.
     let left = backing_figure(devices, &log, 0)?;
+    // Tenths of a KiB; the smaller it is, the smaller the unit that the kernel chooses.
     let tenths = |figure: &str| -> anyhow::Result<u64> {
-        let number = figure.strip_suffix('M').with_context(|| format!("{figure} is no MiB"))?;
+        let (number, scale) = match (figure.strip_suffix('k'), figure.strip_suffix('M')) {
+            (Some(number), _) => (number, 1),
+            (_, Some(number)) => (number, 1024),
+            _ => anyhow::bail!("{figure} is neither KiB nor MiB"),
+        };
         let (whole, tenth) = number.split_once('.').context("no fraction")?;
-        Ok(whole.parse::<u64>()? * 10 + tenth.parse::<u64>()?)
+        Ok((whole.parse::<u64>()? * 10 + tenth.parse::<u64>()?) * scale)
     };
     let found = bcache_tests::kernel::rounded_size(dirty * 512);
     ensure!(tenths(&left)? > 0, "nothing dirty after the cut");
