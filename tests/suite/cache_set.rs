@@ -10,6 +10,7 @@
 //! images lost power while data was written on and on: there dirty data may only have grown.
 
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 
 use bcache_core::cache_set::usage::hprint;
@@ -238,7 +239,11 @@ fn verify_clean_notices_a_single_byte() {
     );
     let mut extents = Vec::new();
     let end = backing.info().size().0;
-    set.unwrap().view().lookup(0, 0, end, &mut |extent| extents.push(extent)).unwrap();
+    let keep = &mut |extent| {
+        extents.push(extent);
+        ControlFlow::Continue(())
+    };
+    set.unwrap().view().lookup(0, 0, end, keep).unwrap();
     let extent = extents.iter().filter(|extent| extent.cached.is_some()).nth(100).unwrap();
     let place = (extent.end - 1) * 512;
     let mut sector = [0; 512];

@@ -1,6 +1,9 @@
 //! `bcachectl check` as a user and as a script see it. What it finds is tested with the check
 //! itself; here: what it says first, its statuses, its JSON, and that it only reads.
 
+use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::units::Sectors;
+use bcache_tests::cache::{append_entry, bucket_byte, flip, raise_gen, set_last_seq};
 use bcache_tests::fixture::Fixture;
 use bcache_tests::image::write_at;
 use bcache_tests::{Scratch, tool};
@@ -157,4 +160,191 @@ fn statuses_are_those_of_fsck() {
     // Elsewhere the status is clap's.
     let output = tool::run(["show", "--no-such-option"]).unwrap();
     assert_eq!(code(&output), 2);
+}
+
+fn show<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+    tool::bcachectl().unwrap().arg("show").args(arguments).output().unwrap()
+}
+
+/// What `show --json` says of a cache, and what `check --json` does. They must say the same of
+/// whether the kernel registers it.
+fn both(fixture: &Fixture) -> (Value, Value) {
+    let cache = fixture.cache.as_os_str();
+    let shown = json(&show([OsStr::new("--json"), cache]))["devices"][0].clone();
+    let checked = json(&check([OsStr::new("--json"), cache]));
+    assert_eq!(shown["kernel"]["accepts"], checked["registers"], "{shown}\n{checked}");
+    (shown, checked)
+}
+
+/// A dirty key of the first volume for data where nothing is.
+fn dirty_key(fixture: &Fixture) -> Bkey {
+    let sector = bucket_byte(&fixture.cache, 900).unwrap() / 512;
+    let gens = bcache_tests::cache::with_cache_set(&fixture.cache, |set| {
+        Ok(set.table.as_slice()[900].bucket_gen())
+    });
+    let ptr = Ptr::new(gens.unwrap(), Sectors(sector), 0);
+    Bkey::new(0, 100_008, 8).with_ptrs(&[ptr]).with_dirty(true)
+}
+
+#[test]
+fn entries_behind_a_damaged_one_are_lost_data() {
+    // Entries 70 to 78 are behind each other in one bucket; 70 is damaged.
+    let fixture = Fixture::unpack("crashhot-61").unwrap();
+    let (before, _) = both(&fixture);
+    flip(&fixture.cache, bucket_byte(&fixture.cache, 4).unwrap() + 20480 + 230, 1).unwrap();
+    let (shown, checked) = both(&fixture);
+    let dirty = |shown: &Value| shown["dirty"]["sectors"].as_u64().unwrap();
+    assert!(dirty(&shown) < dirty(&before), "the damage did not land");
+    assert_eq!(checked["counts"]["journal-hidden"], 1, "{checked}");
+    assert_eq!(checked["data_at_risk"], true);
+    assert_eq!(checked["incomplete"], true);
+    assert_eq!(checked["exit_status"], 4);
+    assert!(shown["dirty"]["text"][0].as_str().unwrap().contains("at least"), "{shown}");
+    // A cache without dirty data but for what such an entry names.
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let byte = append_entry(&fixture.cache, &[dirty_key(&fixture)]).unwrap();
+    append_entry(&fixture.cache, &[]).unwrap();
+    append_entry(&fixture.cache, &[]).unwrap();
+    assert_eq!(both(&fixture).1["counts"].as_object().unwrap().len(), 0);
+    flip(&fixture.cache, byte + 250, 1).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["counts"]["journal-hidden"], 1, "{checked}");
+    assert_eq!(checked["exit_status"], 4);
+    assert_eq!(shown["dirty"]["answer"], "unknown");
+    assert_eq!(shown["dirty"]["safe_to_wipe"], false);
+}
+
+#[test]
+fn a_torn_entry_is_no_error_and_no_certainty_either() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let byte = append_entry(&fixture.cache, &[dirty_key(&fixture)]).unwrap();
+    flip(&fixture.cache, byte, 1).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["counts"]["journal-torn"], 1, "{checked}");
+    assert_eq!(checked["exit_status"], 0);
+    assert_eq!(checked["data_at_risk"], false);
+    assert_eq!(checked["incomplete"], true);
+    assert_eq!(shown["dirty"]["safe_to_wipe"], false);
+    let output = show([OsStr::new("--dirty"), fixture.cache.as_os_str()]);
+    assert_eq!(code(&output), 1, "{}", text(&output));
+    let first = text(&check([&fixture.cache]));
+    assert!(first.contains("whether data is at risk cannot be told"), "{first}");
+}
+
+#[test]
+fn dirty_keys_that_only_the_journal_has_are_lost_with_their_bucket() {
+    let fixture = Fixture::unpack("crashhot-61").unwrap();
+    raise_gen(&fixture.cache, 95).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["counts"]["key-stale-dirty"], 16, "{checked}");
+    assert_eq!(checked["data_at_risk"], true);
+    assert_eq!(checked["exit_status"], 4);
+    assert!(shown["dirty"]["text"][0].as_str().unwrap().contains("at least"), "{shown}");
+    assert_eq!(code(&show([&fixture.cache])), 1);
+}
+
+#[test]
+fn show_and_check_agree_on_registration() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    assert_eq!(both(&fixture).1["registers"], true);
+    set_last_seq(&fixture.cache, |newest| newest.seq() + 1).unwrap();
+    assert_eq!(both(&fixture).1["registers"], false);
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    append_entry(&fixture.cache, &[Bkey::new(0, 100_008, 0)]).unwrap();
+    assert_eq!(both(&fixture).1["registers"], false);
+}
+
+#[test]
+fn what_is_wrong_with_a_backing_device_is_not_the_caches_fault() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let scratch = Scratch::new().unwrap();
+    let blank = scratch.sparse("blank", 1 << 20).unwrap();
+    let output = check([&fixture.cache, &blank]);
+    assert_eq!(code(&output), 12, "{}", text(&output));
+    let words = text(&output);
+    let first = words.lines().next().unwrap();
+    assert!(first.contains("the kernel would register it"), "{first}");
+    assert!(!first.contains("AT RISK"), "{first}");
+    assert!(words.contains("not checked"), "{words}");
+    flip(&fixture.backing[0], 4096, 1).unwrap();
+    let output = check(devices(&fixture));
+    assert_eq!(code(&output), 4, "{}", text(&output));
+    let words = text(&output);
+    let first = words.lines().next().unwrap();
+    assert!(first.contains("the kernel would register it; no data is at risk"), "{first}");
+    assert!(words.contains("backing-refused"), "{words}");
+}
+
+#[test]
+fn a_refused_cache_without_dirty_data_is_not_at_risk() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    flip(&fixture.cache, bucket_for(&fixture, "prios") + 100, 1).unwrap();
+    let words = text(&check([&fixture.cache]));
+    let first = words.lines().next().unwrap();
+    assert!(first.contains("would NOT register"), "{first}");
+    assert!(first.contains("whether data is at risk cannot be told"), "{first}");
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    flip(&fixture.cache, 4096, 1).unwrap();
+    let words = text(&check([&fixture.cache]));
+    let first = words.lines().next().unwrap();
+    assert!(first.contains("would NOT register"), "{first}");
+    assert!(first.contains("no data is at risk"), "{first}");
+}
+
+#[test]
+fn findings_are_counted_whether_or_not_they_are_listed() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    // All data of the backing device but its superblock.
+    write_at(&fixture.backing[0], 8192, &vec![0x5a; 60 << 20]).unwrap();
+    let run = |listed: &str| {
+        let options = ["--json", "--verify-clean", "--findings", listed].map(OsStr::new);
+        let output = check(devices(&fixture).chain(options));
+        assert_eq!(code(&output), 4, "{listed}");
+        let report = json(&output);
+        let findings = report["findings"].as_array().unwrap().len() as u64;
+        assert_eq!(report["worst"], "data-at-risk");
+        (findings, report["counts"]["clean-mismatch"].as_u64().unwrap())
+    };
+    let (listed, all) = run("1000000");
+    assert_eq!(listed, all);
+    assert!(all > 101, "{all} mismatches are too few");
+    assert_eq!(run("100"), (100, all));
+    assert_eq!(run("3"), (3, all));
+    assert_eq!(run("0"), (0, all));
+    let options = ["--verify-clean", "--findings", "3"].map(OsStr::new);
+    let words = text(&check(devices(&fixture).chain(options)));
+    assert!(words.contains(&format!("(3 of {all} listed)")), "{words}");
+}
+
+/// The beginning of an image: what is there is read, and the statuses say that it is not all.
+#[test]
+fn an_image_that_is_cut_short_is_read_as_far_as_it_goes() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&fixture.cache).unwrap();
+    let root = bucket_for(&fixture, "btree");
+    // All of the metadata is there, not all of the data.
+    file.set_len(20_000_000).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["exit_status"], 12, "{checked}");
+    assert_eq!(checked["counts"].as_object().unwrap().len(), 1, "{checked}");
+    assert_eq!(checked["counts"]["superblock-refused"], 1);
+    assert_eq!(shown["dirty"]["answer"], "none", "{shown}");
+    // The root of the btree is not.
+    assert!(root < 20_000_000);
+    file.set_len(root).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["exit_status"], 12, "{checked}");
+    assert_eq!(checked["counts"]["btree-unreadable"], 1, "{checked}");
+    assert_eq!(checked["unread"], true);
+    assert_eq!(shown["dirty"]["answer"], "unknown");
+    let output = show([OsStr::new("--journal"), fixture.cache.as_os_str()]);
+    assert_eq!(code(&output), 1, "{}", text(&output));
+    assert!(text(&output).contains("CANNOT BE TOLD"), "{}", text(&output));
+    assert!(text(&output).contains("newest"), "the journal is there: {}", text(&output));
+    // Nothing but the superblock.
+    file.set_len(16384).unwrap();
+    let (shown, checked) = both(&fixture);
+    assert_eq!(checked["exit_status"], 12, "{checked}");
+    assert_eq!(shown["dirty"]["answer"], "unknown");
+    assert_eq!(code(&show([&fixture.cache])), 1);
 }

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         trial("loop_sector_sizes", LOOP, sector_sizes),
         trial("loop_claimed_by_another_process", LOOP, claimed),
         trial("loop_mounted", mkfs, mounted),
+        trial("loop_cache_in_use", LOOP, cache_in_use),
         trial("loop_reading_an_image", LOOP, image_behind_a_loop_device),
         trial("loop_show_does_not_write_back", mkfs, show_does_not_write_back),
         trial("loop_read_only", LOOP, read_only),
@@ -125,6 +126,44 @@ fn claimed() -> anyhow::Result<()> {
     drop(claim);
     let output = bcachectl()?.args(["make", "-B"]).arg(device.path()).output()?;
     ensure!(output.status.success(), "{}", stderr(&output));
+    Ok(())
+}
+
+/// What is held by somebody is read all the same, with a warning, and is not safe to wipe.
+fn cache_in_use() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("clean-612")?;
+    let on_it = |command: &str, options: &[&str]| -> anyhow::Result<Output> {
+        Ok(bcachectl()?.arg(command).args(options).arg(&fixture.cache).output()?)
+    };
+    let show = |options: &[&str]| on_it("show", options);
+    let check = |options: &[&str]| on_it("check", options);
+    let warns = |output: &Output| stderr(output).contains("is in use");
+    let free = show(&["--dirty"])?;
+    ensure!(free.status.code() == Some(0) && !warns(&free), "{}", stderr(&free));
+    let held = LoopDevice::attach(&fixture.cache, 512)?;
+    let name = held.path().file_name().context("a name")?.to_string_lossy().into_owned();
+
+    let dirty = show(&["--dirty"])?;
+    ensure!(dirty.status.code() == Some(5), "{}: {}", dirty.status, stderr(&dirty));
+    let words = String::from_utf8_lossy(&dirty.stdout);
+    ensure!(words.contains("not safe to wipe now") && warns(&dirty), "{words}");
+    for options in [&["--json"] as &[_], &["--json", "--usage"]] {
+        let output = show(options)?;
+        ensure!(output.status.success() && warns(&output), "{options:?}: {}", stderr(&output));
+        let document: Value = serde_json::from_slice(&output.stdout)?;
+        let device = &document["devices"][0];
+        ensure!(device["dirty"]["answer"] == "none", "{device}");
+        ensure!(device["dirty"]["safe_to_wipe"] == false, "{device}");
+        ensure!(device["in_use"].to_string().contains(&name), "{}", device["in_use"]);
+    }
+    let checked = check(&["--json"])?;
+    ensure!(checked.status.success() && warns(&checked), "{}", stderr(&checked));
+    let report: Value = serde_json::from_slice(&checked.stdout)?;
+    ensure!(report["in_use"].to_string().contains(&name), "{}", report["in_use"]);
+
+    // The loop device itself, held by nobody.
+    let output = bcachectl()?.args(["show", "--dirty"]).arg(held.path()).output()?;
+    ensure!(output.status.code() == Some(0) && !warns(&output), "{}", stderr(&output));
     Ok(())
 }
 

@@ -7,12 +7,17 @@
 //! whose power is cut while dirty data is written. For all but the last, GC is run and figures are
 //! taken just before the set is stopped. The second time it reads what the power cut has left, which
 //! the reader has to read as well.
+//!
+//! Quantiles, average age and sectors per quantile are compared where the kernel has just come from
+//! the device, in that second boot. Of a set that is stopped they cannot be: prios are written with
+//! the gens, when the allocator has used up its buckets, and what was read or aged since is in the
+//! kernel's memory only.
 
 use anyhow::{Context as _, ensure};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::ReadDevice;
 use bcache_core::device::file::open_read;
-use bcache_tests::kernel::SetFigures;
+use bcache_tests::kernel::{PriorityStats, SetFigures};
 use bcache_tests::volume::{md5_of_backing, md5_of_flash_only};
 use bcache_tests::{
     DiskOptions, Guest, GuestRun, Kernel, Log, Need, Scratch, main_with, tool, trial,
@@ -479,14 +484,17 @@ fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyho
         guest = guest.disk_with(disk, snapshot);
     }
     let script = format!(
-        "{FUNCTIONS}{}{}bdev_figures $backing\nstop_all",
+        "{FUNCTIONS}{}set_figures $set\n{}bdev_figures $backing\nstop_all",
         variables(devices, 0),
         sums(devices)
     );
     let after = guest.script(script).run()?.ok()?.without_errors()?;
     let log = after.log.stage(devices.plan.name).context("no stage")?;
+    same_replay(&device, &log)?;
+    let stats = &log.set_figures()?.caches.first().context("no cache")?.priority_stats.clone();
     let theirs = log.md5("back0").context("no sum")?;
     Set::new(devices)?.read(|set, backing| {
+        same_ages(set, stats)?;
         let ours = md5_of_backing(set, *backing.first().context("no backing device")?)?;
         ensure!(ours == theirs, "the volume reads differently after the cut");
         Ok(())
@@ -494,13 +502,78 @@ fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyho
     // From registration until the script stops it, and while it reads the volume, the kernel writes
     // back (some 500 KiB a second at first): it may be left with less than it found, and never more.
     let left = backing_figure(devices, &log, 0)?;
+    // Tenths of a KiB; the smaller it is, the smaller the unit that the kernel chooses.
     let tenths = |figure: &str| -> anyhow::Result<u64> {
-        let number = figure.strip_suffix('M').with_context(|| format!("{figure} is no MiB"))?;
+        let (number, scale) = match (figure.strip_suffix('k'), figure.strip_suffix('M')) {
+            (Some(number), _) => (number, 1),
+            (_, Some(number)) => (number, 1024),
+            _ => anyhow::bail!("{figure} is neither KiB nor MiB"),
+        };
         let (whole, tenth) = number.split_once('.').context("no fraction")?;
-        Ok(whole.parse::<u64>()? * 10 + tenth.parse::<u64>()?)
+        Ok((whole.parse::<u64>()? * 10 + tenth.parse::<u64>()?) * scale)
     };
     let found = bcache_tests::kernel::rounded_size(dirty * 512);
     ensure!(tenths(&left)? > 0, "nothing dirty after the cut");
     ensure!(tenths(&left)? <= tenths(&found)?, "{left} dirty, of {found} that were found");
+    Ok(())
+}
+
+/// What the kernel says of replay: keys, entries and the last sequence number are those that we found
+/// in the same journal before.
+fn same_replay(device: &Value, log: &Log) -> anyhow::Result<()> {
+    let line = log
+        .kernel_lines()
+        .find(|line| line.contains("journal replay done"))
+        .context("the kernel says nothing of replay")?;
+    let number = |name: &str| tool::number(device, &format!("/journal/{name}"));
+    let ours = format!(
+        "journal replay done, {} keys in {} entries, seq {}",
+        number("replay_keys")?,
+        number("replay_entries")?,
+        number("last_seq")?
+    );
+    ensure!(line.ends_with(&ours), "{ours:?}, the kernel says {line:?}");
+    Ok(())
+}
+
+/// Ages as the kernel shows them right after registration, within what registration itself changes:
+/// the buckets that go to its reserves become young, and the reading of a partition table, or
+/// another first request, ages all others by one.
+fn same_ages(set: &CacheSet<'_>, kernel: &PriorityStats) -> anyhow::Result<()> {
+    let geometry = set.geometry();
+    let ours = set.priority_stats();
+    let first = usize::try_from(geometry.first_bucket().0)?;
+    let prios = set.table.as_slice().iter().skip(first).map(|bucket| bucket.prio().0);
+    let mut ages: Vec<u16> = prios
+        .filter(|&prio| prio != 0 && prio != u16::MAX)
+        .map(|prio| 32768u16.saturating_sub(prio))
+        .collect();
+    ages.sort_unstable();
+    let moved = reserved(geometry.nbuckets());
+    let sectors = moved * geometry.bucket_size().0;
+    ensure!(
+        ours.sectors_per_quantile.abs_diff(kernel.sectors_per_quantile) <= sectors / 32 + 1,
+        "sectors per quantile: ours {}, the kernel's {}",
+        ours.sectors_per_quantile,
+        kernel.sectors_per_quantile
+    );
+    ensure!(ages.len() as u64 > 2 * moved, "{} buckets have an age", ages.len());
+    ensure!(ages.last() > Some(&1), "all buckets are of one age");
+    let moved = usize::try_from(moved)?;
+    ensure!(kernel.quantiles.len() == 31, "{kernel:?}");
+    for (i, &theirs) in (1..).zip(&kernel.quantiles) {
+        let rank = ages.len() * i / 32;
+        let youngest = ages.get(rank.saturating_sub(moved)).copied().unwrap_or(0);
+        let oldest = ages.get((rank + moved).min(ages.len() - 1)).copied().unwrap_or(0);
+        let between = u64::from(youngest)..=u64::from(oldest) + 1;
+        ensure!(between.contains(&theirs), "quantile {i}: {theirs}, ours {between:?}\n{ours:?}");
+    }
+    let share = moved as u64 * ages.last().map_or(0, |&age| u64::from(age)) / ages.len() as u64;
+    ensure!(
+        ours.average.abs_diff(kernel.average) <= share + 2,
+        "average age: ours {}, the kernel's {}",
+        ours.average,
+        kernel.average
+    );
     Ok(())
 }

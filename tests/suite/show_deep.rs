@@ -1,10 +1,12 @@
 //! `bcachectl show` in depth, as a user and as a script see it: on images that stock kernels wrote,
 //! and on large sets made for the purpose.
 
-use bcache_core::cache_set::testkit::SetBuilder;
+use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::device::create_image;
 use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::uuid_entry::UuidEntry;
 use bcache_core::units::{Gen, Sectors};
+use bcache_tests::cache::add_volume;
 use bcache_tests::fixture::Fixture;
 use bcache_tests::kernel::{PriorityStats, rounded_size};
 use bcache_tests::{Scratch, tool};
@@ -298,6 +300,20 @@ fn the_dirty_question_is_answered_in_words_and_status() {
     }
 }
 
+/// Scripts rely on it: a status of 0 says that the cache may be wiped.
+#[test]
+fn a_volume_that_nothing_was_written_to_is_lost_with_the_cache_too() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let volume = UuidEntry { flags: 1, sectors: Sectors(2048), ..backing_volume(9) };
+    add_volume(&fixture.cache, &volume).unwrap();
+    let output = show([OsStr::new("--dirty"), fixture.cache.as_os_str()]);
+    assert_eq!(code(&output), 5, "{}", text(&output));
+    assert!(text(&output).contains("destroys the flash-only volumes"), "{}", text(&output));
+    let device = device(&fixture, &[]);
+    assert_eq!(device["dirty"]["answer"], "none");
+    assert_eq!(device["dirty"]["safe_to_wipe"], false);
+}
+
 #[test]
 fn dirty_data_is_told_by_backing_device() {
     let fixture = Fixture::unpack("multi-612").unwrap();
@@ -447,6 +463,12 @@ fn what_is_cached_here_and_what_points_here() {
     for name in [volume["label"].as_str().unwrap(), volume["uuid"].as_str().unwrap()] {
         let named = device(&fixture, &["--lookup", &format!("{name}:{}", number("start"))]);
         assert_eq!(&named["lookup"][0], found, "{name}");
+    }
+    // A limit is one of this list too.
+    let long = format!("{}:0+100000", number("volume"));
+    for limit in ["0", "2"] {
+        let few = device(&fixture, &["--lookup", &long, "--limit", limit]);
+        assert_eq!(few["lookup"].as_array().unwrap().len().to_string(), limit);
     }
     let there = device(&fixture, &["--bucket", &number("bucket").to_string()]);
     let there = there["keys"].as_array().unwrap();

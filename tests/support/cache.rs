@@ -5,8 +5,13 @@ use crate::image::write_at;
 use crate::tool::bcachectl;
 use anyhow::{Context as _, ensure};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
-use bcache_core::device::{FileReader, open_read};
+use bcache_core::device::{FileReader, ReadDevice as _, open_read};
+use bcache_core::layout::bkey::Bkey;
+use bcache_core::layout::jset::{self, Jset, JsetParams};
+use bcache_core::layout::prio_set::{self, BucketDisk, PrioSet};
+use bcache_core::layout::uuid_entry::{self, UuidEntry};
 use bcache_core::ops::check::{CheckOptions, check};
+use bcache_core::units::{BucketIndex, Gen};
 use serde::Deserialize;
 use std::path::Path;
 use std::process::Output;
@@ -141,4 +146,116 @@ pub fn check_clean(image: &Path) -> anyhow::Result<()> {
     let report = check(&device, &CheckOptions::default(), &mut |_| {})?;
     ensure!(report.is_clean(), "{}: {:#?}", image.display(), report.findings);
     Ok(())
+}
+
+fn params<'k>(newest: &Jset, device: u16, keys: &'k [Bkey]) -> JsetParams<'k> {
+    let mut prio_bucket = [0; 8];
+    if let Some(head) = prio_bucket.get_mut(usize::from(device)) {
+        *head = newest.prio_bucket(device);
+    }
+    JsetParams {
+        seq: newest.seq(),
+        last_seq: newest.last_seq(),
+        uuid_bucket: *newest.uuid_bucket(),
+        btree_root: *newest.btree_root(),
+        btree_level: newest.btree_level(),
+        prio_bucket,
+        keys,
+    }
+}
+
+/// Writes a journal entry with `keys` behind the newest one, and gives its byte on the device. It is
+/// the newest then.
+///
+/// # Errors
+/// When there is no set, or no room in the newest entry's bucket.
+pub fn append_entry(image: &Path, keys: &[Bkey]) -> anyhow::Result<u64> {
+    let (byte, bytes) = with_cache_set(image, |set| {
+        let newest = set.journal.newest().context("no entry")?;
+        let places = set.journal.append_places(&set.cache).context("no place")?;
+        let (place, left) = places.after_newest.context("the bucket is full")?;
+        let mut params = params(&newest.jset, set.cache.superblock().nr_this_dev(), keys);
+        params.seq += 1;
+        let entry = jset::encode(&params, set.cache.magic()).context("no entry of these")?;
+        let mut bytes = entry.as_bytes().to_vec();
+        let block = usize::try_from(set.geometry().block_bytes())?;
+        bytes.resize(bytes.len().next_multiple_of(block), 0);
+        ensure!(bytes.len() as u64 <= left, "no room");
+        Ok((set.geometry().bucket_to_sector(place.bucket).bytes() + place.offset, bytes))
+    })?;
+    write_at(image, byte, &bytes)?;
+    Ok(byte)
+}
+
+/// Writes the newest journal entry anew, with another `last_seq`.
+///
+/// # Errors
+/// When there is no set.
+pub fn set_last_seq(image: &Path, last_seq: impl FnOnce(&Jset) -> u64) -> anyhow::Result<()> {
+    let (byte, bytes) = with_cache_set(image, |set| {
+        let newest = set.journal.newest().context("no entry")?;
+        let keys: Vec<Bkey> = newest.jset.keys().collect();
+        let mut params = params(&newest.jset, set.cache.superblock().nr_this_dev(), &keys);
+        params.last_seq = last_seq(&newest.jset);
+        let entry = jset::encode(&params, set.cache.magic()).context("no entry of these")?;
+        let start = set.geometry().bucket_to_sector(newest.place.bucket).bytes();
+        Ok((start + newest.place.offset, entry.as_bytes().to_vec()))
+    })?;
+    write_at(image, byte, &bytes)
+}
+
+/// Raises the gen of a bucket in the prio chain.
+///
+/// # Errors
+/// When there is no set, or no such bucket.
+pub fn raise_gen(image: &Path, bucket: u64) -> anyhow::Result<()> {
+    let (byte, bytes) = with_cache_set(image, |set| {
+        let geometry = set.geometry();
+        let per_set = geometry.prios_per_bucket();
+        let nth = usize::try_from(bucket / per_set)?;
+        let place = *set.prios.buckets.get(nth).context("no such set")?;
+        let mut bytes = vec![0; usize::try_from(geometry.meta_bucket_bytes())?];
+        set.cache.read_bucket(place, 0, &mut bytes)?;
+        let old = PrioSet::parse(&bytes, set.cache.magic())?;
+        let (seq, next) = (old.seq(), old.next_bucket());
+        let mut entries: Vec<BucketDisk> = old.entries().collect();
+        let entry = entries.get_mut(usize::try_from(bucket % per_set)?).context("no bucket")?;
+        entry.bucket_gen = Gen(entry.bucket_gen.0.wrapping_add(1));
+        prio_set::encode_into(&mut bytes, set.cache.magic(), seq, next, entries.into_iter());
+        Ok((geometry.bucket_to_sector(place).bytes(), bytes))
+    })?;
+    write_at(image, byte, &bytes)
+}
+
+/// Puts a volume into the first free slot of the uuid table.
+///
+/// # Errors
+/// When there is no set, or no slot is free.
+pub fn add_volume(image: &Path, entry: &UuidEntry) -> anyhow::Result<()> {
+    let byte = with_cache_set(image, |set| {
+        let slot = set.uuids.slots.iter().position(UuidEntry::is_empty).context("no free slot")?;
+        let bucket = set.uuids.bucket.context("no table")?;
+        Ok(set.geometry().bucket_to_sector(bucket).bytes() + slot as u64 * 128)
+    })?;
+    write_at(image, byte, &uuid_entry::encode(entry))
+}
+
+/// Flips bits of one byte.
+///
+/// # Errors
+/// When the image cannot be read or written.
+pub fn flip(image: &Path, byte: u64, mask: u8) -> anyhow::Result<()> {
+    let mut found = [0];
+    open_read(image)?.read_at(byte, &mut found)?;
+    write_at(image, byte, &[found[0] ^ mask])
+}
+
+/// Byte at which a bucket starts.
+///
+/// # Errors
+/// When the image is no cache device.
+pub fn bucket_byte(image: &Path, bucket: u64) -> anyhow::Result<u64> {
+    let device = open_read(image)?;
+    let cache = CacheDevice::open(&device)?;
+    Ok(cache.geometry().bucket_to_sector(BucketIndex(bucket)).bytes())
 }

@@ -2,15 +2,20 @@
 //! finding exists for.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bcache_core::cache_set::btree::{FaultKind, NodeFault, NodeReadError, WalkHandler, walk};
 use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::{
-    CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace, Problem,
-    ReadError, ReadOptions, Visitor,
+    BtreeProblem, CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace,
+    OpenError, Problem, ReadError, ReadOptions, SetRefusal, TRUNCATED_NBUCKETS_MAX, Visitor,
+    WalkOptions,
 };
 use bcache_core::checksum::crc64;
-use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
+use bcache_core::device::testkit::{
+    Fault, FaultDevice, Lasting, MemoryDevice, TraceDevice, Trigger,
+};
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::jset::{self, Jset, JsetParams};
@@ -19,7 +24,7 @@ use bcache_core::layout::superblock::{
     BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
 };
 use bcache_core::layout::{bset, uuid_entry};
-use bcache_core::ops::check::{CheckOptions, Code, Registration, Report, Severity, check};
+use bcache_core::ops::check::{CheckOptions, Code, Finding, Registration, Report, Severity, check};
 use bcache_core::units::{BucketIndex, Gen, Prio, Sectors};
 use proptest::prelude::*;
 
@@ -123,6 +128,30 @@ impl Sample {
         let mut bytes = vec![0; 8192];
         self.device.read_at(self.entry_byte(seq), &mut bytes).unwrap();
         Jset::parse(&bytes, self.built.magic, 8192).unwrap()
+    }
+
+    /// Writes entry 43 + `after` that many blocks behind the newest, in its bucket.
+    fn append(&self, after: u64, keys: &[Bkey]) -> u64 {
+        let old = self.entry(43);
+        let params = JsetParams {
+            seq: 43 + after,
+            last_seq: old.last_seq(),
+            uuid_bucket: *old.uuid_bucket(),
+            btree_root: *old.btree_root(),
+            btree_level: old.btree_level(),
+            prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
+            keys,
+        };
+        let entry = jset::encode(&params, self.built.magic).unwrap();
+        assert!(entry.as_bytes().len() <= 512, "a block each");
+        let byte = self.entry_byte(43) + after * 512;
+        self.write(byte, entry.as_bytes());
+        byte
+    }
+
+    /// A dirty key that is nowhere in the btree, in a bucket that nothing else uses.
+    fn new_dirty_key(&self) -> Bkey {
+        data_key(&self.builder, 0, 2_000_000, self.unused_bucket(), 0).with_dirty(true)
     }
 
     /// Writes the newest entry anew, changed, with a right checksum.
@@ -311,6 +340,17 @@ const DAMAGES: &[Damage] = &[
     ),
     ("newest entry torn", |s| s.flip(s.entry_byte(43) + 250, 1), Code::JournalTorn, &[]),
     ("newest entry without magic", |s| s.flip(s.entry_byte(43) + 8, 1), Code::JournalTorn, &[]),
+    (
+        "entry with newer ones behind it",
+        |s| {
+            let byte = s.append(1, &[s.new_dirty_key()]);
+            s.append(2, &[]);
+            s.append(3, &[]);
+            s.flip(byte + 250, 1);
+        },
+        Code::JournalHidden,
+        &[],
+    ),
     ("entry missing", |s| s.write(s.entry_byte(41), &[0; 512]), Code::JournalGap, &[]),
     (
         "entry beyond the search",
@@ -469,6 +509,15 @@ const DAMAGES: &[Damage] = &[
         &[],
     ),
     (
+        "bucket of dirty data that only the journal names reused",
+        |s| {
+            s.write_newest(&[s.new_dirty_key()], |_| {});
+            s.set_gen(s.unused_bucket(), |g| g + 1);
+        },
+        Code::KeyStaleDirty,
+        &[],
+    ),
+    (
         "pointer 97 behind",
         |s| s.set_gen(s.dirty_key().1, |g| g + 97),
         Code::KeyTooStale,
@@ -540,11 +589,19 @@ fn every_damage_is_found_by_its_code_and_nothing_else_is() {
         let stray: Vec<_> =
             found.iter().filter(|&other| other != code && !along.contains(other)).collect();
         assert!(stray.is_empty(), "{name}: {stray:?} beside {code}: {:?}", report.findings);
-        let worst =
-            report.findings.iter().map(bcache_core::ops::check::Finding::severity).max().unwrap();
+        let worst = report.findings.iter().map(Finding::severity).max().unwrap();
+        assert_eq!(report.worst, Some(worst), "{name}");
         let refused = matches!(report.registration, Registration::Refused { .. });
         assert_eq!(refused, worst == Severity::KernelRefuses, "{name}");
-        assert_eq!(report.data_at_risk, worst >= Severity::DataAtRisk, "{name}");
+        match worst {
+            // Without a journal nobody knows of the dirty data.
+            Severity::KernelRefuses => {
+                assert_eq!(report.data_at_risk, !report.dirty.is_empty(), "{name}");
+                assert!(report.data_at_risk || report.incomplete, "{name}");
+            }
+            Severity::DataAtRisk => assert!(report.data_at_risk, "{name}"),
+            Severity::NotChecked | Severity::Untidy => assert!(!report.data_at_risk, "{name}"),
+        }
         for finding in &report.findings {
             assert!(!finding.place().to_string().is_empty() && !finding.expected().is_empty());
         }
@@ -575,6 +632,313 @@ fn every_code_has_its_damage() {
         DAMAGES.iter().map(|(_, _, code, _)| *code).chain(ELSEWHERE).collect();
     let missing: Vec<_> = Code::ALL.iter().filter(|code| !covered.contains(code)).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Collects the problems themselves.
+#[derive(Default)]
+struct All(Vec<Problem>);
+
+impl Visitor for All {
+    fn problem(&mut self, problem: Problem) {
+        self.0.push(problem);
+    }
+}
+
+fn problems(device: &dyn ReadDevice) -> Vec<Problem> {
+    let mut all = All::default();
+    if let Ok(cache) = CacheDevice::open(device) {
+        let _ = CacheSet::read(cache, &ReadOptions::default(), &mut all);
+    }
+    all.0
+}
+
+/// `show` and `check` say the same of registration, and of whether keys may be missing.
+#[test]
+fn what_the_kernel_refuses_is_told_alike_by_its_words_and_by_severity() {
+    let agree = |name: &str, device: &dyn ReadDevice| {
+        let report = report(device);
+        let found = problems(device);
+        let in_words = found.iter().any(|problem| SetRefusal::of(problem, None).is_some());
+        let of_the_set = |finding: &&Finding| {
+            finding.severity() == Severity::KernelRefuses
+                && finding.code() != Code::SuperblockRefused
+        };
+        assert_eq!(in_words, report.findings.iter().any(|it| of_the_set(&it)), "{name}");
+        if found.iter().any(Problem::hides_keys) {
+            assert!(report.incomplete, "{name}");
+        }
+    };
+    for (name, damage, ..) in DAMAGES {
+        let sample = Sample::new();
+        damage(&sample);
+        agree(name, &sample.device);
+    }
+    let sample = Sample::new();
+    for byte in unreadable_places(&sample) {
+        agree("unreadable", &unreadable_at(&sample, byte));
+    }
+}
+
+#[test]
+fn an_entry_with_newer_ones_behind_it_was_not_torn_whichever_byte_is_damaged() {
+    let sample = Sample::new();
+    let byte = sample.append(1, &[sample.new_dirty_key()]);
+    sample.append(2, &[]);
+    let sound = sample.check();
+    assert!(sound.is_clean(), "{:?}", sound.findings);
+    for at in 0..264 {
+        sample.flip(byte + at, 0x81);
+        let report = sample.check();
+        sample.flip(byte + at, 0x81);
+        let codes: Vec<_> = report.counts.keys().collect();
+        assert_eq!(codes, [&Code::JournalHidden], "byte {at}: {:?}", report.findings);
+        assert!(report.data_at_risk && report.incomplete, "byte {at}");
+        assert_eq!(report.registration, Registration::Accepted, "the kernel goes on without it");
+    }
+    // Entries behind it that are older are what a cycle before left.
+    sample.write(byte, &[0; 512]);
+    sample.write(byte + 512, sample.entry(40).as_bytes());
+    assert!(sample.check().is_clean());
+}
+
+#[test]
+fn a_torn_entry_leaves_it_open_whether_its_dirty_keys_are_lost() {
+    let clean = |sample: &Sample| sample.new_dirty_key().with_dirty(false);
+    // Bytes: of the checksum, of the number of key words, of the first key.
+    for (keys, at, open) in [
+        (&(|s: &Sample| vec![s.new_dirty_key()]) as &dyn Fn(&Sample) -> Vec<Bkey>, 0, true),
+        (&|s| vec![clean(s), s.new_dirty_key()], 3, true),
+        (&|s| vec![clean(s)], 28, true),
+        (&|s| vec![clean(s)], 0, false),
+        (&|_| Vec::new(), 0, false),
+    ] {
+        let sample = Sample::new();
+        let byte = sample.append(1, &keys(&sample));
+        sample.flip(byte + at, 0x40);
+        let report = sample.check();
+        let codes: Vec<_> = report.counts.keys().collect();
+        assert_eq!(codes, [&Code::JournalTorn], "{:?}", report.findings);
+        assert_eq!(report.worst, Some(Severity::Untidy));
+        assert!(!report.data_at_risk);
+        assert_eq!(report.incomplete, open, "{:?}", report.findings);
+    }
+}
+
+#[test]
+fn a_stale_dirty_key_of_the_journal_is_harmless_only_where_the_btree_went_on() {
+    let severities = |keys: &dyn Fn(&Sample) -> Bkey| -> Vec<Severity> {
+        let sample = Sample::new();
+        let key = keys(&sample);
+        sample.write_newest(&[key], |_| {});
+        sample.set_gen(key.ptrs()[0].bucket(&sample.built.geometry).0, |g| g + 1);
+        let report = sample.check();
+        assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&Code::KeyStaleDirty]);
+        let worst = report.worst.unwrap();
+        assert_eq!(report.data_at_risk, worst == Severity::DataAtRisk);
+        // The figures are certain where nothing is lost.
+        assert_eq!(report.incomplete, worst == Severity::DataAtRisk);
+        report.findings.iter().map(Finding::severity).collect()
+    };
+    let clean_key = |s: &Sample| s.leaf().keys.iter().find(|key| !key.dirty()).unwrap();
+    let elsewhere = |s: &Sample, key: &Bkey| {
+        let sector = Sectors(s.unused_bucket() * 16);
+        key.with_ptrs(&[Ptr::new(Gen(1), sector, 0)]).with_dirty(true)
+    };
+    assert_eq!(severities(&Sample::new_dirty_key), [Severity::DataAtRisk]);
+    // In the btree too, just as dirty and stale: nothing went on.
+    assert_eq!(severities(&|s| s.dirty_key().0), [Severity::DataAtRisk]);
+    // An older dirty write is there.
+    assert_eq!(severities(&|s| elsewhere(s, &s.dirty_key().0)), [Severity::DataAtRisk]);
+    assert_eq!(severities(&|s| elsewhere(s, &clean_key(s))), [Severity::Untidy]);
+    // One half of the key lies over a clean key of the btree, the other over none.
+    let half = |s: &Sample| {
+        let mut key = elsewhere(s, &clean_key(s));
+        key.low += EXTENT / 2;
+        key
+    };
+    assert_eq!(severities(&half), [Severity::Untidy, Severity::DataAtRisk]);
+}
+
+#[test]
+fn a_stale_dirty_key_that_newer_ones_of_the_journal_hide_is_no_finding() {
+    let sample = Sample::new();
+    let key = sample.new_dirty_key();
+    let hole = Bkey::new(key.inode(), key.offset(), u16::try_from(EXTENT).unwrap());
+    sample.write_newest(&[key, hole], |_| {});
+    sample.set_gen(sample.unused_bucket(), |g| g + 1);
+    assert!(sample.check().is_clean(), "{:?}", sample.check().findings);
+}
+
+/// Many faults of one kind leave room for one of another.
+#[test]
+fn faults_of_a_node_are_bounded_by_kind() {
+    let kinds = |sample: &Sample| -> Vec<(FaultKind, bool)> {
+        let faults = problems(&sample.device).into_iter().filter_map(|problem| match problem {
+            Problem::Btree(BtreeProblem::Fault { fault, .. }) => {
+                Some((fault.kind(), matches!(fault, NodeFault::More { .. })))
+            }
+            _ => None,
+        });
+        faults.collect()
+    };
+    let extents = |from: u64| (from..from + 40).map(|n| Bkey::new(0, 10 + n * 10, 8));
+    let leaf = |sample: &Sample, keys: Vec<Bkey>| {
+        let node = sample.nodes(0).remove(0);
+        let ptr = node.key.ptrs()[0];
+        let bytes = bset::encode(sample.built.magic, ptr, 99, &keys);
+        let mut image = vec![0; 8192];
+        image[..bytes.len()].copy_from_slice(&bytes);
+        sample.write(ptr.offset().bytes(), &image);
+    };
+    // Bad extents only: not a word of order.
+    let sample = Sample::new();
+    let bad = Ptr::new(Gen(1), Sectors(1 << 40), 0);
+    leaf(&sample, extents(0).map(|key| key.with_ptrs(&[bad])).collect());
+    let found = kinds(&sample);
+    assert!(found.iter().all(|(kind, _)| *kind == FaultKind::BadExtent), "{found:?}");
+    assert!(found.contains(&(FaultKind::BadExtent, true)), "{found:?}");
+    assert!(!sample.check().counts.contains_key(&Code::BtreeOrder));
+    // Keys in the reverse order, and one bad extent behind them.
+    let sample = Sample::new();
+    let mut keys: Vec<Bkey> = extents(0).collect();
+    keys.reverse();
+    keys.push(Bkey::new(0, 900, 8).with_ptrs(&[bad]));
+    leaf(&sample, keys);
+    let found = kinds(&sample);
+    assert!(found.contains(&(FaultKind::OutOfOrder, true)), "{found:?}");
+    assert!(found.contains(&(FaultKind::BadExtent, false)), "{found:?}");
+    let report = sample.check();
+    assert!(matches!(report.registration, Registration::Refused { .. }), "{:?}", report.findings);
+}
+
+/// Only what is at stake is at risk.
+#[test]
+fn a_refused_cache_without_dirty_data_puts_none_at_risk() {
+    let builder = SetBuilder { nbuckets: 700, bucket_size: Sectors(16), ..SetBuilder::default() };
+    let device = MemoryDevice::new(700 * 16 * 512);
+    let bucket = builder.data_buckets(0).start;
+    let key = data_key(&builder, 0, 100, bucket, 0);
+    let built = builder.write(&device, std::iter::once(key)).unwrap();
+    let flip = |byte: u64| {
+        let mut sector = [0; 512];
+        device.read_at(byte, &mut sector).unwrap();
+        sector[100] ^= 1;
+        device.write_at(byte, &sector).unwrap();
+    };
+    // The whole set is read: there is none.
+    flip(SB_OFFSET_BYTES);
+    let refused = report(&device);
+    assert!(matches!(refused.registration, Registration::Refused { .. }));
+    assert!(!refused.data_at_risk && !refused.incomplete && !refused.unread);
+    flip(SB_OFFSET_BYTES);
+    // Gens are in doubt: it cannot be told.
+    flip(built.geometry.bucket_to_sector(built.prio_buckets[0]).bytes());
+    let refused = report(&device);
+    assert!(matches!(refused.registration, Registration::Refused { .. }));
+    assert!(!refused.data_at_risk && refused.incomplete);
+}
+
+/// What is there of an image is read, and what is not is told.
+#[test]
+fn a_device_that_is_cut_short_is_read_as_far_as_it_goes() {
+    let sample = Sample::new();
+    let first_node = sample.built.geometry.nbuckets() - sample.built.nodes;
+    let cut = |sectors: u64| {
+        sample.device.clone().with_info(|info| {
+            info.size_bytes = sectors * 512;
+            info.disk_size = Sectors(sectors);
+        })
+    };
+    // Without the btree.
+    let report = report(&cut(first_node * 16));
+    let codes: Vec<_> = report.counts.keys().collect();
+    assert_eq!(codes, [&Code::SuperblockRefused, &Code::BtreeUnreadable]);
+    assert!(report.unread && report.incomplete && !report.data_at_risk);
+    assert!(matches!(report.registration, Registration::Refused { code, .. }
+        if code == Code::SuperblockRefused));
+    let device = cut(first_node * 16);
+    let set = CacheSet::read(
+        CacheDevice::open(&device).unwrap(),
+        &ReadOptions::default(),
+        &mut NoVisitor,
+    );
+    assert_eq!(set.unwrap().journal.replay_range(), Some((41, 43)));
+    // Without all but the superblock.
+    let report = self::report(&cut(16));
+    assert!(report.counts.contains_key(&Code::JournalUnreadable), "{:?}", report.counts);
+    assert!(report.unread && report.incomplete);
+}
+
+/// A superblock's word alone must not make us take any memory.
+#[test]
+fn a_small_device_is_not_believed_to_have_any_number_of_buckets() {
+    let sample = Sample::new();
+    for (nbuckets, opens) in
+        [(TRUNCATED_NBUCKETS_MAX, true), (TRUNCATED_NBUCKETS_MAX + 1, false), (1 << 40, false)]
+    {
+        let sb = SetBuilder { nbuckets, ..sample.builder.clone() }.superblock();
+        sample.edit_superblock(|old| *old = sb);
+        let opened = CacheDevice::open(&sample.device);
+        assert_eq!(opened.is_ok(), opens, "{nbuckets} buckets");
+        if let Err(error) = opened {
+            assert!(matches!(error, OpenError::TooSmall { .. }), "{error}");
+            let report = sample.check();
+            assert!(report.unread && report.incomplete, "it could not be opened");
+        }
+    }
+}
+
+/// Breaks after so many nodes.
+struct FirstNodes(u64);
+
+impl WalkHandler for FirstNodes {
+    fn node(
+        &mut self,
+        _key: &Bkey,
+        _level: u16,
+        _node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
+        self.0 -= 1;
+        if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn follow(&mut self, _key: &Bkey, _child_level: u16) -> bool {
+        true
+    }
+}
+
+#[test]
+fn who_has_enough_ends_the_reading() {
+    let sample = Sample::new();
+    let device = TraceDevice::new(sample.device.clone());
+    let cache = CacheDevice::open(&device).unwrap();
+    let set = CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor).unwrap();
+    let options = WalkOptions { threads: 2, read_ahead_bytes: 1 };
+    let reads = |nodes: u64| {
+        device.clear();
+        walk(&set.cache, &set.root, set.btree.depth, &options, &mut FirstNodes(nodes));
+        device.events().len() as u64
+    };
+    assert_eq!(reads(u64::MAX), sample.built.nodes);
+    assert_eq!(reads(1), 1, "the root is enough");
+    let levels = u64::from(set.btree.depth) + 1;
+    // Each level has at most four nodes under way.
+    assert!(reads(levels) <= 4 * levels, "{}", reads(levels));
+    assert!(4 * levels < sample.built.nodes / 2, "the sample is too small to tell");
+
+    let lookup = |enough: usize| {
+        device.clear();
+        let mut found = 0;
+        set.view()
+            .lookup(0, 0, 1 << 30, &mut |_| {
+                found += 1;
+                if found == enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap();
+        (found, device.events().len() as u64)
+    };
+    assert_eq!(lookup(1), (1, levels));
+    assert!(lookup(usize::MAX).1 > 2 * levels);
 }
 
 /// A journal that moves on while it is read: the second reading of an entry finds zeroes.
@@ -611,23 +975,30 @@ fn a_journal_that_changes_meanwhile_is_told() {
 const UNREADABLE: [Code; 4] =
     [Code::JournalUnreadable, Code::PrioUnreadable, Code::UuidUnreadable, Code::BtreeUnreadable];
 
-#[test]
-fn unreadable_places_are_told_and_the_rest_is_read() {
-    let sample = Sample::new();
-    let places = [
+/// A place for each of [`UNREADABLE`].
+fn unreadable_places(sample: &Sample) -> [u64; 4] {
+    [
         sample.entry_byte(40),
         sample.byte_of(sample.built.prio_buckets[1]),
         sample.byte_of(sample.built.uuid_bucket),
         sample.leaf().sector().bytes(),
-    ];
-    for (byte, code) in places.into_iter().zip(UNREADABLE) {
-        let device = FaultDevice::new(sample.device.snapshot()).with(
-            Fault::new(Trigger::Overlaps { operation: None, offset: byte, len: 512 })
-                .lasting(Lasting::Always),
-        );
-        let report = report(&device);
+    ]
+}
+
+fn unreadable_at(sample: &Sample, byte: u64) -> FaultDevice<MemoryDevice> {
+    FaultDevice::new(sample.device.snapshot()).with(
+        Fault::new(Trigger::Overlaps { operation: None, offset: byte, len: 512 })
+            .lasting(Lasting::Always),
+    )
+}
+
+#[test]
+fn unreadable_places_are_told_and_the_rest_is_read() {
+    let sample = Sample::new();
+    for (byte, code) in unreadable_places(&sample).into_iter().zip(UNREADABLE) {
+        let report = report(&unreadable_at(&sample, byte));
         assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&code], "{:?}", report.findings);
-        assert!(report.incomplete);
+        assert!(report.incomplete && report.unread);
     }
 }
 
@@ -673,6 +1044,58 @@ fn backing_devices_must_belong() {
     });
     assert_eq!(codes(&small), [Code::BackingTooSmall]);
     assert_eq!(codes(&backing(dirty, |p| p.block_size = 0)), [Code::BackingRefused]);
+}
+
+/// What is wrong with a backing device says nothing of the cache.
+#[test]
+fn a_backing_device_is_no_verdict_on_the_cache() {
+    // All of its data is clean.
+    let builder = SetBuilder { nbuckets: 700, bucket_size: Sectors(16), ..SetBuilder::default() };
+    let cache = MemoryDevice::new(700 * 16 * 512);
+    let key = data_key(&builder, 0, 100, builder.data_buckets(0).start, 0);
+    builder.write(&cache, std::iter::once(key)).unwrap();
+    let other = uuid::Uuid::from_u128(77);
+    let clean = BackingState::Clean;
+    for (device, worst) in [
+        (MemoryDevice::new(1 << 20), Severity::NotChecked),
+        (backing(clean, |p| p.set_uuid = other), Severity::NotChecked),
+        (backing(clean, |p| p.block_size = 0), Severity::KernelRefuses),
+    ] {
+        let options = CheckOptions { backing: vec![&device], ..CheckOptions::default() };
+        let report = check(&cache, &options, &mut |_| {}).unwrap();
+        assert_eq!(report.worst, Some(worst), "{:?}", report.findings);
+        assert_eq!(report.registration, Registration::Accepted);
+        assert!(!report.data_at_risk, "{:?}", report.findings);
+    }
+}
+
+/// However few are listed, all are counted, and none of another kind gets lost behind them.
+#[test]
+fn findings_of_backing_devices_are_counted_listed_or_not() {
+    let sample = Sample::new();
+    let backing = backing(BackingState::Dirty, |_| {});
+    let data = vec![0x5a; usize::try_from(DATA_BUCKETS * 16 * 512).unwrap()];
+    sample.device.write_at(sample.byte_of(BucketIndex(sample.first_data)), &data).unwrap();
+    let clean: Vec<u64> = (0..DATA_BUCKETS).filter(|n| n % 5 != 0).collect();
+    let last = 100 + clean[clean.len() - 1] * 3 * EXTENT - EXTENT;
+    let unreadable = Trigger::Overlaps { operation: None, offset: last * 512, len: 512 };
+    let backing = FaultDevice::new(backing).with(Fault::new(unreadable).lasting(Lasting::Always));
+    for listed in [0, 3, 100, usize::MAX] {
+        let options = CheckOptions {
+            backing: vec![&backing],
+            verify_clean: true,
+            findings_per_code: listed,
+            ..CheckOptions::default()
+        };
+        let report = check(&sample.device, &options, &mut |_| {}).unwrap();
+        let mismatches = clean.len() as u64 - 1;
+        let counts: Vec<_> = report.counts.iter().map(|(code, count)| (*code, *count)).collect();
+        assert_eq!(counts, [(Code::BackingUnreadable, 1), (Code::CleanMismatch, mismatches)]);
+        let mut told = report.findings.iter().filter(|it| it.code() == Code::CleanMismatch);
+        assert_eq!(told.by_ref().count(), listed.min(clean.len() - 1));
+        assert!(report.unread && report.incomplete);
+        assert_eq!(report.worst, Some(Severity::DataAtRisk));
+    }
 }
 
 /// Every metadata byte of the sample: superblock, journal entries, prio sets, uuid table, nodes.

@@ -19,6 +19,8 @@ pub enum Failure {
     Unreported,
     /// `show --dirty`: there is dirty data.
     DirtyData,
+    /// `show --dirty`: there is none, and wiping the cache would do harm all the same.
+    UnsafeToWipe,
 }
 
 impl Failure {
@@ -29,7 +31,7 @@ impl Failure {
             Self::Usage => 2,
             Self::Partial => 3,
             Self::Unproven | Self::DirtyData => 4,
-            Self::Undefined => 5,
+            Self::Undefined | Self::UnsafeToWipe => 5,
             Self::Unreported => 6,
         }
     }

@@ -32,9 +32,12 @@ pub enum OpenError {
         /// Sectors of a bucket.
         bucket_size: u64,
     },
-    /// The buckets reach past the end of the device.
-    #[error("the buckets cover {needed}, the device has {size}")]
+    /// The buckets reach past the end of the device: too many of them to be read all the same (see
+    /// [`TRUNCATED_NBUCKETS_MAX`]), or it was to be written.
+    #[error("the {nbuckets} buckets cover {needed}, the device has {size}")]
     TooSmall {
+        /// Buckets.
+        nbuckets: u64,
         /// What the buckets cover.
         needed: Sectors,
         /// What there is.
@@ -42,10 +45,18 @@ pub enum OpenError {
     },
 }
 
+/// Most buckets of a device that is shorter than they are, such as the beginning of an image. What
+/// is left of it is read, and all of it takes the 8 bytes a bucket that [`CacheSet`] needs: at most
+/// 268 MB, whatever a damaged superblock says. A device as long as its buckets bounds that itself.
+///
+/// [`CacheSet`]: crate::cache_set::CacheSet
+pub const TRUNCATED_NBUCKETS_MAX: u64 = 1 << 25;
+
 /// A readable cache device: device, superblock and geometry.
 ///
 /// A superblock whose checksum is wrong, or that the kernel refuses for another reason, is taken as
-/// long as its figures make a device: [`CacheDevice::verdict`] has the refusal.
+/// long as its figures make a device: [`CacheDevice::verdict`] has the refusal. What lies past the end
+/// of a device that is too short cannot be read.
 #[derive(Clone)]
 pub struct CacheDevice<'d> {
     device: &'d dyn ReadDevice,
@@ -73,8 +84,8 @@ impl<'d> CacheDevice<'d> {
             bucket_size: sb.bucket_size().0,
         })?;
         let info = device.info();
-        if geometry.size() > info.size() {
-            return Err(OpenError::TooSmall { needed: geometry.size(), size: info.size() });
+        if geometry.nbuckets() > TRUNCATED_NBUCKETS_MAX {
+            fits(&geometry, info.size())?;
         }
         let verdict = kernel_verdict(
             &sb,
@@ -85,6 +96,11 @@ impl<'d> CacheDevice<'d> {
             },
         );
         Ok(Self { device, sb, geometry, verdict })
+    }
+
+    /// Whether all buckets are on the device.
+    pub fn is_whole(&self) -> Result<(), OpenError> {
+        fits(&self.geometry, self.device.info().size())
     }
 
     /// The device.
@@ -133,6 +149,11 @@ impl<'d> CacheDevice<'d> {
         let start = self.geometry.bucket_to_sector(bucket).bytes();
         self.device.read_at(start.saturating_add(offset), buf)
     }
+}
+
+fn fits(geometry: &Geometry, size: Sectors) -> Result<(), OpenError> {
+    let (nbuckets, needed) = (geometry.nbuckets(), geometry.size());
+    if needed > size { Err(OpenError::TooSmall { nbuckets, needed, size }) } else { Ok(()) }
 }
 
 impl std::fmt::Debug for CacheDevice<'_> {

@@ -3,7 +3,8 @@
 //!
 //! Every journal bucket is read, and then the kernel's own search, which reads only some of them,
 //! is run over what was found. What the kernel would take is what [`Journal`] says; where a full
-//! reading finds a newer entry than the kernel's search does, that is a [`JournalProblem`].
+//! reading finds a newer entry than the kernel's search does, that is a [`JournalProblem`]. So are
+//! newer entries behind one that is damaged, at which the kernel leaves a bucket.
 //!
 //! Memory: a few words for each entry on the device, and the bytes of the entries that the kernel
 //! keeps (`last_seq` to the newest), at most the size of the journal.
@@ -14,8 +15,10 @@ use crate::cache_set::CacheDevice;
 use crate::cache_set::journal_search::{self, Found};
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::{Bkey, KeyIter};
-use crate::layout::jset::{JSET_BYTES_MAX, JSET_HEADER_BYTES, Jset, JsetError, seq_hint};
-use crate::units::{BucketIndex, Sectors};
+use crate::layout::jset::{
+    JSET_BYTES_MAX, JSET_HEADER_BYTES, Jset, JsetError, salvage_keys, seq_hint,
+};
+use crate::units::{BucketIndex, Geometry, Sectors};
 
 /// Bytes of a journal bucket that are read at once: whole entries fit.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -61,6 +64,8 @@ pub enum Stop {
         error: JsetError,
         /// The sequence number that it has, or would have if its magic were right.
         seq_hint: Option<u64>,
+        /// Whether it may have held dirty keys: it has some, or its keys are not whole.
+        may_be_dirty: bool,
     },
     /// The device refused to read from this byte on.
     Unreadable {
@@ -78,6 +83,9 @@ pub struct JournalBucket {
     pub entries: Vec<EntryHeader>,
     /// Why there are no more.
     pub stop: Stop,
+    /// Sound entries behind [`Stop::NoEntry`], where the kernel does not look: as a rule what is
+    /// left of an older cycle.
+    pub behind: Vec<EntryHeader>,
 }
 
 /// An entry that the kernel keeps.
@@ -121,6 +129,26 @@ pub enum JournalProblem {
         /// Whether its sequence number follows the newest entry's: a write cut short by a power
         /// failure looks like that, and no more was ever promised.
         follows_newest: bool,
+        /// Whether it may have held dirty keys. If it was not torn but damaged later, they are lost.
+        may_be_dirty: bool,
+    },
+    /// Entries newer than the newest that the kernel finds stand behind one that is damaged.
+    #[error(
+        "journal bucket {} at byte {}: {error}; {count} sound entries up to {last} behind it are \
+         newer than {newest}, the last that the kernel finds",
+        place.bucket, place.offset
+    )]
+    Hidden {
+        /// Where the damaged entry is.
+        place: JournalPlace,
+        /// Why it is none.
+        error: JsetError,
+        /// The newest entry that the kernel finds.
+        newest: u64,
+        /// How many entries it does not find in this bucket.
+        count: usize,
+        /// The newest of them.
+        last: u64,
     },
     /// An entry that replay needs is missing.
     #[error("journal entries {}-{} missing! (replaying {start}-{end})", gap.first, gap.last)]
@@ -260,12 +288,25 @@ impl Journal {
         let newest_seq = self.newest().map(|entry| entry.jset.seq());
         let seqs: HashSet<u64> = self.headers().map(|header| header.seq).collect();
         for (index, bucket) in self.buckets.iter().enumerate() {
-            let Stop::NoEntry { offset, error, seq_hint } = bucket.stop else { continue };
+            let Stop::NoEntry { offset, error, seq_hint, may_be_dirty } = bucket.stop else {
+                continue;
+            };
+            let place = JournalPlace { index, bucket: bucket.bucket, offset };
+            // The kernel writes one entry after the other, and goes on in the next bucket after a
+            // registration: a write that was cut short has nothing newer behind it. What is left of
+            // older cycles has smaller numbers.
+            if let Some(newest) = newest_seq {
+                let hidden = || bucket.behind.iter().map(|it| it.seq).filter(|&seq| seq > newest);
+                if let Some(last) = hidden().max() {
+                    let count = hidden().count();
+                    problem(JournalProblem::Hidden { place, error, newest, count, last });
+                    continue;
+                }
+            }
             if self.would_matter(bucket, &error, seq_hint, &seqs) {
-                let place = JournalPlace { index, bucket: bucket.bucket, offset };
                 let next = newest_seq.and_then(|newest| newest.checked_add(1));
                 let follows_newest = next.is_some() && next == seq_hint;
-                problem(JournalProblem::Torn { place, error, follows_newest });
+                problem(JournalProblem::Torn { place, error, follows_newest, may_be_dirty });
             }
         }
         let Some(newest) = self.newest() else {
@@ -389,7 +430,8 @@ impl Journal {
     }
 }
 
-/// Walks the entries of one bucket with the kernel's stop rules (`journal_read_bucket`).
+/// Walks the entries of one bucket with the kernel's stop rules (`journal_read_bucket`), and then
+/// looks block by block for sound entries behind the first that is none.
 fn read_bucket(
     cache: &CacheDevice<'_>,
     index: usize,
@@ -398,14 +440,15 @@ fn read_bucket(
     problem: &mut dyn FnMut(JournalProblem),
 ) -> JournalBucket {
     let bucket_bytes = cache.geometry().bucket_bytes();
-    let block_bytes = cache.geometry().block_bytes();
-    let mut entries = Vec::new();
+    let block_bytes = cache.geometry().block_bytes().max(1);
+    let (mut entries, mut behind) = (Vec::new(), Vec::new());
+    let mut first_bad = None;
     // What of the bucket is in `scratch`.
     let (mut start, mut held) = (0u64, 0usize);
     let mut offset = 0u64;
     let stop = loop {
         if offset >= bucket_bytes {
-            break Stop::Full;
+            break first_bad.unwrap_or(Stop::Full);
         }
         let rest = usize::try_from(bucket_bytes - offset).unwrap_or(usize::MAX);
         let within = usize::try_from(offset - start).unwrap_or(usize::MAX);
@@ -415,7 +458,7 @@ fn read_bucket(
             let Some(buf) = scratch.get_mut(..len) else { break Stop::Full };
             if let Err(source) = cache.read_bucket(bucket, offset, buf) {
                 problem(JournalProblem::Unreadable { bucket, offset, source });
-                break Stop::Unreadable { offset };
+                break first_bad.unwrap_or(Stop::Unreadable { offset });
             }
             (start, held) = (offset, len);
         }
@@ -426,13 +469,30 @@ fn read_bucket(
                 let length = jset.as_bytes().len() as u64;
                 let place = JournalPlace { index, bucket, offset };
                 let (seq, last_seq) = (jset.seq(), jset.last_seq());
-                entries.push(EntryHeader { seq, last_seq, bytes: length, place });
-                offset = offset.saturating_add(length.next_multiple_of(block_bytes.max(1)).max(1));
+                let found = if first_bad.is_none() { &mut entries } else { &mut behind };
+                found.push(EntryHeader { seq, last_seq, bytes: length, place });
+                offset = offset.saturating_add(length.next_multiple_of(block_bytes).max(1));
             }
-            Err(error) => break Stop::NoEntry { offset, error, seq_hint: hint(bytes, &error) },
+            Err(error) => {
+                first_bad.get_or_insert_with(|| Stop::NoEntry {
+                    offset,
+                    error,
+                    seq_hint: hint(bytes, &error),
+                    may_be_dirty: may_be_dirty(bytes, rest, cache.geometry()),
+                });
+                offset = offset.saturating_add(block_bytes);
+            }
         }
     };
-    JournalBucket { bucket, entries, stop }
+    JournalBucket { bucket, entries, stop, behind }
+}
+
+/// Whether what is left of an entry may have held dirty keys: only whole and clean ones speak
+/// against it.
+fn may_be_dirty(bytes: &[u8], rest: usize, geometry: &Geometry) -> bool {
+    let Some(mut keys) = salvage_keys(bytes, rest) else { return true };
+    let clean = keys.by_ref().all(|key| key.is_valid_extent(geometry) && !key.dirty());
+    !clean || keys.truncated()
 }
 
 fn hint(bytes: &[u8], error: &JsetError) -> Option<u64> {

@@ -165,6 +165,7 @@ mod tests {
                 bucket: BucketIndex(index as u64 + 1),
                 entries: Vec::new(),
                 stop: Stop::Full,
+                behind: Vec::new(),
             })
             .collect();
         for seq in 1..=total {

@@ -30,7 +30,7 @@ pub mod uuids;
 pub mod view;
 
 pub use btree::{LoadedNode, WalkOptions};
-pub use device::{CacheDevice, OpenError};
+pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX};
 pub use journal::Journal;
 pub use overlay::Overlay;
 pub use prios::PrioChain;

@@ -34,6 +34,11 @@ impl Overlay {
         &self.extents
     }
 
+    /// The same, each with the sequence number of its entry.
+    pub fn extents_with_seq(&self) -> impl Iterator<Item = (u64, &Bkey)> {
+        self.seqs.iter().copied().zip(&self.extents)
+    }
+
     /// Whether replay inserts nothing.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()

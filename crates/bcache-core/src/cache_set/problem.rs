@@ -29,6 +29,33 @@ pub enum Problem {
     Bucket(#[from] BucketProblem),
 }
 
+impl Problem {
+    /// Whether keys, or the gens that say which keys are valid, may be missing from what was read,
+    /// so that figures are a lower bound.
+    pub const fn hides_keys(&self) -> bool {
+        match self {
+            // What a power failure leaves of a write that was never acknowledged. Whether it was
+            // that, or a whole entry that was damaged later, cannot be told.
+            Self::Journal(JournalProblem::Torn { follows_newest, may_be_dirty, .. }) => {
+                !*follows_newest || *may_be_dirty
+            }
+            Self::Journal(_) | Self::Prios(_) | Self::Btree(_) => true,
+            // Names only: which sectors are dirty the keys say.
+            Self::Uuids(_) => false,
+            Self::Bucket(problem) => match problem {
+                BucketProblem::StaleDirty { superseded, .. } => !*superseded,
+                BucketProblem::TooStale { .. }
+                | BucketProblem::Inconsistent { .. }
+                | BucketProblem::BadJournalKey { .. } => true,
+                BucketProblem::NewerThanPrio { .. }
+                | BucketProblem::SharedMetadata { .. }
+                | BucketProblem::Overused { .. }
+                | BucketProblem::NoVolume { .. } => false,
+            },
+        }
+    }
+}
+
 /// Which key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeySource {
@@ -179,6 +206,9 @@ pub enum BucketProblem {
         key: Bkey,
         /// How far the bucket's gen is ahead.
         by: u8,
+        /// Of a key of the journal: whether the btree has something clean for its sectors, so that
+        /// the key went there and its data was written back or overwritten since.
+        superseded: bool,
     },
     /// A pointer so old that the kernel gives up on the set when it meets it ("key too stale").
     #[error("{origin}: key {key:?} is stale by {by}, over 96")]

@@ -3,6 +3,7 @@
 mod usual;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, walk};
@@ -68,7 +69,51 @@ pub(super) fn read<'d>(
     marker.next_volume(u32::MAX);
     marker.finish(&prios);
     let (btree, volumes) = (marker.btree, marker.volumes);
-    Ok(CacheSet { cache, journal, prios, uuids, table, btree, root, overlay, volumes })
+    let set = CacheSet { cache, journal, prios, uuids, table, btree, root, overlay, volumes };
+    check_stale_dirty_journal_keys(&set, visitor);
+    Ok(set)
+}
+
+/// Tells of dirty keys that replay would bring back although their buckets were reused.
+///
+/// That is as it should be where the key went to the btree long ago, and its data was written back
+/// or overwritten there: an entry stays in the replay range as long as one before it is needed. The
+/// btree then has something clean of its own for those sectors, or a hole. Where it has nothing, the
+/// key never got there. Nor did it where a dirty key is: a later dirty write would be in the journal
+/// as well. The data was nowhere else then.
+///
+/// Keys that newer ones of the journal hide are not looked at: their data was overwritten.
+fn check_stale_dirty_journal_keys(set: &CacheSet<'_>, visitor: &mut dyn Visitor) {
+    let mut view = set.view();
+    for (seq, key) in set.overlay.extents_with_seq() {
+        let KeyState::Stale { by } = set.key_state(key, 0) else { continue };
+        if !key.dirty() {
+            continue;
+        }
+        // Pieces of the key: where each ends, and whether it was superseded.
+        let mut pieces: Vec<(u64, bool)> = Vec::new();
+        let looked_up = view.lookup_btree(key.inode(), key.start(), key.offset(), &mut |below| {
+            let superseded = below.key.is_some_and(|below| !below.dirty());
+            match pieces.last_mut().filter(|last| last.1 == superseded) {
+                Some(last) => last.0 = below.end,
+                None => pieces.push((below.end, superseded)),
+            }
+            ControlFlow::Continue(())
+        });
+        if looked_up.is_err() {
+            // Nothing speaks for it.
+            pieces.push((key.offset(), false));
+        }
+        let mut rest = *key;
+        for (end, superseded) in pieces {
+            let mut piece = rest;
+            piece.cut_back(end);
+            rest.cut_front(end);
+            let origin = KeySource::Journal { seq };
+            let problem = BucketProblem::StaleDirty { origin, key: piece, by, superseded };
+            visitor.problem(problem.into());
+        }
+    }
 }
 
 fn read_journal(cache: &CacheDevice<'_>, visitor: &mut dyn Visitor) -> Journal {
@@ -174,7 +219,9 @@ impl Marker<'_, '_> {
                 if by > BUCKET_GC_GEN_MAX {
                     self.problem(BucketProblem::TooStale { origin, key, by });
                 }
-                if level == 0 && key.dirty() {
+                // The journal's are looked at once the whole btree is known.
+                let in_btree = matches!(origin, KeySource::Btree { .. });
+                if level == 0 && key.dirty() && in_btree {
                     self.stale_dirty(origin, &key, by);
                 }
             }
@@ -190,16 +237,13 @@ impl Marker<'_, '_> {
         }
     }
 
-    /// A stale dirty key of the btree is harmless where replay lays something over it.
+    /// A stale dirty key of the btree is harmless where replay lays something newer over it. Where
+    /// that is the same key again, the journal's tells.
     fn stale_dirty(&mut self, origin: KeySource, key: &Bkey, by: u8) {
         let mut pieces = Vec::new();
-        if matches!(origin, KeySource::Journal { .. }) {
-            pieces.push(*key);
-        } else {
-            self.overlay.visible(key, &mut |piece| pieces.push(*piece));
-        }
+        self.overlay.visible(key, &mut |piece| pieces.push(*piece));
         for key in pieces {
-            self.problem(BucketProblem::StaleDirty { origin, key, by });
+            self.problem(BucketProblem::StaleDirty { origin, key, by, superseded: false });
         }
     }
 
@@ -366,7 +410,12 @@ impl Marker<'_, '_> {
 }
 
 impl WalkHandler for Marker<'_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
         let ptr = node_ptr(key);
         let bucket = ptr.bucket(self.cache.geometry());
         let place = NodePlace { level, bucket, sector: ptr.offset(), end: key.pos() };
@@ -377,7 +426,7 @@ impl WalkHandler for Marker<'_, '_> {
             Err(source) => {
                 self.btree.bad_nodes += 1;
                 self.problem(BtreeProblem::Unreadable { place, source });
-                return;
+                return ControlFlow::Continue(());
             }
         };
         self.visitor.node(place, node);
@@ -403,6 +452,7 @@ impl WalkHandler for Marker<'_, '_> {
         // The kernel marks each node's own key once more when it gets to the node.
         let origin = if is_root { KeySource::Root } else { origin };
         self.mark(origin, key, u32::from(level) + 1);
+        ControlFlow::Continue(())
     }
 
     fn follow(&mut self, key: &Bkey, child_level: u16) -> bool {

@@ -2,9 +2,10 @@
 //!
 //! The superblock's verdict ends where `CACHE_SYNC` sends registration on to the journal, the
 //! prios, the root, the uuids and the btree. A reading finds the same troubles; here each gets the
-//! step of `run_cache_set` at which the kernel gives up, in its words.
+//! step of `run_cache_set` at which the kernel gives up, in its words. The severity "kernel refuses"
+//! of the check's findings is derived from this, so that `show` and `check` cannot disagree.
 
-use crate::cache_set::btree::NodeFault;
+use crate::cache_set::btree::FaultKind;
 use crate::cache_set::journal::JournalProblem;
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::problem::{BtreeProblem, BucketProblem, Problem};
@@ -51,19 +52,23 @@ pub enum SetRefusal {
     /// Entries that replay needs are missing.
     #[error("bcache: replay journal failed")]
     Replay,
+    /// Replay would insert a key that cannot be: without a size, the kernel stops with a BUG; past a
+    /// bucket, caching is disabled once the key is met.
+    #[error("journal replay would insert a key that cannot be an extent")]
+    ReplayedKey,
 }
 
 impl SetRefusal {
     /// What the kernel makes of `problem`; `None` where it goes on.
     ///
-    /// `root` is the bucket of the btree's root. `discard` says whether the set discards: kernels
-    /// before 6.19 then tolerate that the oldest entries of the replay range are gone.
-    pub fn of(problem: &Problem, root: Option<BucketIndex>, discard: bool) -> Option<Self> {
+    /// `root` is the bucket of the btree's root.
+    pub fn of(problem: &Problem, root: Option<BucketIndex>) -> Option<Self> {
         match problem {
             Problem::Journal(JournalProblem::Empty) => Some(Self::NoJournal),
-            Problem::Journal(JournalProblem::Gap { gap, start, .. }) => {
-                (!(discard && gap.first == *start)).then_some(Self::Replay)
-            }
+            // Replay starts at `last_seq`, and finds the entry itself instead.
+            Problem::Journal(
+                JournalProblem::Gap { .. } | JournalProblem::LastSeqAfterSeq { .. },
+            ) => Some(Self::Replay),
             Problem::Prios(problem) => match problem {
                 PrioProblem::Unreadable { .. }
                 | PrioProblem::Invalid { .. }
@@ -75,6 +80,7 @@ impl SetRefusal {
             Problem::Btree(problem) => Self::of_btree(problem, root),
             Problem::Bucket(BucketProblem::Inconsistent { .. }) => Some(Self::InconsistentPtrs),
             Problem::Bucket(BucketProblem::TooStale { .. }) => Some(Self::TooStale),
+            Problem::Bucket(BucketProblem::BadJournalKey { .. }) => Some(Self::ReplayedKey),
             Problem::Journal(_) | Problem::Uuids(_) | Problem::Bucket(_) => None,
         }
     }
@@ -87,12 +93,15 @@ impl SetRefusal {
             BtreeProblem::Unreadable { place, .. } | BtreeProblem::BadNode { place, .. } => {
                 at(place.bucket)
             }
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => Some(Self::SpottedExtent),
-                NodeFault::BadBtreePtr { .. } => Some(Self::SpottedBtreePtr),
-                _ => None,
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => Some(Self::SpottedExtent),
+                FaultKind::BadBtreePtr => Some(Self::SpottedBtreePtr),
+                FaultKind::OutOfOrder | FaultKind::Truncated | FaultKind::PastNode => None,
             },
-            _ => None,
+            BtreeProblem::Revisited { .. }
+            | BtreeProblem::BeforeNode { .. }
+            | BtreeProblem::ChildrenEndShort { .. }
+            | BtreeProblem::NoChildren { .. } => None,
         }
     }
 }

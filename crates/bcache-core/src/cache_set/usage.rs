@@ -198,6 +198,50 @@ pub fn hprint(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::prio_set::BucketDisk;
+    use crate::units::{Gen, Sectors};
+    use proptest::prelude::*;
+
+    /// What sysfs shows, straight from its definition: the prios of all usable buckets in falling
+    /// order, without those of the btree at one end and the zeroes at the other, and of what is left
+    /// the mean age and the age at every 32nd part.
+    fn naive(prios: &[u16], bucket_size: u64) -> (u64, u64, Vec<u16>) {
+        let mut aged: Vec<u16> =
+            prios.iter().copied().filter(|&prio| prio != 0 && prio != u16::MAX).collect();
+        aged.sort_unstable_by(|a, b| b.cmp(a));
+        let count = aged.len() as u64;
+        let age = |prio: u16| 32768u64.wrapping_sub(u64::from(prio));
+        let sum = aged.iter().fold(0u64, |sum, &prio| sum.wrapping_add(age(prio)));
+        let quantiles = (1..=31).map(|i| {
+            let prio = aged.get(aged.len() * i / 32).copied().unwrap_or(0);
+            32768u16.wrapping_sub(prio)
+        });
+        (sum.checked_div(count).unwrap_or(0), count * bucket_size / 32, quantiles.collect())
+    }
+
+    proptest! {
+        #[test]
+        fn ages_are_counted_as_sysfs_counts_them(
+            first in 0u64..3,
+            prios in prop::collection::vec(
+                prop_oneof![
+                    Just(0u16), Just(u16::MAX), Just(32768), 32000u16..32768, any::<u16>(),
+                ],
+                4..300,
+            ),
+            log_size in 3u32..12,
+        ) {
+            let size = Sectors(1 << log_size);
+            let geometry = Geometry::new(prios.len() as u64, first, size, Sectors(8)).unwrap();
+            let mut table = BucketTable::new(prios.len() as u64).unwrap();
+            let entry = |&prio: &u16| BucketDisk { prio: Prio(prio), bucket_gen: Gen(0) };
+            table.load(0, prios.iter().map(entry));
+            let stats = priority_stats(&table, &geometry);
+            let usable = &prios[usize::try_from(first).unwrap()..];
+            let found = (stats.average, stats.sectors_per_quantile, stats.quantiles.to_vec());
+            prop_assert_eq!(found, naive(usable, size.0));
+        }
+    }
 
     #[test]
     fn sizes_are_written_as_sysfs_does() {

@@ -8,6 +8,7 @@
 //! such offset.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use crate::cache_set::btree::LoadedNode;
@@ -136,39 +137,55 @@ impl<'s, 'd> View<'s, 'd> {
     }
 
     /// Tells what the cache has for the sectors `[start, end)` of the volume in slot `inode`, in
-    /// order and without gaps. Sectors are those of keys: of the backing device.
+    /// order and without gaps, until `found` breaks. Sectors are those of keys: of the backing
+    /// device.
     pub fn lookup(
         &mut self,
         inode: u32,
         start: u64,
         end: u64,
-        found: &mut dyn FnMut(Extent),
+        found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), LookupError> {
-        let mut at = start;
-        let overlay = &self.set.overlay;
-        for (seq, above) in overlay.overlapping_with_seq(inode, start, end) {
-            let from = above.start().max(at);
-            if at < from {
-                self.lookup_btree(inode, at, from, found)?;
-            }
-            let to = above.offset().min(end);
-            found(self.extent(inode, from, to, Some((above, KeySource::Journal { seq }))));
-            at = to;
-        }
-        if at < end {
-            self.lookup_btree(inode, at, end, found)?;
-        }
-        Ok(())
+        self.lookup_all(inode, start, end, found).map(drop)
     }
 
-    fn lookup_btree(
+    fn lookup_all(
         &mut self,
         inode: u32,
         start: u64,
         end: u64,
-        found: &mut dyn FnMut(Extent),
-    ) -> Result<(), LookupError> {
+        found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LookupError> {
         let mut at = start;
+        let overlay = &self.set.overlay;
+        for (seq, above) in overlay.overlapping_with_seq(inode, start, end) {
+            let from = above.start().max(at);
+            if at < from && self.lookup_btree(inode, at, from, found)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let to = above.offset().min(end);
+            let extent = self.extent(inode, from, to, Some((above, KeySource::Journal { seq })));
+            if found(extent).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            at = to;
+        }
+        if at < end {
+            return self.lookup_btree(inode, at, end, found);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The same of the btree alone, without what replay lays over it.
+    pub(super) fn lookup_btree(
+        &mut self,
+        inode: u32,
+        start: u64,
+        end: u64,
+        found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LookupError> {
+        let mut at = start;
+        let mut tell = |extent| found(extent).is_break();
         while at < end {
             let Some(leaf) = self.leaf(Pos { inode, offset: at })? else { break };
             let node = node_ptr(&leaf.key).bucket(self.set.geometry());
@@ -179,11 +196,15 @@ impl<'s, 'd> View<'s, 'd> {
                     break;
                 }
                 if at < key.start() {
-                    found(self.extent(inode, at, key.start(), None));
+                    if tell(self.extent(inode, at, key.start(), None)) {
+                        return Ok(ControlFlow::Break(()));
+                    }
                     at = key.start();
                 }
                 let to = key.offset().min(end);
-                found(self.extent(inode, at, to, Some((&key, origin))));
+                if tell(self.extent(inode, at, to, Some((&key, origin)))) {
+                    return Ok(ControlFlow::Break(()));
+                }
                 at = to;
             }
             let bound = leaf.key.pos();
@@ -192,16 +213,18 @@ impl<'s, 'd> View<'s, 'd> {
             }
             // The next leaf begins where this one's range ends, and must lead on.
             if at < bound.offset {
-                found(self.extent(inode, at, bound.offset, None));
+                if tell(self.extent(inode, at, bound.offset, None)) {
+                    return Ok(ControlFlow::Break(()));
+                }
                 at = bound.offset;
             } else if at > bound.offset {
                 break;
             }
         }
-        if at < end {
-            found(self.extent(inode, at, end, None));
+        if at < end && tell(self.extent(inode, at, end, None)) {
+            return Ok(ControlFlow::Break(()));
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     fn extent(&self, inode: u32, start: u64, end: u64, key: Option<(&Bkey, KeySource)>) -> Extent {
@@ -272,7 +295,10 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
         let start = (offset / SECTOR_BYTES).saturating_add(data_offset);
         let end = start.saturating_add(len / SECTOR_BYTES);
         let mut extents = Vec::new();
-        self.view.lookup(self.inode, start, end, &mut |extent| extents.push(extent))?;
+        self.view.lookup(self.inode, start, end, &mut |extent| {
+            extents.push(extent);
+            ControlFlow::Continue(())
+        })?;
         let mut rest = buf;
         for extent in extents {
             let bytes = Sectors(extent.end.saturating_sub(extent.start)).bytes();

@@ -166,6 +166,17 @@ pub fn seq_hint(bytes: &[u8]) -> Option<u64> {
     plausible.then(|| raw.seq.get())
 }
 
+/// The keys of what is left of an entry at the start of `bytes`, its checksum aside; `None` where
+/// the length that it claims cannot be.
+///
+/// `rest` is the number of bytes to the end of the journal bucket. Nothing vouches for the keys.
+pub fn salvage_keys(bytes: &[u8], rest: usize) -> Option<KeyIter<'_>> {
+    let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
+    let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
+    let claimed = usize::try_from(claimed).ok().filter(|&it| it <= rest.min(JSET_BYTES_MAX))?;
+    bytes.get(JSET_HEADER_BYTES..claimed).map(KeyIter::new)
+}
+
 impl Jset {
     /// The entry at the start of `bytes`, checked as the kernel checks it: magic, length, checksum.
     ///

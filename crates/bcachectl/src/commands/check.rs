@@ -12,9 +12,7 @@ use bcache_cli::table;
 use bcache_core::cache_set;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
-use bcache_core::ops::check::{
-    CheckOptions, CheckProgress, Code, Registration, Report, Severity, check,
-};
+use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
 use bcache_core::units::format_bytes;
 use comfy_table::Color;
 use serde::Serialize;
@@ -100,22 +98,9 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
 
 /// As fsck(8) has it: a sum. What is only untidy is no error.
 fn exit_status(report: &Report) -> u8 {
-    let refused = matches!(report.registration, Registration::Refused { .. });
-    let errors = refused
-        || report.data_at_risk
-        || report.findings.iter().any(|finding| finding.severity() > Severity::Untidy);
-    let unread = report.counts.keys().any(|code| {
-        matches!(
-            code,
-            Code::JournalUnreadable
-                | Code::PrioUnreadable
-                | Code::UuidUnreadable
-                | Code::BtreeUnreadable
-                | Code::BackingUnreadable
-        )
-    });
+    let errors = report.worst > Some(Severity::Untidy);
     let status = |condition: bool, status: CheckStatus| if condition { status as u8 } else { 0 };
-    status(errors, CheckStatus::ErrorsLeft) | status(unread, CheckStatus::Failed)
+    status(errors, CheckStatus::ErrorsLeft) | status(report.unread, CheckStatus::Failed)
 }
 
 fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
@@ -167,7 +152,7 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
     let mut rows = table::table(style, &header);
     for finding in &report.findings {
         let colour = match finding.severity() {
-            Severity::Untidy => Color::Reset,
+            Severity::Untidy | Severity::NotChecked => Color::Reset,
             Severity::DataAtRisk => Color::Yellow,
             Severity::KernelRefuses => Color::Red,
         };

@@ -134,20 +134,21 @@ struct NodeWalk<'w, 's, 'd> {
     nodes: &'w Nodes<'s, 'd>,
     left: u64,
     row: &'w mut dyn FnMut(&NodeRow) -> ControlFlow<()>,
-    flow: ControlFlow<()>,
 }
 
 impl WalkHandler for NodeWalk<'_, '_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
-        if self.flow.is_break() {
-            return;
-        }
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
         let size = key.size().bytes();
         let ptr = node_ptr(key);
         let read = node.as_ref().ok().copied();
         self.nodes.count(level, read, size);
         let percent = |bytes: u64| bytes.saturating_mul(100).checked_div(size).unwrap_or(0);
-        self.flow = (self.row)(&NodeRow {
+        (self.row)(&NodeRow {
             level,
             bucket: ptr.bucket(self.nodes.set.geometry()).0,
             cache_sector: ptr.offset().0,
@@ -164,15 +165,13 @@ impl WalkHandler for NodeWalk<'_, '_, '_> {
                     .or_else(|| node.faults.first().map(ToString::to_string)),
                 Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
             },
-        });
+        })?;
         self.left = self.left.saturating_sub(1);
-        if self.left == 0 {
-            self.flow = ControlFlow::Break(());
-        }
+        if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn follow(&mut self, _key: &Bkey, _child_level: u16) -> bool {
-        self.flow.is_continue()
+        true
     }
 }
 
@@ -183,8 +182,7 @@ impl List for Nodes<'_, '_> {
         self.levels.borrow_mut().clear();
         let left = self.limit.unwrap_or(u64::MAX);
         if left > 0 {
-            let flow = ControlFlow::Continue(());
-            walk_again(self.set, &mut NodeWalk { nodes: self, left, row, flow });
+            walk_again(self.set, &mut NodeWalk { nodes: self, left, row });
         }
     }
 }

@@ -56,7 +56,7 @@ impl DirtyAnswer {
         } else if reading.incomplete {
             text.push(
                 "It CANNOT BE TOLD whether there is dirty data on this cache: parts of it are \
-                 damaged or cannot be read. None was found in the rest."
+                 damaged, cannot be read, or were not written whole. None was found in the rest."
                     .to_owned(),
             );
             Answer::Unknown

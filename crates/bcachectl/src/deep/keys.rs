@@ -192,8 +192,13 @@ struct Once<'h, 's, 'd> {
 }
 
 impl WalkHandler for Once<'_, '_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
-        self.handler.node(key, level, node);
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
+        self.handler.node(key, level, node)
     }
 
     fn follow(&mut self, key: &Bkey, child_level: u16) -> bool {
@@ -218,21 +223,24 @@ struct KeyWalk<'w, 's, 'd> {
 }
 
 impl WalkHandler for KeyWalk<'_, '_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
-        if self.flow.is_break() {
-            return;
-        }
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
         let Ok(node) = node else {
             self.keys.unreadable.set(self.keys.unreadable.get().saturating_add(1));
-            return;
+            return ControlFlow::Continue(());
         };
         let bucket = node_ptr(key).bucket(self.keys.set.geometry());
         let origin = Origin { level: Some(level), node: Some(bucket), seq: None };
         self.flow = node.keys.iter().try_for_each(|key| self.keys.give(origin, &key, self.row));
+        self.flow
     }
 
     fn follow(&mut self, _key: &Bkey, _child_level: u16) -> bool {
-        self.flow.is_continue()
+        true
     }
 }
 

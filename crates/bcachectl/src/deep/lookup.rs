@@ -68,13 +68,18 @@ impl Row for ExtentRow {
 pub struct Lookups<'s, 'd> {
     set: &'s CacheSet<'d>,
     places: Vec<(VolumeReport, &'s LookupPlace)>,
+    limit: Option<u64>,
     failed: RefCell<Option<LookupError>>,
 }
 
 impl<'s, 'd> Lookups<'s, 'd> {
-    /// Of these places.
-    pub fn new(set: &'s CacheSet<'d>, places: Vec<(VolumeReport, &'s LookupPlace)>) -> Self {
-        Self { set, places, failed: RefCell::default() }
+    /// Of these places, at most `limit` stretches.
+    pub fn new(
+        set: &'s CacheSet<'d>,
+        places: Vec<(VolumeReport, &'s LookupPlace)>,
+        limit: Option<u64>,
+    ) -> Self {
+        Self { set, places, limit, failed: RefCell::default() }
     }
 
     /// Why a place could not be looked up, once the list is written.
@@ -89,13 +94,14 @@ impl List for Lookups<'_, '_> {
     fn each(&self, row: &mut dyn FnMut(&ExtentRow) -> ControlFlow<()>) {
         let geometry = self.set.geometry();
         let mut view = self.set.view();
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        if left == 0 {
+            return;
+        }
         let mut flow = ControlFlow::Continue(());
         for (volume, place) in &self.places {
             let end = place.sector.saturating_add(place.len);
             let result = view.lookup(volume.slot, place.sector, end, &mut |extent| {
-                if flow.is_break() {
-                    return;
-                }
                 let (source, node) = match extent.origin {
                     Some(KeySource::Btree { node, .. }) => (Some("btree"), Some(node.0)),
                     Some(KeySource::Journal { .. }) => (Some("journal"), None),
@@ -119,6 +125,11 @@ impl List for Lookups<'_, '_> {
                     node,
                     key: extent.key.map(|key| self.set.key_state(&key, 0).name()),
                 });
+                left -= 1;
+                if left == 0 {
+                    flow = ControlFlow::Break(());
+                }
+                flow
             });
             if let Err(error) = result {
                 self.failed.borrow_mut().get_or_insert(error);

@@ -2,10 +2,8 @@
 
 use anyhow::Result;
 use bcache_cli::progress::Progress;
-use bcache_core::cache_set::journal::JournalProblem;
 use bcache_core::cache_set::{
-    self, BucketProblem, CacheDevice, CacheSet, Problem, ReadError, ReadOptions, SetRefusal,
-    Visitor,
+    self, CacheDevice, CacheSet, Problem, ReadError, ReadOptions, SetRefusal, Visitor,
 };
 use bcache_core::units::BucketIndex;
 
@@ -48,7 +46,6 @@ struct Collector {
     /// Of the problems beyond the kept ones, the kernel's first objection.
     more_refusal: Option<SetRefusal>,
     incomplete: bool,
-    discard: bool,
     root: Option<BucketIndex>,
 }
 
@@ -71,12 +68,12 @@ impl Visitor for Collector {
     }
 
     fn problem(&mut self, problem: Problem) {
-        self.incomplete |= hides_keys(&problem);
+        self.incomplete |= problem.hides_keys();
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         } else {
             self.more += 1;
-            let refusal = SetRefusal::of(&problem, self.root, self.discard);
+            let refusal = SetRefusal::of(&problem, self.root);
             self.more_refusal = earliest(self.more_refusal, refusal);
         }
     }
@@ -84,24 +81,6 @@ impl Visitor for Collector {
 
 fn earliest(a: Option<SetRefusal>, b: Option<SetRefusal>) -> Option<SetRefusal> {
     a.into_iter().chain(b).min()
-}
-
-/// Whether keys, or the gens that say which keys are valid, may be missing.
-fn hides_keys(problem: &Problem) -> bool {
-    match problem {
-        // What a power failure leaves of a write that was never acknowledged.
-        Problem::Journal(JournalProblem::Torn { follows_newest, .. }) => !follows_newest,
-        Problem::Journal(_) | Problem::Prios(_) | Problem::Btree(_) => true,
-        // Names only: which sectors are dirty the keys say.
-        Problem::Uuids(_) => false,
-        Problem::Bucket(problem) => matches!(
-            problem,
-            BucketProblem::StaleDirty { .. }
-                | BucketProblem::TooStale { .. }
-                | BucketProblem::Inconsistent { .. }
-                | BucketProblem::BadJournalKey { .. }
-        ),
-    }
 }
 
 /// Reads all of the cache set on `cache`.
@@ -112,7 +91,6 @@ pub fn read(cache: CacheDevice<'_>) -> Result<Outcome<'_>> {
         more: 0,
         more_refusal: None,
         incomplete: false,
-        discard: cache.superblock().discard(),
         root: None,
     };
     let set = match CacheSet::read(cache, &ReadOptions::default(), &mut collector) {
@@ -126,11 +104,8 @@ pub fn read(cache: CacheDevice<'_>) -> Result<Outcome<'_>> {
     };
     collector.progress.finish();
     let root = set.root.ptrs().first().map(|ptr| ptr.bucket(set.geometry()));
-    let refusal = collector
-        .problems
-        .iter()
-        .filter_map(|problem| SetRefusal::of(problem, root, collector.discard))
-        .min();
+    let refusal =
+        collector.problems.iter().filter_map(|problem| SetRefusal::of(problem, root)).min();
     Ok(Outcome::Read(Box::new(Reading {
         refusal: earliest(refusal, collector.more_refusal),
         problems: collector.problems.iter().map(with_causes).collect(),

@@ -190,7 +190,8 @@ data :: For a backing device: offset_bytes, losetup, mount, needs_cache.
 
 found :: What else libblkid finds on the device; absent where there is nothing.
 
-in_use :: Who holds the device; absent where nobody does.
+in_use :: Who holds the device; absent where nobody does. What was read of it may not fit together \
+         then, and a warning on standard error says so.
 
 running :: What sysfs says of a registered device: device, set_uuid, state, cache_mode, dirty_data.
 
@@ -257,19 +258,22 @@ The rows that --format ndjson and csv print, one list at a time, are those objec
          named, every device of the machine could be looked at.
 
 1 :: Some device could not be read, carries no bcache superblock, or one with a bad checksum; or a \
-         cache set is damaged so that keys may be missing from what is shown.
+         cache set is damaged, cut short or empty, so that keys may be missing from what is shown.
 
 2 :: The command line makes no sense.
 
 With --dirty, for scripts:
 
-0 :: None of the devices has, or lacks, dirty data.
+0 :: Every cache device may be wiped, and every backing device is complete.
 
 1 :: That cannot be told.
 
 2 :: The command line makes no sense.
 
-4 :: There is dirty data on a cache device, or a backing device needs some that is on its cache.",
+4 :: There is dirty data on a cache device, or a backing device needs some that is on its cache.
+
+5 :: There is no dirty data, and yet a cache device may not be wiped: it is in use, or has a \
+         flash-only volume that nothing was written to.",
     ),
     (
         "EXAMPLES",
@@ -324,6 +328,9 @@ pub(super) const CHECK_AFTER: Sections = &[
 
 data at risk :: The kernel registers the set; data may be lost, wrong or unreachable.
 
+not checked :: What was to be checked could not be, such as a backing device of another set. That \
+         says nothing of the data.
+
 untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves such things.",
     ),
     (
@@ -332,6 +339,8 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
          or false), in_use (a list of text), registration (accepted, initialised, or an object \
          refused with code and reason), data_at_risk, dirty (a list of objects with slot, uuid, \
          label, flash_only, dirty_sectors), incomplete (whether there may be more than was found), \
+         unread (whether some part could not be read), worst (the severity of the worst finding, \
+         listed or not: untidy, not-checked, data-at-risk, kernel-refuses; or null), \
          findings (a list of objects with code, number, severity, place, expected, found, advice), \
          counts (an object: findings of each code, listed or not) and exit_status.",
     ),
@@ -339,7 +348,8 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
         "EXIT STATUS",
         "The sum of these, as fsck(8) has them:
 
-0 :: No errors. Findings that are only untidy are listed, and are no errors.
+0 :: No errors. Findings that are only untidy are listed, and are no errors, also where one of them \
+         leaves it open whether data is at risk.
 
 4 :: Errors were found, and left uncorrected.
 

@@ -7,5 +7,5 @@ pub mod walk;
 
 pub use keys::NodeKeys;
 pub(crate) use keys::ShortKey;
-pub use node::{LoadedNode, NodeFault, NodeReadError, SetInfo};
+pub use node::{FaultKind, LoadedNode, NodeFault, NodeReadError, SetInfo};
 pub use walk::{WalkHandler, WalkOptions, walk};

@@ -1,5 +1,7 @@
 //! One btree node in memory, as the kernel holds it after reading (FORMAT.md §5.2, §5.6).
 
+use std::collections::BTreeMap;
+
 use crate::cache_set::CacheDevice;
 use crate::cache_set::btree::keys::{NodeKeys, merge_usual};
 use crate::cache_set::btree::overlap;
@@ -8,8 +10,8 @@ use crate::layout::bkey::{Bkey, Ptr};
 use crate::layout::bset::{BSET_HEADER_BYTES, Bset, NodeError, NodeErrorAt, salvage_node};
 use crate::units::{BucketIndex, Geometry, Sectors};
 
-/// Most faults of one node that are told one by one.
-const FAULTS_MAX: usize = 16;
+/// Most faults of one kind in one node that are told one by one.
+const FAULTS_PER_KIND: usize = 16;
 
 /// Bytes of a node's first set from which on the kernel compares its last key with the node's own:
 /// two cache lines of its lookup table.
@@ -63,12 +65,56 @@ pub enum NodeFault {
         /// The key.
         key: Bkey,
     },
-    /// There are more faults than were told.
-    #[error("{count} more faults in this node")]
+    /// There are more faults of a kind than were told.
+    #[error("{count} more in this node: {}", kind.name())]
     More {
+        /// Of which kind.
+        kind: FaultKind,
         /// How many.
         count: usize,
     },
+}
+
+/// The kinds of faults, which differ in what the kernel makes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FaultKind {
+    /// See [`NodeFault::BadExtent`].
+    BadExtent,
+    /// See [`NodeFault::BadBtreePtr`].
+    BadBtreePtr,
+    /// See [`NodeFault::OutOfOrder`].
+    OutOfOrder,
+    /// See [`NodeFault::Truncated`].
+    Truncated,
+    /// See [`NodeFault::PastNode`].
+    PastNode,
+}
+
+impl FaultKind {
+    /// The words for several of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadExtent => "bad extents",
+            Self::BadBtreePtr => "bad btree pointers",
+            Self::OutOfOrder => "keys out of order",
+            Self::Truncated => "sets whose last key is cut off",
+            Self::PastNode => "keys past the node's own",
+        }
+    }
+}
+
+impl NodeFault {
+    /// Its kind.
+    pub const fn kind(&self) -> FaultKind {
+        match self {
+            Self::BadExtent { .. } => FaultKind::BadExtent,
+            Self::BadBtreePtr { .. } => FaultKind::BadBtreePtr,
+            Self::OutOfOrder { .. } => FaultKind::OutOfOrder,
+            Self::Truncated { .. } => FaultKind::Truncated,
+            Self::PastNode { .. } => FaultKind::PastNode,
+            Self::More { kind, .. } => *kind,
+        }
+    }
 }
 
 /// Why a node could not be read.
@@ -277,24 +323,27 @@ fn check_order(keys: &[Bkey], level: u16, set: usize, faults: &mut Faults) -> bo
     ordered
 }
 
+/// Bounded for each kind alone, so that many harmless faults do not hide a grave one.
 #[derive(Default)]
 struct Faults {
     told: Vec<NodeFault>,
-    more: usize,
+    counts: BTreeMap<FaultKind, usize>,
 }
 
 impl Faults {
     fn add(&mut self, fault: NodeFault) {
-        if self.told.len() < FAULTS_MAX {
+        let count = self.counts.entry(fault.kind()).or_default();
+        *count += 1;
+        if *count <= FAULTS_PER_KIND {
             self.told.push(fault);
-        } else {
-            self.more += 1;
         }
     }
 
     fn into_vec(mut self) -> Vec<NodeFault> {
-        if self.more > 0 {
-            self.told.push(NodeFault::More { count: self.more });
+        for (kind, count) in self.counts {
+            if count > FAULTS_PER_KIND {
+                self.told.push(NodeFault::More { kind, count: count - FAULTS_PER_KIND });
+            }
         }
         self.told
     }

@@ -6,6 +6,7 @@
 //! of nodes at each of their levels.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 
 use crate::cache_set::CacheDevice;
@@ -33,8 +34,14 @@ impl Default for WalkOptions {
 
 /// What a walk tells.
 pub trait WalkHandler {
-    /// A node was read, or could not be.
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>);
+    /// A node was read, or could not be. Breaking ends the walk: nothing more is read but what was
+    /// asked for ahead.
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()>;
 
     /// Whether to go on to the child that `key` of the node just told points to.
     fn follow(&mut self, key: &Bkey, child_level: u16) -> bool;
@@ -124,7 +131,7 @@ impl Frame {
 }
 
 /// Visits the node that `root`, a valid btree pointer, points to, and all below it that `handler`
-/// follows.
+/// follows, until it breaks.
 pub fn walk(
     cache: &CacheDevice<'_>,
     root: &Bkey,
@@ -153,7 +160,9 @@ pub fn walk(
             let Some(read) = walker.wait_for(id) else { return };
             match read {
                 Ok(node) => {
-                    handler.node(&key, level, Ok(&node));
+                    if handler.node(&key, level, Ok(&node)).is_break() {
+                        return;
+                    }
                     if let Some(child_level) = level.checked_sub(1) {
                         let children = node
                             .keys
@@ -163,7 +172,11 @@ pub fn walk(
                         frames.push(Frame::new(child_level, children, options));
                     }
                 }
-                Err(error) => handler.node(&key, level, Err(error)),
+                Err(error) => {
+                    if handler.node(&key, level, Err(error)).is_break() {
+                        return;
+                    }
+                }
             }
         }
     });

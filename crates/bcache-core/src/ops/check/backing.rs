@@ -1,5 +1,6 @@
 //! Whether backing devices go with a cache set, and whether clean data is what they hold.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::cache_set::CacheSet;
@@ -174,26 +175,33 @@ impl BackingProblem {
     }
 }
 
-/// Checks one backing device against `set`; with `verify_clean`, all clean data too, with
-/// `progress` told of sectors of the backing device passed.
+/// Is told how the check of a backing device goes.
+pub(super) trait Listener {
+    /// Clean data was compared, up to a sector of the backing device, of so many.
+    fn compared(&mut self, done: u64, total: u64);
+
+    /// Something is wrong.
+    fn problem(&mut self, problem: BackingProblem);
+}
+
+/// Checks one backing device against `set`; with `verify_clean`, all clean data too.
 pub(super) fn check(
     set: &CacheSet<'_>,
     device: &dyn ReadDevice,
     verify_clean: bool,
-    progress: &mut dyn FnMut(u64, u64),
-    problem: &mut dyn FnMut(BackingProblem),
+    listener: &mut dyn Listener,
 ) {
     let info = device.info();
     let path = || info.path.clone();
     let mut bytes = AlignedBuf::zeroed(SB_BYTES);
     if let Err(source) = device.read_at(SB_OFFSET_BYTES, &mut bytes) {
-        problem(BackingProblem::Unreadable { path: path(), source });
+        listener.problem(BackingProblem::Unreadable { path: path(), source });
         return;
     }
     let Some(sb) = Superblock::from_bytes(&bytes)
         .filter(|sb| sb.magic_ok() && sb.kind() == Some(Kind::Backing))
     else {
-        problem(BackingProblem::NotBacking { path: path() });
+        listener.problem(BackingProblem::NotBacking { path: path() });
         return;
     };
     let target = Target {
@@ -202,34 +210,34 @@ pub(super) fn check(
         logical_block_bytes: info.logical_block_bytes,
     };
     if let Some(refusal) = kernel_verdict(&sb, &target).refusal {
-        problem(BackingProblem::Refused { path: path(), refusal });
+        listener.problem(BackingProblem::Refused { path: path(), refusal });
     }
     let state = sb.state();
     let expected = set.cache.superblock().set_uuid();
     if sb.set_uuid() != expected {
-        problem(BackingProblem::OtherSet { path: path(), found: sb.set_uuid(), expected });
+        listener.problem(BackingProblem::OtherSet { path: path(), found: sb.set_uuid(), expected });
         return;
     }
     let Some((slot, _)) = set.uuids.find(sb.uuid()) else {
         // Made for this set and not registered yet, or detached: nothing is cached of it.
         if matches!(state, BackingState::Clean | BackingState::Dirty) {
-            problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
+            listener.problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
         }
         return;
     };
     let usage = set.volumes.get(&slot).copied().unwrap_or_default();
     if state == BackingState::Stale {
-        problem(BackingProblem::Stale { path: path() });
+        listener.problem(BackingProblem::Stale { path: path() });
     } else if state != BackingState::Dirty && usage.dirty_sectors.0 > 0 {
         let dirty = usage.dirty_sectors;
-        problem(BackingProblem::DirtyButState { path: path(), state, dirty });
+        listener.problem(BackingProblem::DirtyButState { path: path(), state, dirty });
     }
     let size = info.size().0;
     if usage.end > size {
-        problem(BackingProblem::TooSmall { path: path(), size, end: usage.end });
+        listener.problem(BackingProblem::TooSmall { path: path(), size, end: usage.end });
     }
     if verify_clean {
-        compare(set, device, slot, usage.end.min(size), progress, problem);
+        compare(set, device, slot, usage.end.min(size), listener);
     }
 }
 
@@ -241,8 +249,7 @@ fn compare(
     device: &dyn ReadDevice,
     slot: u32,
     end: u64,
-    progress: &mut dyn FnMut(u64, u64),
-    problem: &mut dyn FnMut(BackingProblem),
+    listener: &mut dyn Listener,
 ) {
     let mut view = set.view();
     let mut buffers = (AlignedBuf::zeroed(COMPARE_BYTES), AlignedBuf::zeroed(COMPARE_BYTES));
@@ -254,15 +261,17 @@ fn compare(
             if extent.cached.is_some() && !extent.dirty {
                 extents.push(extent);
             }
+            ControlFlow::Continue(())
         });
         if let Err(source) = looked_up {
-            problem(BackingProblem::CannotFind { path: device.info().path.clone(), source });
+            listener
+                .problem(BackingProblem::CannotFind { path: device.info().path.clone(), source });
         }
         for extent in &extents {
-            compare_extent(set, device, extent, &mut buffers, problem);
+            compare_extent(set, device, extent, &mut buffers, listener);
         }
         at = to;
-        progress(at, end);
+        listener.compared(at, end);
     }
 }
 
@@ -271,7 +280,7 @@ fn compare_extent(
     device: &dyn ReadDevice,
     extent: &Extent,
     (ours, theirs): &mut (AlignedBuf, AlignedBuf),
-    problem: &mut dyn FnMut(BackingProblem),
+    listener: &mut dyn Listener,
 ) {
     let path = || device.info().path.clone();
     let slot = extent.inode;
@@ -291,14 +300,19 @@ fn compare_extent(
             .and_then(|()| device.read_at(Sectors(start).bytes(), b));
         match read {
             Err(source) => {
-                problem(BackingProblem::CannotCompare { path: path(), slot, start, source });
+                listener.problem(BackingProblem::CannotCompare {
+                    path: path(),
+                    slot,
+                    start,
+                    source,
+                });
             }
             Ok(()) if a != b => {
                 let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
                 let differs = |(x, y): (&[u8], &[u8])| x != y;
                 let first = a.chunks(sector).zip(b.chunks(sector)).position(differs).unwrap_or(0);
                 let last = a.chunks(sector).zip(b.chunks(sector)).rposition(differs).unwrap_or(0);
-                problem(BackingProblem::CleanDiffers {
+                listener.problem(BackingProblem::CleanDiffers {
                     path: path(),
                     slot,
                     start: start + first as u64,

@@ -10,6 +10,8 @@ use serde::{Serialize, Serializer};
 pub enum Severity {
     /// Nothing is lost and the kernel does not mind.
     Untidy,
+    /// What was to be checked could not be: nothing is known of it.
+    NotChecked,
     /// The kernel registers the set; data may be lost, wrong or unreachable.
     DataAtRisk,
     /// The kernel refuses to register the set, or gives it up when it comes across this.
@@ -21,6 +23,7 @@ impl Severity {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Untidy => "untidy",
+            Self::NotChecked => "not checked",
             Self::DataAtRisk => "data at risk",
             Self::KernelRefuses => "kernel refuses",
         }
@@ -63,6 +66,11 @@ macro_rules! codes {
                 match self { $(Self::$variant => Severity::$severity),* }
             }
 
+            /// Whether it is about a backing device, not the cache.
+            pub const fn is_backing(self) -> bool {
+                self.number() / 100 == 7
+            }
+
             /// What it means.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $meaning),* }
@@ -82,7 +90,7 @@ codes! {
         "Compare with `bcachectl show`; a superblock of the same device saved earlier can be written back.";
     SuperblockHazard = 102, "superblock-hazard", DataAtRisk,
         "The kernel accepts the superblock and comes to grief over it.",
-        "Do not register the device; copy its dirty data off first.";
+        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
     SuperblockUnknownFlags = 103, "superblock-unknown-flags", Untidy,
         "The superblock has flags that no kernel knows.",
         "Nothing needs to be done.";
@@ -94,7 +102,7 @@ codes! {
         "After a power failure this is normal: the kernel goes on from the entry before. Otherwise the last changes to the cache are lost.";
     JournalGap = 203, "journal-gap", KernelRefuses,
         "A journal entry that replay needs is missing.",
-        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
     JournalSearch = 204, "journal-search", DataAtRisk,
         "The kernel's search of the journal does not find its newest entry.",
         "Do not register the device: the kernel would go back to an older state.";
@@ -106,25 +114,28 @@ codes! {
         "Do not register the device; the kernel would read past the entry's end.";
     JournalLastSeq = 207, "journal-last-seq", KernelRefuses,
         "A journal entry needs entries that come after it.",
-        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
     JournalEmpty = 208, "journal-empty", KernelRefuses,
         "The journal holds no entries.",
         "Without a journal the btree cannot be found; the cache has to be made anew and its dirty data is lost.";
     JournalBadKey = 209, "journal-bad-key", KernelRefuses,
         "A key of the journal's replay range cannot be an extent.",
         "Do not register the device: replay would insert the key, or stop the kernel.";
+    JournalHidden = 210, "journal-hidden", DataAtRisk,
+        "Sound journal entries stand behind a damaged one, where the kernel does not find them.",
+        "Do not register the device: the kernel would go back to the entry before the damage, and write over the others. Copy the whole of it first.";
     PrioUnreadable = 301, "prio-unreadable", KernelRefuses,
         "A prio set cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     PrioDamaged = 302, "prio-damaged", KernelRefuses,
         "A prio set is damaged, or is not one of this set.",
-        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
     PrioOutOfRange = 303, "prio-out-of-range", KernelRefuses,
         "The prio chain leads to a bucket that the device does not have.",
-        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
+        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
     PrioInJournal = 304, "prio-in-journal", DataAtRisk,
         "The prio chain leads to a bucket of the journal.",
-        "Do not register the device; copy its dirty data off first.";
+        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
     PrioRepeated = 305, "prio-repeated", DataAtRisk,
         "The prio chain leads to one bucket twice.",
         "Do not register the device: the gens of some buckets are wrong.";
@@ -133,8 +144,8 @@ codes! {
         "Do not register the device: the gens of some buckets are older than they were.";
     UuidPointer = 401, "uuid-pointer", KernelRefuses,
         "The journal does not tell where the uuid table is.",
-        "The set cannot be registered. Save dirty data by reading it offline, then make the cache anew.";
-    UuidUnreadable = 402, "uuid-unreadable", DataAtRisk,
+        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+    UuidUnreadable = 402, "uuid-unreadable", KernelRefuses,
         "The uuid table cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     UuidRepeated = 403, "uuid-repeated", DataAtRisk,
@@ -148,13 +159,13 @@ codes! {
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     BtreeNode = 503, "btree-node", KernelRefuses,
         "A btree node is damaged.",
-        "The set cannot be registered. What the other nodes name can be read offline; what this one named is lost.";
+        "The set cannot be registered. `bcachectl show --keys` lists what the other nodes name; what this one named is lost.";
     BtreeBadExtent = 504, "btree-bad-extent", KernelRefuses,
         "A key in a leaf cannot be an extent.",
-        "The kernel gives the set up when it reads the node. Save dirty data by reading it offline.";
+        "The kernel gives the set up when it reads the node. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
     BtreeBadPointer = 505, "btree-bad-pointer", KernelRefuses,
         "A key in an interior node cannot point to a node.",
-        "The kernel gives the set up when it reads the node. Save dirty data by reading it offline.";
+        "The kernel gives the set up when it reads the node. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
     BtreeOrder = 506, "btree-order", DataAtRisk,
         "The keys of a set in a btree node are not in order, or one is cut off.",
         "Do not register the device: the kernel does not notice and reads wrong data.";
@@ -163,7 +174,7 @@ codes! {
         "The kernel gives up at such a node, unless it is almost empty.";
     BtreeRevisited = 508, "btree-revisited", DataAtRisk,
         "Two keys of the btree lead to one node.",
-        "Do not register the device; copy its dirty data off first.";
+        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
     BtreeBeforeNode = 509, "btree-before-node", DataAtRisk,
         "A btree node holds keys that belong to the node before it.",
         "Do not register the device: what is found depends on where one looks.";
@@ -175,19 +186,19 @@ codes! {
         "The data is lost. Check the filesystem on the volume.";
     KeyTooStale = 602, "key-too-stale", KernelRefuses,
         "A pointer is more than 96 gens behind its bucket.",
-        "The kernel gives the set up when it meets the key. Save dirty data, then make the cache anew.";
+        "The kernel gives the set up when it meets the key. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
     KeyNewer = 603, "key-newer", Untidy,
         "An extent is of a newer gen than the prio set knows.",
         "The kernel takes the extent's gen. Nothing needs to be done.";
     KeyInconsistent = 604, "key-inconsistent", KernelRefuses,
         "Keys for data and for the btree point into one bucket.",
-        "The kernel gives the set up. Save dirty data by reading it offline.";
+        "The kernel gives the set up. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
     KeyNoVolume = 605, "key-no-volume", DataAtRisk,
         "An extent is of a volume that the uuid table does not have.",
         "Clean data is of no use any more; dirty data cannot be reached through the kernel.";
     BucketShared = 606, "bucket-shared", DataAtRisk,
         "A bucket of journal, prios or uuids is used for something else too.",
-        "Do not register the device; copy its dirty data off first.";
+        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
     BucketOverused = 607, "bucket-overused", DataAtRisk,
         "The extents in a bucket are longer than the bucket: some overlap.",
         "Some of the data is wrong. Compare clean data with the backing device (--verify-clean).";
@@ -197,13 +208,13 @@ codes! {
     VolumeFlashClean = 609, "volume-flash-clean", DataAtRisk,
         "A flash-only volume has extents that count as clean: the kernel may drop them.",
         "Copy the volume off before the cache is used again.";
-    BackingUnreadable = 701, "backing-unreadable", DataAtRisk,
-        "A backing device's superblock cannot be read, or is none.",
+    BackingUnreadable = 701, "backing-unreadable", NotChecked,
+        "A backing device cannot be read, or is none.",
         "Name the right device; `bcachectl show` lists them.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
         "Compare with `bcachectl show`.";
-    BackingOtherSet = 703, "backing-other-set", DataAtRisk,
+    BackingOtherSet = 703, "backing-other-set", NotChecked,
         "A backing device belongs to another cache set.",
         "Name the right device; `bcachectl show` lists them.";
     BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,

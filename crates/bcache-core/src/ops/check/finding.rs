@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use crate::cache_set::btree::NodeFault;
+use crate::cache_set::btree::FaultKind;
 use crate::cache_set::journal::{JournalPlace, JournalProblem};
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
-use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem};
+use crate::cache_set::{BtreeProblem, BucketProblem, KeySource, NodePlace, Problem, SetRefusal};
 use crate::layout::bkey::Bkey;
 use crate::layout::bset::NodeError;
 use crate::layout::verdict::{Refusal, Warning};
@@ -24,7 +24,7 @@ pub enum Detail {
     /// The kernel refuses the superblock.
     #[error("{0}")]
     Refusal(Refusal),
-    /// The superblock's sizes make no cache device.
+    /// The superblock's sizes make no cache device, and the kernel takes it all the same.
     #[error(transparent)]
     Geometry(crate::cache_set::OpenError),
     /// The kernel accepts what it will choke on.
@@ -160,9 +160,9 @@ impl Finding {
     /// Its code.
     pub fn code(&self) -> Code {
         match &self.detail {
-            Detail::Refusal(_) | Detail::Geometry(_) => Code::SuperblockRefused,
+            Detail::Refusal(_) => Code::SuperblockRefused,
             Detail::Warning(Warning::UnknownFlags { .. }) => Code::SuperblockUnknownFlags,
-            Detail::Warning(_) => Code::SuperblockHazard,
+            Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
             Detail::GenLimit { .. } => Code::BucketGenLimit,
@@ -172,19 +172,19 @@ impl Finding {
 
     /// How bad it is.
     pub fn severity(&self) -> Severity {
-        match &self.detail {
-            Detail::Set(Problem::Bucket(
-                // Replay may bring back a dirty key whose data was written back since.
-                BucketProblem::StaleDirty { origin: KeySource::Journal { .. }, .. },
-            )) => Severity::Untidy,
-            Detail::Set(Problem::Bucket(BucketProblem::NoVolume { key, .. })) if !key.dirty() => {
+        let usual = self.code().severity();
+        let Detail::Set(problem) = &self.detail else { return usual };
+        // Which node is the root decides on the kernel's words only.
+        if SetRefusal::of(problem, None).is_some() {
+            return Severity::KernelRefuses;
+        }
+        match problem {
+            Problem::Bucket(BucketProblem::StaleDirty { superseded: true, .. }) => Severity::Untidy,
+            Problem::Bucket(BucketProblem::NoVolume { key, .. }) if !key.dirty() => {
                 Severity::Untidy
             }
-            Detail::Set(Problem::Btree(BtreeProblem::Fault {
-                fault: NodeFault::PastNode { .. },
-                ..
-            })) => Severity::DataAtRisk,
-            _ => self.code().severity(),
+            // Of a code whose other findings the kernel does refuse.
+            _ => usual.min(Severity::DataAtRisk),
         }
     }
 
@@ -264,6 +264,7 @@ fn problem_code(problem: &Problem) -> Code {
         Problem::Journal(problem) => match problem {
             JournalProblem::Unreadable { .. } => Code::JournalUnreadable,
             JournalProblem::Torn { .. } => Code::JournalTorn,
+            JournalProblem::Hidden { .. } => Code::JournalHidden,
             JournalProblem::Gap { .. } => Code::JournalGap,
             JournalProblem::SearchMisses { .. } => Code::JournalSearch,
             JournalProblem::Changed { .. } => Code::JournalChanged,
@@ -291,13 +292,11 @@ fn problem_code(problem: &Problem) -> Code {
                 Code::BtreePastNode
             }
             BtreeProblem::BadNode { .. } => Code::BtreeNode,
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => Code::BtreeBadExtent,
-                NodeFault::BadBtreePtr { .. } => Code::BtreeBadPointer,
-                NodeFault::OutOfOrder { .. }
-                | NodeFault::Truncated { .. }
-                | NodeFault::More { .. } => Code::BtreeOrder,
-                NodeFault::PastNode { .. } => Code::BtreePastNode,
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => Code::BtreeBadExtent,
+                FaultKind::BadBtreePtr => Code::BtreeBadPointer,
+                FaultKind::OutOfOrder | FaultKind::Truncated => Code::BtreeOrder,
+                FaultKind::PastNode => Code::BtreePastNode,
             },
             BtreeProblem::Revisited { .. } => Code::BtreeRevisited,
             BtreeProblem::BeforeNode { .. } => Code::BtreeBeforeNode,
@@ -325,6 +324,7 @@ fn problem_place(problem: &Problem) -> Place {
                 Place::JournalBucket { bucket: *bucket, offset: *offset }
             }
             JournalProblem::Torn { place, .. }
+            | JournalProblem::Hidden { place, .. }
             | JournalProblem::KeysTruncated { place, .. }
             | JournalProblem::LastSeqAfterSeq { place, .. } => (*place).into(),
             JournalProblem::Changed { seq } => Place::JournalEntry { seq: *seq },
@@ -381,7 +381,9 @@ fn problem_expected(problem: &Problem) -> String {
             JournalProblem::Changed { .. } => "a journal that nobody writes".to_owned(),
             JournalProblem::LastSeqAfterSeq { seq, .. } => format!("last_seq of at most {seq}"),
             JournalProblem::Unreadable { .. } => "a readable journal bucket".to_owned(),
-            JournalProblem::Torn { .. } | JournalProblem::Empty => "a whole entry".to_owned(),
+            JournalProblem::Torn { .. } | JournalProblem::Hidden { .. } | JournalProblem::Empty => {
+                "a whole entry".to_owned()
+            }
             JournalProblem::KeysTruncated { .. } => "whole keys".to_owned(),
         },
         Problem::Prios(problem) => match problem {
@@ -404,12 +406,12 @@ fn problem_expected(problem: &Problem) -> String {
             BtreeProblem::Unreadable { .. } | BtreeProblem::BadNode { .. } => {
                 "a sound node".to_owned()
             }
-            BtreeProblem::Fault { fault, .. } => match fault {
-                NodeFault::BadExtent { .. } => "an extent within one bucket".to_owned(),
-                NodeFault::BadBtreePtr { .. } => "a pointer to a btree node".to_owned(),
-                NodeFault::OutOfOrder { .. } | NodeFault::More { .. } => "keys in order".to_owned(),
-                NodeFault::Truncated { .. } => "whole keys".to_owned(),
-                NodeFault::PastNode { .. } => "keys up to the node's own".to_owned(),
+            BtreeProblem::Fault { fault, .. } => match fault.kind() {
+                FaultKind::BadExtent => "an extent within one bucket".to_owned(),
+                FaultKind::BadBtreePtr => "a pointer to a btree node".to_owned(),
+                FaultKind::OutOfOrder => "keys in order".to_owned(),
+                FaultKind::Truncated => "whole keys".to_owned(),
+                FaultKind::PastNode => "keys up to the node's own".to_owned(),
             },
             BtreeProblem::Revisited { .. } => "one key for each node".to_owned(),
             BtreeProblem::BeforeNode { expected, .. } => format!("keys from {expected} on"),

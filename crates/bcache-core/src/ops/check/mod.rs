@@ -106,12 +106,16 @@ pub struct Report {
     /// Would the kernel register the device?
     pub registration: Registration,
     /// Whether a finding says that data may be lost, wrong or unreachable, also because the kernel
-    /// would refuse a set that holds dirty data.
+    /// would refuse a set that holds data which is nowhere else.
     pub data_at_risk: bool,
     /// Volumes of which only the cache holds some data.
     pub dirty: Vec<DirtyVolume>,
-    /// Whether something could not be read, so that there may be more than was found.
+    /// Whether something could not be read or understood, so that there may be more than was found.
     pub incomplete: bool,
+    /// Whether the device, or a backing device, or a part of one could not be read.
+    pub unread: bool,
+    /// The severity of the worst finding, listed or not.
+    pub worst: Option<Severity>,
     /// The findings, in the order of registration.
     pub findings: Vec<Finding>,
     /// How many findings there were of each code.
@@ -142,7 +146,9 @@ struct Collector<'p> {
     per_code: usize,
     first_refusal: Option<(Code, String)>,
     incomplete: bool,
+    unread: bool,
     at_risk: bool,
+    worst: Option<Severity>,
     progress: &'p mut dyn FnMut(CheckProgress),
 }
 
@@ -151,24 +157,25 @@ impl Collector<'_> {
         let finding = finding.into();
         let code = finding.code();
         let severity = finding.severity();
-        if severity == Severity::KernelRefuses && self.first_refusal.is_none() {
+        // The cache can be registered without the backing device.
+        let refuses = severity == Severity::KernelRefuses && !code.is_backing();
+        if refuses && self.first_refusal.is_none() {
             self.first_refusal = Some((code, finding.found()));
         }
-        self.at_risk |= severity >= Severity::DataAtRisk;
-        self.incomplete |= matches!(
+        self.worst = self.worst.max(Some(severity));
+        self.at_risk |= severity == Severity::DataAtRisk;
+        self.unread |= matches!(
             code,
             Code::JournalUnreadable
-                | Code::JournalEmpty
                 | Code::PrioUnreadable
-                | Code::PrioDamaged
-                | Code::PrioOutOfRange
                 | Code::UuidUnreadable
-                | Code::UuidPointer
-                | Code::BtreeRoot
                 | Code::BtreeUnreadable
-                | Code::BtreeNode
                 | Code::BackingUnreadable
         );
+        // Without the uuid table nobody knows which volumes are flash-only.
+        self.incomplete |= self.unread
+            || code == Code::UuidPointer
+            || matches!(&finding.detail, Detail::Set(problem) if problem.hides_keys());
         let count = self.counts.entry(code).or_default();
         *count += 1;
         if *count <= self.per_code as u64 {
@@ -191,6 +198,16 @@ impl Visitor for Collector<'_> {
     }
 }
 
+impl backing::Listener for Collector<'_> {
+    fn compared(&mut self, done: u64, total: u64) {
+        (self.progress)(CheckProgress::Comparing { done, total });
+    }
+
+    fn problem(&mut self, problem: BackingProblem) {
+        self.add(problem);
+    }
+}
+
 /// Checks the cache device.
 pub fn check(
     device: &dyn ReadDevice,
@@ -204,32 +221,43 @@ pub fn check(
         per_code: options.findings_per_code,
         first_refusal: None,
         incomplete: false,
+        unread: false,
         at_risk: false,
+        worst: None,
         progress,
     };
     check_superblock(&verdict, &mut collector);
     let mut dirty = Vec::new();
     let mut initialised = false;
+    let mut flash_only = false;
     match CacheDevice::open(device) {
         Err(error) => {
-            collector.incomplete = true;
+            (collector.incomplete, collector.unread) = (true, true);
             if verdict.accepts() {
                 collector.add(Detail::Geometry(error));
             }
         }
-        Ok(cache) => match CacheSet::read(cache, &options.read, &mut collector) {
-            Ok(set) => {
-                check_set(&set, options, &mut collector);
-                dirty = dirty_volumes(&set);
+        Ok(cache) => {
+            // All that the set needs may be there; the data at the end is not.
+            collector.unread |= cache.is_whole().is_err();
+            match CacheSet::read(cache, &options.read, &mut collector) {
+                Ok(set) => {
+                    check_set(&set, options, &mut collector);
+                    dirty = dirty_volumes(&set);
+                    flash_only = set.uuids.used().any(|(_, entry)| entry.flash_only());
+                }
+                Err(ReadError::Unsynced) => initialised = !sb.sync(),
+                // Told as a finding already.
+                Err(ReadError::NoJournal) => {}
+                Err(error @ (ReadError::Open(_) | ReadError::OutOfMemory { .. })) => {
+                    return Err(CheckError::Read(error));
+                }
             }
-            Err(ReadError::Unsynced) => initialised = !sb.sync(),
-            // Told as a finding already.
-            Err(ReadError::NoJournal) => {}
-            Err(error @ (ReadError::Open(_) | ReadError::OutOfMemory { .. })) => {
-                return Err(CheckError::Read(error));
-            }
-        },
+        }
     }
+    // A cache that holds nothing of its own can be made anew.
+    let refused = collector.worst == Some(Severity::KernelRefuses);
+    let data_at_risk = collector.at_risk || refused && (flash_only || !dirty.is_empty());
     let registration = match collector.first_refusal {
         Some((code, reason)) => Registration::Refused { code, reason },
         None if initialised => Registration::Initialised,
@@ -237,9 +265,11 @@ pub fn check(
     };
     Ok(Report {
         registration,
-        data_at_risk: collector.at_risk,
+        data_at_risk,
         dirty,
         incomplete: collector.incomplete,
+        unread: collector.unread,
+        worst: collector.worst,
         findings: collector.findings,
         counts: collector.counts,
     })
@@ -299,25 +329,7 @@ fn check_set(set: &CacheSet<'_>, options: &CheckOptions<'_>, collector: &mut Col
         }
     }
     for device in &options.backing {
-        let mut problems = Vec::new();
-        let mut left = options.findings_per_code.saturating_add(1);
-        let progress = &mut *collector.progress;
-        backing::check(
-            set,
-            *device,
-            options.verify_clean,
-            &mut |done, total| progress(CheckProgress::Comparing { done, total }),
-            &mut |problem| {
-                // Every extent can differ: what is kept is bounded, as in the rest of the report.
-                if left > 0 {
-                    left -= 1;
-                    problems.push(problem);
-                }
-            },
-        );
-        for problem in problems {
-            collector.add(problem);
-        }
+        backing::check(set, *device, options.verify_clean, collector);
     }
 }
 

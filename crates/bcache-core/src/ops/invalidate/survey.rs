@@ -4,6 +4,7 @@
 //! btree's. Memory: four bytes a bucket (eight where buckets are of 4 MiB and more).
 
 use std::collections::{BTreeMap, TryReserveError};
+use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, WalkOptions, walk};
@@ -204,30 +205,34 @@ struct Extents<'a, 'd, 'f> {
 }
 
 impl WalkHandler for Extents<'_, '_, '_> {
-    fn node(&mut self, key: &Bkey, level: u16, node: Result<&LoadedNode, NodeReadError>) {
+    fn node(
+        &mut self,
+        key: &Bkey,
+        level: u16,
+        node: Result<&LoadedNode, NodeReadError>,
+    ) -> ControlFlow<()> {
         let node = match node {
             Ok(node) => node,
             Err(error) => {
-                self.error.get_or_insert(error.into());
-                return;
+                self.error = Some(error.into());
+                return ControlFlow::Break(());
             }
         };
         if let Some(error) = node.error {
             let bucket = node_ptr(key).bucket(self.set.geometry());
-            self.error.get_or_insert(InvalidateError::NodeChanged { bucket, error });
+            self.error = Some(InvalidateError::NodeChanged { bucket, error });
+            return ControlFlow::Break(());
         }
-        if level > 0 {
-            return;
+        if level == 0 {
+            let (table, geometry) = (&self.set.table, self.set.geometry());
+            for key in node.keys.iter().filter(|key| table.is_usable(key, geometry)) {
+                self.set.overlay.visible(&key, &mut |piece| (self.found)(piece));
+            }
         }
-        let (table, geometry) = (&self.set.table, self.set.geometry());
-        for key in node.keys.iter().filter(|key| table.is_usable(key, geometry)) {
-            self.set.overlay.visible(&key, &mut |piece| (self.found)(piece));
-        }
+        ControlFlow::Continue(())
     }
 
     fn follow(&mut self, key: &Bkey, _child_level: u16) -> bool {
-        self.error.is_none()
-            && !key.is_zero_key()
-            && self.set.table.is_usable(key, self.set.geometry())
+        !key.is_zero_key() && self.set.table.is_usable(key, self.set.geometry())
     }
 }

@@ -2,7 +2,7 @@
 //! that would make the kernel, or us, see something else than what is there.
 
 use crate::cache_set::{
-    BucketProblem, CacheDevice, CacheSet, Problem, Progress, ReadOptions, Visitor,
+    BucketProblem, CacheDevice, CacheSet, OpenError, Problem, Progress, ReadOptions, Visitor,
 };
 use crate::device::ReadDevice;
 use crate::ops::invalidate::InvalidateError;
@@ -21,13 +21,16 @@ impl<'d> TrustedSet<'d> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, InvalidateError> {
         let path = device.info().path.clone();
-        let cache = CacheDevice::open(device).map_err(|source| InvalidateError::NoCache {
+        let no_cache = |source: OpenError| InvalidateError::NoCache {
             path: path.clone(),
             source: source.into(),
-        })?;
+        };
+        let cache = CacheDevice::open(device).map_err(no_cache)?;
         if let Some(refusal) = cache.verdict().refusal {
             return Err(InvalidateError::KernelRefuses { path, refusal });
         }
+        // The kernel accepts a partition that is too short.
+        cache.is_whole().map_err(no_cache)?;
         let mut watch = Watch { progress, first: None, count: 0 };
         let set = CacheSet::read(cache, options, &mut watch);
         // What was wrong with the journal says more than that there is none.

@@ -12,7 +12,7 @@ use bcache_core::ops::make::read_superblock;
 use crate::cli::ShowArgs;
 use crate::cli::lists::{BucketList, LookupPlace};
 use crate::deep::reading::{self, Outcome};
-use crate::deep::{BackingDevices, DirtyAnswer, Reading, VolumeReport, Volumes};
+use crate::deep::{Answer, BackingDevices, DirtyAnswer, Reading, VolumeReport, Volumes};
 use crate::render::device::DeviceReport;
 
 /// What a cache device holds.
@@ -33,9 +33,17 @@ pub(super) struct Examined<'d> {
 }
 
 impl Examined<'_> {
-    /// Whether the superblock is good and nothing of what was read is missing.
+    /// Whether the superblock is good and nothing of what was asked for is missing.
     pub(super) fn is_sound(&self) -> bool {
-        self.report.is_sound() && !self.deep.as_ref().is_some_and(|deep| deep.reading.incomplete)
+        let unknown = self.dirty.as_ref().is_some_and(|dirty| dirty.answer == Answer::Unknown);
+        let incomplete = self.deep.as_ref().is_some_and(|deep| deep.reading.incomplete);
+        self.report.is_sound() && !unknown && !incomplete
+    }
+
+    /// Whether it is a cache, and wiping it may lose something.
+    pub(super) fn is_unsafe_to_wipe(&self) -> bool {
+        self.report.kind == Some(Kind::Cache)
+            && self.dirty.as_ref().is_some_and(|dirty| !dirty.safe_to_wipe)
     }
 
     pub(super) fn fail(&self, error: anyhow::Error) {

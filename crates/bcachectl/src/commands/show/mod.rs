@@ -78,6 +78,7 @@ struct Status {
     unsound: bool,
     dirty: bool,
     unknown: bool,
+    unsafe_to_wipe: bool,
 }
 
 impl<'a> Session<'a> {
@@ -134,6 +135,7 @@ impl<'a> Session<'a> {
         shown(&examined)?;
         let mut status = self.status.borrow_mut();
         status.unsound |= !examined.is_sound();
+        status.unsafe_to_wipe |= examined.is_unsafe_to_wipe();
         match examined.dirty.as_ref().map(|dirty| dirty.answer) {
             Some(Answer::Present) => status.dirty = true,
             Some(Answer::Unknown) => status.unknown = true,
@@ -182,6 +184,8 @@ impl<'a> Session<'a> {
                 Failure::DirtyData.into()
             } else if status.unknown {
                 Failure::Refused.into()
+            } else if status.unsafe_to_wipe {
+                Failure::UnsafeToWipe.into()
             } else {
                 ExitCode::SUCCESS
             });

@@ -86,6 +86,8 @@ pub(super) fn json<R>(
         prios: None,
     };
     let Some(deep) = &examined.deep else { return write(&base) };
+    // What cannot be warned of is in the JSON's in_use all the same.
+    let _ = warn_in_use(examined);
     let parts = args.parts();
     let reading = &deep.reading;
     let set = &reading.set;
@@ -97,7 +99,7 @@ pub(super) fn json<R>(
     let uuids = Uuids::new(set, &deep.volumes, args.limit);
     let entries = Entries::new(set, args.limit);
     let nodes = Nodes::new(set, args.limit);
-    let lookups = Lookups::new(set, places);
+    let lookups = Lookups::new(set, places, args.limit);
     let keys = Keys::new(set, key_selection(args));
     let buckets = Buckets::new(set, &selection);
     let result = write(&DeviceJson {
@@ -254,7 +256,7 @@ fn lists(
     }
     if parts.lookup {
         title(out, "Lookup (sectors as keys count them: of the backing device)")?;
-        let lookups = Lookups::new(set, deep.places(args)?);
+        let lookups = Lookups::new(set, deep.places(args)?, args.limit);
         write_list(out, format, &lookups)?;
         report_lists(examined, &lookups, &Keys::new(set, KeySelection::default()));
     }
@@ -267,7 +269,7 @@ fn lists(
         title(out, if args.bucket.is_some() { "Keys that point there" } else { "Keys" })?;
         let keys = Keys::new(set, key_selection(args));
         write_list(out, format, &keys)?;
-        report_lists(examined, &Lookups::new(set, Vec::new()), &keys);
+        report_lists(examined, &Lookups::new(set, Vec::new(), None), &keys);
     }
     Ok(())
 }
