@@ -484,7 +484,7 @@ fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyho
         guest = guest.disk_with(disk, snapshot);
     }
     let script = format!(
-        "{FUNCTIONS}{}set_figures $set\n{}bdev_figures $backing\nstop_all",
+        "{FUNCTIONS}{}bdev_figures $backing\nset_figures $set\n{}stop_all",
         variables(devices, 0),
         sums(devices)
     );
@@ -499,8 +499,8 @@ fn compare_after_cut(devices: &Devices, run: &GuestRun, kernel: Kernel) -> anyho
         ensure!(ours == theirs, "the volume reads differently after the cut");
         Ok(())
     })?;
-    // From registration until the script stops it, and while it reads the volume, the kernel writes
-    // back (some 500 KiB a second at first): it may be left with less than it found, and never more.
+    // From registration until the script stops it, the kernel writes back (some 500 KiB a second at
+    // first): it may be left with less than it found, and never more.
     let left = backing_figure(devices, &log, 0)?;
     // Tenths of a KiB; the smaller it is, the smaller the unit that the kernel chooses.
     let tenths = |figure: &str| -> anyhow::Result<u64> {
