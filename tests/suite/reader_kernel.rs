@@ -1,10 +1,10 @@
 //! What the reader says of images that stock kernels have just written, against the kernel's own
 //! figures and sums.
 //!
-//! Each kernel boots twice. The first time it gets six sets of devices, made by `bcachectl make`,
+//! Each kernel boots twice. The first time it gets seven sets of devices, made by `bcachectl make`,
 //! and works on each in turn: several backing devices with a flash-only volume; a small cache that
-//! is filled over and over; buckets of 4 KiB, of 1 MiB and of 32 MiB (superblock version 5); and one
-//! whose power is cut while dirty data is written. For all but the last, GC is run and figures are
+//! is filled over and over; buckets of 4 KiB, of 1 MiB and of 32 MiB (superblock version 5); a btree of
+//! four levels; and one whose power is cut while dirty data is written. For all but the last, GC is run and figures are
 //! taken just before the set is stopped. The second time it reads what the power cut has left, which
 //! the reader has to read as well.
 //!
@@ -14,9 +14,18 @@
 //! kernel's memory only.
 
 use anyhow::{Context as _, ensure};
+use bcache_cli::size::parse_bytes;
+use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::ReadDevice;
-use bcache_core::device::file::open_read;
+use bcache_core::device::file::{open_read, open_write};
+use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::superblock::{
+    BDEV_DATA_START_DEFAULT, BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES,
+    Superblock,
+};
+use bcache_core::units::Sectors;
+use bcache_tests::image::write_at;
 use bcache_tests::kernel::{PriorityStats, SetFigures};
 use bcache_tests::volume::{md5_of_backing, md5_of_flash_only};
 use bcache_tests::{
@@ -25,7 +34,7 @@ use bcache_tests::{
 use rand::{RngCore as _, SeedableRng as _};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -55,6 +64,8 @@ struct Plan {
     /// Least number of times that some bucket was reused.
     gen_min: u64,
     flash_only: bool,
+    /// Clean extents that the set begins with: a btree that would take a guest many minutes of writing.
+    extents: u64,
 }
 
 /// Some clean data, then some dirty.
@@ -74,9 +85,10 @@ const PLAIN: Plan = Plan {
     depth_min: 0,
     gen_min: 0,
     flash_only: false,
+    extents: 0,
 };
 
-const PLANS: [Plan; 5] = [
+const PLANS: [Plan; 6] = [
     Plan {
         name: "several",
         bucket: "128k",
@@ -118,8 +130,7 @@ const PLANS: [Plan; 5] = [
         cache_bytes: 64 * MIB,
         backing_bytes: &[48 * MIB],
         // Kernels before 6.16 hang on the first registration after some writes (FORMAT.md §10.13).
-        // Each block goes to a bucket, and has a key, of its own: three levels. A fourth would take
-        // some 280,000 keys, and minutes.
+        // Each block goes to a bucket, and has a key, of its own: three levels.
         work: "
             stop_all
             start
@@ -129,6 +140,20 @@ const PLANS: [Plan; 5] = [
             done
             mode writeback; scatter $first 100 71 12000",
         depth_min: 2,
+        ..PLAIN
+    },
+    Plan {
+        name: "deep",
+        bucket: "4k",
+        block: "2k",
+        cache_bytes: 64 * MIB,
+        backing_bytes: &[96 * MIB],
+        version: 3,
+        work: "
+            mode writethrough; scatter $first 60 97 16000
+            mode writeback; scatter $first 100 71 16000",
+        depth_min: 3,
+        extents: 10_000,
         ..PLAIN
     },
     Plan {
@@ -236,6 +261,10 @@ impl Devices {
         for (index, bytes) in plan.backing_bytes.iter().enumerate() {
             backing.push(scratch.sparse(&format!("{}-back{index}", plan.name), *bytes)?);
         }
+        if plan.extents > 0 {
+            let set_uuid = build(plan, &cache, backing.first().context("no backing device")?)?;
+            return Ok(Self { plan, cache, backing, set_uuid });
+        }
         let mut arguments = vec!["--bucket".into(), plan.bucket.into()];
         arguments.extend(["--block".into(), plan.block.into(), "--cache".into()]);
         arguments.push(cache.clone().into_os_string());
@@ -251,6 +280,46 @@ impl Devices {
     fn disks(&self) -> impl Iterator<Item = &PathBuf> {
         self.backing.iter().chain([&self.cache])
     }
+}
+
+/// Writes a cache with `plan.extents` clean extents, and a backing device attached to it, all zeroes: the
+/// UUID of the set. The btree's nodes hold so few keys that it has four levels.
+fn build(plan: &Plan, cache: &Path, backing: &Path) -> anyhow::Result<String> {
+    let volume = backing_volume(1);
+    let bucket_size = Sectors(parse_bytes(plan.bucket)? / 512);
+    let nbuckets = plan.cache_bytes / bucket_size.bytes();
+    let builder = SetBuilder {
+        nbuckets,
+        bucket_size,
+        block_size: u16::try_from(parse_bytes(plan.block)? / 512)?,
+        njournal: u16::try_from(nbuckets / 128)?,
+        fill_percent: 24,
+        volumes: vec![volume],
+        ..SetBuilder::default()
+    };
+    let first = builder.data_buckets(0).start;
+    let extent = |n: u64| {
+        let bucket_gen = (builder.bucket_disk)(first + n).bucket_gen;
+        let ptr = Ptr::new(bucket_gen, Sectors((first + n) * bucket_size.0), 0);
+        // A gap behind each, so that none are merged; the backing device's own superblock before all.
+        Bkey::new(0, (n + 1) * 16 + 8, 8).with_ptrs(&[ptr])
+    };
+    let built = builder.write(&open_write(cache)?, (0..plan.extents).map(extent))?;
+    ensure!(u64::from(built.root.0) == plan.depth_min, "a btree of level {}", built.root.0);
+
+    let mut superblock = Superblock::new_backing(&BackingParams {
+        uuid: volume.uuid,
+        set_uuid: built.superblock.set_uuid(),
+        label: Label::default(),
+        data_offset: BDEV_DATA_START_DEFAULT,
+        block_size: builder.block_size,
+        cache_mode: CacheMode::Writethrough,
+    });
+    superblock.edit(|sb| {
+        sb.state(BackingState::Clean);
+    });
+    write_at(backing, SB_OFFSET_BYTES, superblock.as_bytes())?;
+    Ok(built.superblock.set_uuid().to_string())
 }
 
 /// The variables that the script's functions use, for disks from number `first` on.
