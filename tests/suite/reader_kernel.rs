@@ -294,7 +294,7 @@ fn build(plan: &Plan, cache: &Path, backing: &Path) -> anyhow::Result<String> {
         block_size: u16::try_from(parse_bytes(plan.block)? / 512)?,
         njournal: u16::try_from(nbuckets / 128)?,
         fill_percent: 24,
-        volumes: vec![volume],
+        volumes: vec![volume.clone()],
         ..SetBuilder::default()
     };
     let first = builder.data_buckets(0).start;
