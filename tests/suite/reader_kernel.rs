@@ -223,22 +223,28 @@ const FUNCTIONS: &str = "
         sum_text=$(dd if=$2 bs=1M iflag=direct 2>/dev/null | md5sum)
         echo \"MD5 ${sum_text%% *}  $1\"
     }
-    # Until three in a row find the same: btree_nodes counts the nodes that a GC found, before it put
-    # small ones together, and each GC goes only as far as its reserve of buckets does.
+    # Runs GC until one finds what the one before has left: btree_nodes counts the nodes that a GC found,
+    # before it put small ones together, and each goes only as far as its reserve of buckets does. No
+    # figure is taken while one runs, for it begins by clearing all marks.
     collect() {
-        nodes= same=0 gcs=0
-        while [ $same -lt 3 ]; do
+        internal=/sys/fs/bcache/$set/internal
+        gc_ended() {
+            case $(cat $internal/btree_gc_last_sec) in 0|1) ;; *) return 1 ;; esac
+        }
+        nodes= gcs=0
+        while [ $gcs -lt 40 ]; do
             gcs=$((gcs + 1))
-            if [ $gcs -gt 40 ]; then
-                echo \"collect: the btree has not settled, $nodes nodes\"
-                return 1
-            fi
-            echo 1 >/sys/fs/bcache/$set/internal/trigger_gc
-            sleep 1
-            found=$(cat /sys/fs/bcache/$set/internal/btree_nodes)
-            if [ \"$found\" = \"$nodes\" ]; then same=$((same + 1)); else same=0; fi
+            # How long ago the last one ended is told in whole seconds.
+            while gc_ended; do usleep 200000; done
+            echo 1 >$internal/trigger_gc
+            wait_for 120 gc_ended
+            usleep 200000
+            found=$(cat $internal/btree_nodes)
+            [ \"$found\" != \"$nodes\" ] || return 0
             nodes=$found
         done
+        echo \"collect: the btree has not settled, $nodes nodes\"
+        return 1
     }
     figures() {
         set_figures $set
