@@ -514,6 +514,8 @@ fn writers_never_get_the_same_sector() {
     assert!(allocator.stop().is_ok());
 }
 
+use bcache_core::allocator::state::HandOut;
+
 fn filled_set(used: [usize; 3]) -> CacheSet {
     let set = CacheSet::new(&[config(3000), config(3000), config(3000)]).unwrap();
     set.gc_finish(&[]).unwrap();
@@ -522,8 +524,12 @@ fn filled_set(used: [usize; 3]) -> CacheSet {
         state.initial_fill();
         state.invalidate_buckets().unwrap();
         state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
-        while state.reserve_used(Reserve::None) < 3 {
-            state.hand_out();
+        // Nothing stays ready in free_inc, from where it would be fetched, and three in None.
+        while state.next_ready().is_some() || state.reserve_used(Reserve::None) > 3 {
+            if !matches!(state.hand_out(), HandOut::Pushed(..)) {
+                let bucket = state.bucket_alloc(Reserve::None).unwrap().unwrap();
+                cache.release(bucket).unwrap();
+            }
         }
         for _ in 0..used {
             state.bucket_alloc(Reserve::None).unwrap().unwrap();

@@ -217,6 +217,11 @@ impl Reserves {
         self.none.pop().or_else(|| self.fifo_mut(reserve).pop())
     }
 
+    /// Whether [`pop`](Self::pop) would find one.
+    pub fn has(&self, reserve: Reserve) -> bool {
+        self.none.used() > 0 || self.fifo(reserve).used() > 0
+    }
+
     /// Whether a push would find no room.
     pub fn is_full(&self) -> bool {
         Reserve::ALL.iter().all(|&reserve| self.fifo(reserve).is_full())

@@ -146,13 +146,33 @@ impl Shared {
                 }
                 return Ok(self.state.take(bucket, reserve)?);
             }
-            if !wait {
-                drop(reserves);
+            drop(reserves);
+            let fetched = self.fetch_ready();
+            if fetched == 0 && !wait {
                 self.kick();
                 return Err(AllocError::WouldBlock { reserve });
             }
-            reserves = self.sleep(reserves, reserve)?;
+            reserves = lock(&self.state.reserves);
+            // The lock was given up for a moment: something may have been pushed meanwhile.
+            if fetched == 0 && !reserves.has(reserve) {
+                reserves = self.sleep(reserves, reserve)?;
+            }
         }
+    }
+
+    /// Moves what is ready in `free_inc` to the reserves, for somebody who has found them empty: the
+    /// thread may take milliseconds to wake up, longer than half a reserve lasts. How many were moved.
+    ///
+    /// Where buckets are discarded on their way, only the thread can do it.
+    fn fetch_ready(&self) -> usize {
+        if self.state.config().discard {
+            return 0;
+        }
+        let fetched = self.state.try_hand_out_batch(HAND_OUT_BATCH);
+        if fetched > 0 {
+            self.wake_waiters();
+        }
+        fetched
     }
 
     /// Waits until `reserve` holds `count` buckets: what a btree split checks before it takes locks

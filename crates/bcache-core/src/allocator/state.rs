@@ -5,7 +5,8 @@
 //!
 //! - `reserves` is locked for a push or a pop, never longer than a bounded batch of them;
 //! - `refill` (`free_inc` and what fills it) is locked by whoever sweeps or refills: the allocator
-//!   thread, rescaling, the two ends of a GC. No allocation, hit, pin, mark or release takes it.
+//!   thread, rescaling, the two ends of a GC. No hit, pin, mark or release takes it, and an allocation
+//!   only if it is free, to fetch what is ready.
 //!
 //! `refill` is taken before `reserves`, and both before a stripe of the table.
 
@@ -401,6 +402,13 @@ impl State {
         self.refill().free_inc.ready()
     }
 
+    /// Whether half of `free_inc` or more could be filled by a pass.
+    pub(crate) fn free_inc_is_low(&self) -> bool {
+        let refill = self.refill();
+        let fifo = refill.free_inc.fifo();
+        fifo.used() <= fifo.capacity() / 2
+    }
+
     /// Moves the oldest bucket of `free_inc` to a reserve, if it is ready and there is room.
     pub fn hand_out(&self) -> HandOut {
         let mut last = HandOut::NothingReady;
@@ -411,7 +419,24 @@ impl State {
     /// The same for up to `max` buckets under one lock, telling `each` of every one, and of the
     /// reason for stopping if it stops before.
     pub(crate) fn hand_out_batch(&self, max: usize, each: &mut dyn FnMut(HandOut)) -> usize {
-        let mut refill = self.refill();
+        self.hand_out_locked(&mut self.refill(), max, each)
+    }
+
+    /// The same for whoever allocates, and only if nobody sweeps or refills at the moment: an allocation
+    /// waits for neither. How many were pushed.
+    pub(crate) fn try_hand_out_batch(&self, max: usize) -> usize {
+        match self.refill.try_lock() {
+            Ok(mut refill) => self.hand_out_locked(&mut refill, max, &mut |_| {}),
+            Err(_) => 0,
+        }
+    }
+
+    fn hand_out_locked(
+        &self,
+        refill: &mut Refill,
+        max: usize,
+        each: &mut dyn FnMut(HandOut),
+    ) -> usize {
         let mut reserves = lock(&self.reserves);
         for done in 0..max {
             let Some(ready) = refill.free_inc.ready() else {

@@ -194,7 +194,7 @@ pub(crate) fn run<Io: AllocatorIo>(
     io: &mut Io,
 ) -> Result<(), ThreadError<Io::Error>> {
     let mut guard = EndGuard { shared, failed: true };
-    match (Loop { shared, io }).run() {
+    match (Loop { shared, io, early_fell_short: false }).run() {
         End::Stopped => {
             guard.failed = false;
             Ok(())
@@ -220,28 +220,40 @@ impl<E: std::error::Error + 'static> From<TableError> for End<E> {
     }
 }
 
+/// When buckets are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needed {
+    /// None is ready.
+    Now,
+    /// The reserves are full, and `free_inc` is half empty.
+    Soon,
+}
+
 struct Loop<'a, Io> {
     shared: &'a Shared,
     io: &'a mut Io,
+    /// The last pass that was early found too little. Another has to wait until buckets are really
+    /// needed, or a cache that is full would have GC after GC for nothing.
+    early_fell_short: bool,
 }
 
 impl<Io: AllocatorIo> Loop<'_, Io> {
     fn run(mut self) -> End<Io::Error> {
         loop {
-            if let Err(end) = self.hand_out().and_then(|()| self.refill()) {
+            if let Err(end) = self.hand_out().and_then(|needed| self.refill(needed)) {
                 return end;
             }
         }
     }
 
-    /// A: moves what is ready to the reserves.
-    fn hand_out(&mut self) -> Result<(), End<Io::Error>> {
+    /// A: moves what is ready to the reserves, until more is needed.
+    fn hand_out(&mut self) -> Result<Needed, End<Io::Error>> {
         let discard = self.shared.state().config().discard;
         let mut discarded = None;
         loop {
             self.shared.errands()?;
             let batch = if discard {
-                let Some(ready) = self.shared.state().next_ready() else { return Ok(()) };
+                let Some(ready) = self.shared.state().next_ready() else { return Ok(Needed::Now) };
                 // Once, even if it then waits for room.
                 if discarded != Some(ready.bucket) {
                     if let Err(error) = self.io.discard(ready.bucket) {
@@ -257,7 +269,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             let mut observe = |bucket| io.observe(Event::HandedOut(bucket));
             match self.shared.hand_out(batch, &mut observe) {
                 HandedOut::More => {}
-                HandedOut::Nothing => return Ok(()),
+                HandedOut::Nothing => return Ok(Needed::Now),
+                // Refilled early, so that what is ready lasts until it is full again. With discards what
+                // is ready goes to the reserves by this loop only: first all of it.
+                HandedOut::Full if !discard && self.may_refill_early() => return Ok(Needed::Soon),
                 HandedOut::Full => {
                     self.io.observe(Event::Waits(WaitsFor::Room));
                     self.shared.park_until(|| self.shared.has_room())?;
@@ -266,8 +281,26 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         }
     }
 
+    fn may_refill_early(&self) -> bool {
+        let state = self.shared.state();
+        !self.early_fell_short && state.may_invalidate().is_ok() && state.free_inc_is_low()
+    }
+
+    /// Hands out what is ready while the thread waits for something else. Not with discards, of which
+    /// nothing is ready then.
+    fn hand_out_meanwhile(&mut self) {
+        if self.shared.state().config().discard {
+            return;
+        }
+        let io = &mut *self.io;
+        let mut observe = |bucket| io.observe(Event::HandedOut(bucket));
+        while self.shared.hand_out(usize::MAX, &mut observe) == HandedOut::More {}
+    }
+
     /// B, C, D: fills `free_inc` and makes it ready.
-    fn refill(&mut self) -> Result<(), End<Io::Error>> {
+    ///
+    /// What is needed only soon is not waited for: one pass takes what it finds.
+    fn refill(&mut self, needed: Needed) -> Result<(), End<Io::Error>> {
         let state = self.shared.state();
         loop {
             self.wait_for_gc()?;
@@ -287,7 +320,13 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                 state.free_inc_safe(Safe::NotSynced);
                 return Ok(());
             }
-            if state.refill().free_inc.fifo().is_full() {
+            self.early_fell_short = needed == Needed::Soon && pass.found != Found::Enough;
+            if needed == Needed::Soon && pass.invalidated == 0 {
+                return Ok(());
+            }
+            // What was ready before may be fetched meanwhile: it need not be full any more.
+            let enough = pass.found == Found::Enough || needed == Needed::Soon;
+            if enough || state.refill().free_inc.fifo().is_full() {
                 break;
             }
         }
@@ -301,7 +340,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         let state = self.shared.state();
         if let Err(reason) = state.may_invalidate() {
             self.io.observe(Event::Waits(WaitsFor::Gc(reason)));
-            self.shared.park_until(|| state.may_invalidate().is_ok())?;
+            let shared = self.shared;
+            shared.park_until(|| {
+                self.hand_out_meanwhile();
+                state.may_invalidate().is_ok()
+            })?;
         }
         Ok(())
     }
@@ -310,7 +353,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         let set = self.shared.state().set();
         if set.prio_blocked() != 0 {
             self.io.observe(Event::Waits(WaitsFor::Btree));
-            self.shared.park_until(|| set.prio_blocked() == 0)?;
+            let shared = self.shared;
+            shared.park_until(|| {
+                self.hand_out_meanwhile();
+                set.prio_blocked() == 0
+            })?;
         }
         Ok(())
     }
