@@ -23,13 +23,13 @@ use allocator_support::{DeviceFailed, Disk, DiskIo, collect, collect_keeping};
 
 const NBUCKETS: u64 = 14;
 
-fn collect_in_thread(shared: Arc<Shared>) {
-    thread::spawn(move || collect(&shared));
-}
+/// GCs that were begun.
+type Gcs = Arc<Mutex<Vec<thread::JoinHandle<()>>>>;
 
 struct Setup {
     shared: Arc<Shared>,
     disk: Arc<Mutex<Disk>>,
+    gcs: Gcs,
 }
 
 const SIZES: Sizes = Sizes { btree: 1, prio: 1, moving_gc: 1, none: 1, free_inc: 2, heap: 4 };
@@ -43,12 +43,28 @@ impl Setup {
         let state = State::of_model(config(), SIZES).unwrap();
         state.gc_finish(&[]).unwrap();
         state.initial_fill();
-        Self { shared: Shared::new(state), disk: Arc::default() }
+        Self::of(state)
+    }
+
+    fn of(state: State) -> Self {
+        Self { shared: Shared::new(state), disk: Arc::default(), gcs: Gcs::default() }
+    }
+
+    /// Once whatever was begun has ended: everything is as it must be.
+    fn check(&self) {
+        let gcs = std::mem::take(&mut *self.gcs.lock().unwrap());
+        gcs.into_iter().for_each(|gc| gc.join().unwrap());
+        self.shared.state().check().unwrap();
     }
 
     fn io(&self, writes_left: u32) -> DiskIo {
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
-        DiskIo { shared, disk, writes_left, gc: Box::new(collect_in_thread) }
+        let gcs = Arc::clone(&self.gcs);
+        let gc = move |shared: Arc<Shared>| {
+            let gc = thread::spawn(move || collect(&shared));
+            gcs.lock().unwrap().push(gc);
+        };
+        DiskIo { shared, disk, writes_left, gc: Box::new(gc) }
     }
 
     fn start(&self, writes_left: u32) -> AllocatorThread<DiskIo> {
@@ -81,7 +97,7 @@ fn allocations_wait_and_are_safe() {
         thread.join().unwrap();
     }
     assert!(allocator.stop().is_ok());
-    setup.shared.state().check().unwrap();
+    setup.check();
 }
 
 /// One thread allocates: nobody else's wake-up can make up for one that was lost.
@@ -120,7 +136,7 @@ fn a_failing_device_fails_those_who_wait() {
     let error = allocator.stop().err().map(|(_, error)| error);
     assert!(matches!(error, Some(ThreadError::Io(DeviceFailed))));
     assert_eq!(setup.shared.bucket_alloc(Reserve::None, false), Err(AllocError::Failed));
-    setup.shared.state().check().unwrap();
+    setup.check();
 }
 
 /// The thread is stopped under those who wait, and started again.
@@ -142,7 +158,7 @@ fn stopping_wakes_and_restarting_resumes() {
     // Whatever it is in the middle of.
     let io = allocator.stop().map_err(|(_, error)| error).unwrap();
     waiter.join().unwrap();
-    setup.shared.state().check().unwrap();
+    setup.check();
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     allocate(&setup.shared, &setup.disk, 1);
     assert!(allocator.stop().is_ok());
@@ -176,13 +192,14 @@ fn a_freed_node_is_not_used_before_its_parent_is_written() {
     }
     state.gc_finish(&[]).unwrap();
     state.table().pin(node).unwrap();
-    let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+    let setup = Setup::of(state);
     // When the first GC has ended, and so after the pass, the node is freed. No other GC begins
     // before its parent is written, or some schedules would have them run for ever.
     let (freed, disk) = (Arc::new(shuttle::sync::Mutex::new(false)), Arc::clone(&setup.disk));
+    let gcs = Arc::clone(&setup.gcs);
     let gc = move |shared: Arc<Shared>| {
         let (freed, disk) = (Arc::clone(&freed), Arc::clone(&disk));
-        thread::spawn(move || {
+        let gc = thread::spawn(move || {
             let mut freed = freed.lock().unwrap();
             collect_keeping(&shared);
             if !std::mem::replace(&mut *freed, true) {
@@ -194,13 +211,14 @@ fn a_freed_node_is_not_used_before_its_parent_is_written() {
                 shared.unblock_prios();
             }
         });
+        gcs.lock().unwrap().push(gc);
     };
     let io = DiskIo { gc: Box::new(gc), ..setup.io(u32::MAX) };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     allocate(&setup.shared, &setup.disk, 1);
     assert!(allocator.stop().is_ok());
     assert!(!setup.disk.lock().unwrap().freed_node_overwritten);
-    setup.shared.state().check().unwrap();
+    setup.check();
 }
 
 /// A btree node is freed while a chain is written: no entry makes its new gen current before the parent
@@ -227,7 +245,7 @@ fn a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent() {
     freeing.join().unwrap();
     assert!(allocator.stop().is_ok());
     assert!(!setup.disk.lock().unwrap().freed_node_stale);
-    setup.shared.state().check().unwrap();
+    setup.check();
 }
 
 /// Passes, pins, hits, marks and rescalings at once: a pinned bucket keeps its gen.
@@ -254,7 +272,7 @@ fn a_pin_keeps_a_bucket() {
     setup.shared.state().invalidate_buckets().unwrap();
     reader.join().unwrap();
     aging.join().unwrap();
-    setup.shared.state().check().unwrap();
+    setup.check();
 }
 
 /// Two writers of the sector allocator: no sector is given twice, no pin is lost.
@@ -322,8 +340,7 @@ fn every_schedule_tried_is_sound() {
     }
 }
 
-const BUGS: [Bug; 6] = [
-    Bug::BlockedFill,
+const BUGS: [Bug; 5] = [
     Bug::EarlyHandOut,
     Bug::LateAnnouncement,
     Bug::NoWakeUp,
@@ -351,11 +368,12 @@ fn one_scenario_with_a_bug() {
 #[test]
 fn planted_bugs_are_found() {
     for (at, bug) in BUGS.iter().enumerate() {
-        let finds = |scenario: usize| {
+        let finds = |scenario: usize, schedules: &str| {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "one_scenario_with_a_bug", "--ignored", "--nocapture"])
                 .env("MODEL_BUG", at.to_string())
                 .env("MODEL_SCENARIO", scenario.to_string())
+                .env("MODEL_SCHEDULES", schedules)
                 .env("RUST_BACKTRACE", "0")
                 .output()
                 .unwrap();
@@ -363,12 +381,16 @@ fn planted_bugs_are_found() {
             assert!(text.contains("running 1 test"), "{text}");
             !output.status.success()
         };
-        let found: Vec<_> = SCENARIOS
-            .iter()
-            .enumerate()
-            .filter(|(scenario, _)| finds(*scenario))
-            .map(|(_, (name, _))| *name)
-            .collect();
+        let found_in = |schedules: &str| -> Vec<_> {
+            let scenarios = SCENARIOS.iter().enumerate();
+            let found = scenarios.filter(|(scenario, _)| finds(*scenario, schedules));
+            found.map(|(_, (name, _))| *name).collect()
+        };
+        // Some show in few schedules only.
+        let mut found = found_in("1000");
+        if found.is_empty() {
+            found = found_in("5000");
+        }
         println!("{bug:?} is found by: {}", found.join("; "));
         assert!(!found.is_empty(), "no scenario finds {bug:?}");
     }

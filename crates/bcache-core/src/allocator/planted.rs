@@ -9,8 +9,6 @@ pub enum Bug {
     EarlyHandOut,
     /// The thread announces that it sleeps only after it looked at what it waits for.
     LateAnnouncement,
-    /// The reserves are filled with freed btree nodes whose parents are not written yet.
-    BlockedFill,
     /// A push does not wake who waits for it.
     NoWakeUp,
     /// The prio sets are not flushed before the journal entry names them.

@@ -16,7 +16,6 @@ use crate::units::{BucketIndex, Gen, Geometry};
 
 use super::Mark;
 use super::lifecycle::{FreeInc, Lifecycle, Ready, Safe};
-use super::planted::{self, Bug};
 use super::prios::PrioChain;
 use super::replacement::lru::{self, Scratch, Victim, bucket_prio};
 use super::replacement::{Found, Policy, PolicyState};
@@ -281,9 +280,7 @@ impl State {
             // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark,
             // with the stripe lock held, finds that too.
             let may_go = |hot: Hot, cold: Cold| {
-                hot.mark() == Mark::None
-                    && (self.set.prio_blocked() == 0 || planted::is(Bug::BlockedFill))
-                    && unreferenced(cold)
+                hot.mark() == Mark::None && self.set.prio_blocked() == 0 && unreferenced(cold)
             };
             if let Some(invalidated) = self.table.try_invalidate(bucket, may_go) {
                 self.set.raise_need_gc(invalidated.gc_gen);

@@ -342,8 +342,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             self.io.observe(Event::Waits(WaitsFor::Gc(reason)));
             let shared = self.shared;
             shared.park_until(|| {
-                self.hand_out_meanwhile();
-                state.may_invalidate().is_ok()
+                let ready = state.may_invalidate().is_ok();
+                if !ready {
+                    self.hand_out_meanwhile();
+                }
+                ready
             })?;
         }
         Ok(())
@@ -355,8 +358,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             self.io.observe(Event::Waits(WaitsFor::Btree));
             let shared = self.shared;
             shared.park_until(|| {
-                self.hand_out_meanwhile();
-                set.prio_blocked() == 0
+                let ready = set.prio_blocked() == 0;
+                if !ready {
+                    self.hand_out_meanwhile();
+                }
+                ready
             })?;
         }
         Ok(())
