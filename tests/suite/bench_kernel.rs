@@ -76,7 +76,7 @@ fn kept(kernel: Kernel, options: &[&str]) -> anyhow::Result<()> {
     let counters = report.pointer("/runs/0/counters").context("counters")?;
     let count = |name: &str| counters.get(name).and_then(Value::as_u64).unwrap_or(0);
     ensure!(count("passes") > 20 && count("prio_writes") > 20, "{counters}");
-    ensure!(count("written_bytes") >= 600 << 20, "{counters}");
+    ensure!(count("written_bytes") + count("read_bytes") >= 600 << 20, "{counters}");
     check_clean(&cache)?;
     let shown = show(&cache)?;
     ensure!(truth(&shown, "/superblock/sync")? && truth(&shown, "/kernel/accepts")?);

@@ -663,7 +663,8 @@ impl SetPair {
             // LRU goes by the least prio of the whole set, which the reference engines do not know.
             let policy = if device % 2 == 0 { Policy::Fifo } else { Policy::Random };
             let seed = rng.random();
-            configs.push(Config { policy, seed, ..Config::new(geometry) });
+            // With discards nobody but the thread takes anything out of free_inc, as with the kernel.
+            configs.push(Config { policy, seed, discard: true, ..Config::new(geometry) });
             caches.push(Reference::new(&geometry, policy, seed, false));
         }
         let fast = CacheSet::new(&configs).unwrap();
