@@ -388,7 +388,7 @@ fn a_thread_that_is_started_again_after_an_error_is_as_safe() {
 /// Both chains hold on to the only buckets for another one, until it is known which is current.
 #[test]
 fn a_full_cache_goes_on_when_its_thread_is_started_again() {
-    let (restarts, in_doubt) = fail_and_restart(FULL, 80);
+    let (restarts, in_doubt) = fail_and_restart(FULL, 400);
     assert!(restarts > 10 && in_doubt > 5, "{restarts} restarts, {in_doubt} in doubt");
 }
 
