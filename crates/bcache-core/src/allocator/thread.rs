@@ -286,15 +286,20 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         !self.early_fell_short && state.may_invalidate().is_ok() && state.free_inc_is_low()
     }
 
-    /// Hands out what is ready while the thread waits for something else. Not with discards, of which
-    /// nothing is ready then.
-    fn hand_out_meanwhile(&mut self) {
-        if self.shared.state().config().discard {
-            return;
-        }
+    /// Sleeps until `ready`, and hands out meanwhile what may be. Not with discards, of which nothing
+    /// may be then.
+    fn park_handing_out(&mut self, mut ready: impl FnMut() -> bool) -> Result<(), Stop> {
+        let shared = self.shared;
+        let discard = shared.state().config().discard;
         let io = &mut *self.io;
         let mut observe = |bucket| io.observe(Event::HandedOut(bucket));
-        while self.shared.hand_out(usize::MAX, &mut observe) == HandedOut::More {}
+        shared.park_until(|| {
+            let is_ready = ready();
+            if !is_ready && !discard {
+                while shared.hand_out(usize::MAX, &mut observe) == HandedOut::More {}
+            }
+            is_ready
+        })
     }
 
     /// B, C, D: fills `free_inc` and makes it ready.
@@ -340,14 +345,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         let state = self.shared.state();
         if let Err(reason) = state.may_invalidate() {
             self.io.observe(Event::Waits(WaitsFor::Gc(reason)));
-            let shared = self.shared;
-            shared.park_until(|| {
-                let ready = state.may_invalidate().is_ok();
-                if !ready {
-                    self.hand_out_meanwhile();
-                }
-                ready
-            })?;
+            self.park_handing_out(|| state.may_invalidate().is_ok())?;
         }
         Ok(())
     }
@@ -356,14 +354,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         let set = self.shared.state().set();
         if set.prio_blocked() != 0 {
             self.io.observe(Event::Waits(WaitsFor::Btree));
-            let shared = self.shared;
-            shared.park_until(|| {
-                let ready = set.prio_blocked() == 0;
-                if !ready {
-                    self.hand_out_meanwhile();
-                }
-                ready
-            })?;
+            self.park_handing_out(|| set.prio_blocked() == 0)?;
         }
         Ok(())
     }
