@@ -329,7 +329,7 @@ const SCENARIOS: [(&str, Scenario); 9] = [
 ];
 
 fn schedules() -> usize {
-    std::env::var("MODEL_SCHEDULES").map_or(1000, |value| value.parse().expect("a number"))
+    std::env::var("MODEL_SCHEDULES").map_or(5000, |value| value.parse().expect("a number"))
 }
 
 #[test]

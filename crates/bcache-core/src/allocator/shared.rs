@@ -9,7 +9,10 @@
 //!   changes that looks for the announcement *after* the change.
 //!
 //! An allocation takes the lock of the reserves and one stripe of the table, both held for tens of
-//! nanoseconds by anyone. It never waits for a sweep or for I/O, unless there is no free bucket left.
+//! nanoseconds by anyone; when the reserves are empty, that of `free_inc` too, which is held for no
+//! more than a batch. It never waits for a sweep or for I/O, unless there is no free bucket left.
+
+use std::time::{Duration, Instant};
 
 use crate::units::BucketIndex;
 
@@ -78,9 +81,6 @@ const STOPPED: u8 = 0;
 const RUNNING: u8 = 1;
 const FAILED: u8 = 2;
 
-/// Buckets that are pushed under one lock of the reserves.
-const HAND_OUT_BATCH: usize = 64;
-
 #[derive(Debug, Default)]
 struct Control {
     kicked: bool,
@@ -89,9 +89,29 @@ struct Control {
     asleep: bool,
 }
 
-/// How often whoever is about to sleep looks whether it still has to: a few microseconds, less than
-/// being woken costs.
-const SPINS: u32 = 400;
+/// How long whoever is about to sleep looks whether it still has to: about as long as going to sleep
+/// and being woken takes.
+const SPIN_FOR: Duration = Duration::from_micros(50);
+
+/// Looks at `done` for a while; whether it was true in the end.
+fn spin_until(mut done: impl FnMut() -> bool) -> bool {
+    // The model checker would only have more schedules to try.
+    if cfg!(feature = "model") {
+        return done();
+    }
+    let start = Instant::now();
+    loop {
+        for _ in 0..32 {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > SPIN_FOR {
+            return false;
+        }
+    }
+}
 
 /// One cache's allocator, shared by those who allocate and the thread that refills.
 pub struct Shared {
@@ -106,6 +126,8 @@ pub struct Shared {
     kick: Condvar,
     /// The thread is asleep or about to be.
     parked: AtomicBool,
+    /// Goes up with whatever may end a wait for a bucket: a hint for those who spin before they sleep.
+    supplied: AtomicU32,
     /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
     rescales_due: AtomicU32,
 }
@@ -121,6 +143,7 @@ impl Shared {
             control: Mutex::new(Control::default()),
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
+            supplied: AtomicU32::new(0),
             rescales_due: AtomicU32::new(0),
         })
     }
@@ -133,13 +156,15 @@ impl Shared {
     /// Allocates a bucket from None, or else from `reserve`; with `wait`, sleeps until one of them
     /// has one (FORMAT.md §9.7). It carries one pin, which is the caller's.
     pub fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<BucketIndex, AllocError> {
-        let mut reserves = lock(&self.state.reserves);
+        let mut may_spin = true;
         loop {
+            let supplied = self.supplied.load(Ordering::SeqCst);
+            let mut reserves = lock(&self.state.reserves);
             if self.has_failed() {
                 return Err(AllocError::Failed);
             }
             if let Some(bucket) = reserves.pop(reserve) {
-                let low = is_low(&reserves, reserve);
+                let low = self.is_low(&reserves, reserve);
                 drop(reserves);
                 if low {
                     self.kick();
@@ -152,10 +177,20 @@ impl Shared {
                 self.kick();
                 return Err(AllocError::WouldBlock { reserve });
             }
+            if fetched > 0 {
+                continue;
+            }
+            // A pass over a small cache takes less time than sleeping and being woken.
+            if std::mem::take(&mut may_spin) {
+                self.kick();
+                if spin_until(|| self.supplied.load(Ordering::SeqCst) != supplied) {
+                    continue;
+                }
+            }
             reserves = lock(&self.state.reserves);
             // The lock was given up for a moment: something may have been pushed meanwhile.
-            if fetched == 0 && !reserves.has(reserve) {
-                reserves = self.sleep(reserves, reserve)?;
+            if !reserves.has(reserve) {
+                drop(self.sleep(reserves, reserve)?);
             }
         }
     }
@@ -168,11 +203,31 @@ impl Shared {
         if self.state.config().discard {
             return 0;
         }
-        let fetched = self.state.try_hand_out_batch(HAND_OUT_BATCH);
-        if fetched > 0 {
+        let fetched = self.state.hand_out_batch(usize::MAX, &mut |_| {});
+        if fetched.count > 0 {
             self.wake_waiters();
+            if fetched.low {
+                self.kick();
+            }
         }
-        fetched
+        fetched.count
+    }
+
+    /// Whether the thread should look after a pop for `reserve`.
+    ///
+    /// The metadata reserves are refilled at once, `MovingGc` from half empty on: waking a sleeping
+    /// thread for each bucket would cost more than the bucket. None is refilled by whoever finds it
+    /// empty, and by the thread only where buckets are discarded on their way.
+    fn is_low(&self, reserves: &Reserves, reserve: Reserve) -> bool {
+        let half = |reserve| {
+            let fifo = reserves.fifo(reserve);
+            fifo.used() <= fifo.capacity() / 2
+        };
+        match reserve {
+            Reserve::Btree | Reserve::Prio => true,
+            Reserve::MovingGc => half(reserve),
+            Reserve::None => self.state.config().discard && half(reserve),
+        }
     }
 
     /// Waits until `reserve` holds `count` buckets: what a btree split checks before it takes locks
@@ -301,7 +356,8 @@ impl Shared {
             if planted::is(Bug::LateAnnouncement) {
                 self.parked.store(true, Ordering::SeqCst);
             }
-            self.spin_while_parked();
+            // Under load the next kick is near.
+            spin_until(|| !self.parked.load(Ordering::SeqCst));
             let mut control = lock(&self.control);
             while !control.kicked && !control.stop {
                 control.asleep = true;
@@ -316,35 +372,17 @@ impl Shared {
         }
     }
 
-    /// Waits a little for a kick: under load the next one is near, and sleeping would cost more.
-    fn spin_while_parked(&self) {
-        // The model checker would only have more schedules to try.
-        if cfg!(feature = "model") {
-            return;
-        }
-        for _ in 0..SPINS {
-            if !self.parked.load(Ordering::SeqCst) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
     /// For the thread: pushes a batch of ready buckets to the reserves and wakes who waits for them.
     ///
     /// True when the reserves are full and nothing more can be pushed.
     pub(crate) fn hand_out(&self, max: usize, pushed: &mut dyn FnMut(BucketIndex)) -> HandedOut {
         let mut result = HandedOut::More;
-        let mut count = 0;
-        self.state.hand_out_batch(max.min(HAND_OUT_BATCH), &mut |out| match out {
-            super::state::HandOut::Pushed(ready, _) => {
-                count += 1;
-                pushed(ready.bucket);
-            }
+        let handed_over = self.state.hand_out_batch(max, &mut |out| match out {
+            super::state::HandOut::Pushed(ready, _) => pushed(ready.bucket),
             super::state::HandOut::Full => result = HandedOut::Full,
             super::state::HandOut::NothingReady => result = HandedOut::Nothing,
         });
-        if count > 0 {
+        if handed_over.count > 0 {
             self.wake_waiters();
         }
         result
@@ -358,6 +396,7 @@ impl Shared {
     /// Wakes those who wait for a bucket. Whoever counts itself in after this looked had the lock
     /// of the reserves after the push, and so has seen it.
     pub(crate) fn wake_waiters(&self) {
+        self.supplied.fetch_add(1, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) != 0 && !planted::is(Bug::NoWakeUp) {
             self.pushed.notify_all();
         }
@@ -381,6 +420,7 @@ impl Shared {
         let reserves = lock(&self.state.reserves);
         self.refiller.store(if failed { FAILED } else { STOPPED }, Ordering::SeqCst);
         drop(reserves);
+        self.supplied.fetch_add(1, Ordering::SeqCst);
         self.pushed.notify_all();
         self.rescale_as_due();
     }
@@ -419,16 +459,4 @@ pub(crate) enum HandedOut {
     Full,
     /// No bucket may be handed out.
     Nothing,
-}
-
-/// Whether the thread should look after a pop for `reserve`.
-///
-/// The metadata reserves are refilled at once. None and `MovingGc` only from half empty on: waking a
-/// sleeping thread for each bucket would cost more than the bucket. Nobody waits for the difference.
-fn is_low(reserves: &Reserves, reserve: Reserve) -> bool {
-    let half = |reserve| {
-        let fifo = reserves.fifo(reserve);
-        fifo.used() <= fifo.capacity() / 2
-    };
-    half(Reserve::None) || reserve.is_metadata() || half(reserve)
 }

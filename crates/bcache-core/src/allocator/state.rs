@@ -3,12 +3,12 @@
 //! Driven from one thread it does step by step what the kernel does, which tests hold it to against
 //! a plain transcription. It may also be driven from many: its methods take `&self`, and
 //!
-//! - `reserves` is locked for a push or a pop, never longer than a bounded batch of them;
-//! - `refill` (`free_inc` and what fills it) is locked by whoever sweeps or refills: the allocator
-//!   thread, rescaling, the two ends of a GC. No hit, pin, mark or release takes it, and an allocation
-//!   only if it is free, to fetch what is ready.
+//! - `free_inc` and `reserves` are locked for a push or a pop, never longer than a bounded batch of
+//!   them;
+//! - `refill` (what fills `free_inc`) is locked by whoever sweeps or refills: the allocator thread,
+//!   rescaling, the two ends of a GC. No allocation, hit, pin, mark or release takes it.
 //!
-//! `refill` is taken before `reserves`, and both before a stripe of the table.
+//! `refill` is taken before `free_inc`, that before `reserves`, and all before a stripe of the table.
 
 use std::num::NonZeroU16;
 
@@ -117,10 +117,11 @@ pub enum HandOut {
 /// What whoever refills the reserves works on.
 #[derive(Debug)]
 pub(crate) struct Refill {
-    pub(crate) free_inc: FreeInc,
     pub(crate) chain: PrioChain,
     policy: PolicyState,
     scratch: Scratch,
+    /// What a pass has invalidated and not put into `free_inc` yet.
+    victims: Vec<BucketIndex>,
 }
 
 /// One cache's allocator.
@@ -133,8 +134,26 @@ pub struct State {
     device: usize,
     table: BucketTable,
     pub(crate) reserves: Mutex<Reserves>,
+    free_inc: Mutex<FreeInc>,
     refill: Mutex<Refill>,
     invalidate_needs_gc: AtomicBool,
+}
+
+/// Buckets that are moved under one lock.
+const BATCH: usize = 64;
+
+/// How many buckets left `free_inc`, and whether it is to be filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HandedOver {
+    pub(crate) count: usize,
+    pub(crate) low: bool,
+}
+
+/// Whether a pass could fill about half of `free_inc`. Half of it and one batch is what is left then
+/// for the time that the pass takes; in small ones three quarters.
+fn is_low(free_inc: &FreeInc) -> bool {
+    let capacity = free_inc.fifo().capacity();
+    free_inc.fifo().used() <= (capacity / 2 + BATCH / 2).min(capacity / 4 * 3)
 }
 
 /// Sweeps of one LRU pass. More than one only when other threads changed what the first named.
@@ -185,11 +204,12 @@ impl State {
             device,
             table: BucketTable::new(geometry.nbuckets(), geometry.first_bucket().0)?,
             reserves: Mutex::new(Reserves::new(&sizes)),
+            free_inc: Mutex::new(FreeInc::new(sizes.free_inc)),
             refill: Mutex::new(Refill {
-                free_inc: FreeInc::new(sizes.free_inc),
                 chain: PrioChain::default(),
                 policy: PolicyState::new(config.seed),
                 scratch: Scratch::default(),
+                victims: Vec::new(),
             }),
             invalidate_needs_gc: AtomicBool::new(false),
         })
@@ -236,7 +256,7 @@ impl State {
 
     /// The buckets in `free_inc`, oldest first.
     pub fn free_inc_contents(&self) -> Vec<BucketIndex> {
-        self.refill().free_inc.fifo().iter().collect()
+        lock(&self.free_inc).fifo().iter().collect()
     }
 
     /// FIFO's place.
@@ -267,16 +287,18 @@ impl State {
         if !self.table.gc_mark_valid() {
             return 0;
         }
-        let mut room = {
-            let reserves = lock(&self.reserves);
-            reserves.fifo(Reserve::Prio).room() + reserves.fifo(Reserve::Btree).room()
-        };
         let mut filled = 0;
         for index in self.table.first_bucket().0..self.table.nbuckets() {
-            if room == 0 {
+            let bucket = BucketIndex(index);
+            // Before a lock is taken: most buckets are marked.
+            if !self.table.looks_unmarked(bucket) {
+                continue;
+            }
+            // Held until the bucket is in: buckets that are handed out meanwhile need room too.
+            let mut reserves = lock(&self.reserves);
+            if reserves.fifo(Reserve::Prio).is_full() && reserves.fifo(Reserve::Btree).is_full() {
                 break;
             }
-            let bucket = BucketIndex(index);
             // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark,
             // with the stripe lock held, finds that too.
             let may_go = |hot: Hot, cold: Cold| {
@@ -284,12 +306,10 @@ impl State {
             };
             if let Some(invalidated) = self.table.try_invalidate(bucket, may_go) {
                 self.set.raise_need_gc(invalidated.gc_gen);
-                let mut reserves = lock(&self.reserves);
                 let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket)
                     || reserves.fifo_mut(Reserve::Btree).push(bucket);
-                debug_assert!(pushed, "only hand-outs push besides, under the lock of refill");
+                debug_assert!(pushed, "there was room a moment ago");
                 filled += usize::from(pushed);
-                room -= 1;
             }
         }
         drop(refill);
@@ -311,24 +331,34 @@ impl State {
     pub fn invalidate_buckets(&self) -> Result<Pass, CannotInvalidate> {
         self.may_invalidate()?;
         let mut refill = self.refill();
-        let refill = &mut *refill;
+        let Refill { policy, scratch, victims, .. } = &mut *refill;
         let mut pass = Pass { invalidated: 0, held_data: 0, gc_gen_max: 0, found: Found::Enough };
-        pass.found = match self.config.policy {
-            Policy::Lru => {
-                self.invalidate_lru(&mut refill.free_inc, &mut refill.scratch, &mut pass)
-            }
-            Policy::Fifo | Policy::Random => {
-                let Refill { free_inc, policy, .. } = refill;
-                let wanted = free_inc.fifo().room();
-                let mut take =
-                    |bucket| self.invalidate_one(bucket, None, &mut pass) && free_inc.push(bucket);
-                if self.config.policy == Policy::Fifo {
-                    policy.cursor.select(&self.table, wanted, &mut take)
-                } else {
-                    policy.random.select(&self.table, wanted, &mut take)
+        // Only passes push, so that the room can but grow meanwhile.
+        let wanted = lock(&self.free_inc).fifo().room();
+        victims.clear();
+        pass.found = if self.config.policy == Policy::Lru {
+            self.invalidate_lru(wanted, victims, scratch, &mut pass)
+        } else {
+            let mut take = |bucket| {
+                let taken = self.invalidate_one(bucket, None, &mut pass);
+                if taken {
+                    victims.push(bucket);
                 }
+                taken
+            };
+            if self.config.policy == Policy::Fifo {
+                policy.cursor.select(&self.table, wanted, &mut take)
+            } else {
+                policy.random.select(&self.table, wanted, &mut take)
             }
         };
+        for batch in victims.chunks(BATCH) {
+            let mut free_inc = lock(&self.free_inc);
+            for &bucket in batch {
+                let pushed = free_inc.push(bucket);
+                debug_assert!(pushed, "a pass takes no more than there is room for");
+            }
+        }
         self.set.raise_need_gc(pass.gc_gen_max);
         if pass.found != Found::Enough {
             self.invalidate_needs_gc.store(true, Ordering::SeqCst);
@@ -338,34 +368,33 @@ impl State {
 
     fn invalidate_lru(
         &self,
-        free_inc: &mut FreeInc,
+        wanted: usize,
+        victims: &mut Vec<BucketIndex>,
         scratch: &mut Scratch,
         pass: &mut Pass,
     ) -> Found {
         let min_prio = self.set.min_prio();
         for _ in 0..SWEEPS_MAX {
-            let wanted = free_inc.fifo().room();
-            if wanted == 0 {
+            let missing = wanted.saturating_sub(victims.len());
+            if missing == 0 {
                 return Found::Enough;
             }
             let selected = lru::select_and_take(
                 &self.table,
                 min_prio,
-                wanted,
+                missing,
                 scratch,
                 |victim| self.invalidate_one(victim.bucket(), Some((&victim, min_prio)), pass),
-                |victim| {
-                    free_inc.push(victim.bucket());
-                },
+                |victim| victims.push(victim.bucket()),
             );
-            if selected.taken == wanted {
+            if selected.taken == missing {
                 return Found::Enough;
             }
             if selected.refused == 0 {
                 return Found::GaveUp;
             }
         }
-        if free_inc.fifo().is_full() { Found::Enough } else { Found::GaveUp }
+        if victims.len() >= wanted { Found::Enough } else { Found::GaveUp }
     }
 
     /// Invalidates one bucket; false when it may not go, or when it is hotter by now than the LRU
@@ -391,19 +420,22 @@ impl State {
     /// Everything in `free_inc` may be handed out from now on: its gens are durable, or the set is
     /// not synced.
     pub fn free_inc_safe(&self, safe: Safe) {
-        self.refill().free_inc.all_safe(safe);
+        lock(&self.free_inc).all_safe(safe);
     }
 
     /// The next bucket that [`hand_out`](Self::hand_out) would push.
     pub fn next_ready(&self) -> Option<Ready> {
-        self.refill().free_inc.ready()
+        lock(&self.free_inc).ready()
     }
 
-    /// Whether half of `free_inc` or more could be filled by a pass.
+    /// Whether a pass could fill about half of `free_inc`.
     pub(crate) fn free_inc_is_low(&self) -> bool {
-        let refill = self.refill();
-        let fifo = refill.free_inc.fifo();
-        fifo.used() <= fifo.capacity() / 2
+        is_low(&lock(&self.free_inc))
+    }
+
+    /// Whether no pass is of use before something leaves `free_inc`.
+    pub(crate) fn free_inc_is_full(&self) -> bool {
+        lock(&self.free_inc).fifo().is_full()
     }
 
     /// Moves the oldest bucket of `free_inc` to a reserve, if it is ready and there is room.
@@ -415,39 +447,24 @@ impl State {
 
     /// The same for up to `max` buckets under one lock, telling `each` of every one, and of the
     /// reason for stopping if it stops before.
-    pub(crate) fn hand_out_batch(&self, max: usize, each: &mut dyn FnMut(HandOut)) -> usize {
-        self.hand_out_locked(&mut self.refill(), max, each)
-    }
-
-    /// The same for whoever allocates, and only if nobody sweeps or refills at the moment: an allocation
-    /// waits for neither. How many were pushed.
-    pub(crate) fn try_hand_out_batch(&self, max: usize) -> usize {
-        match self.refill.try_lock() {
-            Ok(mut refill) => self.hand_out_locked(&mut refill, max, &mut |_| {}),
-            Err(_) => 0,
-        }
-    }
-
-    fn hand_out_locked(
-        &self,
-        refill: &mut Refill,
-        max: usize,
-        each: &mut dyn FnMut(HandOut),
-    ) -> usize {
+    pub(crate) fn hand_out_batch(&self, max: usize, each: &mut dyn FnMut(HandOut)) -> HandedOver {
+        let mut free_inc = lock(&self.free_inc);
         let mut reserves = lock(&self.reserves);
-        for done in 0..max {
-            let Some(ready) = refill.free_inc.ready() else {
+        let mut count = 0;
+        while count < max.min(BATCH) {
+            let Some(ready) = free_inc.ready() else {
                 each(HandOut::NothingReady);
-                return done;
+                break;
             };
             let Some(reserve) = reserves.push(ready.bucket) else {
                 each(HandOut::Full);
-                return done;
+                break;
             };
-            refill.free_inc.pop_ready();
+            free_inc.pop_ready();
             each(HandOut::Pushed(ready, reserve));
+            count += 1;
         }
-        max
+        HandedOver { count, low: is_low(&free_inc) }
     }
 
     /// Allocates a bucket without waiting (FORMAT.md §9.7): `None` when neither None nor `reserve`
@@ -546,12 +563,12 @@ impl State {
     }
 
     fn list_of(&self, bucket: BucketIndex) -> Option<Lifecycle> {
-        // The chain and free_inc are looked at only when nobody works on them, so that the check
-        // cannot make an allocation wait for a sweep.
+        if let Some(place) = lock(&self.free_inc).find(bucket) {
+            return Some(place);
+        }
+        // The chain is looked at only when nobody works on it, so that the check cannot make an
+        // allocation wait for a sweep.
         if let Ok(refill) = self.refill.try_lock() {
-            if let Some(place) = refill.free_inc.find(bucket) {
-                return Some(place);
-            }
             if refill.chain.buckets().any(|other| other == bucket) {
                 return Some(Lifecycle::Allocated);
             }
@@ -577,8 +594,8 @@ impl State {
     /// with nothing else running.
     pub fn check(&self) -> Result<(), Inconsistency> {
         let refill = self.refill();
+        let mut listed = self.free_inc_contents();
         let reserves = lock(&self.reserves);
-        let mut listed: Vec<_> = refill.free_inc.fifo().iter().collect();
         for reserve in Reserve::ALL {
             listed.extend(reserves.fifo(reserve).iter());
         }

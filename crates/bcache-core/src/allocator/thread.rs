@@ -275,7 +275,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                 HandedOut::Full if !discard && self.may_refill_early() => return Ok(Needed::Soon),
                 HandedOut::Full => {
                     self.io.observe(Event::Waits(WaitsFor::Room));
-                    self.shared.park_until(|| self.shared.has_room())?;
+                    // Whoever fetches leaves the reserves full, and `free_inc` low.
+                    self.shared.park_until(|| {
+                        self.shared.has_room() || !discard && self.may_refill_early()
+                    })?;
                 }
             }
         }
@@ -331,7 +334,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             }
             // What was ready before may be fetched meanwhile: it need not be full any more.
             let enough = pass.found == Found::Enough || needed == Needed::Soon;
-            if enough || state.refill().free_inc.fifo().is_full() {
+            if enough || state.free_inc_is_full() {
                 break;
             }
         }
