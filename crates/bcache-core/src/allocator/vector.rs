@@ -74,6 +74,20 @@ pub(crate) fn victims(words: &[AtomicU32], base: u32, threshold: u32, masks: &mu
     victims_portable(words, base, threshold, masks);
 }
 
+/// The mask of [`victims`] for one group of 64 words, without the few that are not: for groups where
+/// those are many.
+pub(crate) fn victims_exactly(group: &[AtomicU32], base: u32, threshold: u32) -> u64 {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that the function asks for.
+        return unsafe { x86::victims_exactly(group, base, threshold) };
+    }
+    let mut mask = [0];
+    victims_portable(group, base, threshold, &mut mask);
+    let [mask] = mask;
+    mask
+}
+
 fn victims_portable(words: &[AtomicU32], base: u32, threshold: u32, masks: &mut [u64]) {
     for (group, mask) in words.chunks_exact(GROUP).zip(masks) {
         *mask = 0;
@@ -127,9 +141,10 @@ mod x86 {
     use std::arch::x86_64::{
         __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_andnot_si256,
         _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cmpgt_epi32, _mm256_madd_epi16,
-        _mm256_max_epu16, _mm256_min_epu32, _mm256_movemask_ps, _mm256_or_si256, _mm256_set1_epi32,
-        _mm256_setzero_si256, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi32,
-        _mm256_subs_epu16,
+        _mm256_min_epu16, _mm256_min_epu32, _mm256_movemask_ps, _mm256_mullo_epi32,
+        _mm256_or_si256, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_slli_epi32,
+        _mm256_srai_epi32, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi16,
+        _mm256_sub_epi32, _mm256_subs_epu16,
     };
 
     use super::{AtomicU32, Cold, GROUP, Hot, NonZeroU16};
@@ -137,7 +152,14 @@ mod x86 {
     const LANES: usize = 8;
 
     /// Words between what is read and what is prefetched.
-    const AHEAD: usize = 1024;
+    const AHEAD: usize = 768;
+
+    /// The same for the rescaling, which writes too: less is under way for each line.
+    const AGED_AHEAD: usize = 384;
+
+    /// Brings the barred bit to where a lane's sign is.
+    const BARRED_TO_TOP: i32 = 18;
+    const _: () = assert!(Hot::BARRED << BARRED_TO_TOP == 1 << 31);
 
     /// Eight relaxed loads at once.
     ///
@@ -241,7 +263,38 @@ mod x86 {
         }
     }
 
+    /// See [`super::victims_exactly`].
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn victims_exactly(group: &[AtomicU32], base: u32, threshold: u32) -> u64 {
+        let mut mask = 0;
+        // SAFETY: all intrinsics are AVX2's or older. Each load is of the eight words that an exact
+        // chunk of eight holds.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            let base = _mm256_set1_epi32(base.cast_signed_portable());
+            let threshold = _mm256_set1_epi32(threshold.cast_signed_portable());
+            let sectors_mask = _mm256_set1_epi32(Hot::SECTORS_MASK.cast_signed_portable());
+            let excluded_mask = _mm256_set1_epi32(Hot::EXCLUDED.cast_signed_portable());
+            for eight in group.chunks_exact(LANES).rev() {
+                let word = load(eight.as_ptr());
+                let prio = _mm256_srli_epi32::<16>(word);
+                let sectors = _mm256_and_si256(word, sectors_mask);
+                let key = _mm256_mullo_epi32(_mm256_sub_epi32(prio, base), sectors);
+                let small = _mm256_cmpeq_epi32(_mm256_min_epu32(key, threshold), key);
+                let may_go = _mm256_cmpeq_epi32(_mm256_and_si256(word, excluded_mask), zero);
+                mask = (mask << LANES) | u64::from(lanes(_mm256_and_si256(small, may_go)));
+            }
+        }
+        mask
+    }
+
     /// See [`super::rescale`].
+    ///
+    /// A prio that has less to lose than is taken from it wraps in the copy that the least is taken
+    /// of, to more than any that has not.
     ///
     /// # Safety
     /// The processor must have AVX2.
@@ -251,41 +304,43 @@ mod x86 {
         let rest = super::rescale_portable(hot_eights.remainder(), cold_eights.remainder(), times);
         let mut least = [0u32; LANES];
         // SAFETY: all intrinsics are AVX2's or older. Each load and store is of the eight words
-        // that an exact chunk of eight holds; the last store is to eight words of our own.
+        // that an exact chunk of eight holds; the last store is to eight words of our own. A prefetch
+        // may name any address.
         unsafe {
             let zero = _mm256_setzero_si256();
             let ones = _mm256_cmpeq_epi32(zero, zero);
             let prio_mask = _mm256_set1_epi32(0xffff_0000u32.cast_signed_portable());
             // In the upper halves, so that a subtraction of 16-bit halves leaves the lower ones.
-            let times = u32::from(times.get()) << Hot::PRIO_SHIFT;
-            let times = _mm256_set1_epi32(times.cast_signed_portable());
-            let barred_bit = _mm256_set1_epi32(Hot::BARRED.cast_signed_portable());
+            let taken = u32::from(times.get()) << Hot::PRIO_SHIFT;
+            let taken = _mm256_set1_epi32(taken.cast_signed_portable());
             let pin_bits = _mm256_set1_epi32(Cold::PINS.cast_signed_portable());
             let mut min = ones;
+            for line in (0..hot.len()).step_by(16) {
+                _mm_prefetch::<_MM_HINT_T0>(hot.as_ptr().wrapping_add(AGED_AHEAD + line).cast());
+            }
             for (hot, cold) in hot_eights.zip(cold_eights) {
                 let word = load(hot.as_ptr());
-                let prio = _mm256_and_si256(word, prio_mask);
-                // A prio of 0 stays what it is without being told.
-                let fixed = _mm256_cmpeq_epi32(prio, prio_mask);
-                let barred = _mm256_cmpeq_epi32(_mm256_and_si256(word, barred_bit), barred_bit);
+                let fixed = _mm256_cmpeq_epi32(_mm256_and_si256(word, prio_mask), prio_mask);
+                let barred = _mm256_slli_epi32::<BARRED_TO_TOP>(word);
                 // Barred is pinned or gen too high; only the cold words can tell, and few are.
                 let kept = if lanes(barred) == 0 {
                     fixed
                 } else {
                     let pins = _mm256_and_si256(load(cold.as_ptr()), pin_bits);
                     let unpinned = _mm256_cmpeq_epi32(pins, zero);
+                    let barred = _mm256_srai_epi32::<31>(barred);
                     _mm256_or_si256(fixed, _mm256_andnot_si256(unpinned, barred))
                 };
-                let aged = _mm256_subs_epu16(word, _mm256_andnot_si256(kept, times));
-                store(hot.as_ptr(), aged);
-                let enough = _mm256_cmpeq_epi32(_mm256_max_epu16(prio, times), prio);
-                let counted = _mm256_andnot_si256(kept, enough);
-                let others = _mm256_andnot_si256(counted, ones);
-                min = _mm256_min_epu32(min, _mm256_or_si256(aged, others));
+                let taken = _mm256_andnot_si256(kept, taken);
+                store(hot.as_ptr(), _mm256_subs_epu16(word, taken));
+                let wrapped = _mm256_sub_epi16(word, taken);
+                min = _mm256_min_epu16(min, _mm256_or_si256(wrapped, kept));
             }
             _mm256_storeu_si256(least.as_mut_ptr().cast(), min);
         }
-        least.iter().fold(rest, |least, &word| least.min(Hot(word).prio().0))
+        let least = least.iter().map(|&word| Hot(word).prio().0).min().unwrap_or(u16::MAX);
+        // What wrapped is at least this much.
+        rest.min(if least > u16::MAX - times.get() { u16::MAX } else { least })
     }
 
     /// The bits of an unsigned word as the signed word that intrinsics take.

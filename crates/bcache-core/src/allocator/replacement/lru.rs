@@ -4,7 +4,8 @@
 //! words compares each bucket's key with a threshold, eight at a time, and only those that pass,
 //! about twice as many as wanted, are looked at again:
 //!
-//! 1. A sample of the table guesses a threshold that somewhat more than the wanted number pass.
+//! 1. A threshold is guessed that somewhat more than the wanted number pass: that of the pass before,
+//!    if enough were left below it, or else by a sample of the table.
 //! 2. The sweep collects what passes. When it has collected several times what is wanted, it keeps
 //!    the best and lowers the threshold to the worst of those; from then on ties do not pass, as
 //!    with the kernel's heap.
@@ -55,6 +56,18 @@ impl Victim {
 pub struct Scratch {
     keyed: Pile<u64>,
     exact: Pile<Victim>,
+    last: Option<LastPass>,
+}
+
+/// What the next pass may begin with.
+#[derive(Clone, Copy, Debug)]
+struct LastPass {
+    /// What its keys were computed with.
+    base: u32,
+    /// What its sweep began with.
+    threshold: u32,
+    /// Buckets below that, those that were taken not counted.
+    left: usize,
 }
 
 /// What a sweep collected, in the order of the table, and room to work on it.
@@ -125,13 +138,20 @@ pub(crate) fn select_and_take(
     if min_prio <= Prio::INITIAL.0 {
         let min = u32::from(min_prio);
         let base = min.wrapping_sub((u32::from(Prio::INITIAL.0) - min) / 8);
-        if (Sweep { words, base, count, pile: &mut scratch.keyed }).run() {
+        // Between two rescalings hardly any key falls.
+        let last = scratch.last.filter(|last| last.base == base && last.left / 5 >= count / 4);
+        let last = last.map(|last| last.threshold);
+        let mut sweep = Sweep { words, base, count, pile: &mut scratch.keyed, passed: 0 };
+        if let Some(threshold) = sweep.run(last) {
+            let passed = sweep.passed;
             let victim = |keyed: u64| Victim {
                 bucket_prio: keyed >> 32,
                 index: index_of(keyed).saturating_add(first),
             };
             let pile = &mut scratch.keyed;
             let selected = pile.take_best(table, count, victim, &mut take);
+            let left = passed.saturating_sub(selected.taken);
+            scratch.last = Some(LastPass { base, threshold, left });
             sort_by_key(&mut pile.taken, &mut pile.spare);
             pile.taken.iter().for_each(|&keyed| push(victim(keyed)));
             return selected;
@@ -218,13 +238,17 @@ struct Sweep<'a> {
     base: u32,
     count: usize,
     pile: &'a mut Pile<u64>,
+    /// Buckets that passed the threshold, at least: after it has fallen, fewer do.
+    passed: usize,
 }
 
 impl Sweep<'_> {
-    /// Collects at least the `count` best; false when fewer than that have keys that fit.
-    fn run(&mut self) -> bool {
-        // When the sample misled, all is taken and the sweep itself finds a threshold.
-        self.guess().is_some_and(|threshold| self.sweep(threshold)) || self.sweep(KEY_MAX)
+    /// Collects at least the `count` best; the threshold that it began with, or `None` when fewer than
+    /// that have keys that fit. It tries `last` first.
+    fn run(&mut self, last: Option<u32>) -> Option<u32> {
+        // When the guess misled, all is taken and the sweep itself finds a threshold.
+        let guessed = last.or_else(|| self.guess()).filter(|&threshold| self.sweep(threshold));
+        guessed.or_else(|| self.sweep(KEY_MAX).then_some(KEY_MAX))
     }
 
     /// A threshold that somewhat more than `count` buckets should pass, from about one in 256 of
@@ -234,7 +258,8 @@ impl Sweep<'_> {
     /// that a table whose prios repeat or rise with the bucket is sampled fairly.
     fn guess(&mut self) -> Option<u32> {
         const LINE: usize = 16;
-        let lines = (self.words.len() / LINE / 64).min(4096);
+        let lines =
+            (self.words.len() / LINE / 64).clamp(256, 4096).min(self.words.len() / LINE / 8);
         if lines < 64 {
             return None;
         }
@@ -269,6 +294,7 @@ impl Sweep<'_> {
     fn sweep(&mut self, mut threshold: u32) -> bool {
         let room = self.count.saturating_mul(4).max(1024);
         self.pile.collected.clear();
+        self.passed = 0;
         let mut masks = [0u64; BLOCK_GROUPS];
         let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
@@ -288,13 +314,20 @@ impl Sweep<'_> {
                 }
                 found += usize::from(counts);
             };
-            for (group, &mask) in (0u16..).step_by(GROUP).zip(masks.iter().take(groups)) {
+            let of_groups = masks.iter().zip(words.chunks_exact(GROUP));
+            for (group, (&mask, words)) in (0u16..).step_by(GROUP).zip(of_groups) {
                 // Most groups have none, one or two: those are noted without a branch, which would
                 // be predicted wrongly as often as not.
                 let mut mask = mask;
                 for _ in 0..2 {
                     note(group + lowest_bit(mask), mask != 0);
                     mask &= mask.wrapping_sub(1);
+                }
+                if mask & mask.wrapping_sub(1) != 0 {
+                    // Four or more. Where most keys are alike and just above the threshold, as after
+                    // one long sequential write, the rest of nearly every group would be looked at
+                    // one by one: eight times the time of the sweep.
+                    mask &= vector::victims_exactly(words, self.base, threshold);
                 }
                 while mask != 0 {
                     note(group + lowest_bit(mask), true);
@@ -309,12 +342,14 @@ impl Sweep<'_> {
             }
             if self.pile.collected.len() >= room {
                 let Some(last) = self.pile.last_of_best(self.count) else { continue };
+                self.passed = self.passed.max(self.pile.collected.len());
                 self.pile.collected.retain(|&keyed| keyed <= last);
                 // At the bottom nothing can be better than what there is.
                 let Some(below) = key_of(last).checked_sub(1) else { return true };
                 threshold = threshold.min(below);
             }
         }
+        self.passed = self.passed.max(self.pile.collected.len());
         self.pile.collected.len() >= self.count
     }
 
