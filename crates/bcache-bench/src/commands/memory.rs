@@ -195,7 +195,8 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
             "p99.9",
             "p99.99",
             "max",
-            "p99.99 to empty",
+            "p99.99, median",
+            "to empty",
         ],
     );
     let mut closed =
@@ -220,13 +221,12 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
                 let name = format!("closed loop, allocator to reference, {buckets} buckets");
                 add_ratio(&mut report, name, "allocations/s", own, of_reference);
             }
-            for (rate, run) in &engine.open_loop {
-                let p9999_ns =
-                    |measure| run.measured(measure).map(|it| it.percentile_ns(Percentile::P9999));
-                let empty_ns = p9999_ns(Measure::Empty);
-                for (what, measure) in
-                    [(name, Measure::BucketAllocation), ("  empty operation", Measure::Empty)]
-                {
+            for bucket::OpenLoopFound { rate, run, tails } in &engine.open_loop {
+                let (own_ns, empty_ns) = (tails.allocation_ns(), tails.empty_ns());
+                for (what, measure, tail_ns) in [
+                    (name, Measure::BucketAllocation, own_ns),
+                    ("  empty operation", Measure::Empty, empty_ns),
+                ] {
                     let Some(measured) = run.measured(measure) else { continue };
                     let at = |percentile| time(measured.percentile_ns(percentile));
                     open.add_row([
@@ -239,12 +239,17 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
                         at(Percentile::P999),
                         at(Percentile::P9999),
                         time(measured.histogram.max()),
-                        ratio(measured.percentile_ns(Percentile::P9999), empty_ns.unwrap_or(0)),
+                        time(tail_ns),
+                        ratio(tail_ns, empty_ns),
                     ]);
                 }
-                let own_ns = p9999_ns(Measure::BucketAllocation).map(float);
-                let name = format!("p99.99 to that of an empty operation: {}", run.name);
-                add_ratio(&mut report, name, "ns", own_ns, empty_ns.map(float));
+                let name = format!(
+                    "p99.99 to that of an empty operation, medians of {} rounds: {}",
+                    bucket::ROUNDS,
+                    run.name
+                );
+                let (own_ns, empty_ns) = (Some(float(own_ns)), Some(float(empty_ns)));
+                add_ratio(&mut report, name, "ns", own_ns, empty_ns);
             }
         }
         let runs = found.engines.iter().flat_map(bucket::EngineFound::runs);

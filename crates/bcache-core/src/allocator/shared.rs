@@ -21,7 +21,7 @@ use super::replacement::lru::bucket_prio;
 use super::reserves::{Reserve, Reserves};
 use super::state::State;
 use super::sync::{
-    Arc, AtomicBool, AtomicU8, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, lock, wait,
+    Arc, AtomicBool, AtomicU8, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, lock, thread, wait,
 };
 use super::table::TableError;
 
@@ -110,6 +110,8 @@ fn spin_until(mut done: impl FnMut() -> bool) -> bool {
         if start.elapsed() > SPIN_FOR {
             return false;
         }
+        // Whoever is to do it may be waiting for this very processor.
+        thread::yield_now();
     }
 }
 
