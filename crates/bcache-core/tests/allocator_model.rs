@@ -32,7 +32,7 @@ struct Setup {
     gcs: Gcs,
 }
 
-const SIZES: Sizes = Sizes { btree: 1, prio: 1, moving_gc: 1, none: 1, free_inc: 2, heap: 4 };
+const SIZES: Sizes = Sizes { btree: 1, prio: 1, moving_gc: 1, none: 1, free_inc: 4, heap: 8 };
 
 fn config() -> Config {
     Config::new(Geometry::new(NBUCKETS, 1, Sectors(16), Sectors(8)).unwrap())
@@ -340,8 +340,9 @@ fn every_schedule_tried_is_sound() {
     }
 }
 
-const BUGS: [Bug; 5] = [
+const BUGS: [Bug; 6] = [
     Bug::EarlyHandOut,
+    Bug::EarlyHandOutOfMore,
     Bug::LateAnnouncement,
     Bug::NoWakeUp,
     Bug::SkippedFlush,

@@ -132,15 +132,14 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
     let state = full_state(config(3000), &[]);
     assert_eq!(state.initial_fill(), 0);
     let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
-    // The first GCs find every bucket referenced, as before.
+    // The first GCs find every bucket referenced, as before: those that a pass took by keys that are
+    // stale now.
     let io = DiskIo {
         gc: Box::new(|shared| {
             thread::spawn(move || {
                 shared.state().gc_start();
                 for bucket in (3..3000).map(BucketIndex) {
-                    let table = shared.state().table();
-                    let bucket_gen = table.bucket_gen(bucket).unwrap();
-                    table.mark_key(bucket, bucket_gen, Mark::Reclaimable, 8).unwrap();
+                    shared.state().table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
                 }
                 shared.state().gc_finish(&[]).unwrap();
                 thread::sleep(Duration::from_millis(1));
@@ -251,6 +250,35 @@ fn a_bucket_is_invalidated_once_while_a_gc_runs() {
     assert_eq!(state.table().can_invalidate(BucketIndex(2000)), Ok(true));
     state.gc_finish(&[]).unwrap();
     assert_eq!(state.table().can_invalidate(bucket), Ok(true));
+    state.check().unwrap();
+}
+
+/// The buckets of a chain that failed are the first that a pass takes, and on a full cache the only ones
+/// for the next chain: a GC after the pass gives them back.
+#[test]
+fn what_a_pass_took_serves_a_chain_once_gc_finds_it_unreferenced() {
+    let (unmarked, stale) = (BucketIndex(200), BucketIndex(300));
+    let shared = Shared::new(full_state(config(600), &[unmarked.0]));
+    let state = shared.state();
+    state.table().set_prio(stale, Prio(1)).unwrap();
+    state.invalidate_buckets().unwrap();
+    let taken = state.free_inc_contents();
+    assert!(taken.contains(&unmarked) && taken.contains(&stale), "{taken:?}");
+    // A crash brings back its gen from before the pass, and nobody has looked for pointers since.
+    assert_eq!(state.fill_unreferenced(), 0);
+    collect_keeping(&shared);
+    state.set().block_prios();
+    assert_eq!(state.fill_unreferenced(), 0);
+    state.set().unblock_prios();
+    // The keys are stale now, but a crash would make them valid again.
+    state.gc_start();
+    for bucket in (3..600).map(BucketIndex).filter(|&bucket| bucket != unmarked) {
+        state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
+    }
+    state.gc_finish(&[]).unwrap();
+    assert_eq!(state.fill_unreferenced(), 1);
+    assert_eq!(state.reserve_contents(Reserve::Prio), [unmarked]);
+    assert_eq!(state.free_inc_contents().len(), taken.len() - 1);
     state.check().unwrap();
 }
 
@@ -415,6 +443,32 @@ fn an_unsynced_set_writes_nothing() {
     assert!(!setup.disk.lock().unwrap().has_prios());
 }
 
+/// A chain takes free buckets itself. Whoever fills what the last chain took never ends, and one bucket
+/// of data after the other goes.
+#[test]
+fn an_idle_cache_writes_nothing() {
+    for nbuckets in [513, 600, 1024, 1025, 2048, 3000, 8192, 16384, 32768, 65536] {
+        let state = full_state(config(nbuckets), &(100..400).collect::<Vec<_>>());
+        state.initial_fill();
+        let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+        let io = DiskIo { gc: Box::new(collect_keeping_in_thread), ..setup.io(u32::MAX) };
+        let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
+        assert_eq!(setup.allocate(10), (10, None), "{nbuckets} buckets");
+        let chains = || setup.shared.state().prio_chain().seq();
+        let start = Instant::now();
+        loop {
+            let before = chains();
+            thread::sleep(Duration::from_millis(50));
+            if chains() == before && before > 0 {
+                break;
+            }
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(10), "{nbuckets} buckets: {before} chains");
+        }
+        assert!(allocator.stop().is_ok());
+    }
+}
+
 /// Everything at once on every policy: afterwards the table and the lists are consistent.
 #[test]
 fn allocations_hits_gcs_and_rescalings_at_once() {
@@ -515,6 +569,26 @@ fn writers_never_get_the_same_sector() {
 }
 
 use bcache_core::allocator::state::HandOut;
+
+/// What is ready in `free_inc` counts as free: otherwise the cache that fetched last would be asked until
+/// nothing of its own is left.
+#[test]
+fn a_set_whose_reserves_are_fetched_uses_all_its_caches() {
+    let set = CacheSet::new(&[config(32768); 2]).unwrap();
+    set.gc_finish(&[]).unwrap();
+    for cache in set.caches() {
+        let state = cache.state();
+        state.initial_fill();
+        state.invalidate_buckets().unwrap();
+        state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+    }
+    let mut of_each = [0u32; 2];
+    for _ in 0..100 {
+        let got = set.bucket_alloc_set(Reserve::None, 1, false).unwrap();
+        of_each[usize::from(got[0].device)] += 1;
+    }
+    assert_eq!(of_each, [50, 50]);
+}
 
 fn filled_set(used: [usize; 3]) -> CacheSet {
     let set = CacheSet::new(&[config(3000), config(3000), config(3000)]).unwrap();

@@ -101,7 +101,22 @@ impl FreeInc {
         Some(ready)
     }
 
-    /// Buckets that wait for their gens to become durable.
+    /// Buckets that may be handed out.
+    pub fn ready_len(&self) -> usize {
+        self.ready
+    }
+
+    /// The buckets that wait for their gens to become durable, oldest first.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = BucketIndex> + '_ {
+        self.fifo.iter().skip(self.ready)
+    }
+
+    /// Takes out buckets that wait; `chosen` is sorted and names no other.
+    pub(crate) fn remove_waiting(&mut self, chosen: &[BucketIndex]) {
+        self.fifo.retain(|bucket| chosen.binary_search(&bucket).is_err());
+    }
+
+    /// How many buckets wait for their gens to become durable.
     pub fn unsafe_len(&self) -> usize {
         self.fifo.used().saturating_sub(self.ready)
     }
@@ -130,11 +145,15 @@ mod tests {
         free_inc.all_safe(Safe::GenDurable);
         assert!(free_inc.push(BucketIndex(9)));
         assert!(!free_inc.push(BucketIndex(10)));
+        assert_eq!((free_inc.ready_len(), free_inc.unsafe_len()), (2, 1));
         assert_eq!(free_inc.find(BucketIndex(8)), Some(Lifecycle::Ready));
         assert_eq!(free_inc.find(BucketIndex(9)), Some(Lifecycle::Invalidated));
         assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(7));
         assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(8));
         assert_eq!(free_inc.pop_ready(), None);
         assert_eq!(free_inc.unsafe_len(), 1);
+        assert!(free_inc.push(BucketIndex(11)));
+        free_inc.remove_waiting(&[BucketIndex(9)]);
+        assert_eq!(free_inc.waiting().map(|bucket| bucket.0).collect::<Vec<_>>(), [11]);
     }
 }

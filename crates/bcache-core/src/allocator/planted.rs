@@ -7,6 +7,8 @@
 pub enum Bug {
     /// `free_inc` is handed out before its gens are durable.
     EarlyHandOut,
+    /// The same, but only where it is filled before it is empty.
+    EarlyHandOutOfMore,
     /// The thread announces that it sleeps only after it looked at what it waits for.
     LateAnnouncement,
     /// A push does not wake who waits for it.

@@ -130,6 +130,11 @@ impl Fifo {
         self.queue.pop_front().map(|index| BucketIndex(u64::from(index)))
     }
 
+    /// Takes out every bucket that is not to stay.
+    pub(crate) fn retain(&mut self, mut stays: impl FnMut(BucketIndex) -> bool) {
+        self.queue.retain(|&index| stays(BucketIndex(u64::from(index))));
+    }
+
     /// The oldest bucket, left where it is.
     pub fn front(&self) -> Option<BucketIndex> {
         self.queue.front().map(|&index| BucketIndex(u64::from(index)))

@@ -104,12 +104,16 @@ impl CacheSet {
         if order.len() > 1 {
             order.sort_by_cached_key(|&device| {
                 let free = self.caches.get(device).map_or(0, |cache| {
-                    let none = cache.state().reserve_used(Reserve::None);
+                    let state = cache.state();
+                    let none = state.reserve_used(Reserve::None);
                     let more = match reserve {
                         Reserve::None => 0,
-                        reserve => cache.state().reserve_used(reserve),
+                        reserve => state.reserve_used(reserve),
                     };
-                    none + more
+                    // Without discards None is filled from here by whoever finds it empty: a cache
+                    // that nobody asks stays at that.
+                    let ready = if state.config().discard { 0 } else { state.ready_len() };
+                    none + more + ready
                 });
                 (std::cmp::Reverse(free), self.counters.min_prio_of(device))
             });

@@ -6,16 +6,18 @@
 //! - What an allocation waits for (a bucket in a reserve, the end of the thread) changes only under
 //!   the lock of the reserves, which it holds from looking until it sleeps.
 //! - The thread announces that it is about to sleep *before* it looks at what it waits for; whoever
-//!   changes that looks for the announcement *after* the change.
+//!   changes that looks for the announcement *after* the change. Only room in a reserve may come
+//!   about without: whoever needs a bucket kicks the thread before it sleeps.
 //!
-//! An allocation takes the lock of the reserves and one stripe of the table, both held for tens of
-//! nanoseconds by anyone; when the reserves are empty, that of `free_inc` too, which is held for no
-//! more than a batch. It never waits for a sweep or for I/O, unless there is no free bucket left.
+//! An allocation takes the lock of the reserves and one stripe of the table, and when the reserves are
+//! empty that of `free_inc` too. All are held by anyone for a batch of 64 pushes at most. It never waits
+//! for a sweep or for I/O, unless there is no free bucket left; a discard counts as I/O.
 
 use std::time::{Duration, Instant};
 
 use crate::units::BucketIndex;
 
+use super::lifecycle::Safe;
 use super::planted::{self, Bug};
 use super::replacement::lru::bucket_prio;
 use super::reserves::{Reserve, Reserves};
@@ -130,6 +132,8 @@ pub struct Shared {
     parked: AtomicBool,
     /// Goes up with whatever may end a wait for a bucket: a hint for those who spin before they sleep.
     supplied: AtomicU32,
+    /// Nothing in `free_inc` is ready: the thread is to be woken while the reserves last.
+    dry: AtomicBool,
     /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
     rescales_due: AtomicU32,
 }
@@ -146,6 +150,7 @@ impl Shared {
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
             supplied: AtomicU32::new(0),
+            dry: AtomicBool::new(false),
             rescales_due: AtomicU32::new(0),
         })
     }
@@ -174,13 +179,16 @@ impl Shared {
                 return Ok(self.state.take(bucket, reserve)?);
             }
             drop(reserves);
-            let fetched = self.fetch_ready();
-            if fetched == 0 && !wait {
-                self.kick();
-                return Err(AllocError::WouldBlock { reserve });
-            }
-            if fetched > 0 {
+            if self.fetch_ready() > 0 {
                 continue;
+            }
+            if !wait {
+                self.kick();
+                // The lock was given up for a moment: something may have been pushed meanwhile.
+                if lock(&self.state.reserves).has(reserve) {
+                    continue;
+                }
+                return Err(AllocError::WouldBlock { reserve });
             }
             // A pass over a small cache takes less time than sleeping and being woken.
             if std::mem::take(&mut may_spin) {
@@ -190,7 +198,6 @@ impl Shared {
                 }
             }
             reserves = lock(&self.state.reserves);
-            // The lock was given up for a moment: something may have been pushed meanwhile.
             if !reserves.has(reserve) {
                 drop(self.sleep(reserves, reserve)?);
             }
@@ -206,6 +213,9 @@ impl Shared {
             return 0;
         }
         let fetched = self.state.hand_out_batch(usize::MAX, &mut |_| {});
+        if fetched.dry {
+            self.dry.store(true, Ordering::SeqCst);
+        }
         if fetched.count > 0 {
             self.wake_waiters();
             if fetched.low {
@@ -219,16 +229,20 @@ impl Shared {
     ///
     /// The metadata reserves are refilled at once, `MovingGc` from half empty on: waking a sleeping
     /// thread for each bucket would cost more than the bucket. None is refilled by whoever finds it
-    /// empty, and by the thread only where buckets are discarded on their way.
+    /// empty, and by the thread, from half empty on, where buckets are discarded on their way or
+    /// there is nothing more to be found.
     fn is_low(&self, reserves: &Reserves, reserve: Reserve) -> bool {
         let half = |reserve| {
             let fifo = reserves.fifo(reserve);
             fifo.used() <= fifo.capacity() / 2
         };
+        let of_none = || {
+            (self.state.config().discard || self.dry.load(Ordering::SeqCst)) && half(Reserve::None)
+        };
         match reserve {
             Reserve::Btree | Reserve::Prio => true,
-            Reserve::MovingGc => half(reserve),
-            Reserve::None => self.state.config().discard && half(reserve),
+            Reserve::MovingGc => half(reserve) || of_none(),
+            Reserve::None => of_none(),
         }
     }
 
@@ -248,7 +262,12 @@ impl Shared {
             if reserves.fifo(reserve).used() >= count {
                 return Ok(());
             }
-            reserves = self.sleep(reserves, reserve)?;
+            drop(reserves);
+            let fetched = self.fetch_ready();
+            reserves = lock(&self.state.reserves);
+            if fetched == 0 && reserves.fifo(reserve).used() < count {
+                reserves = self.sleep(reserves, reserve)?;
+            }
         }
     }
 
@@ -374,9 +393,13 @@ impl Shared {
         }
     }
 
+    /// For the thread: what is in `free_inc` may be handed out from now on.
+    pub(crate) fn make_ready(&self, safe: Safe) {
+        self.state.free_inc_safe(safe);
+        self.dry.store(false, Ordering::SeqCst);
+    }
+
     /// For the thread: pushes a batch of ready buckets to the reserves and wakes who waits for them.
-    ///
-    /// True when the reserves are full and nothing more can be pushed.
     pub(crate) fn hand_out(&self, max: usize, pushed: &mut dyn FnMut(BucketIndex)) -> HandedOut {
         let mut result = HandedOut::More;
         let handed_over = self.state.hand_out_batch(max, &mut |out| match out {

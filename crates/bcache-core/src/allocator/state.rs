@@ -142,18 +142,27 @@ pub struct State {
 /// Buckets that are moved under one lock.
 const BATCH: usize = 64;
 
-/// How many buckets left `free_inc`, and whether it is to be filled.
+/// What leaving `free_inc` came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HandedOver {
+    /// How many buckets left it.
     pub(crate) count: usize,
+    /// It is to be filled.
     pub(crate) low: bool,
+    /// Nothing in it is ready any more.
+    pub(crate) dry: bool,
 }
 
-/// Whether a pass could fill about half of `free_inc`. Half of it and one batch is what is left then
-/// for the time that the pass takes; in small ones three quarters.
-fn is_low(free_inc: &FreeInc) -> bool {
-    let capacity = free_inc.fifo().capacity();
-    free_inc.fifo().used() <= (capacity / 2 + BATCH / 2).min(capacity / 4 * 3)
+/// Buckets of `free_inc` that are to last while it is filled: 1.6 ms at 100,000 a second.
+const LEAD: usize = 160;
+
+/// Buckets that are worth a pass and a prio write.
+const WORTH_A_PASS: usize = 96;
+
+/// Whether the last GC has found no pointer to a bucket's gen or an older one: a pointer that is older
+/// than the gen lowers `last_gc`, also a stale one (FORMAT.md §6.2 step 1).
+fn is_unreferenced(cold: Cold) -> bool {
+    cold.gc_gen() == 0
 }
 
 /// Sweeps of one LRU pass. More than one only when other threads changed what the first named.
@@ -275,9 +284,33 @@ impl State {
 
     /// Fills Prio and Btree while the cache is in use, with buckets that are
     /// [`Safe::Unreferenced`]. Returns how many; none while a GC runs or prios are blocked.
+    ///
+    /// Those that a pass has taken already go from `free_inc` to Prio: on a full cache, the buckets of a
+    /// chain that failed are the first that a pass takes, and the only ones for the next chain.
     pub fn fill_unreferenced(&self) -> usize {
-        // A pointer older than the gen lowers last_gc, also a stale one (FORMAT.md §6.2 step 1).
-        self.fill(|cold| cold.gc_gen() == 0)
+        self.fill(is_unreferenced) + self.fill_from_free_inc()
+    }
+
+    fn fill_from_free_inc(&self) -> usize {
+        // No GC can begin or end before the lock is given up.
+        let _refill = self.refill();
+        if !self.table.gc_mark_valid() || self.set.prio_blocked() != 0 {
+            return 0;
+        }
+        let mut chosen: Vec<_> = lock(&self.free_inc).waiting().collect();
+        chosen.retain(|&bucket| {
+            self.table.hint(bucket).is_some_and(|(_, cold)| is_unreferenced(cold))
+        });
+        let mut free_inc = lock(&self.free_inc);
+        let mut reserves = lock(&self.reserves);
+        chosen.truncate(reserves.fifo(Reserve::Prio).room());
+        chosen.sort_unstable();
+        free_inc.remove_waiting(&chosen);
+        for &bucket in &chosen {
+            let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket);
+            debug_assert!(pushed, "no more were chosen than there is room for");
+        }
+        chosen.len()
     }
 
     fn fill(&self, unreferenced: impl Fn(Cold) -> bool) -> usize {
@@ -290,8 +323,10 @@ impl State {
         let mut filled = 0;
         for index in self.table.first_bucket().0..self.table.nbuckets() {
             let bucket = BucketIndex(index);
-            // Before a lock is taken: most buckets are marked.
-            if !self.table.looks_unmarked(bucket) {
+            // Before a lock is taken that allocations need: few buckets qualify.
+            if !self.table.hint(bucket).is_some_and(|(hot, cold)| {
+                hot.mark() == Mark::None && !hot.excluded() && unreferenced(cold)
+            }) {
                 continue;
             }
             // Held until the bucket is in: buckets that are handed out meanwhile need room too.
@@ -428,9 +463,23 @@ impl State {
         lock(&self.free_inc).ready()
     }
 
-    /// Whether a pass could fill about half of `free_inc`.
+    /// Whether `free_inc` is to be filled before it is empty, so that what is ready lasts meanwhile.
     pub(crate) fn free_inc_is_low(&self) -> bool {
-        is_low(&lock(&self.free_inc))
+        self.is_low(&lock(&self.free_inc))
+    }
+
+    /// At a quarter, which in a large cache is far more than goes meanwhile; in a small one at
+    /// [`LEAD`], if that leaves as much room as is worth the writes. A chain of prio sets takes free
+    /// buckets itself: to fill what is missing only because of the last chain would never end.
+    fn is_low(&self, free_inc: &FreeInc) -> bool {
+        let (capacity, used) = (free_inc.fifo().capacity(), free_inc.fifo().used());
+        let lead = (capacity / 4).max(capacity.saturating_sub(WORTH_A_PASS).min(LEAD));
+        used <= lead && capacity - used > 2 * self.sizes.prio
+    }
+
+    /// Buckets of `free_inc` that may be handed out.
+    pub(crate) fn ready_len(&self) -> usize {
+        lock(&self.free_inc).ready_len()
     }
 
     /// Whether no pass is of use before something leaves `free_inc`.
@@ -464,7 +513,7 @@ impl State {
             each(HandOut::Pushed(ready, reserve));
             count += 1;
         }
-        HandedOver { count, low: is_low(&free_inc) }
+        HandedOver { count, low: self.is_low(&free_inc), dry: free_inc.ready().is_none() }
     }
 
     /// Allocates a bucket without waiting (FORMAT.md §9.7): `None` when neither None nor `reserve`

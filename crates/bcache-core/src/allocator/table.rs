@@ -252,10 +252,10 @@ impl BucketTable {
         self.words(bucket).map(|(_, _, cold)| Cold(cold.load(Ordering::SeqCst)).bucket_gen())
     }
 
-    /// Whether `bucket` carries no mark: a hint, read without its stripe's lock.
-    pub(crate) fn looks_unmarked(&self, bucket: BucketIndex) -> bool {
-        self.words(bucket)
-            .is_ok_and(|(_, hot, _)| Hot(hot.load(Ordering::Relaxed)).mark() == Mark::None)
+    /// The words of `bucket`, read without its stripe's lock.
+    pub(crate) fn hint(&self, bucket: BucketIndex) -> Option<(Hot, Cold)> {
+        let (_, hot, cold) = self.words(bucket).ok()?;
+        Some((Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::Relaxed))))
     }
 
     /// Sets what a `prio_set` says of a bucket: `last_gc` becomes its gen too (FORMAT.md §3.3).

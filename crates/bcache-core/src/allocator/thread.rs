@@ -57,7 +57,8 @@ pub trait AllocatorIo: Send {
     /// with [`Shared::gc_finished`].
     fn wake_gc(&mut self);
 
-    /// Told of each step, in the thread: for counting and timing.
+    /// Told of each step, in the thread: for counting and timing. [`Event::HandedOut`] comes with the
+    /// locks held that allocations need: the allocator must not be called from there, nor waited.
     fn observe(&mut self, event: Event<'_, Self::Error>) {
         let _ = event;
     }
@@ -225,7 +226,7 @@ impl<E: std::error::Error + 'static> From<TableError> for End<E> {
 enum Needed {
     /// None is ready.
     Now,
-    /// The reserves are full, and `free_inc` is half empty.
+    /// The reserves are full, and `free_inc` is low.
     Soon,
 }
 
@@ -307,7 +308,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
 
     /// B, C, D: fills `free_inc` and makes it ready.
     ///
-    /// What is needed only soon is not waited for: one pass takes what it finds.
+    /// For what is needed only soon there is one pass, and it takes what it finds.
     fn refill(&mut self, needed: Needed) -> Result<(), End<Io::Error>> {
         let state = self.shared.state();
         loop {
@@ -317,18 +318,18 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             let Ok(pass) = state.invalidate_buckets() else { continue };
             self.io.observe(Event::PassEnded(&pass));
             if planted::is(Bug::EarlyHandOut) {
-                state.free_inc_safe(Safe::GenDurable);
+                self.shared.make_ready(Safe::GenDurable);
                 return Ok(());
             }
             if pass.found != Found::Enough {
                 self.io.wake_gc();
             }
             self.wait_for_btree()?;
+            self.early_fell_short = needed == Needed::Soon && pass.found != Found::Enough;
             if !state.config().sync {
-                state.free_inc_safe(Safe::NotSynced);
+                self.shared.make_ready(Safe::NotSynced);
                 return Ok(());
             }
-            self.early_fell_short = needed == Needed::Soon && pass.found != Found::Enough;
             if needed == Needed::Soon && pass.invalidated == 0 {
                 return Ok(());
             }
@@ -338,8 +339,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                 break;
             }
         }
+        if needed == Needed::Soon && planted::is(Bug::EarlyHandOutOfMore) {
+            self.shared.make_ready(Safe::GenDurable);
+        }
         self.write_prios()?;
-        state.free_inc_safe(Safe::GenDurable);
+        self.shared.make_ready(Safe::GenDurable);
         Ok(())
     }
 

@@ -322,7 +322,7 @@ mod x86 {
                 let word = load(hot.as_ptr());
                 let fixed = _mm256_cmpeq_epi32(_mm256_and_si256(word, prio_mask), prio_mask);
                 let barred = _mm256_slli_epi32::<BARRED_TO_TOP>(word);
-                // Barred is pinned or gen too high; only the cold words can tell, and few are.
+                // Barred is pinned or gen too high, or a GC runs; only the cold words can tell.
                 let kept = if lanes(barred) == 0 {
                     fixed
                 } else {
@@ -379,6 +379,21 @@ mod tests {
             for (fast, plain) in fast.iter().zip(&plain) {
                 prop_assert_eq!(plain & !fast, 0);
             }
+        }
+
+        #[test]
+        fn the_exact_vector_loop_finds_what_the_portable_one_finds(
+            words in proptest::collection::vec(any::<u32>(), GROUP),
+            min_prio in 0u32..=32768,
+            threshold in prop_oneof![Just(0), any::<u32>(), Just((1 << 30) - 1)],
+            reached in any::<bool>(),
+        ) {
+            let base = min_prio.wrapping_sub((32768 - min_prio) / 8);
+            let threshold = if reached { key(words[0], base) } else { threshold };
+            let words: Vec<_> = words.into_iter().map(AtomicU32::new).collect();
+            let mut plain = [0];
+            victims_portable(&words, base, threshold, &mut plain);
+            prop_assert_eq!(victims_exactly(&words, base, threshold), plain[0]);
         }
 
         #[test]

@@ -59,11 +59,10 @@ pub struct Scratch {
     last: Option<LastPass>,
 }
 
-/// What the next pass may begin with.
+/// What the next pass may begin with. A rescaling changes each key by an eighth of its sectors at
+/// most, and most not at all.
 #[derive(Clone, Copy, Debug)]
 struct LastPass {
-    /// What its keys were computed with.
-    base: u32,
     /// What its sweep began with.
     threshold: u32,
     /// Buckets below that, those that were taken not counted.
@@ -138,8 +137,7 @@ pub(crate) fn select_and_take(
     if min_prio <= Prio::INITIAL.0 {
         let min = u32::from(min_prio);
         let base = min.wrapping_sub((u32::from(Prio::INITIAL.0) - min) / 8);
-        // Between two rescalings hardly any key falls.
-        let last = scratch.last.filter(|last| last.base == base && last.left / 5 >= count / 4);
+        let last = scratch.last.filter(|last| last.left >= count + count / 4);
         let last = last.map(|last| last.threshold);
         let mut sweep = Sweep { words, base, count, pile: &mut scratch.keyed, passed: 0 };
         if let Some(threshold) = sweep.run(last) {
@@ -151,7 +149,7 @@ pub(crate) fn select_and_take(
             let pile = &mut scratch.keyed;
             let selected = pile.take_best(table, count, victim, &mut take);
             let left = passed.saturating_sub(selected.taken);
-            scratch.last = Some(LastPass { base, threshold, left });
+            scratch.last = (threshold < KEY_MAX).then_some(LastPass { threshold, left });
             sort_by_key(&mut pile.taken, &mut pile.spare);
             pile.taken.iter().for_each(|&keyed| push(victim(keyed)));
             return selected;
@@ -246,13 +244,15 @@ impl Sweep<'_> {
     /// Collects at least the `count` best; the threshold that it began with, or `None` when fewer than
     /// that have keys that fit. It tries `last` first.
     fn run(&mut self, last: Option<u32>) -> Option<u32> {
-        // When the guess misled, all is taken and the sweep itself finds a threshold.
-        let guessed = last.or_else(|| self.guess()).filter(|&threshold| self.sweep(threshold));
+        // When that misled, a guess; when that misled too, all is taken and the sweep itself finds a
+        // threshold.
+        let last = last.filter(|&threshold| self.sweep(threshold));
+        let guessed = last.or_else(|| self.guess().filter(|&threshold| self.sweep(threshold)));
         guessed.or_else(|| self.sweep(KEY_MAX).then_some(KEY_MAX))
     }
 
-    /// A threshold that somewhat more than `count` buckets should pass, from about one in 256 of
-    /// them; `None` when the sample cannot tell.
+    /// A threshold that somewhat more than `count` buckets should pass, from one in 128 of them, and
+    /// more in small tables; `None` when the sample cannot tell.
     ///
     /// It takes whole cache lines, at distances that share no factor with how caches are filled, so
     /// that a table whose prios repeat or rise with the bucket is sampled fairly.
