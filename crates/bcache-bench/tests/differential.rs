@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bcache_bench::reference::{OpenBuckets, Reference, ReferenceSet};
 use bcache_core::allocator::state::HandOut;
 use bcache_core::allocator::{
-    CacheSet, Config, Found, Mark, Policy, Reserve, Safe, SectorAllocator, SectorRequest,
-    SetPointer, State,
+    CacheSet, Config, Found, Lifecycle, Mark, Policy, Reserve, Safe, SectorAllocator,
+    SectorRequest, SetPointer, State,
 };
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 use rand::rngs::StdRng;
@@ -485,6 +485,10 @@ impl Pair {
             self.fast.initial_fill()
         } else {
             self.reference.fill_unreferenced();
+            let waits =
+                |&bucket: &BucketIndex| self.fast.lifecycle(bucket) == Ok(Lifecycle::Invalidated);
+            let waiting = self.fast.free_inc_contents().iter().filter(|it| waits(it)).count();
+            self.reference.fill_from_free_inc(waiting);
             self.fast.fill_unreferenced()
         };
         self.counts.filled += filled as u64;

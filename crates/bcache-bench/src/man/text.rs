@@ -233,6 +233,11 @@ pub(super) const BUCKET_BEFORE: Sections = &[
          that does nothing, which shows what the machine adds. In the closed loop callers allocate as \
          fast as they can.
 
+An open loop is five rounds of at least 100,000 allocations each. What takes the processor away for some \
+         milliseconds, once in some seconds, hits one of the two operations only, and is more than a \
+         99.99th percentile leaves out. So each round has percentiles of its own, and \"to empty\" compares \
+         the medians of the rounds; the other columns are of all rounds together.
+
 Each loop goes on until the allocator has made --passes passes. One that --limit ends before that is \
          warned about, as are percentiles of too few samples.",
     ),

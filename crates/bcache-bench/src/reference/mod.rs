@@ -331,6 +331,22 @@ impl Reference {
         }
     }
 
+    /// What the allocator does then besides: of the last `waiting` buckets in `free_inc`, whose gens are not
+    /// durable, those into which no pointer leads go to Prio.
+    pub fn fill_from_free_inc(&mut self, waiting: usize) {
+        if !self.gc_mark_valid || self.prio_blocked != 0 {
+            return;
+        }
+        let mut at = self.free_inc.items.len() - waiting;
+        while let Some(&b) = self.free_inc.items.get(at) {
+            if self.buckets[b].gc_gen() == 0 && self.free[1].push(b) {
+                self.free_inc.items.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
     /// The buckets in a reserve.
     pub fn reserve(&self, reserve: Reserve) -> &VecDeque<usize> {
         &self.free[place(reserve)].items

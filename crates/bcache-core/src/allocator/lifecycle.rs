@@ -111,9 +111,19 @@ impl FreeInc {
         self.fifo.iter().skip(self.ready)
     }
 
-    /// Takes out buckets that wait; `chosen` is sorted and names no other.
-    pub(crate) fn remove_waiting(&mut self, chosen: &[BucketIndex]) {
-        self.fifo.retain(|bucket| chosen.binary_search(&bucket).is_err());
+    /// Takes out those of `chosen`, in the order of the queue, that wait; and gives them.
+    pub(crate) fn take_waiting(&mut self, chosen: &[BucketIndex]) -> Vec<BucketIndex> {
+        let (mut taken, mut chosen) = (Vec::new(), chosen.iter().peekable());
+        let (mut place, ready) = (0, self.ready);
+        self.fifo.retain(|bucket| {
+            place += 1;
+            let take = place > ready && chosen.next_if(|&&next| next == bucket).is_some();
+            if take {
+                taken.push(bucket);
+            }
+            !take
+        });
+        taken
     }
 
     /// How many buckets wait for their gens to become durable.
@@ -146,6 +156,7 @@ mod tests {
         assert!(free_inc.push(BucketIndex(9)));
         assert!(!free_inc.push(BucketIndex(10)));
         assert_eq!((free_inc.ready_len(), free_inc.unsafe_len()), (2, 1));
+        assert_eq!(free_inc.take_waiting(&[BucketIndex(8)]), [], "it is ready");
         assert_eq!(free_inc.find(BucketIndex(8)), Some(Lifecycle::Ready));
         assert_eq!(free_inc.find(BucketIndex(9)), Some(Lifecycle::Invalidated));
         assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(7));
@@ -153,7 +164,7 @@ mod tests {
         assert_eq!(free_inc.pop_ready(), None);
         assert_eq!(free_inc.unsafe_len(), 1);
         assert!(free_inc.push(BucketIndex(11)));
-        free_inc.remove_waiting(&[BucketIndex(9)]);
+        assert_eq!(free_inc.take_waiting(&[BucketIndex(9)]), [BucketIndex(9)]);
         assert_eq!(free_inc.waiting().map(|bucket| bucket.0).collect::<Vec<_>>(), [11]);
     }
 }

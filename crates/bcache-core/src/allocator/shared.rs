@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use crate::units::BucketIndex;
 
-use super::lifecycle::Safe;
 use super::planted::{self, Bug};
 use super::replacement::lru::bucket_prio;
 use super::reserves::{Reserve, Reserves};
@@ -132,8 +131,6 @@ pub struct Shared {
     parked: AtomicBool,
     /// Goes up with whatever may end a wait for a bucket: a hint for those who spin before they sleep.
     supplied: AtomicU32,
-    /// Nothing in `free_inc` is ready: the thread is to be woken while the reserves last.
-    dry: AtomicBool,
     /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
     rescales_due: AtomicU32,
 }
@@ -150,7 +147,6 @@ impl Shared {
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
             supplied: AtomicU32::new(0),
-            dry: AtomicBool::new(false),
             rescales_due: AtomicU32::new(0),
         })
     }
@@ -213,9 +209,6 @@ impl Shared {
             return 0;
         }
         let fetched = self.state.hand_out_batch(usize::MAX, &mut |_| {});
-        if fetched.dry {
-            self.dry.store(true, Ordering::SeqCst);
-        }
         if fetched.count > 0 {
             self.wake_waiters();
             if fetched.low {
@@ -236,9 +229,8 @@ impl Shared {
             let fifo = reserves.fifo(reserve);
             fifo.used() <= fifo.capacity() / 2
         };
-        let of_none = || {
-            (self.state.config().discard || self.dry.load(Ordering::SeqCst)) && half(Reserve::None)
-        };
+        let of_none =
+            || (self.state.config().discard || self.state.is_dry()) && half(Reserve::None);
         match reserve {
             Reserve::Btree | Reserve::Prio => true,
             Reserve::MovingGc => half(reserve) || of_none(),
@@ -391,12 +383,6 @@ impl Shared {
                 return Err(Stop);
             }
         }
-    }
-
-    /// For the thread: what is in `free_inc` may be handed out from now on.
-    pub(crate) fn make_ready(&self, safe: Safe) {
-        self.state.free_inc_safe(safe);
-        self.dry.store(false, Ordering::SeqCst);
     }
 
     /// For the thread: pushes a batch of ready buckets to the reserves and wakes who waits for them.

@@ -135,6 +135,8 @@ pub struct State {
     table: BucketTable,
     pub(crate) reserves: Mutex<Reserves>,
     free_inc: Mutex<FreeInc>,
+    /// Nothing in `free_inc` is ready. Changes under its lock.
+    dry: AtomicBool,
     refill: Mutex<Refill>,
     invalidate_needs_gc: AtomicBool,
 }
@@ -149,8 +151,6 @@ pub(crate) struct HandedOver {
     pub(crate) count: usize,
     /// It is to be filled.
     pub(crate) low: bool,
-    /// Nothing in it is ready any more.
-    pub(crate) dry: bool,
 }
 
 /// Buckets of `free_inc` that are to last while it is filled: 1.6 ms at 100,000 a second.
@@ -214,6 +214,7 @@ impl State {
             table: BucketTable::new(geometry.nbuckets(), geometry.first_bucket().0)?,
             reserves: Mutex::new(Reserves::new(&sizes)),
             free_inc: Mutex::new(FreeInc::new(sizes.free_inc)),
+            dry: AtomicBool::new(true),
             refill: Mutex::new(Refill {
                 chain: PrioChain::default(),
                 policy: PolicyState::new(config.seed),
@@ -301,16 +302,22 @@ impl State {
         chosen.retain(|&bucket| {
             self.table.hint(bucket).is_some_and(|(_, cold)| is_unreferenced(cold))
         });
-        let mut free_inc = lock(&self.free_inc);
-        let mut reserves = lock(&self.reserves);
-        chosen.truncate(reserves.fifo(Reserve::Prio).room());
-        chosen.sort_unstable();
-        free_inc.remove_waiting(&chosen);
-        for &bucket in &chosen {
-            let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket);
-            debug_assert!(pushed, "no more were chosen than there is room for");
+        chosen.truncate(lock(&self.reserves).fifo(Reserve::Prio).room());
+        if chosen.is_empty() {
+            return 0;
         }
-        chosen.len()
+        let taken = lock(&self.free_inc).take_waiting(&chosen);
+        let mut filled = 0;
+        for &bucket in &taken {
+            // What was handed out meanwhile may have taken the room.
+            if lock(&self.reserves).fifo_mut(Reserve::Prio).push(bucket) {
+                filled += 1;
+            } else {
+                let pushed = lock(&self.free_inc).push(bucket);
+                debug_assert!(pushed, "only passes push besides, under the lock of refill");
+            }
+        }
+        filled
     }
 
     fn fill(&self, unreferenced: impl Fn(Cold) -> bool) -> usize {
@@ -455,7 +462,9 @@ impl State {
     /// Everything in `free_inc` may be handed out from now on: its gens are durable, or the set is
     /// not synced.
     pub fn free_inc_safe(&self, safe: Safe) {
-        lock(&self.free_inc).all_safe(safe);
+        let mut free_inc = lock(&self.free_inc);
+        free_inc.all_safe(safe);
+        self.dry.store(free_inc.ready().is_none(), Ordering::SeqCst);
     }
 
     /// The next bucket that [`hand_out`](Self::hand_out) would push.
@@ -475,6 +484,11 @@ impl State {
         let (capacity, used) = (free_inc.fifo().capacity(), free_inc.fifo().used());
         let lead = (capacity / 4).max(capacity.saturating_sub(WORTH_A_PASS).min(LEAD));
         used <= lead && capacity - used > 2 * self.sizes.prio
+    }
+
+    /// Whether nothing in `free_inc` may be handed out.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.dry.load(Ordering::SeqCst)
     }
 
     /// Buckets of `free_inc` that may be handed out.
@@ -513,7 +527,8 @@ impl State {
             each(HandOut::Pushed(ready, reserve));
             count += 1;
         }
-        HandedOver { count, low: self.is_low(&free_inc), dry: free_inc.ready().is_none() }
+        self.dry.store(free_inc.ready().is_none(), Ordering::SeqCst);
+        HandedOver { count, low: self.is_low(&free_inc) }
     }
 
     /// Allocates a bucket without waiting (FORMAT.md §9.7): `None` when neither None nor `reserve`

@@ -55,6 +55,10 @@ pub trait AllocatorIo: Send {
 
     /// Asks for a GC, which may run in any thread and at any time from now on. Its end must be told
     /// with [`Shared::gc_finished`].
+    ///
+    /// It tells the table of every pointer that a crash could bring back, stale ones too
+    /// ([`mark_key`](BucketTable::mark_key)): of those that it finds, and of those that a replay of the
+    /// journal would find. A bucket of which it has heard nothing may be written over.
     fn wake_gc(&mut self);
 
     /// Told of each step, in the thread: for counting and timing. [`Event::HandedOut`] comes with the
@@ -318,7 +322,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             let Ok(pass) = state.invalidate_buckets() else { continue };
             self.io.observe(Event::PassEnded(&pass));
             if planted::is(Bug::EarlyHandOut) {
-                self.shared.make_ready(Safe::GenDurable);
+                self.shared.state().free_inc_safe(Safe::GenDurable);
                 return Ok(());
             }
             if pass.found != Found::Enough {
@@ -327,7 +331,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             self.wait_for_btree()?;
             self.early_fell_short = needed == Needed::Soon && pass.found != Found::Enough;
             if !state.config().sync {
-                self.shared.make_ready(Safe::NotSynced);
+                self.shared.state().free_inc_safe(Safe::NotSynced);
                 return Ok(());
             }
             if needed == Needed::Soon && pass.invalidated == 0 {
@@ -340,10 +344,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             }
         }
         if needed == Needed::Soon && planted::is(Bug::EarlyHandOutOfMore) {
-            self.shared.make_ready(Safe::GenDurable);
+            self.shared.state().free_inc_safe(Safe::GenDurable);
         }
         self.write_prios()?;
-        self.shared.make_ready(Safe::GenDurable);
+        self.shared.state().free_inc_safe(Safe::GenDurable);
         Ok(())
     }
 
@@ -393,6 +397,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                     self.io.observe(Event::PrioWriteDeferred);
                     self.io.wake_gc();
                     self.wait_for_gc()?;
+                    // Where buckets may be invalidated while a GC runs, that was not the wait for its
+                    // end. To wake one after the other, each while the last one runs, would never
+                    // find one ended.
+                    self.park_handing_out(|| state.table().gc_mark_valid())?;
                     // Nothing of free_inc may go. What GC found unreferenced may, once no btree node
                     // on the device points to it any more.
                     self.wait_for_btree()?;

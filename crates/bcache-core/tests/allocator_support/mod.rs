@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bcache_core::allocator::prios::PrioSetPlan;
-use bcache_core::allocator::{AllocatorIo, BucketTable, Mark, Shared};
+use bcache_core::allocator::{AllocatorIo, BucketTable, Lifecycle, Mark, Shared};
 use bcache_core::units::{BucketIndex, Gen};
 
 /// A prio set as it was written.
@@ -164,7 +164,17 @@ pub(crate) fn collect_keeping(shared: &Shared) {
         .map(|bucket| (bucket, table.bucket(bucket).expect("in range")))
         .filter(|(_, had)| had.pins == 0 && had.mark != Mark::None)
         .collect();
+    // What a pass has taken is still pointed to by keys, which are stale now.
+    let waits = |bucket| state.lifecycle(bucket) == Ok(Lifecycle::Invalidated);
+    let taken: Vec<_> = state.free_inc_contents().into_iter().filter(|&it| waits(it)).collect();
     state.gc_start();
+    for bucket in taken {
+        let had = table.bucket(bucket).expect("in range");
+        if had.mark != Mark::None {
+            let stale = Gen(had.bucket_gen.0.wrapping_sub(1));
+            table.mark_key(bucket, stale, Mark::Reclaimable, 8).expect("a mark that there is");
+        }
+    }
     for (bucket, had) in had {
         // One that was freed or reused meanwhile has another gen, or no key.
         if table.bucket(bucket).expect("in range").mark == Mark::None {

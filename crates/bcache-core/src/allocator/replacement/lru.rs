@@ -137,11 +137,13 @@ pub(crate) fn select_and_take(
     if min_prio <= Prio::INITIAL.0 {
         let min = u32::from(min_prio);
         let base = min.wrapping_sub((u32::from(Prio::INITIAL.0) - min) / 8);
-        let last = scratch.last.filter(|last| last.left >= count + count / 4);
+        let enough = count.saturating_add(count / 4);
+        let last = scratch.last.take().filter(|last| last.left >= enough);
         let last = last.map(|last| last.threshold);
-        let mut sweep = Sweep { words, base, count, pile: &mut scratch.keyed, passed: 0 };
+        let mut sweep =
+            Sweep { words, base, count, pile: &mut scratch.keyed, passed: 0, pruned: 0 };
         if let Some(threshold) = sweep.run(last) {
-            let passed = sweep.passed;
+            let (passed, pruned) = (sweep.passed, sweep.pruned);
             let victim = |keyed: u64| Victim {
                 bucket_prio: keyed >> 32,
                 index: index_of(keyed).saturating_add(first),
@@ -149,7 +151,9 @@ pub(crate) fn select_and_take(
             let pile = &mut scratch.keyed;
             let selected = pile.take_best(table, count, victim, &mut take);
             let left = passed.saturating_sub(selected.taken);
-            scratch.last = (threshold < KEY_MAX).then_some(LastPass { threshold, left });
+            // One that had to be lowered more than once is far too high.
+            let fits = threshold < KEY_MAX && pruned < 2;
+            scratch.last = fits.then_some(LastPass { threshold, left });
             sort_by_key(&mut pile.taken, &mut pile.spare);
             pile.taken.iter().for_each(|&keyed| push(victim(keyed)));
             return selected;
@@ -238,6 +242,8 @@ struct Sweep<'a> {
     pile: &'a mut Pile<u64>,
     /// Buckets that passed the threshold, at least: after it has fallen, fewer do.
     passed: usize,
+    /// How often the threshold was lowered.
+    pruned: u32,
 }
 
 impl Sweep<'_> {
@@ -295,6 +301,7 @@ impl Sweep<'_> {
         let room = self.count.saturating_mul(4).max(1024);
         self.pile.collected.clear();
         self.passed = 0;
+        self.pruned = 0;
         let mut masks = [0u64; BLOCK_GROUPS];
         let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
@@ -343,6 +350,7 @@ impl Sweep<'_> {
             if self.pile.collected.len() >= room {
                 let Some(last) = self.pile.last_of_best(self.count) else { continue };
                 self.passed = self.passed.max(self.pile.collected.len());
+                self.pruned += 1;
                 self.pile.collected.retain(|&keyed| keyed <= last);
                 // At the bottom nothing can be better than what there is.
                 let Some(below) = key_of(last).checked_sub(1) else { return true };
