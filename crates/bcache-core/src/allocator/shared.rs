@@ -129,6 +129,8 @@ pub struct Shared {
     kick: Condvar,
     /// The thread is asleep or about to be.
     parked: AtomicBool,
+    /// The thread was woken and has not run since.
+    called: AtomicBool,
     /// Goes up with whatever may end a wait for a bucket: a hint for those who spin before they sleep.
     supplied: AtomicU32,
     /// Rescalings that are due and that the thread is to do: while it is in I/O there may be several.
@@ -146,6 +148,7 @@ impl Shared {
             control: Mutex::new(Control::default()),
             kick: Condvar::new(),
             parked: AtomicBool::new(false),
+            called: AtomicBool::new(false),
             supplied: AtomicU32::new(0),
             rescales_due: AtomicU32::new(0),
         })
@@ -209,6 +212,11 @@ impl Shared {
             return 0;
         }
         let fetched = self.state.hand_out_batch(usize::MAX, &mut |_| {});
+        if self.called.load(Ordering::SeqCst) {
+            // A batch later it still has not run: it may be waiting for this very processor, and for a
+            // tick of the scheduler, which is longer than a small cache's reserves last.
+            thread::yield_now();
+        }
         if fetched.count > 0 {
             self.wake_waiters();
             if fetched.low {
@@ -344,6 +352,7 @@ impl Shared {
             let asleep = control.asleep;
             drop(control);
             if asleep {
+                self.called.store(true, Ordering::SeqCst);
                 self.kick.notify_all();
             }
         }
@@ -377,6 +386,7 @@ impl Shared {
                 control = wait(&self.kick, control);
             }
             control.asleep = false;
+            self.called.store(false, Ordering::SeqCst);
             control.kicked = false;
             if control.stop {
                 self.parked.store(false, Ordering::SeqCst);
