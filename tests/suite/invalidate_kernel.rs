@@ -98,6 +98,11 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// Boots a kernel that registers the devices of each case, tells their figures, copies their volumes
 /// and stops them again.
+///
+/// Both kernels leak a bio when a read of which a part is not cached finds that the bucket of another
+/// part is reused under it (`cache_read_races`), and complain when the device goes ("Objects remaining
+/// on `__kmem_cache_shutdown`"). On a small cache that is likely where what a large read misses is put
+/// into the cache. Therefore large reads bypass it, and others are no larger than the keys.
 fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
     let scratch = Scratch::new()?;
     let mut random = vec![0; 2 << 20];
@@ -120,6 +125,11 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
             guest = guest.script(format!("wait_for 20 test -b {volume}"));
         }
         guest = guest.script("set_figures");
+        let cutoff = |volume: &str, bytes| {
+            let attribute = format!("{}/bcache/sequential_cutoff", volume.replace("/dev/", ""));
+            // A volume without a backing device has none.
+            format!("echo {bytes} >/sys/block/{attribute} 2>/dev/null || true")
+        };
         for (index, volume) in volumes.iter().enumerate() {
             // A sum over a volume takes the guest ten times as long as the copy.
             let size = match backing.get(index) {
@@ -129,15 +139,15 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
             let dump = scratch.sparse(&dump_name(case, index), size)?;
             let (with_disk, name) = disk(guest, &dump, false);
             let copy = "bs=1M iflag=direct oflag=direct 2>/dev/null";
-            guest = with_disk.script(format!("dd if={volume} of={name} {copy}"));
+            guest = with_disk
+                .script(cutoff(volume, 4096))
+                .script(format!("dd if={volume} of={name} {copy}"));
         }
         if case.writes_on {
             for (index, volume) in volumes.iter().enumerate() {
-                guest = guest.script(format!(
-                    "echo 0 >/sys/block/{}/bcache/sequential_cutoff 2>/dev/null || true
-                    dd if=/data of={volume} bs=64k seek={} oflag=direct conv=notrunc 2>/dev/null
-                    dd if={volume} of=/dev/null bs=64k count=64 iflag=direct 2>/dev/null",
-                    volume.replace("/dev/", ""),
+                guest = guest.script(cutoff(volume, 0)).script(format!(
+                    "dd if=/data of={volume} bs=64k seek={} oflag=direct conv=notrunc 2>/dev/null
+                    dd if={volume} of=/dev/null bs=4k count=1024 iflag=direct 2>/dev/null",
                     index * 8
                 ));
             }

@@ -404,9 +404,10 @@ impl GuestRun {
         let errors = self.log.errors();
         ensure!(
             errors.is_empty(),
-            "kernel {} complained:\n{}\n{}",
+            "kernel {} complained:\n{}\n--- around the first ---\n{}\n{}",
             self.kernel,
             errors.join("\n"),
+            errors.first().map(|first| around(&self.console, first)).unwrap_or_default(),
             self.tail()
         );
         Ok(self)
@@ -423,6 +424,14 @@ impl GuestRun {
     }
 }
 
+/// The lines of `console` before and after the one that ends with `line`: a complaint that comes early
+/// is not among the last lines of a long script.
+fn around(console: &str, line: &str) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let at = lines.iter().position(|other| other.trim_end().ends_with(line)).unwrap_or(0);
+    lines.get(at.saturating_sub(20)..lines.len().min(at + 40)).unwrap_or_default().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -433,6 +442,14 @@ mod tests {
         assert_eq!(Guest::disk_name(25), "/dev/vdz");
         assert_eq!(Guest::disk_name(26), "/dev/vdaa");
         assert_eq!(Guest::disk_name(52), "/dev/vdba");
+    }
+
+    #[test]
+    fn what_stands_around_a_complaint_is_shown() {
+        let lines: Vec<String> = (0..200).map(|line| format!("[{line}] said {line}")).collect();
+        let shown = around(&lines.join("\r\n"), "[100] said 100");
+        assert!(shown.starts_with("[80] ") && shown.ends_with("said 139"), "{shown}");
+        assert_eq!(around("", "x"), "");
     }
 
     #[test]
