@@ -31,7 +31,7 @@ use crate::record::pace::PaceCounts;
 use crate::record::slices::Slices;
 use crate::record::{Measure, latency_histogram};
 use crate::reference::Locked;
-use crate::report::{Counters, Measured, Run};
+use crate::report::{Counters, Measured, Percentile, Run};
 use crate::warnings::Warning;
 
 /// A device that is not there: writes are done at once, and a GC finds all buckets half full.
@@ -351,7 +351,8 @@ fn open_loop(
                 schedule.run(&mut round_empties, || black_box(()));
             }
         }
-        let tail = |histogram: &Histogram<u64>| histogram.value_at_quantile(0.9999);
+        let tail =
+            |histogram: &Histogram<u64>| histogram.value_at_quantile(Percentile::P9999.quantile());
         tails.allocations.push(tail(&round_allocs));
         tails.empties.push(tail(&round_empties));
         allocs.add(&round_allocs)?;

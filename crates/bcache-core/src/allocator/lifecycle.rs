@@ -126,11 +126,6 @@ impl FreeInc {
         taken
     }
 
-    /// How many buckets wait for their gens to become durable.
-    pub fn unsafe_len(&self) -> usize {
-        self.fifo.used().saturating_sub(self.ready)
-    }
-
     /// The queue itself, to look at.
     pub fn fifo(&self) -> &Fifo {
         &self.fifo
@@ -155,14 +150,14 @@ mod tests {
         free_inc.all_safe(Safe::GenDurable);
         assert!(free_inc.push(BucketIndex(9)));
         assert!(!free_inc.push(BucketIndex(10)));
-        assert_eq!((free_inc.ready_len(), free_inc.unsafe_len()), (2, 1));
+        assert_eq!((free_inc.ready_len(), free_inc.waiting().count()), (2, 1));
         assert_eq!(free_inc.take_waiting(&[BucketIndex(8)]), [], "it is ready");
         assert_eq!(free_inc.find(BucketIndex(8)), Some(Lifecycle::Ready));
         assert_eq!(free_inc.find(BucketIndex(9)), Some(Lifecycle::Invalidated));
         assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(7));
         assert_eq!(free_inc.pop_ready().map(|ready| ready.bucket.0), Some(8));
         assert_eq!(free_inc.pop_ready(), None);
-        assert_eq!(free_inc.unsafe_len(), 1);
+        assert_eq!(free_inc.waiting().count(), 1);
         assert!(free_inc.push(BucketIndex(11)));
         assert_eq!(free_inc.take_waiting(&[BucketIndex(9)]), [BucketIndex(9)]);
         assert_eq!(free_inc.waiting().map(|bucket| bucket.0).collect::<Vec<_>>(), [11]);

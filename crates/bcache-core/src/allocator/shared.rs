@@ -129,7 +129,7 @@ pub struct Shared {
     kick: Condvar,
     /// The thread is asleep or about to be.
     parked: AtomicBool,
-    /// The thread was woken and has not run since.
+    /// The thread was woken and has not run since. Changes under the lock of `control`.
     called: AtomicBool,
     /// Goes up with whatever may end a wait for a bucket: a hint for those who spin before they sleep.
     supplied: AtomicU32,
@@ -181,8 +181,8 @@ impl Shared {
             if self.fetch_ready() > 0 {
                 continue;
             }
+            self.kick();
             if !wait {
-                self.kick();
                 // The lock was given up for a moment: something may have been pushed meanwhile.
                 if lock(&self.state.reserves).has(reserve) {
                     continue;
@@ -190,11 +190,10 @@ impl Shared {
                 return Err(AllocError::WouldBlock { reserve });
             }
             // A pass over a small cache takes less time than sleeping and being woken.
-            if std::mem::take(&mut may_spin) {
-                self.kick();
-                if spin_until(|| self.supplied.load(Ordering::SeqCst) != supplied) {
-                    continue;
-                }
+            if std::mem::take(&mut may_spin)
+                && spin_until(|| self.supplied.load(Ordering::SeqCst) != supplied)
+            {
+                continue;
             }
             reserves = lock(&self.state.reserves);
             if !reserves.has(reserve) {
@@ -350,9 +349,10 @@ impl Shared {
             let mut control = lock(&self.control);
             control.kicked = true;
             let asleep = control.asleep;
+            // Under the lock, or it could be set after the thread has come to clear it.
+            self.called.store(asleep, Ordering::SeqCst);
             drop(control);
             if asleep {
-                self.called.store(true, Ordering::SeqCst);
                 self.kick.notify_all();
             }
         }

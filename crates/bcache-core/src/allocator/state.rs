@@ -327,13 +327,17 @@ impl State {
         if !self.table.gc_mark_valid() {
             return 0;
         }
+        // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark, with
+        // the stripe lock held, finds that too.
+        let may_go = |hot: Hot, cold: Cold| {
+            hot.mark() == Mark::None && self.set.prio_blocked() == 0 && unreferenced(cold)
+        };
+        let looks_right = |(hot, cold): (Hot, Cold)| !hot.excluded() && may_go(hot, cold);
         let mut filled = 0;
         for index in self.table.first_bucket().0..self.table.nbuckets() {
             let bucket = BucketIndex(index);
             // Before a lock is taken that allocations need: few buckets qualify.
-            if !self.table.hint(bucket).is_some_and(|(hot, cold)| {
-                hot.mark() == Mark::None && !hot.excluded() && unreferenced(cold)
-            }) {
+            if !self.table.hint(bucket).is_some_and(looks_right) {
                 continue;
             }
             // Held until the bucket is in: buckets that are handed out meanwhile need room too.
@@ -341,11 +345,6 @@ impl State {
             if reserves.fifo(Reserve::Prio).is_full() && reserves.fifo(Reserve::Btree).is_full() {
                 break;
             }
-            // Whoever frees a btree node blocks prios before, so that whoever finds it without a mark,
-            // with the stripe lock held, finds that too.
-            let may_go = |hot: Hot, cold: Cold| {
-                hot.mark() == Mark::None && self.set.prio_blocked() == 0 && unreferenced(cold)
-            };
             if let Some(invalidated) = self.table.try_invalidate(bucket, may_go) {
                 self.set.raise_need_gc(invalidated.gc_gen);
                 let pushed = reserves.fifo_mut(Reserve::Prio).push(bucket)

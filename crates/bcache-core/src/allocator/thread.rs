@@ -275,23 +275,24 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             match self.shared.hand_out(batch, &mut observe) {
                 HandedOut::More => {}
                 HandedOut::Nothing => return Ok(Needed::Now),
-                // Refilled early, so that what is ready lasts until it is full again. With discards what
-                // is ready goes to the reserves by this loop only: first all of it.
-                HandedOut::Full if !discard && self.may_refill_early() => return Ok(Needed::Soon),
+                HandedOut::Full if self.may_refill_early() => return Ok(Needed::Soon),
                 HandedOut::Full => {
                     self.io.observe(Event::Waits(WaitsFor::Room));
                     // Whoever fetches leaves the reserves full, and `free_inc` low.
-                    self.shared.park_until(|| {
-                        self.shared.has_room() || !discard && self.may_refill_early()
-                    })?;
+                    self.shared.park_until(|| self.shared.has_room() || self.may_refill_early())?;
                 }
             }
         }
     }
 
+    /// Whether to refill so that what is ready lasts until it is full again. With discards what is ready
+    /// goes to the reserves by the thread only: first all of it.
     fn may_refill_early(&self) -> bool {
         let state = self.shared.state();
-        !self.early_fell_short && state.may_invalidate().is_ok() && state.free_inc_is_low()
+        !state.config().discard
+            && !self.early_fell_short
+            && state.may_invalidate().is_ok()
+            && state.free_inc_is_low()
     }
 
     /// Sleeps until `ready`, and hands out meanwhile what may be. Not with discards, of which nothing
@@ -322,7 +323,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             let Ok(pass) = state.invalidate_buckets() else { continue };
             self.io.observe(Event::PassEnded(&pass));
             if planted::is(Bug::EarlyHandOut) {
-                self.shared.state().free_inc_safe(Safe::GenDurable);
+                state.free_inc_safe(Safe::GenDurable);
                 return Ok(());
             }
             if pass.found != Found::Enough {
@@ -331,7 +332,7 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             self.wait_for_btree()?;
             self.early_fell_short = needed == Needed::Soon && pass.found != Found::Enough;
             if !state.config().sync {
-                self.shared.state().free_inc_safe(Safe::NotSynced);
+                state.free_inc_safe(Safe::NotSynced);
                 return Ok(());
             }
             if needed == Needed::Soon && pass.invalidated == 0 {
@@ -344,10 +345,10 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
             }
         }
         if needed == Needed::Soon && planted::is(Bug::EarlyHandOutOfMore) {
-            self.shared.state().free_inc_safe(Safe::GenDurable);
+            state.free_inc_safe(Safe::GenDurable);
         }
         self.write_prios()?;
-        self.shared.state().free_inc_safe(Safe::GenDurable);
+        state.free_inc_safe(Safe::GenDurable);
         Ok(())
     }
 
