@@ -43,7 +43,7 @@ fn baselines_run_on_an_image_and_end_in_a_report() {
     let mut report = Report::new("device", Settings::default(), environment);
     report.warnings = warnings::of_environment(&report.environment, 2);
     let watch = Watch::start(Root::system(), Vec::new());
-    let fixed = fixed_addresses(&device, area, &workload, &terms).unwrap();
+    let fixed = fixed_addresses(&device, area, Sectors(1024), &workload, &terms).unwrap();
     let sequential = sequential_write(&device, area, Sectors(1024), bytes, &stop, &live).unwrap();
     report.warnings.extend(warnings::of_observed(&watch.finish(), &BTreeMap::new()));
     for run in [&fixed, &sequential] {

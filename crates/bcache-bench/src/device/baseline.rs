@@ -1,9 +1,10 @@
 //! What a device does without an allocator: the measure of what the allocator costs.
 //!
-//! - [`fixed_addresses`]: the operations of a workload, with the same threads, sizes and pace, each to
-//!   an address that is known beforehand. A stream writes on and on through its own part of the
-//!   device, as it would through the buckets that an allocator gives it, so that a device which likes
-//!   consecutive writes likes both alike. Ends with a flush.
+//! - [`fixed_addresses`]: the same writes, with the same threads, sizes and pace, each to an address
+//!   that is known beforehand. The streams share the device as they share it with an allocator: each
+//!   fills an extent as large as a bucket, then its next one, which lies behind those of the other
+//!   streams; a write that goes over the end of an extent becomes two. So a device that likes
+//!   consecutive writes, or large ones, likes both runs alike. Ends with a flush.
 //! - [`sequential_write`]: so many bytes from one thread, one after the other.
 
 use std::num::NonZeroU64;
@@ -21,7 +22,7 @@ use crate::record::Measure;
 use crate::record::harness::{Context, Load, Until, Worker, drive};
 use crate::record::pace::Pace;
 use crate::report::{Counters, Run};
-use crate::workload::{Generator, OperationKind, Workload, WorkloadError};
+use crate::workload::{Generator, OperationKind, Workload, WorkloadError, greatest_common_divisor};
 
 /// Name of the run with fixed addresses.
 pub const FIXED_ADDRESSES: &str = "fixed addresses";
@@ -43,7 +44,7 @@ pub enum BaselineError {
     /// The workload cannot be.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
-    /// The area has no room for one operation of each stream.
+    /// The area has no room for an operation, or for a piece of one from each stream.
     #[error(
         "{area} of the device are too few for {streams} streams with operations of {block_max}"
     )]
@@ -90,20 +91,18 @@ pub struct Terms<'a> {
     pub live: &'a Live,
 }
 
-/// Runs `workload` without an allocator, within `area` of `device`, which is overwritten.
+/// Runs `workload` without an allocator, within `area` of `device`, which is overwritten, in extents as
+/// large as a bucket of `bucket` sectors.
 pub fn fixed_addresses(
     device: &dyn BlockDevice,
     area: Area,
+    bucket: Sectors,
     workload: &Workload,
     terms: &Terms<'_>,
 ) -> Result<Run, BaselineError> {
     workload.check()?;
-    let (streams, block_max) = (workload.streams_total(), workload.block_max());
-    let granule = workload.granule().0;
-    let part = area.size.0 / streams / granule * granule;
-    if part < block_max.0 {
-        return Err(BaselineError::AreaTooSmall { area: area.size, streams, block_max });
-    }
+    let extents = Extents::new(area, bucket, workload)?;
+    let block_max = workload.block_max();
     let totals = Totals::default();
     let load = Load {
         threads: workload.writers.get(),
@@ -114,13 +113,13 @@ pub fn fixed_addresses(
     };
     let mut driven = drive(&load, |writer| -> Result<_, BaselineError> {
         let first = u64::from(writer) * u64::from(workload.streams.get());
-        let starts = (0..u64::from(workload.streams.get()))
-            .map(|stream| area.start.0 + (first + stream) * part);
+        let streams = first..first + u64::from(workload.streams.get());
         Ok(FixedWriter {
             device,
+            extents,
             generator: workload.generator(writer)?,
             buffer: noise(buffer_len(block_max)?, u64::from(writer)),
-            streams: starts.map(|start| Stream { start, end: start + part, next: start }).collect(),
+            streams: streams.map(|number| Stream { number, written: 0 }).collect(),
             first_stream: first,
             left: terms.length.share_of(writer, workload.writers),
             written_bytes: 0,
@@ -159,28 +158,56 @@ struct Totals {
     hits: AtomicU64,
 }
 
-/// A stream's part of the area, in sectors.
+/// How an area is dealt out to streams: row after row of extents, one for each stream. In sectors.
 #[derive(Clone, Copy, Debug)]
-struct Stream {
+struct Extents {
     start: u64,
-    end: u64,
-    next: u64,
+    size: u64,
+    streams: u64,
+    rows: u64,
+    granule: u64,
 }
 
-impl Stream {
-    /// Where the next write of `size` goes.
-    fn advance(&mut self, size: Sectors) -> u64 {
-        if self.end - self.next < size.0 {
-            self.next = self.start;
+impl Extents {
+    /// Extents of `bucket` sectors, or smaller ones where there would not be one for each stream.
+    fn new(area: Area, bucket: Sectors, workload: &Workload) -> Result<Self, BaselineError> {
+        let (streams, block_max) = (workload.streams_total(), workload.block_max());
+        // An extent ends where a piece of an operation may.
+        let granule = greatest_common_divisor(workload.granule().0, bucket.0).max(1);
+        let size = bucket.0.min(area.size.0 / streams / granule * granule);
+        let rows = area.size.0.checked_div(size * streams).unwrap_or(0);
+        if rows * streams * size < block_max.0.max(1) {
+            return Err(BaselineError::AreaTooSmall { area: area.size, streams, block_max });
         }
-        let at = self.next;
-        self.next += size.0;
-        at
+        Ok(Self { start: area.start.0, size, streams, rows, granule })
     }
+
+    /// Where `stream` writes next, and how many of the `wanted` sectors before its extent ends.
+    fn advance(&self, stream: &mut Stream, wanted: u64) -> (u64, u64) {
+        let (row, within) = (stream.written / self.size % self.rows, stream.written % self.size);
+        let sectors = wanted.min(self.size - within);
+        stream.written += sectors;
+        (self.start + (row * self.streams + stream.number) * self.size + within, sectors)
+    }
+
+    /// Where an operation of `size`, the largest or less, reads what is at `offset` of the volume.
+    fn read_from(&self, offset: Sectors, size: Sectors) -> u64 {
+        let all = self.rows * self.streams * self.size;
+        let places = all.saturating_sub(size.0) / self.granule + 1;
+        self.start + offset.0 / self.granule % places * self.granule
+    }
+}
+
+/// A stream: its number among all, and how many sectors it has written.
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    number: u64,
+    written: u64,
 }
 
 struct FixedWriter<'a> {
     device: &'a dyn BlockDevice,
+    extents: Extents,
     generator: Generator,
     buffer: AlignedBuf,
     streams: Vec<Stream>,
@@ -214,20 +241,25 @@ impl Worker for FixedWriter<'_> {
         };
         match operation.kind {
             OperationKind::Write => {
-                let offset = Sectors(stream.advance(operation.size)).bytes();
-                let wrote =
-                    context.time(Measure::DataWrite, || self.device.write_at(offset, buffer));
-                wrote?;
+                let mut done = 0;
+                while done < operation.size.0 {
+                    let (at, sectors) = self.extents.advance(stream, operation.size.0 - done);
+                    let offset = Sectors(at).bytes();
+                    let data = buffer.get(..buffer_len(Sectors(sectors))?).unwrap_or_default();
+                    let wrote =
+                        context.time(Measure::DataWrite, || self.device.write_at(offset, data));
+                    wrote?;
+                    done += sectors;
+                }
                 self.written_bytes += bytes;
                 if let Some(live) = live {
                     live.wrote(bytes);
                 }
             }
             OperationKind::Read => {
-                // Anywhere in the stream's part; what is read is of no interest.
-                let places = (stream.end - stream.start) / operation.size.0.max(1);
-                let place = operation.offset.0 / operation.size.0.max(1) % places.max(1);
-                let offset = Sectors(stream.start + place * operation.size.0).bytes();
+                // What is read is of no interest.
+                let at = self.extents.read_from(operation.offset, operation.size);
+                let offset = Sectors(at).bytes();
                 let read = context.time(Measure::DataRead, || self.device.read_at(offset, buffer));
                 read?;
                 self.read_bytes += bytes;
@@ -279,12 +311,9 @@ pub fn sequential_write(
     let driven = drive(&load, |_| {
         Ok(SequentialWriter {
             device,
-            stream: Stream {
-                start: area.start.0,
-                end: area.start.0 + area.size.0,
-                next: area.start.0,
-            },
+            area,
             chunk,
+            chunks: 0,
             buffer: noise(buffer_len(chunk)?, 0),
             left: bytes.get(),
             totals: &totals,
@@ -300,8 +329,10 @@ pub fn sequential_write(
 
 struct SequentialWriter<'a> {
     device: &'a dyn BlockDevice,
-    stream: Stream,
+    area: Area,
     chunk: Sectors,
+    /// How many were written.
+    chunks: u64,
     buffer: AlignedBuf,
     left: u64,
     totals: &'a Totals,
@@ -315,7 +346,9 @@ impl Worker for SequentialWriter<'_> {
         if self.left == 0 {
             return Ok(false);
         }
-        let offset = Sectors(self.stream.advance(self.chunk)).bytes();
+        let place = self.chunks % (self.area.size.0 / self.chunk.0).max(1);
+        let offset = (self.area.start + Sectors(place * self.chunk.0)).bytes();
+        self.chunks += 1;
         let wrote = context.time(Measure::DataWrite, || self.device.write_at(offset, &self.buffer));
         wrote?;
         let bytes = self.chunk.bytes();

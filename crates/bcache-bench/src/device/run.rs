@@ -276,6 +276,7 @@ fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
 struct Fixed<'a> {
     device: &'a CountedDevice,
     area: Area,
+    bucket: Sectors,
     plan: &'a DevicePlan,
     workload: &'a Workload,
     fill: bool,
@@ -298,9 +299,11 @@ impl<'a> Fixed<'a> {
         }
         let file =
             |backing: &Backing| matches!(backing, Backing::Loop { .. } | Backing::Image { .. });
+        let geometry = geometry_of(make)?;
         Ok(Some(Self {
             device,
-            area: data_area(&geometry_of(make)?),
+            area: data_area(&geometry),
+            bucket: geometry.bucket_size(),
             plan,
             workload: &prepared.workload,
             // A file gets its blocks when it is first written; whoever runs first would pay for it.
@@ -325,6 +328,6 @@ impl<'a> Fixed<'a> {
         let RunContext { stop, live } = self.context;
         live.begin(FIXED_ADDRESSES, length.goal());
         let terms = Terms { pace: self.plan.pace, length, stop, live };
-        Ok(fixed_addresses(self.device, self.area, self.workload, &terms)?)
+        Ok(fixed_addresses(self.device, self.area, self.bucket, self.workload, &terms)?)
     }
 }

@@ -28,6 +28,8 @@ fn amount(bytes: u64) -> Length {
 
 const AREA: Area = Area { start: Sectors(2048), size: Sectors(16384) };
 
+const BUCKET: Sectors = Sectors(256);
+
 /// The writes of a run: offset and length in sectors.
 fn writes(device: &TraceDevice<MemoryDevice>) -> Vec<(u64, u64)> {
     device
@@ -41,26 +43,54 @@ fn writes(device: &TraceDevice<MemoryDevice>) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn an_amount_is_written_within_the_area_and_consecutively() {
+fn an_amount_is_written_within_the_area_extent_after_extent() {
     let device = TraceDevice::new(MemoryDevice::new(32 << 20));
     let live = Live::new(2);
     let terms = Terms { pace: Pace::Closed, length: amount(12 << 20), stop: &GO, live: &live };
-    let run = fixed_addresses(&device, AREA, &workload("4k", 0.0), &terms).unwrap();
+    let run = fixed_addresses(&device, AREA, BUCKET, &workload("4k", 0.0), &terms).unwrap();
     assert_eq!(run.counters.written_bytes, 12 << 20);
     assert_eq!(run.operations, 3072);
     assert_eq!(run.measured(Measure::DataWrite).unwrap().histogram.len(), 3072);
     assert_eq!(run.measured(Measure::Operation).unwrap().histogram.len(), 3072);
     assert!(run.measured(Measure::DataRead).is_none());
     assert_eq!(live.sums().written_bytes, 12 << 20);
-    let part = AREA.size.0 / 4;
-    let mut next = [0, 1, 2, 3].map(|stream| AREA.start.0 + stream * part);
+    // Each of the four streams fills its extent, then the one four behind it, and at last the first.
+    let extents = AREA.size.0 / BUCKET.0;
+    let mut next = [0, 1, 2, 3].map(|stream| stream * BUCKET.0);
     for (offset, size) in writes(&device) {
-        assert!(offset >= AREA.start.0 && offset + size <= AREA.start.0 + AREA.size.0);
-        let stream = usize::try_from((offset - AREA.start.0) / part).unwrap();
-        let start = AREA.start.0 + stream as u64 * part;
-        assert!(offset == next[stream] || (offset == start && next[stream] == start + part));
-        next[stream] = offset + size;
+        let at = offset - AREA.start.0;
+        let stream = usize::try_from(at / BUCKET.0 % 4).unwrap();
+        assert_eq!(at, next[stream]);
+        next[stream] = at + size;
+        if next[stream] % BUCKET.0 == 0 {
+            next[stream] = (next[stream] + 3 * BUCKET.0) % (extents * BUCKET.0);
+        }
     }
+}
+
+#[test]
+fn what_goes_over_the_end_of_an_extent_is_two_writes() {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let live = Live::new(1);
+    let terms = Terms { pace: Pace::Closed, length: amount(384 << 10), stop: &GO, live: &live };
+    let one = NonZeroU32::MIN;
+    let workload = Workload { streams: one, writers: one, ..workload("96k", 0.0) };
+    let run = fixed_addresses(&device, AREA, BUCKET, &workload, &terms).unwrap();
+    assert_eq!((run.operations, run.counters.written_bytes), (4, 384 << 10));
+    let expected = [(0, 192), (192, 64), (256, 128), (384, 128), (512, 64), (576, 192)];
+    assert_eq!(writes(&device), expected.map(|(at, size)| (AREA.start.0 + at, size)));
+    assert_eq!(run.measured(Measure::DataWrite).unwrap().histogram.len(), 6);
+}
+
+#[test]
+fn a_small_area_has_a_smaller_extent_for_each_stream() {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let live = Live::new(2);
+    let terms = Terms { pace: Pace::Closed, length: amount(4 << 20), stop: &GO, live: &live };
+    let area = Area { size: Sectors(203), ..AREA };
+    fixed_addresses(&device, area, BUCKET, &workload("8k", 0.0), &terms).unwrap();
+    let ends = writes(&device).into_iter().map(|(offset, size)| offset + size - area.start.0);
+    assert_eq!(ends.max(), Some(4 * 48));
 }
 
 #[test]
@@ -71,11 +101,15 @@ fn reads_stay_within_the_area_too() {
     let length = Length::Elapsed(Duration::from_millis(100));
     let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
     let workload = workload("4k=1,12k=1,64k=1", 50.0);
-    let run = fixed_addresses(&device, AREA, &workload, &terms).unwrap();
+    let run = fixed_addresses(&device, AREA, BUCKET, &workload, &terms).unwrap();
     assert!(run.counters.read_bytes > 0 && run.counters.written_bytes > 0);
     let reads = run.measured(Measure::DataRead).unwrap().histogram.len();
     assert_eq!(reads, run.counters.hits);
-    assert_eq!(reads + run.measured(Measure::DataWrite).unwrap().histogram.len(), run.operations);
+    // One for each write, and another where it went over the end of an extent.
+    let pieces = run.measured(Measure::DataWrite).unwrap().histogram.len();
+    let extents = run.counters.written_bytes / BUCKET.bytes();
+    let written = run.operations - reads;
+    assert!((written..=written + extents).contains(&pieces), "{pieces} of {written}");
 }
 
 #[test]
@@ -83,9 +117,15 @@ fn an_area_without_room_is_refused() {
     let device = MemoryDevice::new(32 << 20);
     let live = Live::new(2);
     let terms = Terms { pace: Pace::Closed, length: amount(1), stop: &GO, live: &live };
+    // An operation, and of each stream a piece: those end at multiples of what is common to the sizes
+    // of operations and of a bucket.
+    for (sectors, blocks) in [(127, "64k"), (31, "12k")] {
+        let area = Area { size: Sectors(sectors), ..AREA };
+        let workload = workload(blocks, 0.0);
+        let error = fixed_addresses(&device, area, BUCKET, &workload, &terms).unwrap_err();
+        assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
+    }
     let area = Area { size: Sectors(511), ..AREA };
-    let error = fixed_addresses(&device, area, &workload("64k", 0.0), &terms).unwrap_err();
-    assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
     let error = sequential_write(&device, area, Sectors(512), NonZeroU64::MIN, &GO, &Live::new(1))
         .unwrap_err();
     assert!(matches!(error, BaselineError::AreaTooSmall { streams: 1, .. }), "{error}");
@@ -97,7 +137,7 @@ fn device_errors_end_it() {
     let live = Live::new(2);
     let length = Length::Elapsed(Duration::from_secs(600));
     let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
-    let error = fixed_addresses(&device, AREA, &workload("4k", 0.0), &terms).unwrap_err();
+    let error = fixed_addresses(&device, AREA, BUCKET, &workload("4k", 0.0), &terms).unwrap_err();
     assert!(matches!(error, BaselineError::Device(DeviceError::Io { .. })), "{error}");
 }
 
