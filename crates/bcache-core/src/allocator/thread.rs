@@ -278,8 +278,12 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                 HandedOut::Full if self.may_refill_early() => return Ok(Needed::Soon),
                 HandedOut::Full => {
                     self.io.observe(Event::Waits(WaitsFor::Room));
-                    // Whoever fetches leaves the reserves full, and `free_inc` low.
-                    self.shared.park_until(|| self.shared.has_room() || self.may_refill_early())?;
+                    self.shared
+                        .park_until(|| self.shared.is_wanted() || self.may_refill_early())?;
+                    // What is ready stays in `free_inc` for those who fetch while it is filled.
+                    if !self.shared.is_wanted() {
+                        return Ok(Needed::Soon);
+                    }
                 }
             }
         }

@@ -383,7 +383,7 @@ fn fitting_key(word: u32, base: u32) -> Option<u32> {
     (!Hot(word).excluded() && key <= KEY_MAX).then_some(key)
 }
 
-/// Sorts by the upper half of each number: eleven bits at a time, the lowest first.
+/// Sorts by the upper half of each number: eleven bits at a time, the lowest that vary first.
 #[allow(clippy::indexing_slicing)] // `digit` is masked to the size of `places`
 fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
     const BITS: u32 = 11;
@@ -392,10 +392,15 @@ fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
         keyed.sort_unstable();
         return;
     }
-    let greatest = keyed.iter().fold(0, |greatest, &keyed| greatest.max(key_of(keyed)));
+    // Many bits are the same in all: the keys of victims are close together, and those of full
+    // buckets are multiples of their size.
+    let first = keyed.first().copied().unwrap_or(0);
+    let varying = keyed.iter().fold(0, |varying, &keyed| varying | key_of(keyed ^ first));
     spare.resize(keyed.len(), 0);
-    let used_bits = u32::BITS - greatest.leading_zeros();
-    for shift in (32..32 + used_bits).step_by(BITS as usize) {
+    let mut sorted_bits = 0;
+    while let Some(rest) = varying.checked_shr(sorted_bits).filter(|&rest| rest != 0) {
+        let shift = u32::BITS + sorted_bits + rest.trailing_zeros();
+        sorted_bits += rest.trailing_zeros() + BITS;
         // Masked to eleven bits, so that no index is out of range.
         let digit = |value: u64| usize::try_from(value >> shift).unwrap_or(0) & (DIGITS - 1);
         let mut places = [0usize; DIGITS];
@@ -518,6 +523,23 @@ mod tests {
         ) {
             let table = table(&buckets, first);
             prop_assert_eq!(selected(&table, min_prio, count), sorted(&table, min_prio, count));
+        }
+
+        /// Whatever bits vary: none, the highest, any.
+        #[test]
+        fn keys_are_sorted(
+            keys in proptest::collection::vec(any::<u32>(), 2000..3000),
+            varying in prop_oneof![any::<u32>(), Just(0), Just(1 << 31), Just(u32::MAX)],
+            rest in any::<u32>(),
+        ) {
+            let keyed = (0u64..).zip(&keys).map(|(index, key)| {
+                (u64::from(key & varying | rest & !varying) << 32) | index
+            });
+            let mut keyed: Vec<u64> = keyed.collect();
+            let mut expected = keyed.clone();
+            expected.sort_unstable();
+            sort_by_key(&mut keyed, &mut Vec::new());
+            prop_assert_eq!(keyed, expected);
         }
     }
 
