@@ -375,7 +375,7 @@ impl State {
         let Refill { policy, scratch, victims, .. } = &mut *refill;
         let mut pass = Pass { invalidated: 0, held_data: 0, gc_gen_max: 0, found: Found::Enough };
         // Only passes push, so that the room can but grow meanwhile.
-        let wanted = lock(&self.free_inc).fifo().room();
+        let wanted = self.free_inc_room();
         victims.clear();
         pass.found = if self.config.policy == Policy::Lru {
             self.invalidate_lru(wanted, victims, scratch, &mut pass)
@@ -416,7 +416,8 @@ impl State {
     ) -> Found {
         let min_prio = self.set.min_prio();
         for _ in 0..SWEEPS_MAX {
-            let missing = wanted.saturating_sub(victims.len());
+            let taken_before = victims.len();
+            let missing = wanted.saturating_sub(taken_before);
             if missing == 0 {
                 return Found::Enough;
             }
@@ -425,10 +426,12 @@ impl State {
                 min_prio,
                 missing,
                 scratch,
+                // What callers have fetched during the sweep is made up for by the same chain.
+                || self.free_inc_room().saturating_sub(taken_before),
                 |victim| self.invalidate_one(victim.bucket(), Some((&victim, min_prio)), pass),
                 |victim| victims.push(victim.bucket()),
             );
-            if selected.taken == missing {
+            if selected.taken >= missing {
                 return Found::Enough;
             }
             if selected.refused == 0 {
@@ -496,6 +499,10 @@ impl State {
     /// Buckets of `free_inc` that may be handed out.
     pub(crate) fn ready_len(&self) -> usize {
         lock(&self.free_inc).ready_len()
+    }
+
+    fn free_inc_room(&self) -> usize {
+        lock(&self.free_inc).fifo().room()
     }
 
     /// Whether no pass is of use before something leaves `free_inc`.

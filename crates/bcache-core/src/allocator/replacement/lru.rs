@@ -7,8 +7,8 @@
 //! 1. A threshold is guessed that somewhat more than the wanted number pass: that of the pass before,
 //!    if enough were left below it, or else by a sample of the table.
 //! 2. The sweep collects what passes. When it has collected several times what is wanted, it keeps
-//!    the best and lowers the threshold to the worst of those; from then on ties do not pass, as
-//!    with the kernel's heap.
+//!    the best (twice as many as are wanted: at its end more may be) and lowers the threshold to the
+//!    worst of those; from then on ties do not pass, as with the kernel's heap.
 //! 3. If the guess was too low, it sweeps again without one.
 //! 4. The best are told from the rest in linear time. They are invalidated in the order of the
 //!    table, which is the order that memory likes, and only then sorted.
@@ -95,8 +95,16 @@ pub struct Selected {
 /// Buckets sampled at each place that is sampled: half a cache line.
 const SAMPLED_PER_LINE: usize = 8;
 
-/// Groups swept before what they yielded is looked at.
+/// Groups swept before what they yielded is looked at, at most.
 const BLOCK_GROUPS: usize = 32;
+
+/// Buckets that a sweep collects at least before it lowers the threshold.
+const ROOM_MIN: usize = 512;
+
+/// How many of the best it keeps then, of `count` wanted.
+const fn kept(count: usize) -> usize {
+    count.saturating_mul(2)
+}
 
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
@@ -113,19 +121,22 @@ pub fn select(
     scratch: &mut Scratch,
 ) -> Vec<Victim> {
     let mut victims = Vec::with_capacity(count.min(table.hot().len()));
-    select_and_take(table, min_prio, count, scratch, |_| true, |victim| victims.push(victim));
+    let push = |victim| victims.push(victim);
+    select_and_take(table, min_prio, count, scratch, || count, |_| true, push);
     victims
 }
 
 /// Has `take` try the `count` buckets with the least `bucket_prio`, in the order of the table, and
 /// for each that it refuses one of the next best; then gives those taken to `push`, ascending.
 ///
-/// Fewer are taken only when fewer may be invalidated, or when many were refused.
+/// Fewer are taken only when fewer may be invalidated, or when many were refused. More are when, after
+/// the sweep, `count_now` is greater than `count` and the sweep has seen which are the next best.
 pub(crate) fn select_and_take(
     table: &BucketTable,
     min_prio: u16,
     count: usize,
     scratch: &mut Scratch,
+    count_now: impl FnOnce() -> usize,
     mut take: impl FnMut(Victim) -> bool,
     mut push: impl FnMut(Victim),
 ) -> Selected {
@@ -144,6 +155,9 @@ pub(crate) fn select_and_take(
             Sweep { words, base, count, pile: &mut scratch.keyed, passed: 0, pruned: 0 };
         if let Some(threshold) = sweep.run(last) {
             let (passed, pruned) = (sweep.passed, sweep.pruned);
+            // All that passed a threshold are there, unless it fell on the way.
+            let next_best = if pruned == 0 { passed } else { kept(count) };
+            let count = count_now().clamp(count, next_best.max(count));
             let victim = |keyed: u64| Victim {
                 bucket_prio: keyed >> 32,
                 index: index_of(keyed).saturating_add(first),
@@ -298,13 +312,15 @@ impl Sweep<'_> {
     /// Collects the buckets whose key is at most `threshold`, or the best of them; whether they are
     /// enough.
     fn sweep(&mut self, mut threshold: u32) -> bool {
-        let room = self.count.saturating_mul(4).max(1024);
+        let room = self.count.saturating_mul(4).max(ROOM_MIN);
+        // Where all keys are alike, a block is collected whole before the threshold falls.
+        let block_groups = (room / GROUP).clamp(1, BLOCK_GROUPS);
         self.pile.collected.clear();
         self.passed = 0;
         self.pruned = 0;
         let mut masks = [0u64; BLOCK_GROUPS];
         let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
-        for (block, words) in self.words.chunks(GROUP * BLOCK_GROUPS).enumerate() {
+        for (block, words) in self.words.chunks(GROUP * block_groups).enumerate() {
             let groups = words.len() / GROUP;
             vector::victims(
                 words,
@@ -312,7 +328,7 @@ impl Sweep<'_> {
                 threshold,
                 masks.get_mut(..groups).unwrap_or_default(),
             );
-            let start = block * GROUP * BLOCK_GROUPS;
+            let start = block * GROUP * block_groups;
             let mut found = 0;
             // By their place in the block, which is small.
             let mut note = |place: u16, counts: bool| {
@@ -348,7 +364,7 @@ impl Sweep<'_> {
                 self.collect(start + index, threshold);
             }
             if self.pile.collected.len() >= room {
-                let Some(last) = self.pile.last_of_best(self.count) else { continue };
+                let Some(last) = self.pile.last_of_best(kept(self.count)) else { continue };
                 self.passed = self.passed.max(self.pile.collected.len());
                 self.pruned += 1;
                 self.pile.collected.retain(|&keyed| keyed <= last);
@@ -525,6 +541,24 @@ mod tests {
             prop_assert_eq!(selected(&table, min_prio, count), sorted(&table, min_prio, count));
         }
 
+        /// What is wanted only by the end of the sweep are the next best.
+        #[test]
+        fn more_may_be_wanted_by_the_end(
+            buckets in proptest::collection::vec(bucket(), 0..2000),
+            count in 1usize..300,
+            more in 0usize..600,
+        ) {
+            let table = table(&buckets, 1);
+            let mut prios = Vec::new();
+            let mut scratch = Scratch::default();
+            let count_now = || count + more;
+            let push = |victim: Victim| prios.push(victim.bucket_prio);
+            select_and_take(&table, 0, count, &mut scratch, count_now, |_| true, push);
+            let best = sorted(&table, 0, count + more);
+            prop_assert!((count.min(best.len())..=best.len()).contains(&prios.len()));
+            prop_assert_eq!(&prios[..], &best[..prios.len()]);
+        }
+
         /// Whatever bits vary: none, the highest, any.
         #[test]
         fn keys_are_sorted(
@@ -560,6 +594,23 @@ mod tests {
             let table = table(&buckets, 1);
             for count in [1, 511, 5000, 100_000, 200_000] {
                 assert_eq!(selected(&table, 0, count), sorted(&table, 0, count), "{name} {count}");
+            }
+        }
+    }
+
+    /// Also where the sweep kept only the best on its way, as in a table too small for a sample.
+    #[test]
+    fn twice_as_many_may_be_wanted_by_the_end() {
+        let len = 5_000u16;
+        for prio in [|i: u16| 5_000 - i, |_| 7] {
+            let buckets: Vec<_> = (0..len).map(|i| (prio(i), 9, Mark::Reclaimable)).collect();
+            let table = table(&buckets, 1);
+            for (count_now, taken) in [(0, 100), (100, 100), (150, 150), (200, 200), (300, 200)] {
+                let mut prios = Vec::new();
+                let mut scratch = Scratch::default();
+                let push = |victim: Victim| prios.push(victim.bucket_prio);
+                select_and_take(&table, 0, 100, &mut scratch, || count_now, |_| true, push);
+                assert_eq!(prios, sorted(&table, 0, taken));
             }
         }
     }
