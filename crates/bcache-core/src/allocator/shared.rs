@@ -409,19 +409,18 @@ impl Shared {
         result
     }
 
-    /// Whether the thread is to push what is ready. As long as callers fetch that themselves, it does
-    /// so only for what they would have it woken for: with each bucket that they take there is room
-    /// for another, and thread and callers would fight for the locks.
-    pub(crate) fn is_wanted(&self) -> bool {
+    /// Whether the thread is to push what is ready: with `all`, whatever there is room for.
+    ///
+    /// Otherwise, as long as callers fetch what is ready themselves, only for what they would have it
+    /// woken for: with each bucket that they take there is room for another, and thread and callers
+    /// would fight for the locks.
+    pub(crate) fn is_wanted(&self, all: bool) -> bool {
         let reserves = lock(&self.state.reserves);
-        let fetched_by_callers =
-            !self.state.config().discard && self.waiting.load(Ordering::SeqCst) == 0;
-        if fetched_by_callers {
-            let has_room = |reserve| !reserves.fifo(reserve).is_full();
-            Reserve::ALL.iter().any(|&of| has_room(of) && self.is_low(&reserves, of))
-        } else {
-            !reserves.is_full()
+        if all || self.state.config().discard || self.waiting.load(Ordering::SeqCst) != 0 {
+            return !reserves.is_full();
         }
+        let has_room = |reserve| !reserves.fifo(reserve).is_full();
+        Reserve::ALL.iter().any(|&of| has_room(of) && self.is_low(&reserves, of))
     }
 
     /// Wakes those who wait for a bucket. Whoever counts itself in after this looked had the lock

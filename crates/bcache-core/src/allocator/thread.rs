@@ -1,7 +1,7 @@
 //! The allocator thread: keeps the reserves filled (FORMAT.md §9.6).
 //!
 //! ```text
-//! A  hand out what is ready in free_inc, discarding on the way; wait while the reserves are full
+//! A  hand out what is ready in free_inc, discarding on the way; wait until more, or a refill, is wanted
 //! B  wait for valid marks and for anything to invalidate; one pass fills free_inc
 //! C  wait while prios must not be written
 //! D  write a chain of prio sets, flush, wait as in C, write the journal entry that names it, flush
@@ -278,15 +278,21 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
                 HandedOut::Full if self.may_refill_early() => return Ok(Needed::Soon),
                 HandedOut::Full => {
                     self.io.observe(Event::Waits(WaitsFor::Room));
-                    self.shared
-                        .park_until(|| self.shared.is_wanted() || self.may_refill_early())?;
+                    self.shared.park_until(|| self.is_wanted() || self.may_refill_early())?;
                     // What is ready stays in `free_inc` for those who fetch while it is filled.
-                    if !self.shared.is_wanted() {
+                    if self.may_refill_early() && !self.is_wanted() {
                         return Ok(Needed::Soon);
                     }
                 }
             }
         }
+    }
+
+    /// Whether to push what is ready: all that there is room for, too, where the rest of `free_inc` is not
+    /// to last for an early refill.
+    fn is_wanted(&self) -> bool {
+        let all = self.early_fell_short && self.shared.state().free_inc_is_low();
+        self.shared.is_wanted(all)
     }
 
     /// Whether to refill so that what is ready lasts until it is full again. With discards what is ready
