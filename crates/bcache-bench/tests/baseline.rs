@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::AtomicBool;
 
-use bcache_bench::device::baseline::{Area, Terms, fixed_addresses, sequential_write};
+use bcache_bench::device::baseline::{Area, Places, Terms, fixed_addresses, sequential_write};
 use bcache_bench::device::counted::Counted;
 use bcache_bench::device::plan::Length;
 use bcache_bench::environment::Environment;
@@ -15,6 +15,7 @@ use bcache_bench::report::{Report, Settings};
 use bcache_bench::warnings::{self, Warning};
 use bcache_bench::watch::Watch;
 use bcache_bench::workload::{ReadShare, Workload};
+use bcache_core::allocator::Policy;
 use bcache_core::device::sysfs::Root;
 use bcache_core::device::{ReadDevice, create_image};
 use bcache_core::units::Sectors;
@@ -24,6 +25,8 @@ fn baselines_run_on_an_image_and_end_in_a_report() {
     let dir = tempfile::tempdir().unwrap();
     let device = Counted::new(create_image(dir.path().join("cache.img"), 64 << 20).unwrap());
     let area = Area { start: Sectors(2048), size: Sectors(120 << 10) };
+    let (bucket, policy) = (Sectors(1024), Policy::Lru);
+    let places = Places { area, bucket, policy, written_bytes: 0 };
     let stop = AtomicBool::new(false);
     let live = Live::new(2);
     let workload = Workload {
@@ -43,7 +46,7 @@ fn baselines_run_on_an_image_and_end_in_a_report() {
     let mut report = Report::new("device", Settings::default(), environment);
     report.warnings = warnings::of_environment(&report.environment, 2);
     let watch = Watch::start(Root::system(), Vec::new());
-    let fixed = fixed_addresses(&device, area, Sectors(1024), &workload, &terms).unwrap();
+    let fixed = fixed_addresses(&device, &places, &workload, &terms).unwrap();
     let sequential = sequential_write(&device, area, Sectors(1024), bytes, &stop, &live).unwrap();
     report.warnings.extend(warnings::of_observed(&watch.finish(), &BTreeMap::new()));
     for run in [&fixed, &sequential] {

@@ -2,17 +2,20 @@
 //!
 //! - [`fixed_addresses`]: the same writes, with the same threads, sizes and pace, each to an address
 //!   that is known beforehand. The streams share the device as they share it with an allocator: each
-//!   fills an extent as large as a bucket, then its next one, which lies behind those of the other
-//!   streams; a write that goes over the end of an extent becomes two. So a device that likes
-//!   consecutive writes, or large ones, likes both runs alike. Ends with a flush.
+//!   fills an extent as large as a bucket, then its next one; a write that goes over the end of an
+//!   extent becomes two. Extents are taken as the policy takes buckets: with FIFO in turn; with LRU in
+//!   turn until each was written once, and from then on, when buckets go in the order in which they
+//!   cooled, from all over the device; with random, always so. A device that likes consecutive writes,
+//!   or large ones, likes both runs alike. Ends with a flush.
 //! - [`sequential_write`]: so many bytes from one thread, one after the other.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bcache_core::allocator::Policy;
 use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError};
-use bcache_core::units::Sectors;
+use bcache_core::units::{SECTOR_BYTES, Sectors};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -91,17 +94,29 @@ pub struct Terms<'a> {
     pub live: &'a Live,
 }
 
-/// Runs `workload` without an allocator, within `area` of `device`, which is overwritten, in extents as
-/// large as a bucket of `bucket` sectors.
+/// Where a run with fixed addresses writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// Within this, which is overwritten.
+    pub area: Area,
+    /// In extents as large as a bucket.
+    pub bucket: Sectors,
+    /// In the order in which this would take buckets.
+    pub policy: Policy,
+    /// Bytes that a run before has written there: it is continued.
+    pub written_bytes: u64,
+}
+
+/// Runs `workload` without an allocator, at `places` of `device`.
 pub fn fixed_addresses(
     device: &dyn BlockDevice,
-    area: Area,
-    bucket: Sectors,
+    places: &Places,
     workload: &Workload,
     terms: &Terms<'_>,
 ) -> Result<Run, BaselineError> {
     workload.check()?;
-    let extents = Extents::new(area, bucket, workload)?;
+    let extents = Extents::new(places, workload)?;
+    let written = extents.of_each_stream(places.written_bytes);
     let block_max = workload.block_max();
     let totals = Totals::default();
     let load = Load {
@@ -119,7 +134,7 @@ pub fn fixed_addresses(
             extents,
             generator: workload.generator(writer)?,
             buffer: noise(buffer_len(block_max)?, u64::from(writer)),
-            streams: streams.map(|number| Stream { number, written: 0 }).collect(),
+            streams: streams.map(|number| Stream { number, written }).collect(),
             first_stream: first,
             left: terms.length.share_of(writer, workload.writers),
             written_bytes: 0,
@@ -166,11 +181,16 @@ struct Extents {
     streams: u64,
     rows: u64,
     granule: u64,
+    /// From this round over the area on, neighbours in a row are apart on the device.
+    scattered_from: u64,
+    /// How far apart, in extents: shares no factor with their number.
+    stride: u64,
 }
 
 impl Extents {
-    /// Extents of `bucket` sectors, or smaller ones where there would not be one for each stream.
-    fn new(area: Area, bucket: Sectors, workload: &Workload) -> Result<Self, BaselineError> {
+    /// Extents as large as a bucket, or smaller ones where there would not be one for each stream.
+    fn new(places: &Places, workload: &Workload) -> Result<Self, BaselineError> {
+        let Places { area, bucket, policy, .. } = *places;
         let (streams, block_max) = (workload.streams_total(), workload.block_max());
         // An extent ends where a piece of an operation may.
         let granule = greatest_common_divisor(workload.granule().0, bucket.0).max(1);
@@ -179,15 +199,37 @@ impl Extents {
         if rows * streams * size < block_max.0.max(1) {
             return Err(BaselineError::AreaTooSmall { area: area.size, streams, block_max });
         }
-        Ok(Self { start: area.start.0, size, streams, rows, granule })
+        let scattered_from = match policy {
+            Policy::Random => 0,
+            Policy::Lru => 1,
+            Policy::Fifo => u64::MAX,
+        };
+        // Near the golden section, whose multiples are never close to each other for long.
+        let count = rows * streams;
+        let coprime = |stride: &u64| greatest_common_divisor(*stride, count) == 1;
+        let stride = (count / 8 * 5..count).find(coprime).unwrap_or(1);
+        Ok(Self { start: area.start.0, size, streams, rows, granule, scattered_from, stride })
+    }
+
+    /// Sectors of each stream that so many bytes of all are, in whole extents.
+    fn of_each_stream(&self, bytes: u64) -> u64 {
+        bytes / SECTOR_BYTES / self.streams / self.size * self.size
     }
 
     /// Where `stream` writes next, and how many of the `wanted` sectors before its extent ends.
     fn advance(&self, stream: &mut Stream, wanted: u64) -> (u64, u64) {
-        let (row, within) = (stream.written / self.size % self.rows, stream.written % self.size);
+        let (row, within) = (stream.written / self.size, stream.written % self.size);
         let sectors = wanted.min(self.size - within);
         stream.written += sectors;
-        (self.start + (row * self.streams + stream.number) * self.size + within, sectors)
+        let extent = row % self.rows * self.streams + stream.number;
+        let extent = if row / self.rows < self.scattered_from {
+            extent
+        } else {
+            // Below the number of extents, as the two factors are.
+            let scattered = u128::from(extent) * u128::from(self.stride);
+            u64::try_from(scattered % u128::from(self.rows * self.streams)).unwrap_or(extent)
+        };
+        (self.start + extent * self.size + within, sectors)
     }
 
     /// Where an operation of `size`, the largest or less, reads what is at `offset` of the volume.

@@ -25,7 +25,7 @@ use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
 
 use super::allocator_run::{AllocatorRun, allocator_run};
-use super::baseline::{Area, FIXED_ADDRESSES, Terms, fixed_addresses, sequential_write};
+use super::baseline::{Area, FIXED_ADDRESSES, Places, Terms, fixed_addresses, sequential_write};
 use super::counted::Counted;
 use super::null::NullDevice;
 use super::plan::{DevicePlan, IoMode, Target};
@@ -219,13 +219,14 @@ fn measure(
     let before: Vec<DeviceIo> = devices.iter().map(|device| device.io()).collect();
     let mut halves = Vec::new();
     if let Some(fixed) = &fixed {
-        halves.push(fixed.run()?);
+        halves.push(fixed.run(0)?);
     }
     let superblocks: Vec<Superblock> =
         prepared.plans.iter().map(|make| make.superblock.clone()).collect();
     let run = allocator_run(plan, &prepared.workload, devices, superblocks, context)?;
     if let Some(fixed) = fixed.filter(|_| !plan.keep) {
-        halves.push(fixed.run()?);
+        let written_bytes = halves.iter().map(|half| half.counters.written_bytes).sum();
+        halves.push(fixed.run(written_bytes)?);
     }
     let observed = watch.finish();
     let mut own: BTreeMap<String, DeviceIo> = BTreeMap::new();
@@ -323,11 +324,14 @@ impl<'a> Fixed<'a> {
         Ok(())
     }
 
-    fn run(&self) -> Result<Run> {
+    /// Continues where `written_bytes` have been written.
+    fn run(&self, written_bytes: u64) -> Result<Run> {
         let length = if self.plan.keep { self.plan.length } else { self.plan.length.half() };
         let RunContext { stop, live } = self.context;
         live.begin(FIXED_ADDRESSES, length.goal());
         let terms = Terms { pace: self.plan.pace, length, stop, live };
-        Ok(fixed_addresses(self.device, self.area, self.bucket, self.workload, &terms)?)
+        let Self { area, bucket, .. } = *self;
+        let places = Places { area, bucket, policy: self.plan.policy, written_bytes };
+        Ok(fixed_addresses(self.device, &places, self.workload, &terms)?)
     }
 }

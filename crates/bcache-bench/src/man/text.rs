@@ -152,7 +152,8 @@ SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. What follows withi
 
 fixed addresses :: The same writes without an allocator: each stream fills a fixed extent as large as \
          a bucket, then its next one, and a write that goes over the end of an extent becomes two, as with \
-         an allocator. One half runs before the allocator and one half after, so that a device that \
+         an allocator. Extents are taken in turn, and from all over the device where the policy would: \
+         with LRU once each was written, with random always. One half runs before the allocator and one half after, so that a device that \
          changes favours neither; with --keep all of it runs before. On an image file or a loop device \
          everything is written once before, so that the file has its blocks. Both runs end with a flush, \
          which counts: over a cache that is flushed only then, this run writes less to the medium than \

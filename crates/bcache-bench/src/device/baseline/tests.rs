@@ -30,6 +30,9 @@ const AREA: Area = Area { start: Sectors(2048), size: Sectors(16384) };
 
 const BUCKET: Sectors = Sectors(256);
 
+const PLACES: Places =
+    Places { area: AREA, bucket: BUCKET, policy: Policy::Fifo, written_bytes: 0 };
+
 /// The writes of a run: offset and length in sectors.
 fn writes(device: &TraceDevice<MemoryDevice>) -> Vec<(u64, u64)> {
     device
@@ -47,7 +50,7 @@ fn an_amount_is_written_within_the_area_extent_after_extent() {
     let device = TraceDevice::new(MemoryDevice::new(32 << 20));
     let live = Live::new(2);
     let terms = Terms { pace: Pace::Closed, length: amount(12 << 20), stop: &GO, live: &live };
-    let run = fixed_addresses(&device, AREA, BUCKET, &workload("4k", 0.0), &terms).unwrap();
+    let run = fixed_addresses(&device, &PLACES, &workload("4k", 0.0), &terms).unwrap();
     assert_eq!(run.counters.written_bytes, 12 << 20);
     assert_eq!(run.operations, 3072);
     assert_eq!(run.measured(Measure::DataWrite).unwrap().histogram.len(), 3072);
@@ -68,6 +71,37 @@ fn an_amount_is_written_within_the_area_extent_after_extent() {
     }
 }
 
+/// The extents that one stream fills, in order, within the area.
+fn extents_filled(policy: Policy, before: u64, bytes: u64) -> Vec<u64> {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let live = Live::new(1);
+    let terms = Terms { pace: Pace::Closed, length: amount(bytes), stop: &GO, live: &live };
+    let one = NonZeroU32::MIN;
+    let workload = Workload { streams: one, writers: one, ..workload("128k", 0.0) };
+    let places = Places { policy, written_bytes: before, ..PLACES };
+    fixed_addresses(&device, &places, &workload, &terms).unwrap();
+    writes(&device).iter().map(|(at, _)| (at - AREA.start.0) / BUCKET.0).collect()
+}
+
+#[test]
+fn extents_are_taken_as_the_policy_takes_buckets() {
+    let area_bytes = AREA.size.bytes();
+    let in_turn: Vec<u64> = (0..64).collect();
+    let twice = in_turn.repeat(2);
+    assert_eq!(extents_filled(Policy::Fifo, 0, 2 * area_bytes), twice);
+    let lru = extents_filled(Policy::Lru, 0, 2 * area_bytes);
+    assert_eq!(lru[..64], in_turn);
+    // Each once, and none beside the one before.
+    let scattered = &lru[64..];
+    assert_eq!(extents_filled(Policy::Random, 0, area_bytes), scattered);
+    assert!(scattered.windows(2).all(|pair| pair[0].abs_diff(pair[1]) > 8), "{scattered:?}");
+    let mut each = scattered.to_vec();
+    each.sort_unstable();
+    assert_eq!(each, in_turn);
+    // Another run goes on where one ended.
+    assert_eq!(extents_filled(Policy::Lru, area_bytes / 2, area_bytes), lru[32..96]);
+}
+
 #[test]
 fn what_goes_over_the_end_of_an_extent_is_two_writes() {
     let device = TraceDevice::new(MemoryDevice::new(32 << 20));
@@ -75,7 +109,7 @@ fn what_goes_over_the_end_of_an_extent_is_two_writes() {
     let terms = Terms { pace: Pace::Closed, length: amount(384 << 10), stop: &GO, live: &live };
     let one = NonZeroU32::MIN;
     let workload = Workload { streams: one, writers: one, ..workload("96k", 0.0) };
-    let run = fixed_addresses(&device, AREA, BUCKET, &workload, &terms).unwrap();
+    let run = fixed_addresses(&device, &PLACES, &workload, &terms).unwrap();
     assert_eq!((run.operations, run.counters.written_bytes), (4, 384 << 10));
     let expected = [(0, 192), (192, 64), (256, 128), (384, 128), (512, 64), (576, 192)];
     assert_eq!(writes(&device), expected.map(|(at, size)| (AREA.start.0 + at, size)));
@@ -88,7 +122,7 @@ fn a_small_area_has_a_smaller_extent_for_each_stream() {
     let live = Live::new(2);
     let terms = Terms { pace: Pace::Closed, length: amount(4 << 20), stop: &GO, live: &live };
     let area = Area { size: Sectors(203), ..AREA };
-    fixed_addresses(&device, area, BUCKET, &workload("8k", 0.0), &terms).unwrap();
+    fixed_addresses(&device, &Places { area, ..PLACES }, &workload("8k", 0.0), &terms).unwrap();
     let ends = writes(&device).into_iter().map(|(offset, size)| offset + size - area.start.0);
     assert_eq!(ends.max(), Some(4 * 48));
 }
@@ -101,7 +135,7 @@ fn reads_stay_within_the_area_too() {
     let length = Length::Elapsed(Duration::from_millis(100));
     let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
     let workload = workload("4k=1,12k=1,64k=1", 50.0);
-    let run = fixed_addresses(&device, AREA, BUCKET, &workload, &terms).unwrap();
+    let run = fixed_addresses(&device, &PLACES, &workload, &terms).unwrap();
     assert!(run.counters.read_bytes > 0 && run.counters.written_bytes > 0);
     let reads = run.measured(Measure::DataRead).unwrap().histogram.len();
     assert_eq!(reads, run.counters.hits);
@@ -122,7 +156,8 @@ fn an_area_without_room_is_refused() {
     for (sectors, blocks) in [(127, "64k"), (31, "12k")] {
         let area = Area { size: Sectors(sectors), ..AREA };
         let workload = workload(blocks, 0.0);
-        let error = fixed_addresses(&device, area, BUCKET, &workload, &terms).unwrap_err();
+        let error =
+            fixed_addresses(&device, &Places { area, ..PLACES }, &workload, &terms).unwrap_err();
         assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
     }
     let area = Area { size: Sectors(511), ..AREA };
@@ -137,7 +172,7 @@ fn device_errors_end_it() {
     let live = Live::new(2);
     let length = Length::Elapsed(Duration::from_secs(600));
     let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
-    let error = fixed_addresses(&device, AREA, BUCKET, &workload("4k", 0.0), &terms).unwrap_err();
+    let error = fixed_addresses(&device, &PLACES, &workload("4k", 0.0), &terms).unwrap_err();
     assert!(matches!(error, BaselineError::Device(DeviceError::Io { .. })), "{error}");
 }
 
