@@ -230,7 +230,7 @@ impl<E: std::error::Error + 'static> From<TableError> for End<E> {
 enum Needed {
     /// None is ready.
     Now,
-    /// The reserves are full, and `free_inc` is low.
+    /// Nobody is in want of a push, and `free_inc` is low.
     Soon,
 }
 
