@@ -127,15 +127,14 @@ pub fn fixed_addresses(
         stop: terms.stop,
     };
     let mut driven = drive(&load, |writer| -> Result<_, BaselineError> {
-        let first = u64::from(writer) * u64::from(workload.streams.get());
-        let streams = first..first + u64::from(workload.streams.get());
+        let streams = workload.streams.get();
         Ok(FixedWriter {
             device,
             extents,
             generator: workload.generator(writer)?,
             buffer: noise(buffer_len(block_max)?, u64::from(writer)),
-            streams: streams.map(|number| Stream { number, written }).collect(),
-            first_stream: first,
+            streams: (0..streams).map(|_| written).collect(),
+            first_stream: u64::from(writer) * u64::from(streams),
             left: terms.length.share_of(writer, workload.writers),
             written_bytes: 0,
             read_bytes: 0,
@@ -173,15 +172,16 @@ struct Totals {
     hits: AtomicU64,
 }
 
-/// How an area is dealt out to streams: row after row of extents, one for each stream. In sectors.
+/// How an area is dealt out to streams: to each an extent in turn, round after round. In sectors.
 #[derive(Clone, Copy, Debug)]
 struct Extents {
     start: u64,
     size: u64,
+    /// How many extents: as many for each stream.
+    count: u64,
     streams: u64,
-    rows: u64,
     granule: u64,
-    /// From this round over the area on, neighbours in a row are apart on the device.
+    /// From this round over the area on, extents that follow each other are apart on the device.
     scattered_from: u64,
     /// How far apart, in extents: shares no factor with their number.
     stride: u64,
@@ -195,8 +195,8 @@ impl Extents {
         // An extent ends where a piece of an operation may.
         let granule = greatest_common_divisor(workload.granule().0, bucket.0).max(1);
         let size = bucket.0.min(area.size.0 / streams / granule * granule);
-        let rows = area.size.0.checked_div(size * streams).unwrap_or(0);
-        if rows * streams * size < block_max.0.max(1) {
+        let count = area.size.0.checked_div(size * streams).unwrap_or(0) * streams;
+        if count * size < block_max.0.max(1) {
             return Err(BaselineError::AreaTooSmall { area: area.size, streams, block_max });
         }
         let scattered_from = match policy {
@@ -205,10 +205,9 @@ impl Extents {
             Policy::Fifo => u64::MAX,
         };
         // Near the golden section, whose multiples are never close to each other for long.
-        let count = rows * streams;
         let coprime = |stride: &u64| greatest_common_divisor(*stride, count) == 1;
         let stride = (count / 8 * 5..count).find(coprime).unwrap_or(1);
-        Ok(Self { start: area.start.0, size, streams, rows, granule, scattered_from, stride })
+        Ok(Self { start: area.start.0, size, count, streams, granule, scattered_from, stride })
     }
 
     /// Sectors of each stream that so many bytes of all are, in whole extents.
@@ -216,35 +215,26 @@ impl Extents {
         bytes / SECTOR_BYTES / self.streams / self.size * self.size
     }
 
-    /// Where `stream` writes next, and how many of the `wanted` sectors before its extent ends.
-    fn advance(&self, stream: &mut Stream, wanted: u64) -> (u64, u64) {
-        let (row, within) = (stream.written / self.size, stream.written % self.size);
-        let sectors = wanted.min(self.size - within);
-        stream.written += sectors;
-        let extent = row % self.rows * self.streams + stream.number;
-        let extent = if row / self.rows < self.scattered_from {
+    /// Where `stream`, which has `written` so many sectors, writes next, and how many of the `wanted`
+    /// sectors before its extent ends.
+    fn next(&self, stream: u64, written: u64, wanted: u64) -> (u64, u64) {
+        let (turn, within) = (written / self.size, written % self.size);
+        let number = turn * self.streams + stream;
+        let (round, extent) = (number / self.count, number % self.count);
+        let extent = if round < self.scattered_from {
             extent
         } else {
-            // Below the number of extents, as the two factors are.
-            let scattered = u128::from(extent) * u128::from(self.stride);
-            u64::try_from(scattered % u128::from(self.rows * self.streams)).unwrap_or(extent)
+            let scattered = u128::from(extent) * u128::from(self.stride) % u128::from(self.count);
+            u64::try_from(scattered).unwrap_or(extent)
         };
-        (self.start + extent * self.size + within, sectors)
+        (self.start + extent * self.size + within, wanted.min(self.size - within))
     }
 
     /// Where an operation of `size`, the largest or less, reads what is at `offset` of the volume.
     fn read_from(&self, offset: Sectors, size: Sectors) -> u64 {
-        let all = self.rows * self.streams * self.size;
-        let places = all.saturating_sub(size.0) / self.granule + 1;
+        let places = (self.count * self.size).saturating_sub(size.0) / self.granule + 1;
         self.start + offset.0 / self.granule % places * self.granule
     }
-}
-
-/// A stream: its number among all, and how many sectors it has written.
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    number: u64,
-    written: u64,
 }
 
 struct FixedWriter<'a> {
@@ -252,7 +242,8 @@ struct FixedWriter<'a> {
     extents: Extents,
     generator: Generator,
     buffer: AlignedBuf,
-    streams: Vec<Stream>,
+    /// Sectors that each of its streams has written.
+    streams: Vec<u64>,
     first_stream: u64,
     /// Bytes that operations still have to have, where the run has an amount.
     left: Option<u64>,
@@ -275,9 +266,10 @@ impl Worker for FixedWriter<'_> {
         let bytes = operation.size.bytes();
         let len = buffer_len(operation.size)?;
         let live = self.live.writer(self.writer);
-        let index = u64::from(operation.stream).saturating_sub(self.first_stream);
-        let stream = usize::try_from(index).ok().and_then(|index| self.streams.get_mut(index));
-        let (Some(stream), Some(buffer)) = (stream, self.buffer.get_mut(..len)) else {
+        let stream = u64::from(operation.stream);
+        let index = usize::try_from(stream.saturating_sub(self.first_stream)).ok();
+        let written = index.and_then(|index| self.streams.get_mut(index));
+        let (Some(written), Some(buffer)) = (written, self.buffer.get_mut(..len)) else {
             // The generator keeps to its streams and sizes.
             return Err(BaselineError::TooLarge { size: operation.size });
         };
@@ -285,12 +277,14 @@ impl Worker for FixedWriter<'_> {
             OperationKind::Write => {
                 let mut done = 0;
                 while done < operation.size.0 {
-                    let (at, sectors) = self.extents.advance(stream, operation.size.0 - done);
+                    let left = operation.size.0 - done;
+                    let (at, sectors) = self.extents.next(stream, *written, left);
                     let offset = Sectors(at).bytes();
                     let data = buffer.get(..buffer_len(Sectors(sectors))?).unwrap_or_default();
                     let wrote =
                         context.time(Measure::DataWrite, || self.device.write_at(offset, data));
                     wrote?;
+                    *written += sectors;
                     done += sectors;
                 }
                 self.written_bytes += bytes;

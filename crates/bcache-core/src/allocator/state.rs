@@ -507,7 +507,7 @@ impl State {
 
     /// Whether no pass is of use before something leaves `free_inc`.
     pub(crate) fn free_inc_is_full(&self) -> bool {
-        lock(&self.free_inc).fifo().is_full()
+        self.free_inc_room() == 0
     }
 
     /// Moves the oldest bucket of `free_inc` to a reserve, if it is ready and there is room.

@@ -101,11 +101,6 @@ const BLOCK_GROUPS: usize = 32;
 /// Buckets that a sweep collects at least before it lowers the threshold.
 const ROOM_MIN: usize = 512;
 
-/// How many of the best it keeps then, of `count` wanted.
-const fn kept(count: usize) -> usize {
-    count.saturating_mul(2)
-}
-
 /// Largest key that nothing wrapped in: `(65534 + 4096) * 8191`, below 2^30.
 const KEY_MAX: u32 = (1 << 30) - 1;
 
@@ -364,7 +359,9 @@ impl Sweep<'_> {
                 self.collect(start + index, threshold);
             }
             if self.pile.collected.len() >= room {
-                let Some(last) = self.pile.last_of_best(kept(self.count)) else { continue };
+                // More may be wanted by the end of the sweep.
+                let kept = self.count.saturating_mul(2);
+                let Some(last) = self.pile.last_of_best(kept) else { continue };
                 self.passed = self.passed.max(self.pile.collected.len());
                 self.pruned += 1;
                 self.pile.collected.retain(|&keyed| keyed <= last);
@@ -529,6 +526,15 @@ mod tests {
         victims.iter().map(|victim| victim.bucket_prio).collect()
     }
 
+    /// What is taken when `count` are wanted before the sweep and `count_now` after it.
+    fn taken(table: &BucketTable, count: usize, count_now: usize) -> Vec<u64> {
+        let mut prios = Vec::new();
+        let mut scratch = Scratch::default();
+        let push = |victim: Victim| prios.push(victim.bucket_prio);
+        select_and_take(table, 0, count, &mut scratch, || count_now, |_| true, push);
+        prios
+    }
+
     proptest! {
         #[test]
         fn the_least_are_selected_in_order(
@@ -549,11 +555,7 @@ mod tests {
             more in 0usize..600,
         ) {
             let table = table(&buckets, 1);
-            let mut prios = Vec::new();
-            let mut scratch = Scratch::default();
-            let count_now = || count + more;
-            let push = |victim: Victim| prios.push(victim.bucket_prio);
-            select_and_take(&table, 0, count, &mut scratch, count_now, |_| true, push);
+            let prios = taken(&table, count, count + more);
             let best = sorted(&table, 0, count + more);
             prop_assert!((count.min(best.len())..=best.len()).contains(&prios.len()));
             prop_assert_eq!(&prios[..], &best[..prios.len()]);
@@ -606,10 +608,7 @@ mod tests {
             let buckets: Vec<_> = (0..len).map(|i| (prio(i), 9, Mark::Reclaimable)).collect();
             let table = table(&buckets, 1);
             for count_now in [0, 100, 150, 200, 300] {
-                let mut prios = Vec::new();
-                let mut scratch = Scratch::default();
-                let push = |victim: Victim| prios.push(victim.bucket_prio);
-                select_and_take(&table, 0, 100, &mut scratch, || count_now, |_| true, push);
+                let prios = taken(&table, 100, count_now);
                 assert!((count_now.clamp(100, 200)..=count_now.max(100)).contains(&prios.len()));
                 assert_eq!(prios, sorted(&table, 0, prios.len()));
             }
