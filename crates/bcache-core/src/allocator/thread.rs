@@ -288,10 +288,11 @@ impl<Io: AllocatorIo> Loop<'_, Io> {
         }
     }
 
-    /// Whether to push what is ready: all that there is room for, too, where the rest of `free_inc` is not
-    /// to last for an early refill.
+    /// Whether to push what is ready: all that there is room for, too, in a small cache, and where the rest
+    /// of `free_inc` is not to last for an early refill.
     fn is_wanted(&self) -> bool {
-        let all = self.early_fell_short && self.shared.state().free_inc_is_low();
+        let state = self.shared.state();
+        let all = state.is_small() || self.early_fell_short && state.free_inc_is_low();
         self.shared.is_wanted(all)
     }
 
