@@ -28,7 +28,7 @@ demo:
 check: deps kernels
 	$(CARGO) test --workspace --doc
 	$(CARGO) test -p bcache-core --features model --test allocator_model
-	$(CARGO) test --workspace --lib --bins --tests --no-fail-fast
+	CARGO='$(CARGO)' tests/run.sh
 
 # The fuzz targets for a minute each, with cargo-fuzz and a nightly compiler.
 fuzz:
