@@ -40,7 +40,7 @@ pub enum VerifyError {
 ///
 /// What counts is the final content: of a byte that several steps wrote, the last; a byte that was
 /// discarded after it was written is not compared, for it reads as anything.
-pub fn verify(plan: &Plan, device: &dyn ReadDevice) -> Result<(), VerifyError> {
+pub fn verify(plan: &Plan, device: &(impl ReadDevice + ?Sized)) -> Result<(), VerifyError> {
     let steps = plan.steps.len();
     let mut later = Ranges::default();
     for (step, action) in plan.steps.iter().enumerate().rev() {
@@ -85,7 +85,7 @@ pub fn verify(plan: &Plan, device: &dyn ReadDevice) -> Result<(), VerifyError> {
 
 /// The first byte from `offset` on that is not as `expected`.
 fn first_difference(
-    device: &dyn ReadDevice,
+    device: &(impl ReadDevice + ?Sized),
     offset: u64,
     expected: &[u8],
 ) -> Result<Option<u64>, DeviceError> {

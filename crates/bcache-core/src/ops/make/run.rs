@@ -78,7 +78,9 @@ impl RunError {
 }
 
 /// Reads the superblock of `device`, if it is long enough to have one.
-pub fn read_superblock(device: &dyn ReadDevice) -> Result<Option<Superblock>, DeviceError> {
+pub fn read_superblock(
+    device: &(impl ReadDevice + ?Sized),
+) -> Result<Option<Superblock>, DeviceError> {
     if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
         return Ok(None);
     }
