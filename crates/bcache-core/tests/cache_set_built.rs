@@ -17,6 +17,7 @@ use bcache_core::device::testkit::{
     Fault, FaultDevice, Lasting, MemoryDevice, TraceDevice, Trigger,
 };
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
+use bcache_core::layout::SetMagic;
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::jset::{self, Jset, JsetParams};
 use bcache_core::layout::prio_set::{BucketDisk, PrioSet, encode_into};
@@ -132,6 +133,11 @@ impl Sample {
 
     /// Writes entry 43 + `after` that many blocks behind the newest, in its bucket.
     fn append(&self, after: u64, keys: &[Bkey]) -> u64 {
+        self.append_of(self.built.magic, after, keys)
+    }
+
+    /// The same as an entry of the set that has `magic`.
+    fn append_of(&self, magic: SetMagic, after: u64, keys: &[Bkey]) -> u64 {
         let old = self.entry(43);
         let params = JsetParams {
             seq: 43 + after,
@@ -142,7 +148,7 @@ impl Sample {
             prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
             keys,
         };
-        let entry = jset::encode(&params, self.built.magic).unwrap();
+        let entry = jset::encode(&params, magic).unwrap();
         assert!(entry.as_bytes().len() <= 512, "a block each");
         let byte = self.entry_byte(43) + after * 512;
         self.write(byte, entry.as_bytes());
@@ -699,6 +705,21 @@ fn an_entry_with_newer_ones_behind_it_was_not_torn_whichever_byte_is_damaged() {
     sample.write(byte, &[0; 512]);
     sample.write(byte + 512, sample.entry(40).as_bytes());
     assert!(sample.check().is_clean());
+}
+
+/// A device that is formatted again has the entries of the set before it just where the new set's next
+/// ones would be, and with their numbers.
+#[test]
+fn what_another_set_left_behind_the_newest_entry_is_not_torn() {
+    let sample = Sample::new();
+    let other = SetMagic(!sample.built.magic.0);
+    let byte = sample.append_of(other, 1, &[sample.new_dirty_key()]);
+    let report = sample.check();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    // Were it not whole, it could be an entry of this set with a damaged magic.
+    sample.flip(byte + 32, 1);
+    let report = sample.check();
+    assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&Code::JournalTorn]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A device that counts what goes to it: for write amplification, and to tell our own I/O from that of
 //! others.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
@@ -8,6 +9,9 @@ use bcache_core::units::SECTOR_BYTES;
 use crossbeam_utils::CachePadded;
 
 use crate::watch::DeviceIo;
+
+/// A device as the writers of a run see it.
+pub type CountedDevice = Arc<Counted<Arc<dyn BlockDevice>>>;
 
 /// Counts the bytes that are read and written successfully.
 #[derive(Debug)]

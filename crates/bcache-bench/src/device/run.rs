@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::allocator_run::{AllocatorRun, allocator_run};
 use super::baseline::{Area, FIXED_ADDRESSES, Places, Terms, fixed_addresses, sequential_write};
-use super::counted::Counted;
+use super::counted::{Counted, CountedDevice};
 use super::null::NullDevice;
 use super::plan::{DevicePlan, IoMode, Target};
 use super::{DeviceRun, RunContext};
@@ -37,9 +37,6 @@ use crate::report::{Ratio, Report, Run};
 use crate::warnings::{self, Warning};
 use crate::watch::{DeviceIo, Watch};
 use crate::workload::Workload;
-
-/// A device as the writers see it.
-pub type CountedDevice = Arc<Counted<Arc<dyn BlockDevice>>>;
 
 /// How much is written at once to a file before the run, so that it has all its blocks.
 const FILL_CHUNK: Sectors = Sectors(2048);

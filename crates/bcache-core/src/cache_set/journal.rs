@@ -477,7 +477,7 @@ fn read_bucket(
                 first_bad.get_or_insert_with(|| Stop::NoEntry {
                     offset,
                     error,
-                    seq_hint: hint(bytes, &error),
+                    seq_hint: hint(bytes, rest, &error),
                     may_be_dirty: may_be_dirty(bytes, rest, cache.geometry()),
                 });
                 offset = offset.saturating_add(block_bytes);
@@ -495,10 +495,10 @@ fn may_be_dirty(bytes: &[u8], rest: usize, geometry: &Geometry) -> bool {
     !clean || keys.truncated()
 }
 
-fn hint(bytes: &[u8], error: &JsetError) -> Option<u64> {
+fn hint(bytes: &[u8], rest: usize, error: &JsetError) -> Option<u64> {
     match *error {
         JsetError::TooShort { .. } => None,
-        JsetError::BadMagic { .. } => seq_hint(bytes),
+        JsetError::BadMagic { .. } => seq_hint(bytes, rest),
         JsetError::TooLong { seq, .. } | JsetError::BadChecksum { seq, .. } => Some(seq),
     }
 }

@@ -156,14 +156,19 @@ pub fn claimed_bytes(bytes: &[u8], magic: SetMagic, rest: usize) -> Result<usize
 }
 
 /// The sequence number at the start of `bytes`, where everything but magic and checksum looks like
-/// an entry's header: what is left of an entry whose magic was damaged.
-pub fn seq_hint(bytes: &[u8]) -> Option<u64> {
+/// an entry's header: what is left of an entry whose magic was damaged. `None` for a whole entry of
+/// another set, such as a device that was formatted again has behind its own.
+///
+/// `rest` is the number of bytes to the end of the journal bucket.
+pub fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
     let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
     let plausible = raw.version.get() == JSET_VERSION
         && raw.seq.get() != 0
         && raw.last_seq.get() <= raw.seq.get()
         && raw.last_seq.get() != 0;
-    plausible.then(|| raw.seq.get())
+    // The checksum covers the magic.
+    let foreign = || Jset::parse(bytes, SetMagic::of_jset(raw.magic.get()), rest).is_ok();
+    (plausible && !foreign()).then(|| raw.seq.get())
 }
 
 /// The keys of what is left of an entry at the start of `bytes`, its checksum aside; `None` where

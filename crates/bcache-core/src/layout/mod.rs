@@ -36,6 +36,11 @@ impl SetMagic {
         self.0 ^ Self::JSET
     }
 
+    /// The set whose journal entries have `magic`.
+    pub const fn of_jset(magic: u64) -> Self {
+        Self(magic ^ Self::JSET)
+    }
+
     /// Magic of a prio_set.
     pub const fn pset(self) -> u64 {
         self.0 ^ Self::PSET
