@@ -183,12 +183,9 @@ impl<E: Send> Gate<E> {
         let mut slices = Slices::default();
         let mut operations = 0;
         while operations < most {
-            let Some(tick) = pacer.tick(stopped) else { break };
-            // In an open loop this is the intended time: operations that are due before the end are
-            // carried out however late it is by then, or the slowest would not be counted.
-            if tick.intended_ns >= end_ns {
-                break;
-            }
+            // In an open loop operations that are due before the end are carried out however late it
+            // is by then, or the slowest would not be counted.
+            let Some(tick) = pacer.tick(end_ns, stopped) else { break };
             let mut context = Context { clock, tick, recorder: &mut recorder };
             match worker.operate(&mut context) {
                 Ok(true) => {

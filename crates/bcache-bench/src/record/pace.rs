@@ -121,14 +121,22 @@ impl Pacer {
         Self { clock, schedule, next: 0, counts: PaceCounts::default() }
     }
 
-    /// Waits for the next tick. `None`, possibly before the tick, once `stopped` says so.
-    pub fn tick(&mut self, stopped: impl Fn() -> bool) -> Option<Tick> {
+    /// Waits for the next tick. `None`, possibly before the tick, once `stopped` says so; and at `end_ns`,
+    /// where the tick would not come before.
+    pub fn tick(&mut self, end_ns: u64, stopped: impl Fn() -> bool) -> Option<Tick> {
         let index = self.next;
         let intended_ns = match self.schedule {
             None if stopped() => return None,
-            None => self.clock.now_ns(),
+            None => Some(self.clock.now_ns()).filter(|&now_ns| now_ns < end_ns)?,
             Some(schedule) => {
                 let intended_ns = schedule.intended_ns(index);
+                if intended_ns >= end_ns {
+                    // The rest of the time belongs to the run, too: its rate would be too high without.
+                    if self.clock.now_ns() < end_ns {
+                        self.wait_until(end_ns, stopped);
+                    }
+                    return None;
+                }
                 self.wait_until(intended_ns, stopped)?;
                 intended_ns
             }
@@ -201,7 +209,7 @@ mod tests {
         let mut pacer = Pacer::new(clock, open(1000), clock.now_ns(), 0, 1);
         let mut latencies = Vec::new();
         for index in 0..15 {
-            let tick = pacer.tick(|| false).unwrap();
+            let tick = pacer.tick(u64::MAX, || false).unwrap();
             assert_eq!(tick.index, index);
             if index == 0 {
                 std::thread::sleep(Duration::from_millis(20));
@@ -220,7 +228,7 @@ mod tests {
         let clock = Clock::start();
         let mut pacer = Pacer::new(clock, open(2000), clock.now_ns(), 0, 1);
         for _ in 0..20 {
-            let tick = pacer.tick(|| false).unwrap();
+            let tick = pacer.tick(u64::MAX, || false).unwrap();
             assert!(clock.now_ns() >= tick.intended_ns);
         }
         assert!(pacer.counts().spun_ns > 0);
@@ -231,9 +239,26 @@ mod tests {
         let clock = Clock::start();
         let mut pacer = Pacer::new(clock, Pace::Closed, 0, 0, 1);
         let before = clock.now_ns();
-        let tick = pacer.tick(|| false).unwrap();
+        let tick = pacer.tick(u64::MAX, || false).unwrap();
         assert!((before..=clock.now_ns()).contains(&tick.intended_ns));
-        assert_eq!(pacer.tick(|| true), None);
+        assert_eq!(pacer.tick(u64::MAX, || true), None);
+    }
+
+    #[test]
+    fn no_tick_comes_at_the_end_or_after_it() {
+        let clock = Clock::start();
+        let begin_ns = clock.now_ns();
+        let end_ns = begin_ns + 30_000_000;
+        // The second of its ticks is meant to come long after the end.
+        let mut pacer = Pacer::new(clock, open(1), begin_ns, 0, 1);
+        assert!(pacer.tick(end_ns, || false).is_some());
+        let late = pacer.counts().late;
+        assert_eq!(pacer.tick(end_ns, || false), None);
+        let ended_ns = clock.now_ns();
+        assert!((end_ns..begin_ns + 900_000_000).contains(&ended_ns), "{}", ended_ns - begin_ns);
+        assert_eq!(pacer.counts().late, late);
+        let mut closed = Pacer::new(clock, Pace::Closed, begin_ns, 0, 1);
+        assert_eq!(closed.tick(end_ns, || false), None);
     }
 
     #[test]
@@ -241,6 +266,6 @@ mod tests {
         let clock = Clock::start();
         let mut pacer = Pacer::new(clock, open(1), clock.now_ns() + 3_600_000_000_000, 0, 1);
         let stop_at = clock.now_ns() + 120_000_000;
-        assert_eq!(pacer.tick(|| clock.now_ns() >= stop_at), None);
+        assert_eq!(pacer.tick(u64::MAX, || clock.now_ns() >= stop_at), None);
     }
 }
