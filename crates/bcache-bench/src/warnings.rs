@@ -277,6 +277,16 @@ pub fn of_environment(environment: &Environment, busy_threads: u32) -> Vec<Warni
     warnings
 }
 
+impl Warning {
+    /// Whether it is about a device that is written to.
+    pub fn is_of_device(&self) -> bool {
+        matches!(
+            self,
+            Self::LoopOverPageCache { .. } | Self::ImageFile { .. } | Self::NoDiscard { .. }
+        )
+    }
+}
+
 /// Warnings about what else happened during the run. `own` is our own I/O by disk.
 pub fn of_observed(observed: &Observed, own: &BTreeMap<String, DeviceIo>) -> Vec<Warning> {
     let mut warnings = Vec::new();

@@ -4,11 +4,12 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
 use bcache_bench::cli::{self, Cli};
-use bcache_bench::device::allocator_run::allocator_run;
+use bcache_bench::device::allocator_run::{AllocatorRun, allocator_run};
 use bcache_bench::device::counted::Counted;
 use bcache_bench::device::run::OnDevices;
 use bcache_bench::device::{DeviceRun, RunContext};
@@ -134,6 +135,12 @@ fn what_a_device_holds_is_refused_and_left() {
     let (status, _, err) = device(&kept);
     assert_eq!(status, 1);
     assert!(err.contains("exists"), "{err}");
+    assert_eq!(std::fs::read(&image).unwrap(), before);
+    // The journal of the set before lies just behind the new one's.
+    let (status, _, err) = device(&[&[name, "--wipe-bcache", "--yes"], &kept[4..]].concat());
+    assert_eq!(status, 0, "{err}");
+    assert!(clean(&image));
+    let before = std::fs::read(&image).unwrap();
     // Without I/O nothing is destroyed, and nobody has to be asked.
     let dry = ["--io", "none", "--amount", "100M", "--reserves", "none=9,btree=1", "--json"];
     let (status, out, err) = device(&[&[name], dry.as_slice()].concat());
@@ -146,7 +153,34 @@ fn what_a_device_holds_is_refused_and_left() {
         device(&[name, "--wipe-bcache", "--block-sizes", "4M", "--working-set", "1M"]);
     assert_eq!(status, 1);
     assert!(err.contains("working set"), "{err}");
+    for (options, said) in [
+        (
+            &["--streams", "2000", "--working-set", "300%"][..],
+            "--no-baseline leaves out what does not fit",
+        ),
+        (&["--working-set", "4000P"], "no memory for the index"),
+    ] {
+        let (status, _, err) = device(&[&[name, "--wipe-bcache"], options].concat());
+        assert_eq!(status, 1, "{err}");
+        assert!(err.contains(said), "{err}");
+    }
     assert_eq!(std::fs::read(&image).unwrap(), before);
+}
+
+#[test]
+fn buckets_of_other_reserves_are_taken_beside_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("cache.img");
+    let common = ["--image", image.to_str().unwrap(), "--size", "96M", "--bucket", "64k", "--json"];
+    let (status, out, err) =
+        device(&[&common[..], &["--amount", "100M", "--reserves", "none=50,btree=50"]].concat());
+    assert_eq!(status, 0, "{err}");
+    let report: Report = serde_json::from_str(&out).unwrap();
+    let run = report.run("allocator").unwrap();
+    assert!((10 << 20..90 << 20).contains(&run.counters.written_bytes), "{:?}", run.counters);
+    assert!(run.counters.buckets_allocated > 600, "{:?}", run.counters);
+    // Nothing without an allocator would be the same.
+    assert_eq!(report.ratios.len(), 1, "{:?}", report.ratios);
 }
 
 #[test]
@@ -164,6 +198,8 @@ fn several_devices_share_one_allocator() {
     let counters = report.run("allocator").unwrap().counters;
     assert!(counters.passes > 4, "{counters:?}");
     assert!(counters.written_bytes >= 150 << 20);
+    // What is compared is of one device.
+    assert_eq!((report.runs.len(), report.ratios.len()), (1, 0));
 }
 
 /// Runs the command, which must end by itself.
@@ -396,9 +432,9 @@ impl BlockDevice for NoDiscard {
     }
 }
 
-#[test]
-fn discards_that_a_device_does_not_take_are_counted_and_no_error() {
-    let superblock = Superblock::new_cache(&CacheParams {
+/// The superblock of a cache of 64 MiB.
+fn small_cache(discard: bool) -> Superblock {
+    Superblock::new_cache(&CacheParams {
         uuid: Uuid::from_u128(1),
         set_uuid: Uuid::from_u128(2),
         label: Label::default(),
@@ -406,20 +442,105 @@ fn discards_that_a_device_does_not_take_are_counted_and_no_error() {
         bucket_size: Sectors(128),
         block_size: 1,
         replacement: Replacement::Lru,
-        discard: true,
-    });
+        discard,
+    })
+}
+
+fn small_memory(superblock: &Superblock) -> MemoryDevice {
     let memory = MemoryDevice::new(1024 * (64 << 10));
     memory.write_at(SB_OFFSET_BYTES, superblock.as_bytes()).unwrap();
-    let info = DeviceInfo { discard: false, ..memory.info().clone() };
-    let device: Arc<dyn BlockDevice> = Arc::new(NoDiscard { memory, info });
-    let line = ["bcache-bench", "device", "memory", "--discard", "--amount", "200M"];
-    let cli::Command::Device(args) = Cli::parse_from(line).command else { panic!("{line:?}") };
+    memory
+}
+
+/// Runs the allocator on such a cache.
+fn run_in_memory(
+    device: Arc<dyn BlockDevice>,
+    superblock: Superblock,
+    options: &[&str],
+    context: &RunContext,
+) -> AllocatorRun {
+    let line = [&["bcache-bench", "device", "memory"], options].concat();
+    let cli::Command::Device(args) = Cli::parse_from(&line).command else { panic!("{line:?}") };
     let plan = args.plan().unwrap();
     let workload = plan.workload(Sectors(1000 * 128));
-    let context = RunContext { stop: Arc::default(), live: Live::new(1) };
     let devices = [Arc::new(Counted::new(device))];
-    let found = allocator_run(&plan, &workload, &devices, vec![superblock], &context).unwrap();
+    allocator_run(&plan, &workload, &devices, vec![superblock], context).unwrap()
+}
+
+#[test]
+fn discards_that_a_device_does_not_take_are_counted_and_no_error() {
+    let superblock = small_cache(true);
+    let memory = small_memory(&superblock);
+    let info = DeviceInfo { discard: false, ..memory.info().clone() };
+    let device = Arc::new(NoDiscard { memory, info });
+    let context = RunContext { stop: Arc::default(), live: Live::new(1) };
+    let found = run_in_memory(device, superblock, &["--discard", "--amount", "200M"], &context);
     let counters = found.run.counters;
     assert!(counters.passes > 5 && counters.written_bytes >= 200 << 20, "{counters:?}");
     assert!(counters.discards == 0 && counters.discards_failed > 100, "{counters:?}");
+}
+
+/// Memory that takes its time to flush, and stops the run at a flush after the writers have ended.
+struct StopsAfter {
+    memory: MemoryDevice,
+    amount: u64,
+    flushes_left: AtomicU64,
+    context: RunContext,
+}
+
+const FLUSH_TIME: Duration = Duration::from_millis(2);
+
+impl ReadDevice for StopsAfter {
+    fn info(&self) -> &DeviceInfo {
+        self.memory.info()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.memory.read_at(offset, buf)
+    }
+}
+
+impl BlockDevice for StopsAfter {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        self.memory.write_at(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        std::thread::sleep(FLUSH_TIME);
+        let ended = self.context.live.sums().written_bytes >= self.amount;
+        if ended && self.flushes_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.context.stop.store(true, Ordering::Relaxed);
+        }
+        self.memory.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.memory.discard(offset, len)
+    }
+}
+
+#[test]
+fn ctrl_c_ends_the_comparisons_and_what_was_cut_short_is_no_figure() {
+    let superblock = small_cache(false);
+    // A chain is flushed twice, what is written beside it once.
+    for (flushes, chains) in [(20, 1..60), (240, 100..101)] {
+        let context = RunContext { stop: Arc::default(), live: Live::new(1) };
+        let device = Arc::new(StopsAfter {
+            memory: small_memory(&superblock),
+            amount: 20 << 20,
+            flushes_left: AtomicU64::new(flushes),
+            context: RunContext { stop: context.stop.clone(), live: context.live.clone() },
+        });
+        let found = run_in_memory(device, superblock.clone(), &["--amount", "20M"], &context);
+        assert!(context.stop.load(Ordering::Relaxed));
+        let prio_writes = found.prio_writes.unwrap();
+        assert!(chains.contains(&prio_writes.operations), "{}", prio_writes.operations);
+        let Some(sequential) = found.sequential else {
+            assert!(flushes < 200);
+            continue;
+        };
+        let written = sequential.counters.written_bytes / (64 << 10);
+        assert!(flushes > 200 && (1..60).contains(&written), "{written}");
+        assert!(sequential.elapsed >= FLUSH_TIME * u32::try_from(written).unwrap());
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bcache_cli::size::parse_bytes;
-use bcache_core::allocator::{Policy, Reserve};
+use bcache_core::allocator::Policy;
 use clap::{Args, ValueEnum};
 
 use crate::device::plan::{
@@ -178,14 +178,9 @@ pub enum PlanError {
     /// No data is read or written, but reads are asked for.
     #[error("--read-share needs --io data: without data there is nothing to read")]
     ReadsWithoutData,
-    /// Data is to go to reserves that are kept for btree nodes.
-    #[error(
-        "--reserves {reserves} needs --io metadata or none: a reserve other than none is not for data"
-    )]
-    ReservesWithData {
-        /// What was given.
-        reserves: String,
-    },
+    /// What is never written is to be kept.
+    #[error("--keep needs --io data or metadata: without any nothing is written")]
+    KeepNothing,
     /// A size, and no image to make.
     #[error("--size is for --image: a device has its size")]
     SizeWithoutImage,
@@ -217,8 +212,8 @@ impl DeviceArgs {
         if self.io != IoMode::Data && self.read_share.fraction() > 0.0 {
             return Err(PlanError::ReadsWithoutData);
         }
-        if self.io == IoMode::Data && self.reserves.values().any(|it| it.0 != Reserve::None) {
-            return Err(PlanError::ReservesWithData { reserves: self.reserves.to_string() });
+        if self.io == IoMode::None && self.keep {
+            return Err(PlanError::KeepNothing);
         }
         Ok(DevicePlan {
             target,
@@ -341,7 +336,7 @@ mod tests {
             ("/dev/sda --amount 0", "--amount"),
             ("/dev/sda --policy mru", "--policy"),
             ("/dev/sda --reserves prio", "--reserves"),
-            ("/dev/sda --reserves btree", "--reserves btree needs --io metadata or none"),
+            ("/dev/sda --io none --keep", "--keep needs --io data or metadata"),
             ("/dev/sda --read-share 1 --io metadata", "--read-share needs --io data"),
             ("/dev/sda --io all", "--io"),
         ] {

@@ -58,14 +58,22 @@ fn carry_out(
     let progress = Progress::start(&context.live)?;
     let result = runner.run(plan, context);
     drop(progress);
-    let report = result?;
-    let printed = print(&report);
-    // The devices have been written by now.
-    exports.write(&report).map_err(|error| ExitError::wrap(Failure::Partial, error))?;
-    printed.map_err(|error| {
-        // Whoever reads no further has seen enough.
-        if is_broken_pipe(&error) { error } else { ExitError::wrap(Failure::Partial, error) }
-    })
+    let shown = result.and_then(|report| {
+        let printed = print(&report);
+        // The devices have been written by now.
+        exports.write(&report).map_err(|error| ExitError::wrap(Failure::Partial, error))?;
+        printed.map_err(|error| {
+            // Whoever reads no further has seen enough.
+            if is_broken_pipe(&error) { error } else { ExitError::wrap(Failure::Partial, error) }
+        })
+    });
+    match (shown, runner.put_down(plan)) {
+        // Why the run failed is most likely why this did.
+        (Err(error), Err(left)) if !is_broken_pipe(&error) => {
+            Err(error.context(format!("{left:#}; the run itself failed before")))
+        }
+        (shown, left) => left.and(shown),
+    }
 }
 
 #[cfg(test)]
@@ -91,7 +99,14 @@ mod tests {
     /// Fails where it has no report.
     struct Scripted {
         report: Option<Report>,
+        put_down: Option<anyhow::Error>,
         runs: u32,
+    }
+
+    impl Scripted {
+        fn new(report: Option<Report>) -> Self {
+            Self { report, put_down: None, runs: 0 }
+        }
     }
 
     impl DeviceRun for Scripted {
@@ -104,6 +119,10 @@ mod tests {
             context.live.writer(0).unwrap().wrote(1);
             self.report.take().ok_or_else(|| anyhow::anyhow!("the device is gone"))
         }
+
+        fn put_down(&mut self, _: &DevicePlan) -> Result<()> {
+            self.put_down.take().map_or(Ok(()), Err)
+        }
     }
 
     fn context() -> RunContext {
@@ -115,7 +134,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report.json");
         let plan = plan(&format!("/dev/null --export-json {}", path.display()));
-        let mut runner = Scripted { report: Some(sample::report(100, 1.0)), runs: 0 };
+        let mut runner = Scripted::new(Some(sample::report(100, 1.0)));
         let mut printed = 0;
         let exports = open_exports(&plan).unwrap();
         carry_out(&plan, &context(), &mut runner, exports, |report| {
@@ -135,7 +154,7 @@ mod tests {
         for (kind, partial) in
             [(io::ErrorKind::StorageFull, true), (io::ErrorKind::BrokenPipe, false)]
         {
-            let mut runner = Scripted { report: Some(sample::report(100, 1.0)), runs: 0 };
+            let mut runner = Scripted::new(Some(sample::report(100, 1.0)));
             let exports = open_exports(&plan).unwrap();
             let error = carry_out(&plan, &context(), &mut runner, exports, |_| {
                 Err(io::Error::from(kind).into())
@@ -162,11 +181,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report.json");
         let plan = plan(&format!("/dev/null --export-json {}", path.display()));
-        let mut runner = Scripted { report: None, runs: 0 };
+        let mut runner = Scripted::new(None);
         let exports = open_exports(&plan).unwrap();
         let error = carry_out(&plan, &context(), &mut runner, exports, |_| panic!("no report"))
             .unwrap_err();
         assert_eq!(error.to_string(), "the device is gone");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_put_down_hides_neither_the_report_nor_why_a_run_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.json");
+        let plan = plan(&format!("/dev/null --export-json {}", path.display()));
+        for report in [Some(sample::report(100, 1.0)), None] {
+            let failed = report.is_none();
+            let left = ExitError::wrap(Failure::Partial, anyhow::anyhow!("it is still there"));
+            let mut runner = Scripted { put_down: Some(left), ..Scripted::new(report) };
+            let exports = open_exports(&plan).unwrap();
+            let error = carry_out(&plan, &context(), &mut runner, exports, |_| Ok(())).unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.contains("it is still there"), "{text}");
+            assert_eq!(text.contains("the device is gone"), failed, "{text}");
+            assert_eq!(error.downcast_ref::<ExitError>().is_some(), !failed);
+            assert_eq!(path.exists(), !failed);
+            let _ = std::fs::remove_file(&path);
+        }
     }
 }

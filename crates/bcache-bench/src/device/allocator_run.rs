@@ -85,6 +85,11 @@ fn times(median: Duration, chains: u64) -> Duration {
     Duration::from_secs_f64(median.as_secs_f64() * crate::num::float(chains))
 }
 
+/// What all pieces of operations are multiples of: they end where buckets end.
+pub fn granule_of(workload: &Workload, geometry: &Geometry) -> Sectors {
+    Sectors(greatest_common_divisor(workload.granule().0, geometry.bucket_size().0))
+}
+
 fn as_block_device(device: &CountedDevice) -> Arc<dyn BlockDevice> {
     let device: CountedDevice = Arc::clone(device);
     device
@@ -112,10 +117,7 @@ impl<'a> Running<'a> {
         context: &'a RunContext,
     ) -> Result<Self> {
         let geometry = *set.caches().first().context("a set without caches")?.geometry();
-        // Pieces of an operation end where buckets end.
-        let granule = greatest_common_divisor(workload.granule().0, geometry.bucket_size().0);
-        let granule = Sectors(granule);
-        let index = KeyIndex::new(workload.working_set, granule, geometry)?;
+        let index = KeyIndex::new(workload.working_set, granule_of(workload, &geometry), geometry)?;
         let sectors = |cache: &Geometry| cache.nbuckets().saturating_mul(cache.bucket_size().0);
         let all = set.caches().iter().map(|cache| sectors(cache.geometry())).sum();
         let collector = Arc::new(Collector::new(all));
@@ -161,13 +163,17 @@ impl<'a> Running<'a> {
         }
         let (mut prio_writes, mut sequential) = (None, None);
         // Whoever ends the run early wants its report, and nothing more.
-        let stopped = self.context.stop.load(Ordering::Relaxed);
-        if self.plan.io != IoMode::None && self.plan.baseline && !stopped {
+        let alone = self.plan.io != IoMode::None && self.plan.baseline && self.devices.len() == 1;
+        if alone && !self.stopped() {
             let alone = self.prio_writes_alone()?;
             sequential = self.sequential_writes(alone.operations)?;
             prio_writes = Some(alone);
         }
         Ok(AllocatorRun { run, prio_writes, sequential })
+    }
+
+    fn stopped(&self) -> bool {
+        self.context.stop.load(Ordering::Relaxed)
     }
 
     fn device_written_bytes(&self) -> u64 {
@@ -257,7 +263,8 @@ impl<'a> Running<'a> {
         self.context.live.begin(PRIO_WRITES, Goal::Passes(PRIO_WRITES_ALONE));
         let allocator = self.set.allocator();
         let mut result = Ok(());
-        while result.is_ok() && passes() < enough && began.elapsed() < PRIO_WRITES_TIME_MAX {
+        let over = || self.stopped() || began.elapsed() >= PRIO_WRITES_TIME_MAX;
+        while result.is_ok() && passes() < enough && !over() {
             result = allocator
                 .bucket_alloc_set(Reserve::None, 1, true)
                 .and_then(|pointers| allocator.release_set(&pointers));
@@ -324,14 +331,17 @@ impl<'a> Running<'a> {
             let area = Area { start, size: chain.min(area.size) };
             sequential_write(device, area, size, bytes, &self.context.stop, &self.context.live)
         };
-        let runs = (0..chains).map(once).collect::<Result<Vec<_>, _>>()?;
+        let mut runs = (0..chains).map(once).collect::<Result<Vec<_>, _>>()?;
+        // Whoever is stopped has written less than a chain, in hardly any time.
+        runs.retain(|run| run.counters.written_bytes >= bytes.get());
+        let written = runs.len() as u64;
         let mut took: Vec<Duration> = runs.iter().map(|run| run.elapsed).collect();
         took.sort_unstable();
         let median = took.get(took.len() / 2).copied().unwrap_or_default();
         Ok(runs
             .into_iter()
             .reduce(Run::merged)
-            .map(|run| Run { elapsed: times(median, chains), ..run }))
+            .map(|run| Run { elapsed: times(median, written), ..run }))
     }
 
     /// The prios as the run left them. Without a bucket for them, those on the device are a little

@@ -138,7 +138,6 @@ pub fn fixed_addresses(
             left: terms.length.share_of(writer, workload.writers),
             written_bytes: 0,
             read_bytes: 0,
-            hits: 0,
             totals: &totals,
             live: terms.live,
             writer,
@@ -151,10 +150,14 @@ pub fn fixed_addresses(
         written_bytes,
         device_written_bytes: written_bytes,
         read_bytes: totals.read_bytes.load(Ordering::Relaxed),
-        hits: totals.hits.load(Ordering::Relaxed),
         ..Counters::default()
     };
     Ok(run)
+}
+
+/// Whether `workload` has room at `places`.
+pub fn check_room(places: &Places, workload: &Workload) -> Result<(), BaselineError> {
+    Extents::new(places, workload).map(drop)
 }
 
 /// Flushes `device`; how long that took. It counts as time of a run: data that is still in a cache has
@@ -169,7 +172,6 @@ pub fn flush_time(device: &dyn BlockDevice) -> Result<Duration, DeviceError> {
 struct Totals {
     written_bytes: AtomicU64,
     read_bytes: AtomicU64,
-    hits: AtomicU64,
 }
 
 /// How an area is dealt out to streams: to each an extent in turn, round after round. In sectors.
@@ -249,7 +251,6 @@ struct FixedWriter<'a> {
     left: Option<u64>,
     written_bytes: u64,
     read_bytes: u64,
-    hits: u64,
     totals: &'a Totals,
     live: &'a Live,
     writer: u32,
@@ -299,7 +300,6 @@ impl Worker for FixedWriter<'_> {
                 let read = context.time(Measure::DataRead, || self.device.read_at(offset, buffer));
                 read?;
                 self.read_bytes += bytes;
-                self.hits += 1;
                 if let Some(live) = live {
                     live.read(bytes, true);
                 }
@@ -318,7 +318,6 @@ impl Worker for FixedWriter<'_> {
     fn finish(&mut self) {
         self.totals.written_bytes.fetch_add(self.written_bytes, Ordering::Relaxed);
         self.totals.read_bytes.fetch_add(self.read_bytes, Ordering::Relaxed);
-        self.totals.hits.fetch_add(self.hits, Ordering::Relaxed);
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use bcache_cli::confirm;
+use bcache_core::allocator::Reserve;
 use bcache_core::device::sysfs::Root;
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice, open_write};
 use bcache_core::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
@@ -24,9 +25,13 @@ use bcache_core::ops::make::{
 use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
 
+use super::allocator_run::granule_of;
 use super::allocator_run::{AllocatorRun, allocator_run};
-use super::baseline::{Area, FIXED_ADDRESSES, Places, Terms, fixed_addresses, sequential_write};
+use super::baseline::{
+    Area, FIXED_ADDRESSES, Places, Terms, check_room, fixed_addresses, sequential_write,
+};
 use super::counted::{Counted, CountedDevice};
+use super::index::KeyIndex;
 use super::null::NullDevice;
 use super::plan::{DevicePlan, IoMode, Target};
 use super::{DeviceRun, RunContext};
@@ -42,9 +47,11 @@ use crate::workload::Workload;
 const FILL_CHUNK: Sectors = Sectors(2048);
 
 /// The real thing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct OnDevices {
     prepared: Option<Prepared>,
+    /// What was formatted, and has to be put down.
+    formatted: Option<(Vec<MakePlan>, Vec<CountedDevice>)>,
 }
 
 /// Devices that may be formatted: everything is checked, and whoever had to be asked was.
@@ -65,11 +72,15 @@ impl DeviceRun for OnDevices {
         if context.stop.load(Ordering::Relaxed) {
             bail!("interrupted: nothing was written");
         }
-        let partial = |error| ExitError::wrap(Failure::Partial, error);
         let devices = format(&prepared.plans, plan.io)?;
-        let report = measure(plan, &prepared, &devices, context).map_err(partial);
-        put_down(plan, &prepared.plans, &devices).map_err(partial)?;
-        report
+        let report = measure(plan, &prepared, &devices, context);
+        self.formatted = Some((prepared.plans, devices));
+        report.map_err(|error| ExitError::wrap(Failure::Partial, error))
+    }
+
+    fn put_down(&mut self, plan: &DevicePlan) -> Result<()> {
+        let Some((plans, devices)) = self.formatted.take() else { return Ok(()) };
+        put_down(plan, &plans, &devices).map_err(|error| ExitError::wrap(Failure::Partial, error))
     }
 }
 
@@ -116,6 +127,14 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
     let sectors = geometries.iter().map(|geometry| data_area(geometry).size.0).sum();
     let workload = plan.workload(Sectors(sectors));
     workload.check()?;
+    if let [geometry] = geometries.as_slice() {
+        if has_fixed_addresses(plan) {
+            check_room(&places(plan, geometry), &workload)
+                .context("--no-baseline leaves out what does not fit")?;
+        }
+    }
+    let granule = geometries.first().map_or(Sectors(1), |first| granule_of(&workload, first));
+    KeyIndex::check(workload.working_set, granule)?;
     for make in &plans {
         let logical = u64::from(make.facts.info.logical_block_bytes);
         if plan.io == IoMode::Data && workload.granule().bytes() % logical != 0 {
@@ -141,6 +160,23 @@ fn data_area(geometry: &Geometry) -> Area {
     let start = geometry.bucket_to_sector(BucketIndex(first));
     let end = geometry.bucket_to_sector(BucketIndex(geometry.nbuckets()));
     Area { start, size: Sectors(end.0.saturating_sub(start.0)) }
+}
+
+/// Whether a single device is to be written at fixed addresses, too. What takes buckets from another
+/// reserve, and writes nothing, has no counterpart there.
+fn has_fixed_addresses(plan: &DevicePlan) -> bool {
+    let data_only = plan.reserves.values().all(|reserve| reserve.0 == Reserve::None);
+    plan.baseline && plan.io == IoMode::Data && data_only
+}
+
+/// Where it is written then, from the beginning.
+fn places(plan: &DevicePlan, geometry: &Geometry) -> Places {
+    Places {
+        area: data_area(geometry),
+        bucket: geometry.bucket_size(),
+        policy: plan.policy,
+        written_bytes: 0,
+    }
 }
 
 /// Formats the devices and claims them again.
@@ -200,6 +236,9 @@ fn measure(
     let mut report = Report::new("device", plan.settings()?, environment);
     let threads = plan.writers.get().saturating_add(u32::try_from(devices.len()).unwrap_or(1));
     report.warnings = warnings::of_environment(&report.environment, threads);
+    if plan.io == IoMode::None {
+        report.warnings.retain(|warning| !warning.is_of_device());
+    }
     for (make, info) in prepared.plans.iter().zip(&infos) {
         if make.superblock.discard() && !info.discard {
             report.warnings.push(Warning::NoDiscard { device: info.path.clone() });
@@ -245,7 +284,12 @@ fn measure(
 fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
     let AllocatorRun { run, prio_writes, sequential } = run;
     let fixed = halves.into_iter().reduce(Run::merged);
-    let bandwidth = |run: &Run| run.figures().written_bytes_per_second;
+    let bandwidth = |run: &Run| {
+        let figures = run.figures();
+        // Without an allocator nothing is a miss: what is written there is read here.
+        let read = figures.read_bytes_per_second.unwrap_or_default();
+        figures.written_bytes_per_second.map_or(Some(read), |written| Some(written + read))
+    };
     let mut compare = |name: &str, value: Option<f64>, baseline: Option<f64>| {
         if let (Some(value), Some(baseline)) = (value, baseline) {
             let unit = "bytes/s".to_owned();
@@ -273,8 +317,7 @@ fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
 /// The same workload without an allocator.
 struct Fixed<'a> {
     device: &'a CountedDevice,
-    area: Area,
-    bucket: Sectors,
+    places: Places,
     plan: &'a DevicePlan,
     workload: &'a Workload,
     fill: bool,
@@ -292,16 +335,14 @@ impl<'a> Fixed<'a> {
         context: &'a RunContext,
     ) -> Result<Option<Self>> {
         let ([device], [make]) = (devices, prepared.plans.as_slice()) else { return Ok(None) };
-        if !plan.baseline || plan.io != IoMode::Data {
+        if !has_fixed_addresses(plan) {
             return Ok(None);
         }
         let file =
             |backing: &Backing| matches!(backing, Backing::Loop { .. } | Backing::Image { .. });
-        let geometry = geometry_of(make)?;
         Ok(Some(Self {
             device,
-            area: data_area(&geometry),
-            bucket: geometry.bucket_size(),
+            places: places(plan, &geometry_of(make)?),
             plan,
             workload: &prepared.workload,
             // A file gets its blocks when it is first written; whoever runs first would pay for it.
@@ -311,12 +352,13 @@ impl<'a> Fixed<'a> {
     }
 
     fn fill(&self) -> Result<()> {
-        let chunk = FILL_CHUNK.min(self.area.size);
-        let bytes = self.area.size.0 / chunk.0.max(1) * chunk.bytes();
+        let area = self.places.area;
+        let chunk = FILL_CHUNK.min(area.size);
+        let bytes = area.size.0 / chunk.0.max(1) * chunk.bytes();
         if let Some(bytes) = std::num::NonZeroU64::new(bytes).filter(|_| self.fill) {
             let RunContext { stop, live } = self.context;
             live.begin("filling the file", Goal::Bytes(bytes.get()));
-            sequential_write(self.device, self.area, chunk, bytes, stop, live)?;
+            sequential_write(self.device, area, chunk, bytes, stop, live)?;
         }
         Ok(())
     }
@@ -327,8 +369,7 @@ impl<'a> Fixed<'a> {
         let RunContext { stop, live } = self.context;
         live.begin(FIXED_ADDRESSES, length.goal());
         let terms = Terms { pace: self.plan.pace, length, stop, live };
-        let Self { area, bucket, .. } = *self;
-        let places = Places { area, bucket, policy: self.plan.policy, written_bytes };
+        let places = Places { written_bytes, ..self.places };
         Ok(fixed_addresses(self.device, &places, self.workload, &terms)?)
     }
 }

@@ -142,6 +142,9 @@ Everything on the device is lost. What would be is shown and asked about as by b
      nothing is written as data: the report then has operations a second, and neither a bandwidth nor a \
      write amplification.
 
+With --rate, operations that are due before the end are carried out first, each with the latency that its \
+     lateness gives it: where the device cannot keep the rate, a run lasts longer than --duration.
+
 SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. What follows within half a second is taken \
      for the same signal; one after that aborts the program, and the devices stay as they are at that \
      moment. Ctrl-C where it is asked whether to go on means no.",
@@ -157,11 +160,13 @@ fixed addresses :: The same writes without an allocator: each stream fills a fix
          changes favours neither; with --keep all of it runs before. On an image file or a loop device \
          everything is written once before, so that the file has its blocks. Both runs end with a flush, \
          which counts: over a cache that is flushed only then, this run writes less to the medium than \
-         the allocator does, whose flushes are many. Only for a single device.
+         the allocator does, whose flushes are many. Bytes that are read count as well, for what is a \
+         miss with an allocator, and written, is read here. Only for a single device, --io data, and no \
+         --reserves but none.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
          write: the same bytes one after the other, flushed as often. Their bandwidths are those of the median \
-         chain.",
+         chain. Only for a single device.",
     ),
     (
         "WHAT IS LEFT",

@@ -138,7 +138,9 @@ fn reads_stay_within_the_area_too() {
     let run = fixed_addresses(&device, &PLACES, &workload, &terms).unwrap();
     assert!(run.counters.read_bytes > 0 && run.counters.written_bytes > 0);
     let reads = run.measured(Measure::DataRead).unwrap().histogram.len();
-    assert_eq!(reads, run.counters.hits);
+    assert!(reads > 0);
+    // There is no cache that could be hit.
+    assert_eq!((run.counters.hits, run.figures().hit_ratio), (0, None));
     // One for each write, and another where it went over the end of an extent.
     let pieces = run.measured(Measure::DataWrite).unwrap().histogram.len();
     let extents = run.counters.written_bytes / BUCKET.bytes();
