@@ -324,9 +324,9 @@ impl Partitioned {
         let partition = PathBuf::from(format!("{}p1", device.display()));
         let partitioned = Self { device, partition };
         if !partitioned.partition.exists() {
-            let mut addpart = program("addpart")?;
-            let added = addpart.arg(&partitioned.device).args(["1", "2048", "20480"]).output()?;
-            ensure!(added.status.success(), "addpart: {}", stderr(&added));
+            let mut partx = program("partx")?;
+            let added = partx.args(["--add", "--nr", "1"]).arg(&partitioned.device).output()?;
+            ensure!(added.status.success(), "partx: {}", stderr(&added));
         }
         Ok(partitioned)
     }
@@ -341,8 +341,9 @@ impl Partitioned {
 impl Drop for Partitioned {
     fn drop(&mut self) {
         // A loop device keeps its partitions, and it may be that there are none any more.
-        let deleted = program("delpart").and_then(|mut delpart| {
-            Ok(delpart.arg(&self.device).arg("1").stderr(Stdio::null()).status()?)
+        let deleted = program("partx").and_then(|mut partx| {
+            let partx = partx.args(["--delete", "--nr", "1"]).arg(&self.device);
+            Ok(partx.stderr(Stdio::null()).status()?)
         });
         let detached = program("losetup")
             .and_then(|mut losetup| Ok(losetup.arg("--detach").arg(&self.device).status()?));

@@ -357,7 +357,7 @@ fn reads_what_it_wrote(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let mut data = vec![0; 4 << 20];
     rand_pcg::Pcg64::seed_from_u64(3).fill_bytes(&mut data);
-    let mut guest = Guest::new(kernel).file("/data", data).timeout(Duration::from_secs(500));
+    let mut guest = Guest::new(kernel).file("/data", data).timeout(Duration::from_secs(1500));
     let mut script = FUNCTIONS.to_owned();
     let mut sets = Vec::new();
     let mut disks = 0;

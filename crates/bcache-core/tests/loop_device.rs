@@ -1,7 +1,7 @@
 //! The device layer on real block devices: loop devices, which need root.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -101,16 +101,23 @@ struct Partition<'a> {
 }
 
 impl<'a> Partition<'a> {
-    /// The kernel need not be able to read partition tables to be told of a partition.
-    fn new(disk: &'a Loop, start: &str, sectors: &str) -> Self {
-        run("addpart", &[disk.text(), "1", start, sectors]);
+    /// The kernel need not be able to read partition tables to be told of a partition: partx reads
+    /// the one that this writes.
+    fn new(disk: &'a Loop, start: u32, sectors: u32) -> Self {
+        let mut table = [0; 512];
+        table[446 + 4] = 0x83;
+        table[446 + 8..446 + 12].copy_from_slice(&start.to_le_bytes());
+        table[446 + 12..446 + 16].copy_from_slice(&sectors.to_le_bytes());
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        File::options().write(true).open(&disk.path).unwrap().write_all(&table).unwrap();
+        run("partx", &["--add", "--nr", "1", disk.text()]);
         Self { path: PathBuf::from(format!("{}p1", disk.text())), disk }
     }
 }
 
 impl Drop for Partition<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("delpart").arg(&self.disk.path).arg("1").status();
+        let _ = Command::new("partx").args(["--delete", "--nr", "1"]).arg(&self.disk.path).status();
     }
 }
 
@@ -320,7 +327,7 @@ fn loop_partitions_and_their_disk_hold_each_other() {
         return;
     }
     let lo = Loop::new(32 * MIB, &[]);
-    let partition_of_it = Partition::new(&lo, "2048", "32768");
+    let partition_of_it = Partition::new(&lo, 2048, 32768);
     let partition = partition_of_it.path.clone();
     {
         let device = open_write(&partition).unwrap();
