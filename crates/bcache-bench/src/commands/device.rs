@@ -3,6 +3,7 @@
 //! Whoever has to be asked is asked first; then files are opened and signals caught; progress is shown
 //! while the run lasts; the report is printed and exported when it is over, early or not.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,7 +15,8 @@ use crate::device::{DevicePlan, DeviceRun, RunContext};
 use crate::exit::{ExitError, Failure};
 use crate::interrupt;
 use crate::progress::{Live, Progress};
-use crate::report::export::Exports;
+use crate::report::export::{ExportError, Exports};
+use crate::report::plot::PlotError;
 use crate::report::{Report, table};
 
 /// Runs `bcache-bench device` with `runner` doing the work.
@@ -58,15 +60,7 @@ fn carry_out(
     let progress = Progress::start(&context.live)?;
     let result = runner.run(plan, context);
     drop(progress);
-    let shown = result.and_then(|report| {
-        let printed = print(&report);
-        // The devices have been written by now.
-        exports.write(&report).map_err(|error| ExitError::wrap(Failure::Partial, error))?;
-        printed.map_err(|error| {
-            // Whoever reads no further has seen enough.
-            if is_broken_pipe(&error) { error } else { ExitError::wrap(Failure::Partial, error) }
-        })
-    });
+    let shown = result.and_then(|report| show(&report, exports, print));
     match (shown, runner.put_down(plan)) {
         // Why the run failed is most likely why this did.
         (Err(error), Err(left)) if !is_broken_pipe(&error) => {
@@ -76,12 +70,38 @@ fn carry_out(
     }
 }
 
+/// Prints and exports a report.
+fn show(
+    report: &Report,
+    exports: Exports,
+    print: impl FnOnce(&Report) -> Result<()>,
+) -> Result<()> {
+    let printed = print(report);
+    match exports.write(report) {
+        // Ended before anything was measured, which was asked for: a picture is all that is missing.
+        Err(error @ ExportError::Plot { source: PlotError::NoCurves, .. })
+            if report.interrupted =>
+        {
+            // Nothing is left to be done where standard error is closed.
+            let _ = writeln!(
+                io::stderr(),
+                "bcache-bench: {error}: the run was ended before anything was measured"
+            );
+        }
+        // The devices have been written by now.
+        exported => exported.map_err(|error| ExitError::wrap(Failure::Partial, error))?,
+    }
+    printed.map_err(|error| {
+        // Whoever reads no further has seen enough.
+        if is_broken_pipe(&error) { error } else { ExitError::wrap(Failure::Partial, error) }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::report::sample;
     use clap::Parser;
-    use std::io;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
@@ -165,6 +185,26 @@ mod tests {
             assert_eq!(is_broken_pipe(&error), !partial);
             assert_eq!(Report::load(&path).unwrap().runs.len(), 1);
             std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_ended_before_it_measured_anything_has_no_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let (json, svg) = (dir.path().join("report.json"), dir.path().join("latency.svg"));
+        let line =
+            format!("/dev/null --export-json {} --export-svg {}", json.display(), svg.display());
+        let plan = plan(&line);
+        for interrupted in [true, false] {
+            let mut report = sample::report(0, 1.0);
+            report.interrupted = interrupted;
+            let mut runner = Scripted::new(Some(report));
+            let exports = open_exports(&plan).unwrap();
+            let result = carry_out(&plan, &context(), &mut runner, exports, |_| Ok(()));
+            let result = result.map_err(|error| error.downcast::<ExitError>().unwrap().failure);
+            assert_eq!(result, if interrupted { Ok(()) } else { Err(Failure::Partial) });
+            assert_eq!(Report::load(&json).unwrap().interrupted, interrupted);
+            assert!(!svg.exists());
         }
     }
 

@@ -106,7 +106,7 @@ impl Exports {
         Ok(())
     }
 
-    /// Writes `report` to all of them.
+    /// Writes `report` to all of them; the picture last, for there may be nothing to draw.
     pub fn write(self, report: &Report) -> Result<(), ExportError> {
         if let Some(target) = self.json {
             target.write(|out| {
