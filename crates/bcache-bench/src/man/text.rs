@@ -246,7 +246,9 @@ An open loop is five rounds of at least 100,000 allocations each. What takes the
          the medians of the rounds; the other columns are of all rounds together.
 
 Each loop goes on until the allocator has made --passes passes. One that --limit ends before that is \
-         warned about, as are percentiles of too few samples.",
+         warned about, as are percentiles of too few samples. With the default --limit \
+         five rounds take too long at less than 1,700 allocations a second, and at less than 340 there \
+         are too few samples for the 99.99th percentile.",
     ),
     ("ENGINES", ENGINES),
 ];

@@ -344,12 +344,14 @@ fn open_loop(
                 let bucket = schedule.run(&mut round_allocs, || target.alloc())?;
                 target.done(bucket)?;
             }
+            schedule.finish();
             passes += target.passes() - before;
             // A schedule of its own: it does not inherit what an allocation delayed.
             let mut schedule = OpenLoop::new(rate);
             for _ in 0..slice {
                 schedule.run(&mut round_empties, || black_box(()));
             }
+            schedule.finish();
         }
         let tail =
             |histogram: &Histogram<u64>| histogram.value_at_quantile(Percentile::P9999.quantile());
@@ -413,4 +415,31 @@ pub fn run(options: &Options) -> anyhow::Result<Found> {
     });
     let warnings = limited.collect();
     Ok(Found { nbuckets: options.nbuckets, engines, warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_low_rate_is_kept_until_the_time_limit() {
+        let options = Options {
+            nbuckets: 600,
+            threads: 1,
+            engine: Engine::Fast,
+            rates: Vec::new(),
+            passes: 1_000_000,
+            limit: Duration::from_millis(100),
+            seed: 1,
+        };
+        let config = Config::new(geometry(options.nbuckets).unwrap());
+        let target = Fast::start(config, options.seed).unwrap();
+        // One operation each quarter of a second: one of each kind, and the time is over.
+        let start = Instant::now();
+        let found = open_loop(&target, "4 a second".to_owned(), 4, &options).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(500));
+        for measure in [Measure::BucketAllocation, Measure::Empty] {
+            assert_eq!(found.run.measured(measure).unwrap().histogram.len(), 1, "{measure}");
+        }
+    }
 }

@@ -21,17 +21,28 @@ impl OpenLoop {
     /// Waits until the next operation is due, runs it, and records the time from when it was due
     /// until it was done: one that starts late because others took long counts its wait too.
     pub fn run<T>(&mut self, histogram: &mut Histogram<u64>, operation: impl FnOnce() -> T) -> T {
-        let due = self.start + self.interval * self.next;
+        let due = self.wait();
         self.next = self.next.wrapping_add(1);
         if self.next == 0 {
             self.start = due + self.interval;
-        }
-        while Instant::now() < due {
-            std::hint::spin_loop();
         }
         let result = operation();
         let took = Instant::now().saturating_duration_since(due);
         histogram.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         result
+    }
+
+    /// Waits until the next operation would be due: the last one, too, has its share of the time.
+    pub fn finish(self) {
+        self.wait();
+    }
+
+    /// Waits until the next operation is due; when that is.
+    fn wait(&self) -> Instant {
+        let due = self.start + self.interval * self.next;
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
+        due
     }
 }
