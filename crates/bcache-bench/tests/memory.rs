@@ -66,6 +66,7 @@ fn what_the_limit_ended_is_told() {
     for measure in [Measure::BucketAllocation, Measure::Empty] {
         assert_eq!(open.measured(measure).unwrap().histogram.len(), 250);
     }
+    assert!(report.ratios[0].name.contains(", one round: "), "{:?}", report.ratios);
     let limited = |it: &Warning| matches!(it, Warning::LimitReached { wanted: 1_000_000, .. });
     assert_eq!(report.warnings.iter().filter(|it| limited(it)).count(), 2);
     let few = |it: &Warning| matches!(it, Warning::TooFewSamples { samples: 250, .. });

@@ -243,11 +243,11 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
                         ratio(tail_ns, empty_ns),
                     ]);
                 }
-                let name = format!(
-                    "p99.99 to that of an empty operation, medians of {} rounds: {}",
-                    bucket::ROUNDS,
-                    run.name
-                );
+                let of = match tails.rounds() {
+                    1 => "one round".to_owned(),
+                    rounds => format!("medians of {rounds} rounds"),
+                };
+                let name = format!("p99.99 to that of an empty operation, {of}: {}", run.name);
                 let (own_ns, empty_ns) = (Some(float(own_ns)), Some(float(empty_ns)));
                 add_ratio(&mut report, name, "ns", own_ns, empty_ns);
             }

@@ -172,8 +172,8 @@ impl Target for Reference {
     }
 }
 
-/// Rounds of an open loop.
-pub const ROUNDS: u64 = 5;
+/// Rounds of an open loop that no time limit ends.
+const ROUNDS: u64 = 5;
 
 /// Allocations that a round makes at least, for its 99.99th percentile to mean something.
 const SAMPLES_MIN: u64 = 100_000;
@@ -186,6 +186,11 @@ pub struct Tails {
 }
 
 impl Tails {
+    /// Of how many rounds: the time limit may have ended the loop before the last one.
+    pub fn rounds(&self) -> usize {
+        self.allocations.len()
+    }
+
     /// The median of the allocations'.
     pub fn allocation_ns(&self) -> u64 {
         median(&self.allocations)
