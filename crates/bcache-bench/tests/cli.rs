@@ -247,6 +247,24 @@ fn what_cannot_be_drawn_or_written_is_told() {
 }
 
 #[test]
+fn a_picture_never_replaces_a_report() {
+    let files = Files::new();
+    let a = files.save("a.json", &report(1, 100, 500, 1500));
+    let b = files.save("b.json", &report(2, 100, 500, 1500));
+    let before = std::fs::read(&b).unwrap();
+    let (symlink, link) = (files.path("symlink.svg"), files.path("link.svg"));
+    std::os::unix::fs::symlink(&b, &symlink).unwrap();
+    std::fs::hard_link(&b, &link).unwrap();
+    for output in [&b, &symlink, &link] {
+        let (code, out, err) = bench(&["plot", &a, &b, "-o", output]);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(output) && err.contains("is a report that is read"), "{err}");
+        assert!(err.contains(&b) && err.lines().count() == 1, "{err}");
+        assert!(std::fs::read(&b).unwrap() == before, "{output}");
+    }
+}
+
+#[test]
 fn nonsense_on_the_command_line_is_status_2() {
     for arguments in [
         &[][..],

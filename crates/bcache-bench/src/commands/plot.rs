@@ -22,7 +22,9 @@ pub fn run(args: &PlotArgs) -> Result<ExitCode> {
     });
     let picture = plot::svg(&title, &curves)
         .with_context(|| format!("no picture was written to {}", args.output.display()))?;
-    Target::open(&args.output)?.write(|out| out.write_all(picture.as_bytes()))?;
+    let target = Target::open(&args.output)?;
+    target.check_apart_from(&args.reports)?;
+    target.write(|out| out.write_all(picture.as_bytes()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -359,7 +359,8 @@ pub(super) const PLOT_AFTER: Sections = &[
         "EXIT STATUS",
         "0 :: The picture was written.
 
-1 :: A report could not be read, has nothing to draw, or the picture could not be written.
+1 :: A report could not be read, has nothing to draw, or the picture could not be written, or would \
+         have replaced a report.
 
 2 :: The command line makes no sense.",
     ),

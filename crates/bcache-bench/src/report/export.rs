@@ -58,6 +58,14 @@ pub enum ExportError {
         /// What the run writes to.
         target: PathBuf,
     },
+    /// A report that is read.
+    #[error("{} is a report that is read ({}): a picture there would destroy it", path.display(), report.display())]
+    IsReport {
+        /// The export.
+        path: PathBuf,
+        /// The report.
+        report: PathBuf,
+    },
     /// Writing failed.
     #[error("writing {} failed", path.display())]
     Write {
@@ -94,11 +102,7 @@ impl Exports {
     /// written to or made: an export that has just been made is found under the target's name.
     pub fn check_apart_from(&self, targets: &[PathBuf]) -> Result<(), ExportError> {
         for export in [&self.json, &self.svg].into_iter().flatten() {
-            let Some(identity) = export.identity() else { continue };
-            let is = |target: &&PathBuf| {
-                fs::metadata(target).is_ok_and(|it| Identity::of(&it) == Some(identity))
-            };
-            if let Some(target) = targets.iter().find(is) {
+            if let Some(target) = export.is_one_of(targets) {
                 let (path, target) = (export.path.clone(), target.clone());
                 return Err(ExportError::IsTarget { path, target });
             }
@@ -196,6 +200,26 @@ impl Target {
 
     fn identity(&self) -> Option<Identity> {
         self.file.metadata().ok().and_then(|metadata| Identity::of(&metadata))
+    }
+
+    /// Which of `paths` is another name of the file, or the same.
+    fn is_one_of<'a>(&self, paths: &'a [PathBuf]) -> Option<&'a PathBuf> {
+        let identity = self.identity()?;
+        let is = |path: &&PathBuf| {
+            fs::metadata(path).is_ok_and(|it| Identity::of(&it) == Some(identity))
+        };
+        paths.iter().find(is)
+    }
+
+    /// Refuses a file that is one of `reports`, by whatever name.
+    pub fn check_apart_from(&self, reports: &[PathBuf]) -> Result<(), ExportError> {
+        match self.is_one_of(reports) {
+            Some(report) => {
+                let (path, report) = (self.path.clone(), report.clone());
+                Err(ExportError::IsReport { path, report })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Replaces what the file holds.
