@@ -88,6 +88,22 @@ fn a_rate_of_a_moment_is_warned_about() {
 }
 
 #[test]
+fn each_thread_has_a_stream() {
+    let run = ["sector", "--nbuckets", "2048", "--time", "20", "--engine", "fast"];
+    for (arguments, part) in [
+        (&["--streams", "1", "--threads", "4"][..], "--streams 1 is too few for --threads 4"),
+        (&["--streams", "8,3", "--threads", "4"], "--streams 3 is too few for --threads 4"),
+        (&["--streams", "1"], "--streams 1 is too few for --threads 2"),
+    ] {
+        let (status, out, err) = bench(&[&run[..], arguments].concat());
+        assert_eq!((status, out.as_str()), (2, ""), "{arguments:?}: {err}");
+        assert!(err.contains(part) && err.lines().count() == 1, "{arguments:?}: {err}");
+    }
+    let report = report(&[&run[..], &["--streams", "2", "--threads", "2"]].concat(), false);
+    assert!(report.run("allocator, 2 streams, 2 threads").is_some());
+}
+
+#[test]
 fn too_many_buckets_are_an_error() {
     for nbuckets in ["512", "8589934592", "18446744073709551615"] {
         for command in ["invalidate", "bucket", "sector"] {

@@ -125,7 +125,7 @@ pub struct SectorArgs {
     )]
     pub threads: u32,
 
-    /// Streams of all threads together; several numbers may be given
+    /// Streams of all threads together, one for each at least; several numbers may be given
     #[arg(
         long,
         value_name = "N",

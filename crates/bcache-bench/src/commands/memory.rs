@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{BucketArgs, InvalidateArgs, SectorArgs};
 use crate::environment::Environment;
+use crate::exit::{ExitError, Failure};
 use crate::memory::invalidate::median_ns;
 use crate::memory::{Engine, bucket, engine_name, invalidate, sector};
 use crate::num::{float, format_count, format_ns};
@@ -261,6 +262,20 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
 
 /// Runs `bcache-bench sector`.
 pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
+    let with = |&streams: &u32| -> Result<sector::Options> {
+        let options = sector::Options {
+            nbuckets: args.nbuckets,
+            threads: usize::try_from(args.threads)?,
+            streams: usize::try_from(streams)?,
+            engine: args.common.engine,
+            time: Duration::from_millis(args.time),
+            seed: args.common.seed,
+        };
+        options.check().map_err(|error| ExitError::wrap(Failure::Usage, error))?;
+        Ok(options)
+    };
+    // All of them before the first is run.
+    let all = args.streams.iter().map(with).collect::<Result<Vec<_>>>()?;
     let settings = json!({
         "nbuckets": args.nbuckets,
         "threads": args.threads,
@@ -270,17 +285,7 @@ pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
         "seed": args.common.seed,
     });
     let (mut report, found) = observed("sector", &settings, args.threads, || {
-        let run = |&streams: &u32| {
-            sector::run(&sector::Options {
-                nbuckets: args.nbuckets,
-                threads: usize::try_from(args.threads)?,
-                streams: usize::try_from(streams)?,
-                engine: args.common.engine,
-                time: Duration::from_millis(args.time),
-                seed: args.common.seed,
-            })
-        };
-        args.streams.iter().map(run).collect::<Result<Vec<_>>>()
+        all.iter().map(sector::run).collect::<Result<Vec<_>>>()
     })?;
     let out = Out::stdout();
     let style = out.style();

@@ -57,6 +57,16 @@ pub enum MemoryError {
         /// Buckets asked for.
         nbuckets: u64,
     },
+    /// A thread would have no stream.
+    #[error(
+        "--streams {streams} is too few for --threads {threads}: each thread has streams of its own"
+    )]
+    TooFewStreams {
+        /// Streams asked for.
+        streams: usize,
+        /// Threads asked for.
+        threads: usize,
+    },
     /// What is compared with the allocator does not fit into memory.
     #[error("no memory for {what} of {nbuckets} buckets ({bytes} bytes)")]
     NoMemory {

@@ -14,7 +14,7 @@ use bcache_core::allocator::{
 };
 use bcache_core::units::{BucketIndex, Sectors};
 
-use super::{Engine, engine_name, geometry, used_reference, used_state};
+use super::{Engine, MemoryError, engine_name, geometry, used_reference, used_state};
 use crate::record::pace::PaceCounts;
 use crate::record::slices::Slices;
 use crate::reference::{Locked, Reference};
@@ -85,6 +85,17 @@ pub struct Options {
     pub seed: u64,
 }
 
+impl Options {
+    /// Refuses fewer streams than threads.
+    pub fn check(&self) -> Result<(), MemoryError> {
+        let Self { streams, threads, .. } = *self;
+        if streams < threads.max(1) {
+            return Err(MemoryError::TooFewStreams { streams, threads });
+        }
+        Ok(())
+    }
+}
+
 /// One engine with some number of threads.
 #[derive(Clone, Debug)]
 pub struct Measured {
@@ -141,7 +152,7 @@ fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
             .map(|thread| {
                 let write = &write;
                 scope.spawn(move || -> anyhow::Result<(u64, Slices)> {
-                    let mut streams: Vec<Stream> = (0..options.streams.max(threads))
+                    let mut streams: Vec<Stream> = (0..options.streams)
                         .filter(|stream| stream % threads == thread)
                         .map(|stream| {
                             let number = u32::try_from(stream).unwrap_or(0);
@@ -247,6 +258,7 @@ fn reference(options: &Options, threads: usize) -> anyhow::Result<Run> {
 
 /// Runs the bench.
 pub fn run(options: &Options) -> anyhow::Result<Found> {
+    options.check()?;
     let mut measured: Vec<Measured> = Vec::new();
     // In rounds, so that a disturbance of the machine hits all of them or costs one round.
     for _ in 0..3 {
