@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
+
+use bcache_bench::record::slices::Slices;
 
 fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../man"))
@@ -53,6 +56,24 @@ fn mandoc_finds_nothing() {
             eprintln!("SKIPPED: mandoc is not installed ({error})");
         }
     }
+}
+
+#[test]
+fn slices_are_as_many_as_the_page_says() {
+    let slices = |seconds| {
+        let mut slices = Slices::default();
+        slices.add(seconds * 1_000_000_000 - 1, 1);
+        slices.rates(Duration::from_secs(seconds)).len()
+    };
+    let (fewest, most) = (slices(1), slices(2));
+    assert!((3..1000).all(|seconds| (fewest..=most).contains(&slices(seconds))));
+    let pages = bcache_bench::man::pages().unwrap();
+    let (_, page) = pages.into_iter().find(|(name, _)| name == "bcache-bench.8").unwrap();
+    let words: Vec<_> = std::str::from_utf8(&page).unwrap().split_whitespace().collect();
+    let text = words.join(" ");
+    assert!(text.contains(&format!("{fewest} to {most} of equal length")), "{text}");
+    // A run of two halves is merged: it has the slices of both.
+    assert!(text.contains(&format!("have those of both, up to {},", 2 * most)), "{text}");
 }
 
 #[test]

@@ -64,8 +64,10 @@ runs :: What was run: each with name, elapsed_ns (0 where only parts were timed)
          write_amplification; null where nothing of the kind was done), pace (late, late_ns_max, \
          spun_ns), counters, slices, and measures.
 
-slices :: Operations a second in slices of equal length, one after the other, 20 to 40 in a run of a \
-         second or more. compare tells noise from them. Older reports have none.
+slices :: Operations a second in slices of time, one after the other: 20 to 40 of equal length in a run \
+         of a second or more. fixed addresses that ran in two halves have those of both, up to 80, and \
+         those of one half need not be as long as those of the other. compare tells noise from them. \
+         Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
