@@ -5,7 +5,9 @@
 //! `n p ± z sqrt(n p (1 - p))`, and the values at those ranks, widened to the histogram's resolution,
 //! bound the percentile. A change is called one when the intervals of both runs are apart *and* the
 //! percentile moved by more than a threshold: samples of one run have the state of the machine in
-//! common, so that two runs of the same thing differ by more than sampling alone explains.
+//! common, so that two runs of the same thing differ by more than sampling alone explains. For the same
+//! reason the interval is wider by as much as the run's rate may be off: whatever shook that, another
+//! program or a device that was slow for a while, shook the latencies.
 //!
 //! A rate has its interval from how it went up and down during the run: the mean of five parts of the
 //! run, one after the other, and their spread (Student's t). Parts are long, so that a device which is
@@ -155,10 +157,11 @@ impl Comparison {
             for measured in &run_a.measures {
                 match run_b.and_then(|run| run.measured(measured.measure)) {
                     Some(other) => {
+                        let slack = |run| rate_slack(run).unwrap_or_default();
                         comparison.latencies.extend(latencies(
                             &run_a.name,
-                            measured,
-                            other,
+                            (measured, slack(run_a)),
+                            (other, run_b.map_or(0.0, slack)),
                             threshold,
                         ));
                     }
@@ -263,17 +266,33 @@ pub fn estimate(histogram: &Histogram<u64>, quantile: f64) -> Estimate {
     }
 }
 
+impl Estimate {
+    /// The same of a run whose rate may be off by this share of itself: twice as fast, half as long.
+    fn widened(self, rate_slack: f64) -> Self {
+        // Tenfold says enough.
+        let slack = rate_slack.clamp(0.0, 0.9);
+        Self {
+            low_ns: whole(float(self.low_ns) / (1.0 + slack)),
+            high_ns: whole(float(self.high_ns) / (1.0 - slack)),
+            ..self
+        }
+    }
+}
+
+/// Of runs, each with the share by which its rate may be off.
 fn latencies(
     run: &str,
-    a: &Measured,
-    b: &Measured,
+    (a, slack_a): (&Measured, f64),
+    (b, slack_b): (&Measured, f64),
     threshold: f64,
 ) -> impl Iterator<Item = Latency> + use<> {
     let (run, measure) = (run.to_owned(), a.measure);
     let samples = a.histogram.len().min(b.histogram.len());
     let found = Percentile::ALL.map(|percentile| {
-        let of = |measured: &Measured| estimate(&measured.histogram, percentile.quantile());
-        let (a, b) = (of(a), of(b));
+        let of = |measured: &Measured, slack| {
+            estimate(&measured.histogram, percentile.quantile()).widened(slack)
+        };
+        let (a, b) = (of(a, slack_a), of(b, slack_b));
         let ratio_of = |b_ns: u64, a_ns: u64| float(b_ns.max(1)) / float(a_ns.max(1));
         let ratio = ratio_of(b.value_ns, a.value_ns);
         let (ratio_low, ratio_high) =
@@ -411,7 +430,7 @@ mod tests {
         for seed in 0..50 {
             let (a, b) =
                 (uniform(100_000, 1000, 9000, seed), uniform(100_000, 1000, 9000, seed + 99));
-            let found = latencies("run", &a, &b, 0.0);
+            let found = latencies("run", (&a, 0.0), (&b, 0.0), 0.0);
             changes += found.filter(|it| it.verdict != Verdict::NoChange).count();
         }
         assert!(changes <= 3, "{changes} of 250");
@@ -421,12 +440,12 @@ mod tests {
     fn what_is_slower_is_worse() {
         let a = uniform(100_000, 1000, 9000, 1);
         let b = uniform(100_000, 1200, 10_800, 2);
-        for it in latencies("run", &a, &b, 0.05) {
+        for it in latencies("run", (&a, 0.0), (&b, 0.0), 0.05) {
             assert!(it.ratio_low > 1.1 && it.ratio_low < it.ratio, "{it:?}");
             assert!(it.ratio < it.ratio_high && it.ratio_high < 1.3, "{it:?}");
         }
         let verdicts = |a, b, threshold| -> Vec<_> {
-            latencies("run", a, b, threshold).map(|it| it.verdict).collect()
+            latencies("run", (a, 0.0), (b, 0.0), threshold).map(|it| it.verdict).collect()
         };
         assert_eq!(verdicts(&a, &b, 0.05), [Verdict::Worse; 5]);
         assert_eq!(verdicts(&b, &a, 0.05), [Verdict::Better; 5]);
@@ -434,9 +453,31 @@ mod tests {
     }
 
     #[test]
+    fn what_shook_the_rate_shook_the_latencies() {
+        let a = uniform(100_000, 1000, 9000, 1);
+        let b = uniform(100_000, 1200, 10_800, 2);
+        for (slack, expected) in [(0.05, Verdict::Worse), (0.12, Verdict::NoChange)] {
+            for it in latencies("run", (&a, slack), (&b, slack), 0.05) {
+                assert_eq!(it.verdict, expected, "{it:?}");
+                assert!(it.a.low_ns < it.a.value_ns && it.a.value_ns < it.a.high_ns);
+            }
+        }
+        let mut shaken = sample::report(100_000, 1.0);
+        let mut slower = sample::report(100_000, 1.5);
+        assert!(Comparison::new(&shaken, &slower, THRESHOLD).changes().0 > 0);
+        for report in [&mut shaken, &mut slower] {
+            let slices = &mut report.runs[0].slices;
+            let half = slices.len() / 2;
+            slices[..half].fill(500.0);
+        }
+        assert_eq!(Comparison::new(&shaken, &slower, THRESHOLD).changes(), (0, 0));
+    }
+
+    #[test]
     fn too_few_samples_are_no_verdict() {
         let (a, b) = (uniform(1000, 1000, 9000, 1), uniform(1_000_000, 5000, 45_000, 1));
-        let verdicts: Vec<_> = latencies("run", &a, &b, 0.05).map(|it| it.verdict).collect();
+        let found = latencies("run", (&a, 0.0), (&b, 0.0), 0.05);
+        let verdicts: Vec<_> = found.map(|it| it.verdict).collect();
         let (worse, few) = (Verdict::Worse, Verdict::TooFewSamples);
         assert_eq!(verdicts, [worse, worse, worse, few, few]);
     }

@@ -308,7 +308,8 @@ For each percentile the number of samples says within which range it lies with 9
 
 For a rate the range follows from how the run's operations a second went up and down, in five parts of \
      the run one after the other. A run of less than a second, and one of a program that did not report \
-     this, has too few samples to say.
+     this, has too few samples to say. By as much the ranges of the run's percentiles are wider, too: \
+     what shook the rate, another program or a device that was slow for a while, shook them.
 
 Reports whose settings differ are refused, and the settings are named; --force compares them \
      nevertheless. Another machine, kernel, device or build is named and no reason to refuse.",
