@@ -284,12 +284,9 @@ fn measure(
 fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
     let AllocatorRun { run, prio_writes, sequential } = run;
     let fixed = halves.into_iter().reduce(Run::merged);
-    let bandwidth = |run: &Run| {
-        let figures = run.figures();
-        // Without an allocator nothing is a miss: what is written there is read here.
-        let read = figures.read_bytes_per_second.unwrap_or_default();
-        figures.written_bytes_per_second.map_or(Some(read), |written| Some(written + read))
-    };
+    // With reads the runs do not do the same: without an allocator nothing is a miss, and written.
+    let is_comparable = run.counters.read_bytes == 0 && run.counters.misses == 0;
+    let bandwidth = |run: &Run| run.figures().written_bytes_per_second;
     let mut compare = |name: &str, value: Option<f64>, baseline: Option<f64>| {
         if let (Some(value), Some(baseline)) = (value, baseline) {
             let unit = "bytes/s".to_owned();
@@ -298,7 +295,7 @@ fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
     };
     compare(
         "data bandwidth, allocator to fixed addresses",
-        bandwidth(&run),
+        bandwidth(&run).filter(|_| is_comparable),
         fixed.as_ref().and_then(bandwidth),
     );
     compare(

@@ -162,8 +162,8 @@ fixed addresses :: The same writes without an allocator: each stream fills a fix
          changes favours neither; with --keep all of it runs before. On an image file or a loop device \
          everything is written once before, so that the file has its blocks. Both runs end with a flush, \
          which counts: over a cache that is flushed only then, this run writes less to the medium than \
-         the allocator does, whose flushes are many. Bytes that are read count as well, for what is a \
-         miss with an allocator, and written, is read here. Only for a single device, --io data, and no \
+         the allocator does, whose flushes are many. With --read-share there is no ratio: what is a miss \
+         with an allocator, and written, is read here. Only for a single device, --io data, and no \
          --reserves but none.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
