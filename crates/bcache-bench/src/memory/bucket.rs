@@ -205,7 +205,10 @@ impl Tails {
 fn median(values: &[u64]) -> u64 {
     let mut values = values.to_vec();
     values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
+    let upper = values.get(values.len() / 2).copied().unwrap_or(0);
+    // Of an even number, half-way between the two in the middle.
+    let lower = values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(upper);
+    lower.midpoint(upper)
 }
 
 /// An open loop at one rate.
@@ -360,8 +363,11 @@ fn open_loop(
         }
         let tail =
             |histogram: &Histogram<u64>| histogram.value_at_quantile(Percentile::P9999.quantile());
-        tails.allocations.push(tail(&round_allocs));
-        tails.empties.push(tail(&round_empties));
+        // One that --limit has cut short says less than those before it.
+        if tails.allocations.is_empty() || round_allocs.len() >= SAMPLES_MIN {
+            tails.allocations.push(tail(&round_allocs));
+            tails.empties.push(tail(&round_empties));
+        }
         allocs.add(&round_allocs)?;
         empties.add(&round_empties)?;
         if !in_time() {
@@ -425,6 +431,11 @@ pub fn run(options: &Options) -> anyhow::Result<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_median_of_two_is_between_them() {
+        assert_eq!([&[][..], &[7], &[9, 1], &[5, 1, 9]].map(median), [0, 7, 5, 5]);
+    }
 
     #[test]
     fn a_low_rate_is_kept_until_the_time_limit() {
