@@ -2,12 +2,15 @@
 # Runs all tests of the workspace. When some fail, the end of what each said
 # comes again after everything else, where whoever reads a long log begins.
 set -eu
+cd "$(dirname "$0")/.."
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 {
     status=0
-    "${CARGO:-cargo}" test --workspace --lib --bins --tests --no-fail-fast 2>&1 || status=$?
+    # CARGO may have arguments, as in "cargo +nightly".
+    # shellcheck disable=SC2086
+    ${CARGO:-cargo} test --workspace --lib --bins --tests --no-fail-fast 2>&1 || status=$?
     echo "$status" >"$folder/status"
 } | tee "$folder/log"
 status=$(cat "$folder/status")
@@ -21,9 +24,11 @@ if [ "$status" != 0 ]; then
                 print kept[line]
             lines = 0
         }
-        /^---- .* ----$/ { show(); print; within = 1; next }
+        /^---- .* ----$/ { show(); print; within = 1; skip = 0; next }
+        /^stack backtrace:$/ { skip = 1 }
         /^failures:$/ { show(); within = 0 }
-        within && NF { kept[++lines] = $0 }
+        within && NF && !skip { kept[++lines] = $0 }
+        /^note: / { skip = 0 }
         /^test result: FAILED/ { print }
         END { show() }
     ' "$folder/log"

@@ -232,7 +232,7 @@ fn a_report_that_nobody_gets() -> anyhow::Result<()> {
     let full =
         || -> anyhow::Result<Stdio> { Ok(File::options().write(true).open("/dev/full")?.into()) };
     let closed = || -> anyhow::Result<Stdio> {
-        let (reader, writer) = nix::unistd::pipe()?;
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         drop(reader);
         Ok(writer.into())
     };
