@@ -25,6 +25,7 @@ use bcache_core::ops::check::{CheckOptions, check};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 use clap::Parser;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use uuid::Uuid;
@@ -185,6 +186,10 @@ fn what_a_device_holds_is_refused_and_left() {
             "--no-baseline leaves out what does not fit",
         ),
         (&["--working-set", "4000P"], "no memory for the index"),
+        (
+            &["--block-sizes", "4P", "--working-set", "4000P", "--no-baseline"],
+            "no memory for operations of up to 4 PiB",
+        ),
     ] {
         let (status, _, err) = device(&[&[name, "--wipe-bcache"], options].concat());
         assert_eq!(status, 1, "{err}");
@@ -295,6 +300,28 @@ fn a_report_that_cannot_be_printed_is_exported() {
         assert_eq!(Report::load(Path::new(&json)).unwrap().runs.len(), 1, "{to}");
         std::fs::remove_file(&json).unwrap();
     }
+}
+
+#[test]
+fn a_device_is_put_down_before_its_report_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("cache.img");
+    std::fs::write(&image, vec![0; 64 << 20]).unwrap();
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+    // Far too little for a report: it is printed as far as somebody reads it.
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("bcache-bench"))
+        .args(["device", "--bucket", "64k", "--amount", "10M", "--no-baseline", "--json"])
+        .arg(&image)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    let mut reader = std::fs::File::from(reader);
+    reader.read_exact(&mut [0]).unwrap();
+    assert!(!is_formatted(&image));
+    drop(reader);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
@@ -552,7 +579,7 @@ impl BlockDevice for StopsAfter {
 fn ctrl_c_ends_the_comparisons_and_what_was_cut_short_is_no_figure() {
     let superblock = small_cache(false);
     // A chain is flushed twice, what is written beside it once.
-    for (flushes, chains) in [(20, 1..60), (240, 100..101)] {
+    for (flushes, chains) in [(20, 1..60), (240, 100..104)] {
         let context = RunContext { stop: Arc::default(), live: Live::new(1) };
         let device = Arc::new(StopsAfter {
             memory: small_memory(&superblock),

@@ -60,8 +60,10 @@ fn carry_out(
     let progress = Progress::start(&context.live)?;
     let result = runner.run(plan, context);
     drop(progress);
+    // First: whoever reads the report may take its time.
+    let left = runner.put_down();
     let shown = result.and_then(|report| show(&report, exports, print));
-    match (shown, runner.put_down(plan)) {
+    match (shown, left) {
         // Why the run failed is most likely why this did.
         (Err(error), Err(left)) if !is_broken_pipe(&error) => {
             Err(error.context(format!("{left:#}; the run itself failed before")))
@@ -140,7 +142,7 @@ mod tests {
             self.report.take().ok_or_else(|| anyhow::anyhow!("the device is gone"))
         }
 
-        fn put_down(&mut self, _: &DevicePlan) -> Result<()> {
+        fn put_down(&mut self) -> Result<()> {
             self.put_down.take().map_or(Ok(()), Err)
         }
     }

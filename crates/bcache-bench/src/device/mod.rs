@@ -46,7 +46,7 @@ pub trait DeviceRun {
     /// An error that came after a device was written to carries [`crate::exit::Failure::Partial`].
     fn run(&mut self, plan: &DevicePlan, context: &RunContext) -> anyhow::Result<Report>;
 
-    /// Leaves what was written to as the plan says: called after the run, however it ended, once its
-    /// report has been printed.
-    fn put_down(&mut self, plan: &DevicePlan) -> anyhow::Result<()>;
+    /// Leaves what was written to as the plan says: called after the run, however it ended. An error is
+    /// no reason to withhold the report.
+    fn put_down(&mut self) -> anyhow::Result<()>;
 }

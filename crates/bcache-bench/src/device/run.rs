@@ -50,8 +50,8 @@ const FILL_CHUNK: Sectors = Sectors(2048);
 #[derive(Default)]
 pub struct OnDevices {
     prepared: Option<Prepared>,
-    /// What was formatted, and has to be put down.
-    formatted: Option<(Vec<MakePlan>, Vec<CountedDevice>)>,
+    /// What has to be put down.
+    formatted: Option<Formatted>,
 }
 
 /// Devices that may be formatted: everything is checked, and whoever had to be asked was.
@@ -59,6 +59,49 @@ pub struct OnDevices {
 struct Prepared {
     plans: Vec<MakePlan>,
     workload: Workload,
+}
+
+/// Devices that have been formatted.
+struct Formatted {
+    prepared: Prepared,
+    devices: Vec<CountedDevice>,
+    /// They are left as they are.
+    stay: bool,
+}
+
+impl Formatted {
+    /// Leaves nothing that a kernel would register, unless it is to stay.
+    fn put_down(&self) -> Result<()> {
+        if self.stay {
+            return Ok(());
+        }
+        let mut failed = Vec::new();
+        for (make, device) in self.prepared.plans.iter().zip(&self.devices) {
+            if make.facts.create {
+                let path = &make.facts.info.path;
+                if let Err(error) = std::fs::remove_file(path) {
+                    failed.push(format!("cannot remove {}: {error}", path.display()));
+                }
+                continue;
+            }
+            let wipe = || -> Result<(), DeviceError> {
+                device.write_at(SB_OFFSET_BYTES, &[0; SB_BYTES])?;
+                device.flush()
+            };
+            // The others are wiped whatever became of this one.
+            if let Err(error) = wipe() {
+                failed.push(format!("the superblock of the run is still there: {error}"));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+    }
+}
+
+/// Whatever ended the run, a panic too.
+impl Drop for OnDevices {
+    fn drop(&mut self) {
+        let _ = self.put_down();
+    }
 }
 
 impl DeviceRun for OnDevices {
@@ -73,14 +116,15 @@ impl DeviceRun for OnDevices {
             bail!("interrupted: nothing was written");
         }
         let devices = format(&prepared.plans, plan.io)?;
-        let report = measure(plan, &prepared, &devices, context);
-        self.formatted = Some((prepared.plans, devices));
-        report.map_err(|error| ExitError::wrap(Failure::Partial, error))
+        let stay = plan.keep || plan.io == IoMode::None;
+        let formatted = self.formatted.insert(Formatted { prepared, devices, stay });
+        measure(plan, &formatted.prepared, &formatted.devices, context)
+            .map_err(|error| ExitError::wrap(Failure::Partial, error))
     }
 
-    fn put_down(&mut self, plan: &DevicePlan) -> Result<()> {
-        let Some((plans, devices)) = self.formatted.take() else { return Ok(()) };
-        put_down(plan, &plans, &devices).map_err(|error| ExitError::wrap(Failure::Partial, error))
+    fn put_down(&mut self) -> Result<()> {
+        let left = self.formatted.take().map_or(Ok(()), |formatted| formatted.put_down());
+        left.map_err(|error| ExitError::wrap(Failure::Partial, error))
     }
 }
 
@@ -132,6 +176,11 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
             check_room(&places(plan, geometry), &workload)
                 .context("--no-baseline leaves out what does not fit")?;
         }
+    }
+    let buffers = 2 * u128::from(plan.writers.get()) * u128::from(workload.block_max().bytes());
+    let has_memory = |len| Vec::<u8>::new().try_reserve_exact(len).is_ok();
+    if !usize::try_from(buffers).is_ok_and(has_memory) {
+        bail!("--block-sizes: no memory for operations of up to {}", workload.block_max());
     }
     let granule = geometries.first().map_or(Sectors(1), |first| granule_of(&workload, first));
     KeyIndex::check(workload.working_set, granule)?;
@@ -203,27 +252,6 @@ fn format(plans: &[MakePlan], io: IoMode) -> Result<Vec<CountedDevice>> {
         .map_err(|error| ExitError::wrap(Failure::Partial, error))
 }
 
-/// Leaves the devices as the plan says: as cache sets, or as nothing that a kernel would register.
-fn put_down(plan: &DevicePlan, plans: &[MakePlan], devices: &[CountedDevice]) -> Result<()> {
-    if plan.keep || plan.io == IoMode::None {
-        return Ok(());
-    }
-    for (make, device) in plans.iter().zip(devices) {
-        if make.facts.create {
-            let path = &make.facts.info.path;
-            std::fs::remove_file(path)
-                .with_context(|| format!("cannot remove {}", path.display()))?;
-        } else {
-            let wipe = || -> Result<(), DeviceError> {
-                device.write_at(SB_OFFSET_BYTES, &[0; SB_BYTES])?;
-                device.flush()
-            };
-            wipe().context("the superblock of the run is still there")?;
-        }
-    }
-    Ok(())
-}
-
 fn measure(
     plan: &DevicePlan,
     prepared: &Prepared,
@@ -236,13 +264,13 @@ fn measure(
     let mut report = Report::new("device", plan.settings()?, environment);
     let threads = plan.writers.get().saturating_add(u32::try_from(devices.len()).unwrap_or(1));
     report.warnings = warnings::of_environment(&report.environment, threads);
-    if plan.io == IoMode::None {
-        report.warnings.retain(|warning| !warning.is_of_device());
-    }
     for (make, info) in prepared.plans.iter().zip(&infos) {
         if make.superblock.discard() && !info.discard {
             report.warnings.push(Warning::NoDiscard { device: info.path.clone() });
         }
+    }
+    if plan.io == IoMode::None {
+        report.warnings.retain(|warning| !warning.is_of_device());
     }
     let disks: Vec<Option<String>> =
         report.environment.devices.iter().map(|device| device.disk.clone()).collect();
