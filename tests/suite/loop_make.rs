@@ -2,7 +2,9 @@
 //! sizes, devices in use, discards, progress, and a device that fails in the middle.
 
 use anyhow::{Context as _, ensure};
+use bcache_core::device::testkit::partition_table;
 use bcache_core::layout::superblock::Superblock;
+use bcache_core::units::Sectors;
 use bcache_tests::fault::{FullLoop, with_writes_refused_from};
 use bcache_tests::image::write_at;
 use bcache_tests::need::find_program;
@@ -263,12 +265,7 @@ fn read_only() -> anyhow::Result<()> {
 fn partition_in_use() -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let image = scratch.sparse("image", 40 * MIB)?;
-    let mut table = [0; 512];
-    table[446 + 4] = 0x83;
-    table[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
-    table[446 + 12..446 + 16].copy_from_slice(&(20_u32 << 11).to_le_bytes());
-    table[510..].copy_from_slice(&[0x55, 0xaa]);
-    write_at(&image, 0, &table)?;
+    write_at(&image, 0, &partition_table(Sectors(2048), Sectors(20 << 11)))?;
     let device = LoopDevice::attach(&image, 512)?;
     let name = device.path().file_name().context("a name")?.to_string_lossy().into_owned();
     // Tells the kernel to look at the table, as `losetup --partscan` does.
@@ -311,12 +308,7 @@ struct Partitioned {
 
 impl Partitioned {
     fn new(image: &Path, options: &[&str]) -> anyhow::Result<Self> {
-        let mut table = [0; 512];
-        table[446 + 4] = 0x83;
-        table[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
-        table[446 + 12..446 + 16].copy_from_slice(&(10_u32 << 11).to_le_bytes());
-        table[510..].copy_from_slice(&[0x55, 0xaa]);
-        write_at(image, 0, &table)?;
+        write_at(image, 0, &partition_table(Sectors(2048), Sectors(10 << 11)))?;
         let mut losetup = program("losetup")?;
         let attached = losetup.args(["--find", "--show"]).args(options).arg(image).output()?;
         ensure!(attached.status.success(), "losetup: {}", stderr(&attached));

@@ -4,6 +4,7 @@
 //! The seed is fixed, so that a run can be repeated; `BCACHE_TEST_SEED` gives another.
 
 use anyhow::{Context as _, ensure};
+use bcache_core::device::testkit::partition_table;
 use bcache_core::layout::superblock::SB_BYTES;
 use bcache_core::layout::verdict::{Refusal, Target, Verdict, Warning, kernel_verdict};
 use bcache_core::units::Sectors;
@@ -65,15 +66,7 @@ impl Disk {
     /// A DOS partition table, where there is a partition.
     fn table(&self) -> Option<[u8; 512]> {
         let (start, size) = self.partition?;
-        let mut table = [0; 512];
-        table[446 + 4] = 0x83;
-        let words = [(446 + 8, start), (446 + 12, size)];
-        for (at, sectors) in words {
-            let word = u32::try_from(sectors.0).expect("a small disk").to_le_bytes();
-            table[at..at + 4].copy_from_slice(&word);
-        }
-        table[510..].copy_from_slice(&[0x55, 0xaa]);
-        Some(table)
+        Some(partition_table(start, size))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bcache_core::device::holders::{Holder, holders_of};
 use bcache_core::device::probe::{FoundKind, probe};
 use bcache_core::device::sysfs::{Root, devices_of_the_machine};
+use bcache_core::device::testkit::partition_table;
 use bcache_core::device::{
     AlignedBuf, BlockDevice, DeviceError, DeviceKind, Operation, ReadDevice, open_read, open_write,
 };
@@ -103,12 +104,8 @@ struct Partition<'a> {
 impl<'a> Partition<'a> {
     /// The kernel need not be able to read partition tables to be told of a partition: partx reads
     /// the one that this writes.
-    fn new(disk: &'a Loop, start: u32, sectors: u32) -> Self {
-        let mut table = [0; 512];
-        table[446 + 4] = 0x83;
-        table[446 + 8..446 + 12].copy_from_slice(&start.to_le_bytes());
-        table[446 + 12..446 + 16].copy_from_slice(&sectors.to_le_bytes());
-        table[510..].copy_from_slice(&[0x55, 0xaa]);
+    fn new(disk: &'a Loop, start: u64, sectors: u64) -> Self {
+        let table = partition_table(Sectors(start), Sectors(sectors));
         File::options().write(true).open(&disk.path).unwrap().write_all(&table).unwrap();
         run("partx", &["--add", "--nr", "1", disk.text()]);
         Self { path: PathBuf::from(format!("{}p1", disk.text())), disk }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use bcache_core::device::probe::{Found, FoundKind};
 use bcache_core::device::testkit::{
     CrashUnit, DiscardReads, Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, TraceDevice,
-    Trigger,
+    Trigger, partition_table,
 };
 use bcache_core::device::{BlockDevice, DeviceInfo, Operation, ReadDevice};
 use bcache_core::layout::superblock::{
@@ -529,11 +529,7 @@ fn a_signature_that_appears_after_the_look_stops_the_run() {
     let plans = plan(&Options::default(), facts, &mut uuids(1)).unwrap();
     try_claims(&plans).unwrap();
     // A partition table: outside of the superblock, in the first 4 KiB.
-    let mut table = [0; 512];
-    table[446 + 4] = 0x83;
-    table[446 + 8] = 8;
-    table[446 + 13] = 8;
-    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    let table = partition_table(Sectors(8), Sectors(2048));
     File::options().write(true).open(&path).unwrap().write_all_at(&table, 0).unwrap();
     let before = std::fs::read(&path).unwrap();
     assert!(matches!(try_claims(&plans), Err(RunError::Changed { .. })));

@@ -4,15 +4,18 @@
 //! - [`TraceDevice`]: keeps an ordered log of what was asked of the device below it.
 //! - [`FaultDevice`]: fails as a script says.
 //! - [`SimDevice`]: a disk with a write cache that loses power.
+//! - [`partition_table`]: what makes a disk one with a partition.
 //!
 //! All are deterministic: what is random takes a seed.
 
 mod fault;
 mod memory;
+mod partition;
 mod sim;
 mod trace;
 
 pub use fault::{Fault, FaultDevice, Lasting, Trigger};
 pub use memory::{DiscardReads, MemoryDevice};
+pub use partition::partition_table;
 pub use sim::{CrashUnit, SimDevice, Unflushed};
 pub use trace::{TraceDevice, TraceEvent, TraceOp};
