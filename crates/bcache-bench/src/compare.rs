@@ -154,14 +154,15 @@ impl Comparison {
         };
         for run_a in &a.runs {
             let run_b = b.run(&run_a.name);
+            let slack = |run| rate_slack(run).unwrap_or_default();
+            let (slack_a, slack_b) = (slack(run_a), run_b.map_or(0.0, slack));
             for measured in &run_a.measures {
                 match run_b.and_then(|run| run.measured(measured.measure)) {
                     Some(other) => {
-                        let slack = |run| rate_slack(run).unwrap_or_default();
                         comparison.latencies.extend(latencies(
                             &run_a.name,
-                            (measured, slack(run_a)),
-                            (other, run_b.map_or(0.0, slack)),
+                            (measured, slack_a),
+                            (other, slack_b),
                             threshold,
                         ));
                     }

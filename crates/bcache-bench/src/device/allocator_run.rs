@@ -27,7 +27,7 @@ use crate::progress::Goal;
 use crate::record::harness::{Driven, Load, drive};
 use crate::record::{Measure, Recorder};
 use crate::report::{Counters, Run};
-use crate::workload::{Workload, greatest_common_divisor};
+use crate::workload::Workload;
 
 /// Name of the run with the allocator.
 pub const ALLOCATOR: &str = "allocator";
@@ -85,11 +85,6 @@ fn times(median: Duration, chains: u64) -> Duration {
     Duration::from_secs_f64(median.as_secs_f64() * crate::num::float(chains))
 }
 
-/// What all pieces of operations are multiples of: they end where buckets end.
-pub fn granule_of(workload: &Workload, geometry: &Geometry) -> Sectors {
-    Sectors(greatest_common_divisor(workload.granule().0, geometry.bucket_size().0))
-}
-
 fn as_block_device(device: &CountedDevice) -> Arc<dyn BlockDevice> {
     let device: CountedDevice = Arc::clone(device);
     device
@@ -117,7 +112,8 @@ impl<'a> Running<'a> {
         context: &'a RunContext,
     ) -> Result<Self> {
         let geometry = *set.caches().first().context("a set without caches")?.geometry();
-        let index = KeyIndex::new(workload.working_set, granule_of(workload, &geometry), geometry)?;
+        let granule = workload.granule_in(geometry.bucket_size());
+        let index = KeyIndex::new(workload.working_set, granule, geometry)?;
         let sectors = |cache: &Geometry| cache.nbuckets().saturating_mul(cache.bucket_size().0);
         let all = set.caches().iter().map(|cache| sectors(cache.geometry())).sum();
         let collector = Arc::new(Collector::new(all));
@@ -163,8 +159,8 @@ impl<'a> Running<'a> {
         }
         let (mut prio_writes, mut sequential) = (None, None);
         // Whoever ends the run early wants its report, and nothing more.
-        let alone = self.plan.io != IoMode::None && self.plan.baseline && self.devices.len() == 1;
-        if alone && !self.stopped() {
+        let comparable = self.plan.io != IoMode::None && self.devices.len() == 1;
+        if self.plan.baseline && comparable && !self.stopped() {
             let alone = self.prio_writes_alone()?;
             sequential = self.sequential_writes(alone.operations)?;
             prio_writes = Some(alone);

@@ -195,7 +195,7 @@ impl Extents {
         let Places { area, bucket, policy, .. } = *places;
         let (streams, block_max) = (workload.streams_total(), workload.block_max());
         // An extent ends where a piece of an operation may.
-        let granule = greatest_common_divisor(workload.granule().0, bucket.0).max(1);
+        let granule = workload.granule_in(bucket).0;
         let size = bucket.0.min(area.size.0 / streams / granule * granule);
         let count = area.size.0.checked_div(size * streams).unwrap_or(0) * streams;
         if count * size < block_max.0.max(1) {

@@ -49,8 +49,8 @@ impl KeyIndex {
         granule: Sectors,
         geometry: Geometry,
     ) -> Result<Self, NoMemory> {
-        let mut slots = Self::reserve(working_set, granule)?;
-        slots.resize_with(slots.capacity(), AtomicU64::default);
+        let (mut slots, len) = Self::reserve(working_set, granule)?;
+        slots.resize_with(len, AtomicU64::default);
         Ok(Self { slots, granule, geometry })
     }
 
@@ -59,13 +59,17 @@ impl KeyIndex {
         Self::reserve(working_set, granule).map(drop)
     }
 
-    fn reserve(working_set: Sectors, granule: Sectors) -> Result<Vec<AtomicU64>, NoMemory> {
+    /// Memory for the slots, and how many there are to be.
+    fn reserve(
+        working_set: Sectors,
+        granule: Sectors,
+    ) -> Result<(Vec<AtomicU64>, usize), NoMemory> {
         let count = working_set.0.div_ceil(granule.0.max(1));
         let no_memory = || NoMemory { working_set, slots: count };
         let len = usize::try_from(count).map_err(|_| no_memory())?;
         let mut slots = Vec::new();
         slots.try_reserve_exact(len).map_err(|_| no_memory())?;
-        Ok(slots)
+        Ok((slots, len))
     }
 
     fn slots(&self, offset: Sectors, size: Sectors) -> &[AtomicU64] {

@@ -25,7 +25,6 @@ use bcache_core::ops::make::{
 use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
 
-use super::allocator_run::granule_of;
 use super::allocator_run::{AllocatorRun, allocator_run};
 use super::baseline::{
     Area, FIXED_ADDRESSES, Places, Terms, check_room, fixed_addresses, sequential_write,
@@ -182,8 +181,9 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
     if !usize::try_from(buffers).is_ok_and(has_memory) {
         bail!("--block-sizes: no memory for operations of up to {}", workload.block_max());
     }
-    let granule = geometries.first().map_or(Sectors(1), |first| granule_of(&workload, first));
-    KeyIndex::check(workload.working_set, granule)?;
+    if let Some(first) = geometries.first() {
+        KeyIndex::check(workload.working_set, workload.granule_in(first.bucket_size()))?;
+    }
     for make in &plans {
         let logical = u64::from(make.facts.info.logical_block_bytes);
         if plan.io == IoMode::Data && workload.granule().bytes() % logical != 0 {

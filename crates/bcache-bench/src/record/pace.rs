@@ -127,20 +127,19 @@ impl Pacer {
         let index = self.next;
         let intended_ns = match self.schedule {
             None if stopped() => return None,
-            None => Some(self.clock.now_ns()).filter(|&now_ns| now_ns < end_ns)?,
-            Some(schedule) => {
-                let intended_ns = schedule.intended_ns(index);
-                if intended_ns >= end_ns {
-                    // The rest of the time belongs to the run, too: its rate would be too high without.
-                    if self.clock.now_ns() < end_ns {
-                        self.wait_until(end_ns, stopped);
-                    }
-                    return None;
-                }
-                self.wait_until(intended_ns, stopped)?;
-                intended_ns
-            }
+            None => self.clock.now_ns(),
+            Some(schedule) => schedule.intended_ns(index),
         };
+        if intended_ns >= end_ns {
+            // The rest of the time belongs to the run, too: its rate would be too high without.
+            if self.clock.now_ns() < end_ns {
+                self.wait_until(end_ns, stopped);
+            }
+            return None;
+        }
+        if self.schedule.is_some() {
+            self.wait_until(intended_ns, stopped)?;
+        }
         self.next += 1;
         Some(Tick { index, intended_ns })
     }

@@ -179,6 +179,12 @@ impl Workload {
         Sectors(sizes.reduce(greatest_common_divisor).unwrap_or(1).max(1))
     }
 
+    /// What every piece of an operation is a multiple of, where operations are cut at the ends of buckets
+    /// of this size.
+    pub fn granule_in(&self, bucket: Sectors) -> Sectors {
+        Sectors(greatest_common_divisor(self.granule().0, bucket.0))
+    }
+
     /// Whether the working set has room for every stream.
     pub fn check(&self) -> Result<(), WorkloadError> {
         let (streams, block_max) = (self.streams_total(), self.block_max());
