@@ -15,6 +15,7 @@
 
 pub mod btree;
 mod device;
+mod extents;
 pub mod journal;
 mod journal_search;
 pub mod overlay;
@@ -31,6 +32,7 @@ pub mod view;
 
 pub use btree::{LoadedNode, WalkOptions};
 pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX};
+pub use extents::{Found, Missing, MissingError};
 pub use journal::Journal;
 pub use overlay::Overlay;
 pub use prios::PrioChain;
@@ -41,6 +43,7 @@ pub use uuids::UuidTable;
 pub use view::{View, VolumeReader};
 
 use std::collections::{BTreeMap, TryReserveError};
+use std::ops::ControlFlow;
 
 use serde::Serialize;
 
@@ -325,6 +328,19 @@ impl<'d> CacheSet<'d> {
     /// Sectors of all volumes that no backing device has.
     pub fn dirty_sectors(&self) -> Sectors {
         self.volumes.values().fold(Sectors(0), |sum, volume| sum + volume.dirty_sectors)
+    }
+
+    /// Tells all extents in the order of their volumes and sectors, as they are once replay is over,
+    /// until `found` breaks: what newer keys hide is cut off, no two overlap. Stale keys and holes
+    /// are told, too.
+    ///
+    /// Beside one node for each level, it takes the memory that `options` allow for reading ahead.
+    pub fn for_each_extent(
+        &self,
+        options: &WalkOptions,
+        found: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
+    ) {
+        extents::for_each(self, options, found);
     }
 
     /// Finds single places in the btree and the journal.

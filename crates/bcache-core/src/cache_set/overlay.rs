@@ -39,6 +39,11 @@ impl Overlay {
         self.seqs.iter().copied().zip(&self.extents)
     }
 
+    /// One extent in order, with the sequence number of its entry; `None` past the last.
+    pub(crate) fn get(&self, index: usize) -> Option<(u64, &Bkey)> {
+        self.seqs.get(index).copied().zip(self.extents.get(index))
+    }
+
     /// Whether replay inserts nothing.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
