@@ -107,7 +107,10 @@ fn show_on_device(bytes: &[u8], size_bytes: u64, options: u8) {
     };
     let terminal = has(bits::TERMINAL);
     let printed = Printed::default();
-    let mut out = Out::new(printed.clone(), Style { borders: terminal, colour: terminal });
+    let mut out = Out::new(
+        printed.clone(),
+        Style { terminal, colour: terminal, width: terminal.then_some(80) },
+    );
     // An error is an answer, too; a panic is none.
     let result = show_device(&mut out, &args, &device);
     let printed = printed.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What `bcachectl` and `bcache-bench` share: sizes, output, tables and man pages.
+//! What `bcachectl` and `bcache-bench` share: sizes, output, tables, words and man pages.
 
 pub mod confirm;
 pub mod man;
@@ -7,6 +7,7 @@ pub mod progress;
 pub mod rows;
 pub mod size;
 pub mod table;
+pub mod text;
 
 use std::io;
 

@@ -5,6 +5,9 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::table::Color;
+use crate::text::wrap;
+
 /// Where output goes, and whether a person reads it.
 pub struct Out {
     writer: Box<dyn Write>,
@@ -14,31 +17,44 @@ pub struct Out {
 /// How to dress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
-    /// Lines around tables: on a terminal only.
-    pub borders: bool,
-    /// Colours: on a terminal, unless `NO_COLOR` is set.
+    /// Whether a person reads it on a terminal.
+    pub terminal: bool,
+    /// Colours: on a terminal, unless `NO_COLOR` is set or the terminal has none.
     pub colour: bool,
+    /// Columns of the terminal. `None` where there is none or it does not say: a serial console and
+    /// a rescue shell have a size of 0, which is unknown and not narrow.
+    pub width: Option<usize>,
 }
 
 impl Style {
+    /// For files, pipes and programs.
+    pub const PLAIN: Self = Self { terminal: false, colour: false, width: None };
+
     /// What suits standard output.
     pub fn of_stdout() -> Self {
-        let terminal = io::stdout().is_terminal();
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { borders: terminal, colour: terminal && !no_colour }
+        let stdout = io::stdout();
+        if !stdout.is_terminal() {
+            return Self::PLAIN;
+        }
+        let colour = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
+        let size = terminal_size::terminal_size_of(&stdout);
+        let columns = size.map(|(columns, _)| usize::from(columns.0));
+        Self { terminal: true, colour, width: columns.filter(|columns| *columns > 0) }
     }
 }
 
 /// A line of text in a colour, where colours are wanted.
-pub fn coloured(style: Style, colour: comfy_table::Color, text: &str) -> String {
-    use comfy_table::Color;
-    let code = match colour {
-        Color::Red => 31,
-        Color::Green => 32,
-        Color::Yellow => 33,
-        _ => 39,
-    };
-    if style.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+pub fn coloured(style: Style, colour: Color, text: &str) -> String {
+    paint(style, Some(colour), false, text)
+}
+
+/// `text` in a colour and in bold, where colours are wanted.
+pub(crate) fn paint(style: Style, colour: Option<Color>, bold: bool, text: &str) -> String {
+    let mut dress = anstyle::Style::new().fg_color(colour.map(Into::into));
+    if bold {
+        dress = dress.bold();
+    }
+    if style.colour { format!("{dress}{text}{dress:#}") } else { text.to_owned() }
 }
 
 impl Out {
@@ -55,6 +71,14 @@ impl Out {
     /// How to dress what is written.
     pub const fn style(&self) -> Style {
         self.style
+    }
+
+    /// Writes a paragraph; on a terminal it is wrapped between words.
+    pub fn prose(&mut self, text: &str) -> io::Result<()> {
+        for line in wrap(text, self.style.width.unwrap_or(usize::MAX)) {
+            writeln!(self.writer, "{line}")?;
+        }
+        Ok(())
     }
 
     /// Writes one JSON document and a newline.

@@ -10,6 +10,7 @@ use anyhow::Result;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use crate::out::Out;
+use crate::text;
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -32,12 +33,27 @@ pub struct Column {
     pub title: &'static str,
     /// Its width; longer values push the rest of the line to the right.
     pub width: usize,
+    /// Of the columns that a narrow terminal leaves out, those with the highest number go first, and
+    /// the last of several with the same.
+    pub lost: u8,
 }
 
 impl Column {
     /// A column.
     pub const fn new(title: &'static str, width: usize) -> Self {
-        Self { title, width }
+        Self { title, width, lost: 0 }
+    }
+
+    /// The column, to be left out before those with a lower number.
+    #[must_use]
+    pub const fn lost(mut self, lost: u8) -> Self {
+        self.lost = lost;
+        self
+    }
+
+    /// Columns of the terminal that it takes.
+    fn columns(&self) -> usize {
+        self.width.max(text::width(self.title))
     }
 }
 
@@ -63,24 +79,37 @@ pub trait List {
 #[derive(Debug)]
 pub struct Line {
     text: String,
-    columns: std::slice::Iter<'static, Column>,
-    /// Where the next column starts.
-    start: usize,
+    columns: &'static [Column],
+    /// Whether each column is shown.
+    shown: Vec<bool>,
+    /// The column that comes next.
+    next: usize,
 }
 
 impl Line {
-    fn new(columns: &'static [Column]) -> Self {
-        Self { text: String::new(), columns: columns.iter(), start: 0 }
+    fn new(columns: &'static [Column], width: Option<usize>) -> Self {
+        let shown = shown(columns, width);
+        Self { text: String::new(), columns, shown, next: 0 }
+    }
+
+    /// The titles of the columns that are left out.
+    fn hidden(&self) -> Vec<&'static str> {
+        let columns = self.columns.iter().zip(&self.shown);
+        columns.filter(|(_, shown)| !**shown).map(|(column, _)| column.title).collect()
     }
 
     /// The next value. All columns are to the right but the last of a table.
     pub fn cell(&mut self, value: impl std::fmt::Display) {
-        let last = self.columns.len() <= 1;
-        let Some(column) = self.columns.next() else { return };
-        if self.start > 0 {
+        let index = self.next;
+        self.next += 1;
+        let Some(column) = self.columns.get(index) else { return };
+        if self.shown.get(index) != Some(&true) {
+            return;
+        }
+        let last = index + 1 == self.columns.len();
+        if !self.text.is_empty() {
             self.text.push_str("  ");
         }
-        self.start += 1;
         // Writing to a string cannot fail.
         let _ = if last {
             write!(self.text, "{value}")
@@ -88,7 +117,7 @@ impl Line {
             // Most values ignore a width in their own formatting; padded is what was written.
             let before = self.text.len();
             let done = write!(self.text, "{value}");
-            let width = self.text.get(before..).map_or(0, |cell| cell.chars().count());
+            let width = self.text.get(before..).map_or(0, text::width);
             for _ in width..column.width {
                 self.text.insert(before, ' ');
             }
@@ -104,11 +133,32 @@ impl Line {
         }
     }
 
-    fn restart(&mut self, columns: &'static [Column]) {
+    fn restart(&mut self) {
         self.text.clear();
-        self.columns = columns.iter();
-        self.start = 0;
+        self.next = 0;
     }
+}
+
+/// Which of `columns` a terminal of this width has room for. The first is always shown.
+fn shown(columns: &[Column], width: Option<usize>) -> Vec<bool> {
+    let mut shown = vec![true; columns.len()];
+    let Some(width) = width else { return shown };
+    let mut order: Vec<usize> = (1..columns.len()).collect();
+    order.sort_by_key(|index| {
+        let lost = columns.get(*index).map_or(0, |column| column.lost);
+        std::cmp::Reverse((lost, *index))
+    });
+    for index in order {
+        let taken = columns.iter().zip(&shown).filter(|(_, shown)| **shown);
+        let taken: usize = taken.map(|(column, _)| column.columns() + 2).sum();
+        if taken.saturating_sub(2) <= width {
+            break;
+        }
+        if let Some(shown) = shown.get_mut(index) {
+            *shown = false;
+        }
+    }
+    shown
 }
 
 /// Writes all of `list`: a table, a JSON object a line, or CSV. As [`Format::Json`] it is an array
@@ -139,7 +189,7 @@ fn io_error(error: csv::Error) -> io::Error {
 }
 
 fn write_table<L: List>(out: &mut Out, list: &L) -> Result<()> {
-    let mut line = Line::new(L::Row::COLUMNS);
+    let mut line = Line::new(L::Row::COLUMNS, out.style().width);
     for column in L::Row::COLUMNS {
         line.cell(column.title);
     }
@@ -149,11 +199,17 @@ fn write_table<L: List>(out: &mut Out, list: &L) -> Result<()> {
         writeln!(out, "{}", line.text)?;
     }
     each(list, |row| {
-        line.restart(L::Row::COLUMNS);
+        line.restart();
         row.cells(&mut line);
+        line.text.truncate(line.text.trim_end().len());
         line.text.push('\n');
         out.write_all(line.text.as_bytes())
-    })
+    })?;
+    let hidden = line.hidden();
+    if !hidden.is_empty() {
+        out.prose(&format!("(too narrow to show: {})", hidden.join(", ")))?;
+    }
+    Ok(())
 }
 
 fn each<L: List>(list: &L, mut write: impl FnMut(&L::Row) -> io::Result<()>) -> Result<()> {
@@ -246,8 +302,19 @@ mod tests {
 
     #[test]
     fn cells_are_to_the_right() {
-        let mut line = Line::new(Number::COLUMNS);
+        let mut line = Line::new(Number::COLUMNS, None);
         Number { number: 5, name: "five" }.cells(&mut line);
         assert_eq!(line.text, "       5  five");
+    }
+
+    #[test]
+    fn a_narrow_terminal_loses_whole_columns() {
+        const COLUMNS: &[Column] =
+            &[Column::new("a", 4), Column::new("b", 6).lost(1), Column::new("c", 6)];
+        assert_eq!(shown(COLUMNS, None), [true, true, true]);
+        assert_eq!(shown(COLUMNS, Some(20)), [true, true, true]);
+        assert_eq!(shown(COLUMNS, Some(19)), [true, false, true]);
+        assert_eq!(shown(COLUMNS, Some(11)), [true, false, false]);
+        assert_eq!(shown(COLUMNS, Some(1)), [true, false, false]);
     }
 }

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use bcache_cli::out::{Out, Style};
-use bcache_cli::table::{number, state, table};
-use comfy_table::{Cell, Color};
+use bcache_cli::table::{Cell, Color, number, state, table};
 
 use crate::cli::CompareArgs;
 use crate::compare::{Comparison, Difference, Verdict, format_ratio};
@@ -78,7 +77,7 @@ fn render(
             for Difference { name, a, b } in differences {
                 rows.add_row([name, a, b]);
             }
-            writeln!(out, "{}\n", rows.trim_fmt())?;
+            writeln!(out, "{rows}\n")?;
         }
     }
     let mut rows = table(style, &["figure", "A", "B", "change", "by chance", "verdict"]);
@@ -102,7 +101,7 @@ fn render(
             verdict(style, it.verdict),
         ]);
     }
-    writeln!(out, "{}", rows.trim_fmt())?;
+    writeln!(out, "{rows}")?;
     for it in &comparison.unmatched {
         let only_in = it.only_in.to_ascii_uppercase();
         writeln!(out, "only in {only_in}: {}, {}", it.run, it.measure)?;

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bcache_cli::out::{Out, Style};
-use bcache_cli::table::table;
+use bcache_cli::table::{Table, table};
 use bcache_core::device::sysfs::Root;
-use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
 use crate::cli::{BucketArgs, InvalidateArgs, SectorArgs};
@@ -26,11 +25,7 @@ use crate::watch::Watch;
 
 /// A table with words on the left and numbers beside them.
 fn numbers(style: Style, header: &[&str]) -> Table {
-    let mut table = table(style, header);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    table(style, header).right_from(1)
 }
 
 /// Measures, with the machine watched; up to `threads` threads want to run all the time.
@@ -79,7 +74,7 @@ fn show(mut out: Out, json: bool, report: &Report, tables: &[Table]) -> Result<E
     } else {
         for (index, table) in tables.iter().enumerate() {
             let gap = if index > 0 { "\n" } else { "" };
-            writeln!(out, "{gap}{}", table.trim_fmt())?;
+            writeln!(out, "{gap}{table}")?;
         }
         let style = out.style();
         render_warnings(&mut out, style, &report.warnings)?;

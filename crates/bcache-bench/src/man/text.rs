@@ -104,8 +104,8 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
     ),
     (
         "ENVIRONMENT",
-        "NO_COLOR :: If set to anything, tables have no colours. They have neither colours nor \
-         borders where the output is no terminal.",
+        "NO_COLOR :: If set to any text but an empty one, output has no colours. It has none where it \
+         does not go to a terminal, either.",
     ),
     (
         "EXIT STATUS",

@@ -3,9 +3,8 @@
 use std::io::{self, Write};
 
 use bcache_cli::out::Style;
-use bcache_cli::table::{bare, number, state, table};
+use bcache_cli::table::{Cell, Color, bare, number, state, table};
 use bcache_core::units::format_bytes;
-use comfy_table::Color;
 
 use super::{Figures, Measured, Percentile, Ratio, Report, Run};
 use crate::environment::{Backing, DeviceEnvironment, Environment};
@@ -45,27 +44,27 @@ fn render_environment(out: &mut impl Write, style: Style, on: &Environment) -> i
     let mut rows = bare(style);
     let unknown = || "unknown".to_owned();
     rows.add_row([
-        "machine".to_owned(),
-        format!(
+        Cell::new("machine"),
+        Cell::prose(format!(
             "{}, {} {}, Linux {}",
             on.cpu_model.clone().unwrap_or_else(|| "unknown CPU".to_owned()),
             on.cpus,
             if on.cpus == 1 { "CPU" } else { "CPUs" },
             on.kernel.clone().unwrap_or_else(unknown)
-        ),
+        )),
     ]);
     rows.add_row([
-        "clock".to_owned(),
-        format!(
+        Cell::new("clock"),
+        Cell::prose(format!(
             "{}, {} a reading",
             on.clocksource.clone().unwrap_or_else(unknown),
             format_ns(float(on.clock.read_ns))
-        ),
+        )),
     ]);
     for device in &on.devices {
-        rows.add_row(["device".to_owned(), describe_device(device)]);
+        rows.add_row([Cell::new("device"), Cell::prose(describe_device(device))]);
     }
-    writeln!(out, "{}", rows.trim_fmt())
+    writeln!(out, "{rows}")
 }
 
 fn describe_device(device: &DeviceEnvironment) -> String {
@@ -142,9 +141,10 @@ impl Axis {
 }
 
 fn bar_width(style: Style) -> u16 {
-    let terminal = if style.borders { bare(style).width() } else { None };
-    terminal
-        .map_or(BAR_PLAIN, |width| width.saturating_sub(WIDTH_WITHOUT_BARS).clamp(BAR_MIN, BAR_MAX))
+    style.width.map_or(BAR_PLAIN, |width| {
+        let width = u16::try_from(width).unwrap_or(u16::MAX);
+        width.saturating_sub(WIDTH_WITHOUT_BARS).clamp(BAR_MIN, BAR_MAX)
+    })
 }
 
 fn render_latencies(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Result<()> {
@@ -163,17 +163,16 @@ fn render_latencies(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Res
             } else {
                 format!("{}: {}", run.name, measured.measure)
             };
-            let mut row =
-                vec![comfy_table::Cell::new(name), number(format_count(measured.histogram.len()))];
+            let mut row = vec![Cell::new(name), number(format_count(measured.histogram.len()))];
             row.extend(
                 Percentile::ALL.map(|it| number(format_ns(float(measured.percentile_ns(it))))),
             );
             row.push(number(format_ns(float(measured.histogram.max()))));
-            row.push(comfy_table::Cell::new(axis.bar(measured)));
+            row.push(Cell::new(axis.bar(measured)));
             rows.add_row(row);
         }
     }
-    writeln!(out, "\n{}", rows.trim_fmt())?;
+    writeln!(out, "\n{rows}")?;
     writeln!(out, "{}", axis.legend())
 }
 
@@ -195,7 +194,7 @@ fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Resul
             write_amplification,
         } = run.figures();
         rows.add_row([
-            comfy_table::Cell::new(&run.name),
+            Cell::new(&run.name),
             number(format_ns(run.elapsed.as_secs_f64() * 1e9)),
             number(format_count(run.operations)),
             number(operations_per_second.map_or_else(dash, |it| format_count(whole(it)))),
@@ -206,7 +205,7 @@ fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Resul
         ]);
     }
     if !rows.is_empty() {
-        writeln!(out, "\n{}", rows.trim_fmt())?;
+        writeln!(out, "\n{rows}")?;
     }
     let mut counts = table(style, &["run", "counted", ""]);
     for run in runs {
@@ -224,12 +223,12 @@ fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Resul
             ("rescalings of priorities", counters.rescales),
         ] {
             if count > 0 {
-                let run = comfy_table::Cell::new(&run.name);
-                counts.add_row([run, comfy_table::Cell::new(name), number(format_count(count))]);
+                let run = Cell::new(&run.name);
+                counts.add_row([run, Cell::new(name), number(format_count(count))]);
             }
         }
     }
-    if counts.is_empty() { Ok(()) } else { writeln!(out, "\n{}", counts.trim_fmt()) }
+    if counts.is_empty() { Ok(()) } else { writeln!(out, "\n{counts}") }
 }
 
 fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Result<()> {
@@ -244,13 +243,13 @@ fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Re
     let mut rows = table(style, &["compared in this run", "figure", "with", "ratio"]);
     for ratio in ratios {
         rows.add_row([
-            comfy_table::Cell::new(&ratio.name),
+            Cell::new(&ratio.name),
             number(figure(ratio, ratio.value)),
             number(figure(ratio, ratio.baseline)),
             number(ratio.ratio().map_or_else(|| "-".to_owned(), |it| format!("{it:.3}"))),
         ]);
     }
-    writeln!(out, "\n{}", rows.trim_fmt())
+    writeln!(out, "\n{rows}")
 }
 
 /// Writes `warnings`, after an empty line.
@@ -260,12 +259,9 @@ pub fn render_warnings(out: &mut impl Write, style: Style, warnings: &[Warning])
     }
     let mut rows = bare(style);
     for warning in warnings {
-        rows.add_row([
-            state(style, "warning", Color::Yellow),
-            comfy_table::Cell::new(warning.to_string()),
-        ]);
+        rows.add_row([state(style, "warning", Color::Yellow), Cell::prose(warning)]);
     }
-    writeln!(out, "\n{}", rows.trim_fmt())
+    writeln!(out, "\n{rows}")
 }
 
 #[cfg(test)]
@@ -273,7 +269,7 @@ mod tests {
     use super::*;
     use crate::report::sample;
 
-    const PLAIN: Style = Style { borders: false, colour: false };
+    const PLAIN: Style = Style::PLAIN;
 
     fn text(report: &Report) -> String {
         let mut out = Vec::new();

@@ -8,13 +8,12 @@ use anyhow::Result;
 use bcache_cli::is_broken_pipe;
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
-use bcache_cli::table;
+use bcache_cli::table::{self, Cell, Color};
 use bcache_core::cache_set;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
 use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
 use bcache_core::units::format_bytes;
-use comfy_table::Color;
 use serde::Serialize;
 
 use crate::cli::CheckArgs;
@@ -151,17 +150,18 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
     let header = ["code", "severity", "place", "expected", "found"];
     let mut rows = table::table(style, &header);
     for finding in &report.findings {
-        let colour = match finding.severity() {
-            Severity::Untidy | Severity::NotChecked => Color::Reset,
-            Severity::DataAtRisk => Color::Yellow,
-            Severity::KernelRefuses => Color::Red,
+        let name = finding.severity().name();
+        let severity = match finding.severity() {
+            Severity::Untidy | Severity::NotChecked => Cell::new(name),
+            Severity::DataAtRisk => table::state(style, name, Color::Yellow),
+            Severity::KernelRefuses => table::state(style, name, Color::Red),
         };
         rows.add_row(vec![
-            format!("{} {}", finding.code().number(), finding.code().name()).into(),
-            table::state(style, finding.severity().name(), colour),
-            finding.place().to_string().into(),
-            finding.expected().into(),
-            finding.found().into(),
+            Cell::new(format!("{} {}", finding.code().number(), finding.code().name())),
+            severity,
+            Cell::new(finding.place()),
+            Cell::prose(finding.expected()),
+            Cell::prose(finding.found()),
         ]);
     }
     writeln!(out, "{rows}")?;

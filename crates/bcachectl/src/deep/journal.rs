@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::rows::{Column, Json, Line, List, Row};
-use bcache_cli::table;
+use bcache_cli::table::{self, Cell};
+use bcache_cli::text::plural;
 use bcache_core::cache_set::CacheSet;
 use bcache_core::cache_set::journal::EntryHeader;
 use serde::Serialize;
@@ -66,20 +67,26 @@ impl<'l, 's, 'd> JournalReport<'l, 's, 'd> {
         writeln!(out, "Journal")?;
         let mut facts = table::bare(style);
         let mut fact = |name: &str, text: String| {
-            facts.add_row(vec![table::heading(style, name), text.into()]);
+            facts.add_row([table::heading(style, name), Cell::prose(text)]);
         };
         fact(
             "entries",
             format!(
-                "{} in {} buckets, seq {} to {}",
-                self.entries, self.buckets, self.first_seq, self.last_seq
+                "{} in {}, seq {} to {}",
+                self.entries,
+                plural(self.buckets, "bucket"),
+                self.first_seq,
+                self.last_seq
             ),
         );
         fact(
             "replay",
             format!(
-                "{} keys of {} entries, seq {} to {}",
-                self.replay_keys, self.replay_entries, self.replay_from, self.last_seq
+                "{} of {}, seq {} to {}",
+                plural(self.replay_keys, "key"),
+                plural(self.replay_entries, "entry"),
+                self.replay_from,
+                self.last_seq
             ),
         );
         if let (Some(bucket), Some(offset)) = (self.current_bucket, self.current_offset) {

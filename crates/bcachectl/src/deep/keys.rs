@@ -49,16 +49,16 @@ pub struct KeyRow {
 
 impl Row for KeyRow {
     const COLUMNS: &'static [Column] = &[
-        Column::new("source", 7),
-        Column::new("level", 5),
-        Column::new("node/seq", 9),
+        Column::new("source", 7).lost(2),
+        Column::new("level", 5).lost(4),
+        Column::new("node/seq", 9).lost(5),
         Column::new("volume", 7),
         Column::new("start", 11),
         Column::new("end", 11),
         Column::new("sectors", 7),
         Column::new("bucket", 9),
-        Column::new("sector", 12),
-        Column::new("gen", 3),
+        Column::new("sector", 12).lost(3),
+        Column::new("gen", 3).lost(1),
         Column::new("dirty", 5),
         Column::new("state", 0),
     ];

@@ -41,13 +41,13 @@ impl Row for ExtentRow {
         Column::new("volume", 7),
         Column::new("start", 12),
         Column::new("end", 12),
-        Column::new("bcache start", 12),
+        Column::new("bcache start", 12).lost(4),
         Column::new("state", 7),
         Column::new("sector", 12),
         Column::new("bucket", 9),
-        Column::new("source", 7),
-        Column::new("node", 9),
-        Column::new("key", 0),
+        Column::new("source", 7).lost(2),
+        Column::new("node", 9).lost(3),
+        Column::new("key", 0).lost(5),
     ];
 
     fn cells(&self, line: &mut Line) {

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use anyhow::Result;
 use bcache_cli::out::Out;
-use bcache_cli::table::{self, number};
+use bcache_cli::table::{self, Cell, number};
+use bcache_cli::text::plural;
 use bcache_core::cache_set::usage::{BucketCounts, age_histogram, gen_stats};
 use bcache_core::units::{BUCKET_GC_GEN_MAX, format_bytes};
 use serde::Serialize;
@@ -141,7 +142,7 @@ impl UsageReport {
         writeln!(out, "{rows}")?;
         let mut facts = table::bare(style);
         let mut fact = |name: &str, text: String| {
-            facts.add_row(vec![table::heading(style, name), text.into()]);
+            facts.add_row([table::heading(style, name), Cell::prose(text)]);
         };
         let left = self.gen_span_limit.saturating_sub(self.gen_span_max);
         let mut gens = format!(
@@ -159,8 +160,12 @@ impl UsageReport {
         fact(
             "btree",
             format!(
-                "{} nodes, depth {}, {} keys, {}% full (root {}%)",
-                btree.nodes, btree.depth, btree.keys, btree.used_percent, btree.root_used_percent
+                "{}, depth {}, {}, {}% full (root {}%)",
+                plural(btree.nodes, "node"),
+                btree.depth,
+                plural(btree.keys, "key"),
+                btree.used_percent,
+                btree.root_used_percent
             ),
         );
         fact("average age", self.average.to_string());
@@ -180,7 +185,7 @@ impl UsageReport {
             return Ok(());
         }
         writeln!(out, "Ages of the buckets with data (0 is the last used; higher is colder)")?;
-        let cell = if out.style().borders { "█" } else { "#" };
+        let cell = if out.style().terminal { "█" } else { "#" };
         let last = self.ages.counts.iter().rposition(|count| *count > 0).unwrap_or(0);
         for (index, count) in (0u32..).zip(self.ages.counts.iter().take(last.saturating_add(1))) {
             let from = index.saturating_mul(u32::from(self.ages.step));
@@ -200,7 +205,7 @@ pub fn render_volumes(out: &mut Out, volumes: &[VolumeReport]) -> Result<()> {
         return Ok(());
     }
     let header = ["slot", "label", "uuid", "kind", "cached", "dirty", "backing device"];
-    let mut rows = table::table(out.style(), &header);
+    let mut rows = table::table(out.style(), &header).lose_first(&["kind", "label"]);
     for volume in volumes {
         let kind = match (volume.flash_only, volume.detached) {
             (true, _) => "flash-only",

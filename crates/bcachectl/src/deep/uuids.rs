@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bcache_cli::rows::{Column, Line, List, Row};
+use bcache_cli::text;
 use bcache_core::cache_set::CacheSet;
 use serde::Serialize;
 use uuid::Uuid;
@@ -41,16 +42,17 @@ impl Row for UuidRow {
     const COLUMNS: &'static [Column] = &[
         Column::new("slot", 5),
         Column::new("uuid", 36),
-        Column::new("kind", 10),
-        Column::new("first_reg", 10),
-        Column::new("last_reg", 10),
-        Column::new("detached", 10),
+        Column::new("kind", 10).lost(2),
+        Column::new("first_reg", 10).lost(4),
+        Column::new("last_reg", 10).lost(3),
+        Column::new("detached", 10).lost(1),
         Column::new("sectors", 12),
         Column::new("backing device", 14),
         Column::new("label", 0),
     ];
 
     fn cells(&self, line: &mut Line) {
+        let day = |moment| (moment != 0).then(|| text::day(moment));
         line.cell(self.slot);
         line.cell(self.uuid);
         line.cell(match (self.detached, self.flash_only) {
@@ -58,9 +60,9 @@ impl Row for UuidRow {
             (_, true) => "flash-only",
             _ => "backing",
         });
-        line.cell(self.first_reg);
-        line.cell(self.last_reg);
-        line.maybe((self.invalidated != 0).then_some(self.invalidated));
+        line.maybe(day(self.first_reg));
+        line.maybe(day(self.last_reg));
+        line.maybe(day(self.invalidated));
         line.maybe(self.flash_only.then_some(self.sectors));
         line.maybe(self.backing.as_deref());
         line.maybe(Some(&self.label).filter(|label| !label.is_empty()));

@@ -34,8 +34,8 @@ It works on devices that the kernel does not run at the moment, and on image fil
 pub(super) const MAIN_AFTER: Sections = &[
     (
         "ENVIRONMENT",
-        "NO_COLOR :: If set to any text but an empty one, tables have no colours. They have neither \
-         colours nor borders where the output is no terminal.",
+        "NO_COLOR :: If set to any text but an empty one, output has no colours. It has none where it \
+         does not go to a terminal, either.",
     ),
     (
         "EXIT STATUS",

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use bcache_cli::out::Out;
-use bcache_cli::table;
+use bcache_cli::table::{self, Cell, Color};
+use bcache_cli::text;
 use bcache_core::device::DeviceInfo;
 use bcache_core::layout::superblock::{
     FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE, FEATURE_INCOMPAT_OBSO_LARGE_BUCKET, Kind, Superblock,
@@ -14,7 +15,6 @@ use bcache_core::layout::superblock::{
 };
 use bcache_core::layout::verdict::{Target, Verdict, kernel_verdict};
 use bcache_core::units::format_bytes;
-use comfy_table::{Cell, Color};
 use serde::{Serialize, Serializer};
 
 /// One device in the JSON output; the man pages document the keys.
@@ -344,7 +344,7 @@ fn feature_names(sb: &SuperblockReport) -> String {
 }
 
 fn sectors(count: u64) -> String {
-    format!("{count} sectors ({})", format_bytes(count.saturating_mul(512)))
+    format!("{} ({})", text::plural(count, "sector"), format_bytes(count.saturating_mul(512)))
 }
 
 /// The label for a table.
@@ -369,7 +369,7 @@ pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
         }
         row("seq", sb.seq.to_string());
         if sb.last_mount != 0 {
-            row("last registered", format!("{} seconds since 1970", sb.last_mount));
+            row("last registered", text::date(sb.last_mount));
         }
         row("block size", sectors(sb.block_size_sectors));
         if let Some(cache) = &sb.cache {
@@ -392,20 +392,22 @@ pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
             row("state", backing.state.to_owned());
         }
     }
+    let mut prose = |name, value: &dyn std::fmt::Display| rows.push((name, Cell::prose(value)));
     for found in &report.found {
-        row("also found", found.clone());
+        prose("also found", found);
     }
     for holder in &report.in_use {
-        row("in use", holder.clone());
+        prose("in use", holder);
     }
     if let Some(running) = &report.running {
-        row("running", running.to_string());
+        prose("running", running);
     }
     if let Some(data) = &report.data {
-        row("data without bcache", data.losetup.clone());
-        row("", data.mount.clone());
+        rows.push(("data without bcache", Cell::new(&data.losetup)));
+        rows.push(("", Cell::new(&data.mount)));
         if data.needs_cache {
-            row("", "INCOMPLETE without the cache, which holds dirty data".to_owned());
+            let text = "INCOMPLETE without the cache, which holds dirty data";
+            rows.push(("", Cell::prose(text)));
         }
     }
     if let Some(sb) = &report.superblock {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bcache_cli::out::Out;
-use bcache_cli::table;
+use bcache_cli::table::{self, Cell};
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root, devices_of_the_machine};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::layout::verdict::Warning;
@@ -114,7 +114,7 @@ fn warn_of_shared_sets(devices: &mut [DeviceReport]) {
 
 fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
     let header = ["set", "device", "kind", "size", "label", "state", "running", "kernel"];
-    let mut rows = table::table(out.style(), &header);
+    let mut rows = table::table(out.style(), &header).lose_first(&["label", "running", "size"]);
     for (set, mut devices) in by_set(devices) {
         devices.sort_by_key(|device| kind_of(device) != Some(Kind::Cache));
         let has_cache = devices.iter().any(|device| kind_of(device) == Some(Kind::Cache));
@@ -133,14 +133,14 @@ fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
             let kind = kind_of(device).map_or_else(|| "?".to_owned(), |kind| kind.to_string());
             let runs_as = running.map_or("no", |it| it.device.as_deref().unwrap_or("yes"));
             rows.add_row([
-                if index == 0 { title.as_str() } else { "" },
-                &device.path.display().to_string(),
-                &kind,
-                &format_bytes(device.size_sectors.saturating_mul(512)),
-                sb.map_or("-", |sb| label_or_dash(&sb.label)),
-                state.unwrap_or(on_device),
-                runs_as,
-                device.kernel.error.as_deref().unwrap_or("accepts"),
+                Cell::new(if index == 0 { title.as_str() } else { "" }),
+                Cell::new(device.path.display()),
+                Cell::new(kind),
+                Cell::new(format_bytes(device.size_sectors.saturating_mul(512))),
+                Cell::new(sb.map_or("-", |sb| label_or_dash(&sb.label))),
+                Cell::new(state.unwrap_or(on_device)),
+                Cell::new(runs_as),
+                Cell::prose(device.kernel.error.as_deref().unwrap_or("accepts")),
             ]);
         }
     }
@@ -227,7 +227,7 @@ mod tests {
             }
         }
         let printed = Printed::default();
-        let mut out = Out::new(printed.clone(), Style { borders: false, colour: false });
+        let mut out = Out::new(printed.clone(), Style::PLAIN);
         warn_of_shared_sets(&mut devices);
         render_overview(&mut out, &devices).unwrap();
         out.finish().unwrap();

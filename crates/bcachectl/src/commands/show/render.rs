@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::{Result, anyhow};
 use bcache_cli::out::Out;
 use bcache_cli::rows::{Format, Json, write_list};
-use comfy_table::Color;
+use bcache_cli::table::Color;
 use serde::Serialize;
 
 use super::deep::{Deep, Examined};
