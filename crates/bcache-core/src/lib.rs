@@ -8,6 +8,7 @@
 //! - [`device`]: block devices and image files.
 //! - [`cache_set`]: what a device holds, read-only.
 //! - [`allocator`]: buckets, reserves, replacement policies, open buckets, the thread.
+//! - [`model`]: a cache set in memory: what bcache would do with the requests of a trace.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
 // What comes from a device is never trusted to be in bounds.
@@ -23,5 +24,6 @@ pub mod device;
 #[cfg(feature = "testkit")]
 pub mod fuzz;
 pub mod layout;
+pub mod model;
 pub mod ops;
 pub mod units;

@@ -1,0 +1,3 @@
+//! Replaying a trace through modelled caches: which bucket size, which policy, how large an SSD.
+
+pub mod ideal;
