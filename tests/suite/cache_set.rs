@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use bcache_core::cache_set::usage::hprint;
 use bcache_core::cache_set::{
-    CacheDevice, CacheSet, NoVisitor, Problem, ReadOptions, Visitor, VolumeReader,
+    Below, CacheDevice, CacheSet, NoVisitor, Problem, ReadOptions, Visitor, VolumeReader,
 };
 use bcache_core::device::file::open_read;
 use bcache_core::device::testkit::MemoryDevice;
@@ -135,7 +135,7 @@ fn md5_of_volume(set: &CacheSet<'_>, slot: u32, backing: Option<&dyn ReadDevice>
     } else {
         (Sectors(0), set.uuids.get(slot).unwrap().sectors)
     };
-    let mut reader = VolumeReader::new(set, slot, backing.map(|device| (device, data_offset)));
+    let mut reader = VolumeReader::new(set, slot, backing.map_or(Below::Nothing, |device| Below::Backing(device, data_offset)));
     let mut md5sum =
         Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut pipe = md5sum.stdin.take().unwrap();
@@ -175,8 +175,8 @@ fn without_the_cache_a_dirty_volume_reads_differently() {
         empty.volumes.clear();
         empty.uuids.slots.rotate_right(1);
         let data_offset = Sectors(16);
-        let mut reader = VolumeReader::new(&empty, 1, Some((&device, data_offset)));
-        let mut through = VolumeReader::new(set, 0, Some((&device, data_offset)));
+        let mut reader = VolumeReader::new(&empty, 1, Below::Backing(&device, data_offset));
+        let mut through = VolumeReader::new(set, 0, Below::Backing(&device, data_offset));
         let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         let differ = (0..32u64).any(|mib| {
             reader.read_at(mib << 20, &mut a).unwrap();

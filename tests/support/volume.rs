@@ -1,7 +1,7 @@
 //! Volumes as the reader sees them, for comparison with what a kernel read.
 
 use anyhow::{Context as _, ensure};
-use bcache_core::cache_set::{CacheSet, VolumeReader};
+use bcache_core::cache_set::{Below, CacheSet, VolumeReader};
 use bcache_core::device::{AlignedBuf, ReadDevice};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
@@ -16,14 +16,14 @@ pub fn md5_of_backing(set: &CacheSet<'_>, device: &dyn ReadDevice) -> anyhow::Re
     let sb = read_superblock(device)?.context("no superblock")?;
     let (slot, _) = set.uuids.find(sb.uuid()).context("no slot with the device's UUID")?;
     let size = device.info().size() - sb.data_offset();
-    md5(VolumeReader::new(set, slot, Some((device, sb.data_offset()))), size)
+    md5(VolumeReader::new(set, slot, Below::Backing(device, sb.data_offset())), size)
 }
 
 /// The MD5 sum of a whole flash-only volume.
 pub fn md5_of_flash_only(set: &CacheSet<'_>, slot: u32) -> anyhow::Result<String> {
     let entry = set.uuids.get(slot).context("no such slot")?;
     ensure!(entry.flash_only(), "slot {slot} is not a flash-only volume's");
-    md5(VolumeReader::new(set, slot, None), entry.sectors)
+    md5(VolumeReader::new(set, slot, Below::Nothing), entry.sectors)
 }
 
 fn md5(mut reader: VolumeReader<'_, '_>, size: Sectors) -> anyhow::Result<String> {

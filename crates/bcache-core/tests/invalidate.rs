@@ -182,7 +182,10 @@ impl Sample {
 }
 
 fn read_options() -> ReadOptions {
-    ReadOptions { walk: WalkOptions { threads: 1, ..WalkOptions::default() } }
+    ReadOptions {
+        walk: WalkOptions { threads: 1, ..WalkOptions::default() },
+        ..ReadOptions::default()
+    }
 }
 
 fn options(selection: Selection) -> Options {

@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 
-use crate::cache_set::CacheDevice;
+use crate::cache_set::{CacheDevice, NewestEntry};
 use crate::cache_set::journal_search::{self, Found};
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::{Bkey, KeyIter};
@@ -250,6 +250,16 @@ impl Journal {
         progress: &mut dyn FnMut(u64),
         problem: &mut dyn FnMut(JournalProblem),
     ) -> Self {
+        Self::read_newest(cache, NewestEntry::AsKernel, progress, problem)
+    }
+
+    /// The same, with a choice of which entry counts as the newest.
+    pub fn read_newest(
+        cache: &CacheDevice<'_>,
+        newest: NewestEntry,
+        progress: &mut dyn FnMut(u64),
+        problem: &mut dyn FnMut(JournalProblem),
+    ) -> Self {
         let mut scratch = AlignedBuf::zeroed(
             usize::try_from(cache.geometry().bucket_bytes())
                 .unwrap_or(CHUNK_BYTES)
@@ -265,7 +275,11 @@ impl Journal {
                 read
             })
             .collect();
-        let Found { list, current } = journal_search::search(&buckets);
+        let mut found = journal_search::search(&buckets);
+        if newest == NewestEntry::Greatest {
+            found = journal_search::with_hidden(&buckets, &found).unwrap_or(found);
+        }
+        let Found { list, current } = found;
         let mut entries = Vec::with_capacity(list.len());
         for header in list {
             match load(cache, &header) {

@@ -144,6 +144,40 @@ pub(crate) fn search(buckets: &[JournalBucket]) -> Found {
     Found { list: search.list.into(), current: current.0 }
 }
 
+/// What the search would have found had it not left a bucket at a damaged entry: all sound entries
+/// that the newest of them needs. `None` where no newer one than the newest of `kernel` is hidden.
+///
+/// Nor is there an answer where the set went on from the older state: its new entries have the same
+/// numbers as the hidden ones, and the two must not be mixed. Then the kernel's newest entry stands
+/// *behind* the hidden ones in the journal's order. Without that, all buckets from the kernel's newest
+/// to the hidden one hold entries, of rising numbers.
+pub(crate) fn with_hidden(buckets: &[JournalBucket], kernel: &Found) -> Option<Found> {
+    let newest = kernel.list.last()?;
+    let all = || buckets.iter().flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind));
+    let hidden = all().max_by_key(|entry| entry.seq).filter(|entry| entry.seq > newest.seq)?;
+    let count = buckets.len();
+    let mut before = newest.seq;
+    let mut index = newest.place.index;
+    while index != hidden.place.index {
+        index = (index + 1) % count;
+        let bucket = buckets.get(index)?;
+        let greatest =
+            bucket.entries.iter().chain(&bucket.behind).map(|entry| entry.seq).max()?;
+        if greatest <= before {
+            return None;
+        }
+        before = greatest;
+    }
+    let needed = hidden.last_seq..=hidden.seq;
+    let mut list: Vec<EntryHeader> =
+        all().filter(|entry| needed.contains(&entry.seq)).copied().collect();
+    list.sort_by_key(|entry| entry.seq);
+    if list.windows(2).any(|pair| matches!(pair, [a, b] if a.seq == b.seq)) {
+        return None;
+    }
+    Some(Found { list, current: hidden.place.index })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,5 +249,55 @@ mod tests {
         let found = search(&journal(8, 1, 0, 1, 1));
         assert!(found.list.is_empty());
         assert!(search(&[]).list.is_empty());
+    }
+
+    /// Moves what follows the first `sound` entries of a bucket, one of them damaged, behind the
+    /// damage.
+    fn damage(bucket: &mut JournalBucket, sound: usize) {
+        let mut behind = bucket.entries.split_off(sound);
+        behind.remove(0);
+        bucket.behind = behind;
+    }
+
+    #[test]
+    fn entries_behind_a_damaged_one_are_found() {
+        // 4 in a bucket: entries 21 to 24 in index 6 of 8, the newest is 24.
+        let mut buckets = journal(8, 1, 24, 4, 6);
+        let kernel = search(&buckets);
+        assert_eq!(with_hidden(&buckets, &kernel), None, "nothing is hidden");
+        damage(&mut buckets[6], 1);
+        let kernel = search(&buckets);
+        assert_eq!(kernel.list.last().unwrap().seq, 21);
+        let found = with_hidden(&buckets, &kernel).unwrap();
+        assert_eq!(found.current, 6);
+        let seqs: Vec<u64> = found.list.iter().map(|entry| entry.seq).collect();
+        assert_eq!(seqs, [19, 20, 21, 23, 24]);
+    }
+
+    /// The first block of the bucket ahead of the newest sends the kernel far back.
+    #[test]
+    fn a_misled_search_is_set_right() {
+        let mut buckets = journal(16, 1, 60, 4, 6);
+        damage(&mut buckets[15], 0);
+        let kernel = search(&buckets);
+        assert!(kernel.list.last().unwrap().seq < 60);
+        let found = with_hidden(&buckets, &kernel).unwrap();
+        assert_eq!(found.list.last().unwrap().seq, 60);
+    }
+
+    /// The kernel went back to entry 21 and on to another 22 in the next bucket.
+    #[test]
+    fn a_state_that_was_left_behind_does_not_come_back() {
+        for older_cycle in [false, true] {
+            let total = if older_cycle { 24 + 32 } else { 24 };
+            let mut buckets = journal(8, 1, total, 4, 6);
+            damage(&mut buckets[6], 1);
+            let place = JournalPlace { index: 7, bucket: BucketIndex(8), offset: 0 };
+            let entry = EntryHeader { seq: total - 2, last_seq: total - 5, bytes: 240, place };
+            buckets[7].entries = vec![entry];
+            let kernel = search(&buckets);
+            assert_eq!(kernel.list.last().unwrap().place.index, 7);
+            assert_eq!(with_hidden(&buckets, &kernel), None);
+        }
     }
 }

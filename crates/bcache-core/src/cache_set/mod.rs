@@ -29,6 +29,7 @@ pub mod testkit;
 pub mod usage;
 pub mod uuids;
 pub mod view;
+pub mod volume;
 
 pub use btree::{LoadedNode, WalkOptions};
 pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX};
@@ -40,7 +41,8 @@ pub use problem::{BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlac
 pub use refusal::SetRefusal;
 pub use table::{Bucket, BucketTable, GcMark};
 pub use uuids::UuidTable;
-pub use view::{View, VolumeReader};
+pub use view::{Doubt, View};
+pub use volume::{Below, VolumeReader};
 
 use std::collections::{BTreeMap, TryReserveError};
 use std::ops::ControlFlow;
@@ -77,6 +79,18 @@ pub enum ReadError {
 pub struct ReadOptions {
     /// How to walk the btree.
     pub walk: WalkOptions,
+    /// Which journal entry is the newest.
+    pub newest: NewestEntry,
+}
+
+/// Which journal entry to take for the newest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewestEntry {
+    /// The one that the kernel's search ends at.
+    #[default]
+    AsKernel,
+    /// The newest sound one, also where a damaged entry hides it from the kernel.
+    Greatest,
 }
 
 /// Where a reading is.

@@ -10,7 +10,7 @@ use crate::cache_set::CacheDevice;
 use crate::cache_set::table::BucketTable;
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::prio_set::{PrioSet, PrioSetError};
-use crate::units::BucketIndex;
+use crate::units::{BucketIndex, Geometry};
 
 /// What is wrong with a prio chain.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,18 @@ pub struct PrioChain {
     pub seq: u64,
     /// Whether every set was there and sound.
     pub complete: bool,
+    /// Whether each set was sound, first to last; a set past the end was not found.
+    pub sound: Vec<bool>,
 }
 
 impl PrioChain {
+    /// Whether a sound set tells the gen of `bucket`.
+    pub fn knows(&self, bucket: BucketIndex, geometry: &Geometry) -> bool {
+        let index = bucket.0.checked_div(geometry.prios_per_bucket()).unwrap_or(u64::MAX);
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        self.complete || self.sound.get(index).copied().unwrap_or(false)
+    }
+
     /// Follows the chain from `head` and fills `table` with what it says.
     pub fn read(
         cache: &CacheDevice<'_>,
@@ -137,6 +146,7 @@ impl PrioChain {
             }
             table.load(index.saturating_mul(geometry.prios_per_bucket()), set.entries());
             chain.buckets.push(bucket);
+            chain.sound.push(error.is_none() && set.seq() == chain.seq);
             next = set.next_bucket();
             progress(image.len() as u64);
         }

@@ -12,7 +12,7 @@ use crate::cache_set::problem::{
 };
 use crate::cache_set::table::MarkNote;
 use crate::cache_set::{
-    BtreeSummary, BucketTable, CacheDevice, CacheSet, GcMark, Journal, KeyState, Overlay,
+    BtreeSummary, BucketTable, CacheDevice, CacheSet, GcMark, Journal, KeyState, NewestEntry, Overlay,
     PrioChain, Progress, ReadError, ReadOptions, UuidTable, Visitor, VolumeUsage,
 };
 use crate::layout::bkey::{Bkey, Pos};
@@ -28,7 +28,7 @@ pub(super) fn read<'d>(
         return Err(ReadError::Unsynced);
     }
     let geometry = *cache.geometry();
-    let journal = read_journal(&cache, visitor);
+    let journal = read_journal(&cache, options.newest, visitor);
     let newest = journal.newest().ok_or(ReadError::NoJournal)?.jset.clone();
     let mut table = BucketTable::new(geometry.nbuckets())
         .map_err(|source| ReadError::OutOfMemory { nbuckets: geometry.nbuckets(), source })?;
@@ -116,13 +116,18 @@ fn check_stale_dirty_journal_keys(set: &CacheSet<'_>, visitor: &mut dyn Visitor)
     }
 }
 
-fn read_journal(cache: &CacheDevice<'_>, visitor: &mut dyn Visitor) -> Journal {
+fn read_journal(
+    cache: &CacheDevice<'_>,
+    newest: NewestEntry,
+    visitor: &mut dyn Visitor,
+) -> Journal {
     let total =
         cache.geometry().bucket_bytes() * u64::try_from(cache.journal_buckets().len()).unwrap_or(0);
     let mut problems = Vec::new();
     let mut done = 0u64;
-    let journal = Journal::read(
+    let journal = Journal::read_newest(
         cache,
+        newest,
         &mut |bytes| {
             done = done.saturating_add(bytes);
             visitor.progress(Progress::Journal { done, total });

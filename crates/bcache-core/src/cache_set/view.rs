@@ -1,4 +1,4 @@
-//! Looking up what is cached where, and reading volumes through the cache.
+//! Looking up what is cached where.
 //!
 //! A [`View`] answers from the btree with the journal's keys laid over it, as the kernel does after
 //! registration. It reads the nodes on the way and keeps the last ones.
@@ -11,12 +11,13 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use crate::cache_set::btree::LoadedNode;
+use crate::cache_set::btree::{FaultKind, LoadedNode};
 use crate::cache_set::btree::node::{NodeReadError, node_ptr, read_node};
 use crate::cache_set::{CacheSet, KeySource};
-use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos};
-use crate::units::{BucketIndex, SECTOR_BYTES, Sectors};
+use crate::layout::bset::NodeErrorAt;
+use crate::units::{BucketIndex, Sectors};
 
 /// Nodes kept; at the usual 256 KiB each, some 25 MB with their keys.
 const NODES_KEPT: usize = 32;
@@ -43,13 +44,19 @@ pub enum LookupError {
         /// Its bucket.
         bucket: BucketIndex,
         /// What is wrong.
-        error: crate::layout::bset::NodeErrorAt,
+        error: NodeErrorAt,
     },
     /// The root's level is more than any btree has.
     #[error("a btree of depth {level}")]
     TooDeep {
         /// The root's level.
         level: u16,
+    },
+    /// The children of a node on the way do not reach as far as the node does.
+    #[error("btree node in bucket {bucket}: no usable child for what is looked up")]
+    NoChild {
+        /// Its bucket.
+        bucket: BucketIndex,
     },
 }
 
@@ -70,6 +77,59 @@ pub struct Extent {
     pub dirty: bool,
     /// Where the key stands.
     pub origin: Option<KeySource>,
+}
+
+/// A stretch of a volume, as [`View::survey`] finds it.
+#[derive(Debug)]
+pub enum Surveyed {
+    /// The btree or the journal tells what is cached.
+    Known {
+        /// What it tells.
+        extent: Extent,
+        /// Why the nodes on the way may not be the right ones.
+        doubt: Option<Doubt>,
+    },
+    /// A node could not be read that would tell.
+    Lost {
+        /// First sector, as keys count.
+        start: u64,
+        /// Sector after the last.
+        end: u64,
+        /// Why.
+        error: LookupError,
+        /// A dirty extent that the sound sets of a damaged leaf tell of: later sets may have
+        /// replaced it.
+        survivor: Option<Extent>,
+    },
+}
+
+/// Why something that could be read may not be the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Doubt {
+    /// The gen of a bucket is not known for certain: a reused one, or an outdated node, cannot be
+    /// told from a current one.
+    Gens,
+    /// Keys may be missing from a btree node, or wrong.
+    Btree,
+    /// Keys may be missing from the journal.
+    Journal,
+    /// A key says that the cache has the only copy, and its bucket was reused.
+    StaleDirty,
+}
+
+/// A leaf that covers a position.
+struct Leaf {
+    node: Rc<LoadedNode>,
+    doubt: Option<Doubt>,
+    /// What keeps it from being whole; its keys are those of the sound sets.
+    damage: Option<NodeErrorAt>,
+}
+
+/// A node that does not tell what lies below it.
+struct LostNode {
+    /// Its own key: the last position that it covers.
+    end: Pos,
+    error: LookupError,
 }
 
 /// Looks things up in a cache set.
@@ -98,39 +158,57 @@ impl<'s, 'd> View<'s, 'd> {
             node
         } else {
             let node = read_node(&self.set.cache, key, level, &mut self.scratch)?;
-            if let Some(error) = node.error {
-                let bucket = node.bucket(&self.set.cache);
-                return Err(LookupError::BadNode { bucket, error });
-            }
             if self.nodes.len() >= NODES_KEPT {
                 self.nodes.pop_front();
             }
             Rc::new(node)
         };
         self.nodes.push_back(Rc::clone(&node));
+        if let Some(error) = node.error.filter(|_| level > 0) {
+            let bucket = node.bucket(&self.set.cache);
+            return Err(LookupError::BadNode { bucket, error });
+        }
         Ok(node)
     }
 
     /// The leaf with the keys that end after `pos`; `None` past the end of the btree.
-    fn leaf(&mut self, pos: Pos) -> Result<Option<Rc<LoadedNode>>, LookupError> {
+    fn leaf(&mut self, pos: Pos) -> Result<Option<Leaf>, LostNode> {
         let geometry = *self.set.geometry();
         let mut key = self.set.root;
         if !key.is_valid_btree_ptr(&geometry) {
-            return Err(LookupError::BadRoot { key });
+            return Err(LostNode { end: Pos::MAX, error: LookupError::BadRoot { key } });
         }
         let mut level = self.set.btree.depth;
         if level > DEPTH_MAX {
-            return Err(LookupError::TooDeep { level });
+            return Err(LostNode { end: Pos::MAX, error: LookupError::TooDeep { level } });
         }
+        if pos >= key.pos() {
+            return Ok(None);
+        }
+        // The journal names the root: no gen decides whether it is current.
+        let mut doubt = None;
         loop {
-            let node = self.node(&key, level)?;
-            let Some(below) = level.checked_sub(1) else { return Ok(Some(node)) };
+            let node =
+                self.node(&key, level).map_err(|error| LostNode { end: key.pos(), error })?;
+            if node.faults.iter().any(|fault| fault.kind() != FaultKind::PastNode) {
+                doubt = Some(Doubt::Btree);
+            }
+            let Some(below) = level.checked_sub(1) else {
+                let damage = node.error;
+                return Ok(Some(Leaf { node, doubt, damage }));
+            };
             let from = node.keys.partition_point(|key| key.pos() <= pos);
             let child = node
                 .keys
                 .iter_from(from)
                 .find(|key| !key.is_zero_key() && self.set.table.is_usable(key, &geometry));
-            let Some(child) = child else { return Ok(None) };
+            let Some(child) = child else {
+                let bucket = node_ptr(&key).bucket(&geometry);
+                return Err(LostNode { end: key.pos(), error: LookupError::NoChild { bucket } });
+            };
+            if !self.set.prios.knows(node_ptr(&child).bucket(&geometry), &geometry) {
+                doubt = doubt.or(Some(Doubt::Gens));
+            }
             key = child;
             level = below;
         }
@@ -146,37 +224,37 @@ impl<'s, 'd> View<'s, 'd> {
         end: u64,
         found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), LookupError> {
-        self.lookup_all(inode, start, end, found).map(drop)
+        first_error(found, |found| self.survey(inode, start, end, found)).map(drop)
     }
 
-    fn lookup_all(
+    /// The same of a damaged set, too: where a node cannot be read that would tell, this is said of
+    /// the sectors that it covers, and the survey goes on behind them.
+    pub fn survey(
         &mut self,
         inode: u32,
         start: u64,
         end: u64,
-        found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, LookupError> {
+        found: &mut dyn FnMut(Surveyed) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut at = start;
         let overlay = &self.set.overlay;
         for (seq, above) in overlay.overlapping_with_seq(inode, start, end) {
             let from = above.start().max(at);
-            if at < from && self.lookup_btree(inode, at, from, found)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+            if at < from {
+                self.survey_btree(inode, at, from, found)?;
             }
             let to = above.offset().min(end);
             let extent = self.extent(inode, from, to, Some((above, KeySource::Journal { seq })));
-            if found(extent).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+            found(Surveyed::Known { extent, doubt: None })?;
             at = to;
         }
         if at < end {
-            return self.lookup_btree(inode, at, end, found);
+            self.survey_btree(inode, at, end, found)?;
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     }
 
-    /// The same of the btree alone, without what replay lays over it.
+    /// [`Self::lookup`] of the btree alone, without what replay lays over it.
     pub(super) fn lookup_btree(
         &mut self,
         inode: u32,
@@ -184,11 +262,43 @@ impl<'s, 'd> View<'s, 'd> {
         end: u64,
         found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, LookupError> {
+        first_error(found, |found| self.survey_btree(inode, start, end, found))
+    }
+
+    /// [`Self::survey`] of the btree alone, without what replay lays over it.
+    pub(super) fn survey_btree(
+        &mut self,
+        inode: u32,
+        start: u64,
+        end: u64,
+        found: &mut dyn FnMut(Surveyed) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut at = start;
-        let mut tell = |extent| found(extent).is_break();
         while at < end {
-            let Some(leaf) = self.leaf(Pos { inode, offset: at })? else { break };
+            let Leaf { node: leaf, doubt, damage } = match self.leaf(Pos { inode, offset: at }) {
+                Ok(Some(leaf)) => leaf,
+                Ok(None) => break,
+                Err(LostNode { end: bound, error }) => {
+                    let to = if bound.inode == inode { bound.offset.min(end) } else { end };
+                    // A node that does not lead on would be met again and again.
+                    let to = if to > at { to } else { end };
+                    found(Surveyed::Lost { start: at, end: to, error, survivor: None })?;
+                    at = to;
+                    continue;
+                }
+            };
             let node = node_ptr(&leaf.key).bucket(self.set.geometry());
+            let mut tell = |extent: Extent| {
+                found(match damage {
+                    None => Surveyed::Known { extent, doubt },
+                    Some(error) => Surveyed::Lost {
+                        start: extent.start,
+                        end: extent.end,
+                        error: LookupError::BadNode { bucket: node, error },
+                        survivor: Some(extent).filter(|extent| extent.dirty),
+                    },
+                })
+            };
             let origin = KeySource::Btree { level: 0, node };
             let from = leaf.keys.partition_point(|key| key.pos() <= Pos { inode, offset: at });
             for key in leaf.keys.iter_from(from) {
@@ -196,35 +306,33 @@ impl<'s, 'd> View<'s, 'd> {
                     break;
                 }
                 if at < key.start() {
-                    if tell(self.extent(inode, at, key.start(), None)) {
-                        return Ok(ControlFlow::Break(()));
-                    }
+                    tell(self.extent(inode, at, key.start(), None))?;
                     at = key.start();
                 }
                 let to = key.offset().min(end);
-                if tell(self.extent(inode, at, to, Some((&key, origin)))) {
-                    return Ok(ControlFlow::Break(()));
-                }
+                tell(self.extent(inode, at, to, Some((&key, origin))))?;
                 at = to;
             }
             let bound = leaf.key.pos();
             if bound.inode != inode || bound.offset >= end {
-                break;
+                if at < end {
+                    tell(self.extent(inode, at, end, None))?;
+                }
+                return ControlFlow::Continue(());
             }
             // The next leaf begins where this one's range ends, and must lead on.
             if at < bound.offset {
-                if tell(self.extent(inode, at, bound.offset, None)) {
-                    return Ok(ControlFlow::Break(()));
-                }
+                tell(self.extent(inode, at, bound.offset, None))?;
                 at = bound.offset;
             } else if at > bound.offset {
                 break;
             }
         }
-        if at < end && tell(self.extent(inode, at, end, None)) {
-            return Ok(ControlFlow::Break(()));
+        if at < end {
+            let extent = self.extent(inode, at, end, None);
+            found(Surveyed::Known { extent, doubt: None })?;
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     }
 
     fn extent(&self, inode: u32, start: u64, end: u64, key: Option<(&Bkey, KeySource)>) -> Extent {
@@ -246,75 +354,18 @@ impl<'s, 'd> View<'s, 'd> {
     }
 }
 
-/// Why a volume cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeReadError {
-    /// The btree does not tell where the data is.
-    #[error(transparent)]
-    Lookup(#[from] LookupError),
-    /// A device failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// The range does not consist of whole sectors.
-    #[error("{len} bytes at byte {offset} are not whole sectors")]
-    Misaligned {
-        /// Start in bytes.
-        offset: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-}
-
-/// Reads a volume as `/dev/bcacheN` would: the cache where it has the data, else the backing device.
-pub struct VolumeReader<'s, 'd> {
-    view: View<'s, 'd>,
-    inode: u32,
-    backing: Option<(&'s dyn ReadDevice, Sectors)>,
-}
-
-impl<'s, 'd> VolumeReader<'s, 'd> {
-    /// The volume in slot `inode` of `set`. `backing` is its backing device and the sector at which
-    /// the data starts there; a flash-only volume has none and reads as zeroes where nothing is.
-    ///
-    /// Offsets are those of `/dev/bcacheN`: 0 is the first byte of data.
-    pub fn new(
-        set: &'s CacheSet<'d>,
-        inode: u32,
-        backing: Option<(&'s dyn ReadDevice, Sectors)>,
-    ) -> Self {
-        Self { view: set.view(), inode, backing }
-    }
-
-    /// Fills `buf`, whole sectors, from the byte `offset` of the volume.
-    pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), VolumeReadError> {
-        let len = buf.len() as u64;
-        if offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0 {
-            return Err(VolumeReadError::Misaligned { offset, len });
+/// Runs a survey for what wants extents only: the first stretch that is lost ends it.
+fn first_error(
+    found: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    survey: impl FnOnce(&mut dyn FnMut(Surveyed) -> ControlFlow<()>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, LookupError> {
+    let mut failed = None;
+    let flow = survey(&mut |surveyed| match surveyed {
+        Surveyed::Known { extent, .. } => found(extent),
+        Surveyed::Lost { error, .. } => {
+            failed = Some(error);
+            ControlFlow::Break(())
         }
-        let data_offset = self.backing.map_or(0, |(_, data_offset)| data_offset.0);
-        let start = (offset / SECTOR_BYTES).saturating_add(data_offset);
-        let end = start.saturating_add(len / SECTOR_BYTES);
-        let mut extents = Vec::new();
-        self.view.lookup(self.inode, start, end, &mut |extent| {
-            extents.push(extent);
-            ControlFlow::Continue(())
-        })?;
-        let mut rest = buf;
-        for extent in extents {
-            let bytes = Sectors(extent.end.saturating_sub(extent.start)).bytes();
-            let len = usize::try_from(bytes).unwrap_or(usize::MAX).min(rest.len());
-            let (part, after) = rest.split_at_mut(len);
-            rest = after;
-            match (extent.cached, self.backing) {
-                (Some(sector), _) => {
-                    self.view.set().cache.device().read_at(sector.bytes(), part)?;
-                }
-                (None, Some((device, _))) => {
-                    device.read_at(Sectors(extent.start).bytes(), part)?;
-                }
-                (None, None) => part.fill(0),
-            }
-        }
-        Ok(())
-    }
+    });
+    failed.map_or(Ok(flow), Err)
 }

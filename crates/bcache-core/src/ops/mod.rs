@@ -1,6 +1,7 @@
 //! What the tools do to devices: each operation plans first, and [`plan::apply`] carries it out.
 
 pub mod check;
+pub mod export;
 pub mod invalidate;
 pub mod make;
 pub mod plan;
