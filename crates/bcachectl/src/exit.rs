@@ -17,6 +17,8 @@ pub enum Failure {
     Undefined,
     /// Done and proven, but the report of it could not be written.
     Unreported,
+    /// `export`: something was left out, or is not certain; the map says what.
+    LeftOut,
     /// `show --dirty`: there is dirty data.
     DirtyData,
     /// `show --dirty`: there is none, and wiping the cache would do harm all the same.
@@ -30,7 +32,7 @@ impl Failure {
             Self::Refused => 1,
             Self::Usage => 2,
             Self::Partial => 3,
-            Self::Unproven | Self::DirtyData => 4,
+            Self::Unproven | Self::LeftOut | Self::DirtyData => 4,
             Self::Undefined | Self::UnsafeToWipe => 5,
             Self::Unreported => 6,
         }

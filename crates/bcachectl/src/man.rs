@@ -1,5 +1,6 @@
 //! The man pages of bcachectl.
 
+mod export;
 mod text;
 
 use std::path::Path;
@@ -70,6 +71,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl invalidate",
             before: text::INVALIDATE_BEFORE,
             after: text::INVALIDATE_AFTER,
+        },
+        Page {
+            name: "bcachectl-export",
+            command: subcommand("export")?,
+            synopsis: &["[OPTIONS] CACHE [BACKING] -o FILE|-"],
+            invocation: "bcachectl export",
+            before: export::BEFORE,
+            after: export::AFTER,
         },
     ];
     pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()

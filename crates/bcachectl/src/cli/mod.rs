@@ -1,6 +1,7 @@
 //! The command line: one definition yields the parser, the help, the man pages and the completions.
 
 pub mod check;
+pub mod export;
 pub mod invalidate;
 pub mod lists;
 pub mod make;
@@ -10,6 +11,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use check::CheckArgs;
+pub use export::ExportArgs;
 pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
 pub use show::ShowArgs;
@@ -42,6 +44,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Force buckets out of a cache that is not running
     Invalidate(InvalidateArgs),
+    /// Copy a volume, read through its cache, into a file or a stream
+    Export(ExportArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

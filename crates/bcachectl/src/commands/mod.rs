@@ -1,9 +1,11 @@
 //! The commands.
 
 pub mod check;
+pub mod export;
 pub mod invalidate;
 pub mod make;
 pub mod show;
+pub mod source;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ pub fn main() -> ExitCode {
         (Command::Show(args), _) => show::run(args),
         (Command::Check(args), _) => check::run(args),
         (Command::Invalidate(args), _) => invalidate::run(args),
+        (Command::Export(args), _) => export::run(args),
         (Command::Completions { shell }, _) => completions(*shell),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
         (Command::Make(_), None) => Ok(Failure::Usage.into()),

@@ -1,17 +1,17 @@
 //! The sections that no parser knows.
 
-type Sections = &'static [(&'static str, &'static str)];
+pub(super) type Sections = &'static [(&'static str, &'static str)];
 
-const SEE_ALSO: (&str, &str) = (
+pub(super) const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
     "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), \
-     bcachectl-invalidate(8), bcache-bench(8), blkid(8), losetup(8), \
+     bcachectl-invalidate(8), bcachectl-export(8), bcache-bench(8), blkid(8), losetup(8), \
      wipefs(8)
 
 The kernel's own text is Documentation/admin-guide/bcache.rst.",
 );
 
-const FILES: (&str, &str) = (
+pub(super) const FILES: (&str, &str) = (
     "FILES",
     "/sys/fs/bcache/register :: Writing the path of a device here registers it with the kernel.
 

@@ -1,0 +1,265 @@
+//! Volumes as sources: the devices, the set and the volume that a command reads from.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bcache_cli::progress::Progress;
+use bcache_core::cache_set::{
+    self, Below, CacheDevice, CacheSet, NewestEntry, Problem, ReadOptions, Visitor, VolumeReader,
+};
+use bcache_core::device::holders::holders_of;
+use bcache_core::device::{DeviceError, FileReader, ReadDevice, open_read};
+use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
+use bcache_core::ops::make::read_superblock;
+use bcache_core::units::Sectors;
+
+use crate::cli::export::VolumeArgs;
+use crate::deep::{BackingDevices, VolumeReport, Volumes};
+
+/// Problems that are told one by one.
+const PROBLEMS_TOLD: usize = 5;
+
+/// What may be missing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lenience {
+    /// The backing device; its data starts here where nobody says otherwise.
+    pub missing_backing: bool,
+    /// First sector of the data on it.
+    pub data_offset: Option<Sectors>,
+}
+
+/// A volume, ready to be read.
+pub struct Volume<'s, 'd> {
+    /// Reads it.
+    pub reader: VolumeReader<'s, 'd>,
+    /// How long it is.
+    pub size: Sectors,
+    /// Who it is.
+    pub report: VolumeReport,
+    /// The files it is read from.
+    pub sources: Vec<PathBuf>,
+    /// What is wrong with the set.
+    pub problems: Vec<String>,
+}
+
+#[derive(Default)]
+struct Problems {
+    progress: Option<Progress>,
+    told: Vec<String>,
+    more: usize,
+}
+
+impl Visitor for Problems {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, progress: cache_set::Progress) {
+        let (what, done, total) = match progress {
+            cache_set::Progress::Journal { done, total } => ("journal", done, total),
+            cache_set::Progress::Prios { done, total } => ("prios", done, total),
+            cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
+        };
+        if let Some(bar) = &mut self.progress {
+            bar.set(what, done, total);
+        }
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        if !problem.hides_keys() {
+            return;
+        }
+        if self.told.len() < PROBLEMS_TOLD {
+            self.told.push(problem.to_string());
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+fn open_unused(path: &Path) -> Result<FileReader> {
+    let device = open_read(path)?;
+    let holders = holders_of(path);
+    if !holders.is_empty() {
+        // What changes while it is read would be copied half old, half new.
+        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
+    }
+    Ok(device)
+}
+
+/// A backing device that was named.
+struct Named {
+    device: FileReader,
+    superblock: Superblock,
+}
+
+/// Opens the devices, reads the set, and calls `with` with the volume.
+pub fn with_volume<T>(
+    args: &VolumeArgs,
+    lenience: Lenience,
+    with: impl FnOnce(Volume<'_, '_>) -> Result<T>,
+) -> Result<T> {
+    let cache_path = &args.cache;
+    let device = open_unused(cache_path)?;
+    let named = args.backing.as_deref().map(open_backing).transpose()?;
+    let context = || cache_path.display().to_string();
+    let cache = CacheDevice::open(&device).with_context(context)?;
+    let options = ReadOptions { newest: NewestEntry::Greatest, ..ReadOptions::default() };
+    let mut problems =
+        Problems { progress: Some(Progress::new(context())), ..Problems::default() };
+    let set = CacheSet::read(cache, &options, &mut problems).with_context(context)?;
+    if let Some(mut bar) = problems.progress.take() {
+        bar.finish();
+    }
+    tell(cache_path, &problems)?;
+    let mut backing = BackingDevices::default();
+    if let (Some(named), Some(path)) = (&named, &args.backing) {
+        backing.add(path, &named.superblock);
+    }
+    let volumes = Volumes::new(&set, &mut backing);
+    let report = choose(args, &set, &volumes, named.as_ref())?.clone();
+    let mut sources = vec![cache_path.clone()];
+    let found = match named {
+        Some(named) => {
+            check_owner(args, &set, &report, &named)?;
+            sources.extend(args.backing.clone());
+            Some(named)
+        }
+        None => match &report.backing {
+            Some(path) => {
+                sources.push(path.clone());
+                Some(open_backing(path)?)
+            }
+            None => None,
+        },
+    };
+    let (below, size) = match &found {
+        _ if report.flash_only => {
+            let size = set.uuids.get(report.slot).map_or(Sectors(0), |entry| entry.sectors);
+            (Below::Nothing, size)
+        }
+        Some(found) => {
+            if !lenience.missing_backing {
+                check_state(&set, found)?;
+            }
+            let data_offset = found.superblock.data_offset();
+            let size = found.device.info().size().0.saturating_sub(data_offset.0);
+            (Below::Backing(&found.device, data_offset), Sectors(size))
+        }
+        None if lenience.missing_backing => {
+            let Some(data_offset) = lenience.data_offset else {
+                bail!(
+                    "{}: where the data starts on it is not known: give --data-offset (16, unless \
+                     the device was made with another)",
+                    report.name()
+                );
+            };
+            let end = set.volumes.get(&report.slot).map_or(0, |usage| usage.end);
+            (Below::Missing(data_offset), Sectors(end.saturating_sub(data_offset.0)))
+        }
+        None => bail!(
+            "{}: name its backing device after the cache device, or take what the cache alone has \
+             with `bcachectl export --dirty-only`",
+            report.name()
+        ),
+    };
+    let reader = VolumeReader::new(&set, report.slot, below);
+    with(Volume { reader, size, report, sources, problems: problems.told })
+}
+
+fn open_backing(path: &Path) -> Result<Named> {
+    let device = open_unused(path)?;
+    let superblock = read_superblock(&device)?
+        .filter(|superblock| superblock.magic_ok() && superblock.kind() == Some(Kind::Backing))
+        .with_context(|| format!("{} has no superblock of a backing device", path.display()))?;
+    Ok(Named { device, superblock })
+}
+
+fn tell(path: &Path, problems: &Problems) -> Result<()> {
+    let mut stderr = io::stderr();
+    for problem in &problems.told {
+        writeln!(stderr, "bcachectl: warning: {}: {problem}", path.display())?;
+    }
+    if problems.more > 0 {
+        let (path, more) = (path.display(), problems.more);
+        writeln!(stderr, "bcachectl: warning: {path}: {more} more problems; see bcachectl check")?;
+    }
+    Ok(())
+}
+
+fn choose<'v>(
+    args: &VolumeArgs,
+    set: &CacheSet<'_>,
+    volumes: &'v Volumes,
+    named: Option<&Named>,
+) -> Result<&'v VolumeReport> {
+    if let Some(name) = &args.volume {
+        return volumes.find(name);
+    }
+    if let Some(named) = named {
+        let uuid = named.superblock.uuid();
+        if let Some((slot, _)) = set.uuids.find(uuid) {
+            return volumes.find(&slot.to_string());
+        }
+        if set.uuids.bucket.is_some() {
+            bail!("the cache has no volume of a backing device with UUID {uuid}");
+        }
+    }
+    let mut present = volumes.0.iter().filter(|volume| !volume.detached);
+    match (present.next(), present.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => bail!("the cache has no volume"),
+        (Some(_), Some(_)) => {
+            let known: Vec<String> = volumes.0.iter().map(VolumeReport::name).collect();
+            bail!("name the volume with --volume; there are: {}", known.join(", "))
+        }
+    }
+}
+
+/// A volume over another's backing device would be a mixture of both.
+fn check_owner(
+    args: &VolumeArgs,
+    set: &CacheSet<'_>,
+    report: &VolumeReport,
+    named: &Named,
+) -> Result<()> {
+    if report.flash_only {
+        bail!("{}", report.name());
+    }
+    let uuid = named.superblock.uuid();
+    if set.uuids.bucket.is_some() && report.uuid != Some(uuid) {
+        bail!("{} is not that of a device with UUID {uuid}", report.name());
+    }
+    if set.uuids.bucket.is_none() {
+        writeln!(
+            io::stderr(),
+            "bcachectl: warning: the uuid table is lost: that volume {} belongs to {} is taken on \
+             trust",
+            report.slot,
+            args.backing.as_deref().unwrap_or(Path::new("the device")).display()
+        )?;
+    }
+    Ok(())
+}
+
+/// The kernel drops what is cached of a device that ran without its cache, or is another set's.
+fn check_state(set: &CacheSet<'_>, found: &Named) -> Result<()> {
+    let path = found.device.info().path.display();
+    let superblock = &found.superblock;
+    let state = superblock.state();
+    if matches!(state, BackingState::None | BackingState::Stale) {
+        bail!(
+            "{path} is in state \"{state}\": it ran without its cache, and its data may be newer; \
+             `bcachectl export --dirty-only` takes what the cache alone has"
+        );
+    }
+    if superblock.set_uuid() != set.cache.superblock().set_uuid() {
+        bail!(
+            "{path} belongs to the cache set {}, this is {}",
+            superblock.set_uuid(),
+            set.cache.superblock().set_uuid()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! What the page of `bcachectl export` says beside its options.
+
+use super::text::{FILES, SEE_ALSO, Sections};
+
+pub(super) const BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl export copies a volume as /dev/bcacheN would show it: what the cache has, over the \
+     backing device. The kernel need not run the set, and may even refuse it. The devices are only \
+     read. A device in use is refused.
+
+Damage takes away as little as it must. Each sector of the volume is one of four:
+
+certain :: Everything that could say otherwise was read. It is copied.
+
+likely :: It can be read, and something is lost that might say otherwise: journal entries, gens of \
+     buckets, keys of a btree node; or a dirty key is stale, which the kernel passes over. It is \
+     left out, unless --likely is given.
+
+lost :: A btree node is lost that would tell where the data is.
+
+unreadable :: A device fails to read it, and no other one has it. Clean data is on both devices.
+
+What is left out reads as zeroes. If anything is, a map file in the format of ddrescue(1) says what: \
+     + is there, * is likely right and was left out, - is lost or unreadable, and ? was not asked \
+     for.
+
+With --dirty-only the file holds only what no backing device has, each sector where it belongs on \
+     the volume: the first sector of the file is the first of /dev/bcacheN. That is what is to be \
+     written over the data of the backing device to make it whole. The backing device need not be \
+     present, and may have run without its cache since. Where damage hides whether a sector is dirty, \
+     the map says * or -.
+
+Unlike the kernel, export does not go back to an older state where a damaged journal entry hides \
+     newer ones.
+
+A set whose superblock says that it was never used, or whose journal is lost, has no volumes that \
+     could be exported.",
+)];
+
+pub(super) const AFTER: Sections = &[
+    (
+        "JSON",
+        "With --json the output is one object with path, slot, uuid, label, output, map (null where \
+         none was written), complete (true or false), problems (a list of text), size_sectors, \
+         dirty_sectors, clean_sectors, backing_sectors, hole_sectors, not_asked_sectors, \
+         likely_taken_sectors (of those taken), likely_left_sectors, lost_sectors, reasons (an object \
+         with sectors by reason: gens-lost, btree-damaged, journal-entries-lost, stale-dirty, \
+         btree-node-lost, backing-device-missing, unreadable) and interrupted.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: Everything that was asked for is there, and certain.
+
+1 :: Refused, or failed before anything was written.
+
+2 :: The command line makes no sense.
+
+3 :: Writing failed: the output is incomplete.
+
+4 :: Something was left out, or is only likely right. The map file says what.",
+    ),
+    (
+        "EXAMPLES",
+        "The volume of /dev/sdb as a sparse file:
+
+    bcachectl export /dev/nvme0n1 /dev/sdb -o sdb.img
+
+Compressed, and elsewhere:
+
+    bcachectl export /dev/nvme0n1 /dev/sdb -o - | zstd | ssh host 'cat >sdb.zst'
+
+What only the cache has, of a disk that is gone:
+
+    bcachectl export /dev/nvme0n1 --volume home --dirty-only --data-offset 16 -o home.dirty
+
+The same, written over the data of another copy of the disk, by ddrescue:
+
+    losetup -o 8192 /dev/loop0 disk.img
+    ddrescue --domain-mapfile=home.dirty.map --force home.dirty /dev/loop0",
+    ),
+    FILES,
+    SEE_ALSO,
+];
