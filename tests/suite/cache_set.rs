@@ -135,7 +135,11 @@ fn md5_of_volume(set: &CacheSet<'_>, slot: u32, backing: Option<&dyn ReadDevice>
     } else {
         (Sectors(0), set.uuids.get(slot).unwrap().sectors)
     };
-    let mut reader = VolumeReader::new(set, slot, backing.map_or(Below::Nothing, |device| Below::Backing(device, data_offset)));
+    let mut reader = VolumeReader::new(
+        set,
+        slot,
+        backing.map_or(Below::Nothing, |device| Below::Backing(device, data_offset)),
+    );
     let mut md5sum =
         Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut pipe = md5sum.stdin.take().unwrap();

@@ -295,7 +295,10 @@ pub fn check_device(data: &[u8]) {
         damage(&device, &built, &builder, &mut input);
     }
     let walk = WalkOptions { threads: 1, ..WalkOptions::default() };
-    let options = CheckOptions { read: ReadOptions { walk, ..ReadOptions::default() }, ..CheckOptions::default() };
+    let options = CheckOptions {
+        read: ReadOptions { walk, ..ReadOptions::default() },
+        ..CheckOptions::default()
+    };
     match check(&device, &options, &mut |_| {}) {
         Ok(report) if damages == 0 => assert!(report.is_clean(), "{report:?}"),
         Err(error) if damages == 0 => panic!("{error}"),

@@ -11,8 +11,8 @@
 
 use std::collections::HashSet;
 
-use crate::cache_set::{CacheDevice, NewestEntry};
 use crate::cache_set::journal_search::{self, Found};
+use crate::cache_set::{CacheDevice, NewestEntry};
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::{Bkey, KeyIter};
 use crate::layout::jset::{

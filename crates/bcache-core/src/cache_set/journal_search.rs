@@ -161,8 +161,7 @@ pub(crate) fn with_hidden(buckets: &[JournalBucket], kernel: &Found) -> Option<F
     while index != hidden.place.index {
         index = (index + 1) % count;
         let bucket = buckets.get(index)?;
-        let greatest =
-            bucket.entries.iter().chain(&bucket.behind).map(|entry| entry.seq).max()?;
+        let greatest = bucket.entries.iter().chain(&bucket.behind).map(|entry| entry.seq).max()?;
         if greatest <= before {
             return None;
         }

@@ -12,8 +12,8 @@ use crate::cache_set::problem::{
 };
 use crate::cache_set::table::MarkNote;
 use crate::cache_set::{
-    BtreeSummary, BucketTable, CacheDevice, CacheSet, GcMark, Journal, KeyState, NewestEntry, Overlay,
-    PrioChain, Progress, ReadError, ReadOptions, UuidTable, Visitor, VolumeUsage,
+    BtreeSummary, BucketTable, CacheDevice, CacheSet, GcMark, Journal, KeyState, NewestEntry,
+    Overlay, PrioChain, Progress, ReadError, ReadOptions, UuidTable, Visitor, VolumeUsage,
 };
 use crate::layout::bkey::{Bkey, Pos};
 use crate::layout::uuid_entry::UuidEntry;

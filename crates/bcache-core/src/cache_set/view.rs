@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use crate::cache_set::btree::{FaultKind, LoadedNode};
 use crate::cache_set::btree::node::{NodeReadError, node_ptr, read_node};
+use crate::cache_set::btree::{FaultKind, LoadedNode};
 use crate::cache_set::{CacheSet, KeySource};
 use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos};

@@ -480,7 +480,8 @@ impl Place<'_> {
             behind.read(at.saturating_add(half), sectors - half, back, failed);
             return;
         }
-        let again = self.other.map(|(device, sector)| device.read_at(Sectors(sector).bytes(), part));
+        let again =
+            self.other.map(|(device, sector)| device.read_at(Sectors(sector).bytes(), part));
         if !matches!(again, Some(Ok(()))) {
             part.fill(0);
             failed(at, at.saturating_add(sectors), &error);

@@ -20,6 +20,10 @@ pub struct VolumeArgs {
     /// Which volume: a slot, a UUID or a label [default: that of BACKING, or the only one]
     #[arg(long, value_name = "VOLUME")]
     pub volume: Option<String>,
+
+    /// Take BACKING for the volume's backing device where a damaged uuid table does not say so
+    #[arg(long, requires_all = ["backing", "volume"])]
+    pub trust_backing: bool,
 }
 
 /// Options of `bcachectl export`.

@@ -54,8 +54,7 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode> {
             Some(PathBuf::from(name))
         }
     };
-    let lenience =
-        Lenience { missing_backing: args.dirty_only, data_offset: args.data_offset };
+    let lenience = Lenience { missing_backing: args.dirty_only, data_offset: args.data_offset };
     with_volume(&args.volume, lenience, |volume| {
         let targets = (!stream).then_some(&args.output).into_iter().chain(&map_path);
         for target in targets {
@@ -90,7 +89,11 @@ fn check_target(target: &Path, force: bool, sources: &[PathBuf]) -> Result<()> {
 fn create(path: &Path, force: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     options.open(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
@@ -148,7 +151,8 @@ fn copy(
     } else {
         tell(&volume, &report, map)?;
     }
-    if report.likely_left_sectors > 0 || report.lost_sectors > 0 || report.likely_taken_sectors > 0 {
+    if report.likely_left_sectors > 0 || report.lost_sectors > 0 || report.likely_taken_sectors > 0
+    {
         return Ok(Failure::LeftOut.into());
     }
     Ok(ExitCode::SUCCESS)

@@ -106,8 +106,7 @@ pub fn with_volume<T>(
     let context = || cache_path.display().to_string();
     let cache = CacheDevice::open(&device).with_context(context)?;
     let options = ReadOptions { newest: NewestEntry::Greatest, ..ReadOptions::default() };
-    let mut problems =
-        Problems { progress: Some(Progress::new(context())), ..Problems::default() };
+    let mut problems = Problems { progress: Some(Progress::new(context())), ..Problems::default() };
     let set = CacheSet::read(cache, &options, &mut problems).with_context(context)?;
     if let Some(mut bar) = problems.progress.take() {
         bar.finish();
@@ -122,7 +121,7 @@ pub fn with_volume<T>(
     let mut sources = vec![cache_path.clone()];
     let found = match named {
         Some(named) => {
-            check_owner(args, &set, &report, &named)?;
+            check_owner(args, &report, &named)?;
             sources.extend(args.backing.clone());
             Some(named)
         }
@@ -135,7 +134,7 @@ pub fn with_volume<T>(
         },
     };
     let (below, size) = match &found {
-        _ if report.flash_only => {
+        None if report.flash_only => {
             let size = set.uuids.get(report.slot).map_or(Sectors(0), |entry| entry.sectors);
             (Below::Nothing, size)
         }
@@ -202,9 +201,7 @@ fn choose<'v>(
         if let Some((slot, _)) = set.uuids.find(uuid) {
             return volumes.find(&slot.to_string());
         }
-        if set.uuids.bucket.is_some() {
-            bail!("the cache has no volume of a backing device with UUID {uuid}");
-        }
+        bail!("the cache has no volume of a backing device with UUID {uuid}");
     }
     let mut present = volumes.0.iter().filter(|volume| !volume.detached);
     match (present.next(), present.next()) {
@@ -218,28 +215,24 @@ fn choose<'v>(
 }
 
 /// A volume over another's backing device would be a mixture of both.
-fn check_owner(
-    args: &VolumeArgs,
-    set: &CacheSet<'_>,
-    report: &VolumeReport,
-    named: &Named,
-) -> Result<()> {
-    if report.flash_only {
-        bail!("{}", report.name());
-    }
+fn check_owner(args: &VolumeArgs, report: &VolumeReport, named: &Named) -> Result<()> {
     let uuid = named.superblock.uuid();
-    if set.uuids.bucket.is_some() && report.uuid != Some(uuid) {
-        bail!("{} is not that of a device with UUID {uuid}", report.name());
+    if report.uuid == Some(uuid) && !report.flash_only {
+        return Ok(());
     }
-    if set.uuids.bucket.is_none() {
-        writeln!(
-            io::stderr(),
-            "bcachectl: warning: the uuid table is lost: that volume {} belongs to {} is taken on \
-             trust",
-            report.slot,
-            args.backing.as_deref().unwrap_or(Path::new("the device")).display()
-        )?;
+    let device = named.device.info().path.display();
+    if !args.trust_backing {
+        bail!(
+            "{} is not that of {device}, whose UUID is {uuid}; --trust-backing takes it for that \
+             where the uuid table is damaged",
+            report.name()
+        );
     }
+    let slot = report.slot;
+    writeln!(
+        io::stderr(),
+        "bcachectl: warning: that volume {slot} belongs to {device} is taken on trust"
+    )?;
     Ok(())
 }
 
