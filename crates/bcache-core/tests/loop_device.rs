@@ -8,8 +8,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use bcache_core::device::SignatureKind;
 use bcache_core::device::holders::{Holder, holders_of};
-use bcache_core::device::probe::{FoundKind, probe};
+use bcache_core::device::probe::probe;
 use bcache_core::device::sysfs::{Root, devices_of_the_machine};
 use bcache_core::device::testkit::partition_table;
 use bcache_core::device::{
@@ -253,7 +254,7 @@ fn loop_mounted_device_is_busy_and_can_be_read() {
     assert_eq!(text, format!("{} is in use; mounted at {at} (ext4)", lo.text()));
     open_read(&lo.path).unwrap().read_at(1024, &mut [0; 100]).unwrap();
     let found = probe(&lo.path).unwrap();
-    assert_eq!((found.len(), found[0].kind), (1, FoundKind::Filesystem));
+    assert_eq!((found.len(), found[0].kind), (1, SignatureKind::Filesystem));
     assert_eq!((found[0].type_name.as_str(), found[0].label.as_deref()), ("ext4", Some("mine")));
     drop(mounted);
     open_write(&lo.path).unwrap();
@@ -308,7 +309,7 @@ fn loop_swap_is_busy() {
     }
     let lo = Loop::new(MIB, &[]);
     run("mkswap", &[lo.text()]);
-    assert_eq!(probe(&lo.path).unwrap()[0].kind, FoundKind::Swap);
+    assert_eq!(probe(&lo.path).unwrap()[0].kind, SignatureKind::Swap);
     // Of the lowest priority, so that nothing is swapped to it.
     run("swapon", &["--priority", "0", lo.text()]);
     let swapping = Swapping(&lo);
@@ -391,7 +392,7 @@ fn loop_reads_and_probes_come_from_the_device_not_the_page_cache() {
     open_read(&lo.path).unwrap().read_at(4086, &mut read).unwrap();
     assert_eq!(&read, b"SWAPSPACE2");
     let found = probe(&lo.path).unwrap();
-    assert_eq!(found.first().map(|found| found.kind), Some(FoundKind::Swap));
+    assert_eq!(found.first().map(|found| found.kind), Some(SignatureKind::Swap));
 }
 
 fn plan() -> Plan {

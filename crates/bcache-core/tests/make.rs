@@ -7,12 +7,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use bcache_core::device::probe::{Found, FoundKind};
 use bcache_core::device::testkit::{
     CrashUnit, DiscardReads, Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, TraceDevice,
     Trigger, partition_table,
 };
 use bcache_core::device::{BlockDevice, DeviceInfo, Operation, ReadDevice};
+use bcache_core::device::{Signature, SignatureKind};
 use bcache_core::layout::superblock::{
     CacheMode, CacheParams, Kind, Label, Replacement, SB_OFFSET_BYTES, Superblock,
 };
@@ -129,14 +129,16 @@ impl Case {
         device
     }
 
-    fn found(&self) -> Vec<Found> {
-        let at = |offset: u64| Found {
-            kind: FoundKind::Raid,
+    fn found(&self) -> Vec<Signature> {
+        let at = |offset: u64| Signature {
+            kind: SignatureKind::Raid,
             type_name: "linux_raid_member".to_owned(),
             label: None,
             uuid: None,
             magic_offset: Some(offset),
+            copy_offsets: Vec::new(),
             bad_checksum: false,
+            magic_wiped: false,
             partitions: Vec::new(),
         };
         match self.before {
@@ -156,7 +158,7 @@ fn fill(device: &MemoryDevice) {
     device.write_at(0, &bytes).unwrap();
 }
 
-fn facts(kind: Kind, device: &dyn ReadDevice, found: Vec<Found>) -> DeviceFacts {
+fn facts(kind: Kind, device: &dyn ReadDevice, found: Vec<Signature>) -> DeviceFacts {
     DeviceFacts {
         kind,
         info: device.info().clone(),

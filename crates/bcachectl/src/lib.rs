@@ -9,3 +9,4 @@ pub mod deep;
 pub mod exit;
 pub mod man;
 pub mod render;
+pub mod scan;

@@ -218,7 +218,7 @@ pub(super) fn loops_beside(root: &Root, device: &BlockDir) -> Vec<Holder> {
         other == backing.as_path()
             || fs::metadata(&backing).is_ok_and(|it| is_same_file(&it, other))
     };
-    let Ok(devices) = BlockDir::all(root) else { return Vec::new() };
+    let Ok(devices) = BlockDir::loops(root) else { return Vec::new() };
     devices
         .iter()
         .filter(|other| other.name() != device.name())
@@ -246,7 +246,7 @@ pub(super) fn loops_reading(root: &Root, of: &Metadata) -> Vec<Holder> {
 }
 
 fn loops_reading_where(root: &Root, matches: impl Fn(&Path) -> bool) -> Vec<Holder> {
-    let Ok(devices) = BlockDir::all(root) else { return Vec::new() };
+    let Ok(devices) = BlockDir::loops(root) else { return Vec::new() };
     devices
         .iter()
         .filter(|device| device.loop_backing_file().is_some_and(|backing| matches(&backing)))

@@ -4,11 +4,17 @@
 //! ask for; [`BlockDevice`] adds writing. Both are synchronous and object-safe. Offsets and lengths
 //! are in bytes. Decorators for tests are in [`testkit`] (feature `testkit`).
 
+mod bcachefs;
 pub mod buffer;
+mod content;
 pub mod file;
 pub mod holders;
 mod ioctl;
 pub mod probe;
+pub mod same_uuid;
+pub mod scan;
+mod signature;
+mod superblock_area;
 pub mod sysfs;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -19,8 +25,12 @@ use std::sync::Arc;
 
 use crate::units::Sectors;
 
+pub use bcachefs::Bcachefs;
 pub use buffer::AlignedBuf;
+pub use content::{Content, ContentError, first_nonzero, volume_content};
 pub use file::{FileDevice, FileReader, create_image, forget_partitions, open_read, open_write};
+pub use signature::{Partition, Signature, SignatureKind};
+pub use superblock_area::SuperblockArea;
 
 /// What stands behind a device handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +295,24 @@ impl DeviceError {
             | Self::Misaligned { path, .. }
             | Self::Partitions { path, .. }
             | Self::Io { path, .. } => path,
+        }
+    }
+}
+
+impl DeviceError {
+    /// Whether the system refused for want of a right.
+    pub fn is_permission_denied(&self) -> bool {
+        match self {
+            Self::Open { source, .. }
+            | Self::Create { source, .. }
+            | Self::Lock { source, .. }
+            | Self::Geometry { source, .. }
+            | Self::Partitions { source, .. }
+            | Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Busy { .. }
+            | Self::NotADevice { .. }
+            | Self::OutOfRange { .. }
+            | Self::Misaligned { .. } => false,
         }
     }
 }

@@ -121,6 +121,19 @@ impl BlockDir {
         Ok(found)
     }
 
+    /// Every loop device that reads something.
+    pub fn loops(root: &Root) -> io::Result<Vec<Self>> {
+        // By name first: with thousands of devices, following each link costs seconds.
+        let mut found: Vec<Self> = fs::read_dir(root.sys("class/block"))?
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().as_bytes().starts_with(b"loop"))
+            .filter_map(|entry| Self::at(&entry.path()))
+            .filter(|device| device.loop_backing_file().is_some())
+            .collect();
+        found.sort_by_cached_key(|device| natural_key(&device.name));
+        Ok(found)
+    }
+
     fn at(link: &Path) -> Option<Self> {
         let dir = fs::canonicalize(link).ok()?;
         let name = dir.file_name()?.to_str()?.to_owned();
@@ -195,11 +208,23 @@ impl BlockDir {
         (!bytes.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(bytes)))
     }
 
+    /// Whether it is a device that bcache runs, `bcacheN`: a backing device with its cache, or a
+    /// flash-only volume. The kernel has no room there for the directory that it makes for a
+    /// device it registers, so that bcache on it fails.
+    pub fn is_bcache_volume(&self) -> bool {
+        self.name.strip_prefix("bcache").is_some_and(|number| {
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        })
+    }
+
     /// What bcache runs on this device; `None` when it is not registered.
     ///
-    /// The `bcache` directory of a registered device is its own; that of `bcacheN` is a link to
-    /// the one of its backing device or volume, and says nothing about a use of `bcacheN`.
+    /// The `bcache` directory of a registered device is its own; that of `bcacheN` is a link to the
+    /// one of its backing device, or tells of a flash-only volume: nothing of a use of `bcacheN`.
     pub fn bcache(&self) -> Option<Registered> {
+        if self.is_bcache_volume() {
+            return None;
+        }
         let dir = self.dir.join("bcache");
         let metadata = fs::symlink_metadata(&dir).ok()?;
         if !metadata.is_dir() {
@@ -548,6 +573,16 @@ mod tests {
         assert!(backing.backing_uuid.is_some());
         // bcache0 itself leads to the same directory, and is not registered.
         assert_eq!(tree.device("bcache0").bcache(), None);
+        // A flash-only volume has a directory of its own.
+        tree.block("bcache12", "251:128", 4096);
+        tree.write("sys/devices/block/bcache12/bcache/label", "flash");
+        tree.block("bcache12/bcache12p1", "251:129", 1024);
+        for (name, is_volume) in
+            [("bcache0", true), ("bcache12", true), ("bcache12p1", false), ("sdb", false)]
+        {
+            assert_eq!(tree.device(name).is_bcache_volume(), is_volume, "{name}");
+        }
+        assert_eq!(tree.device("bcache12").bcache(), None);
     }
 
     #[test]

@@ -554,6 +554,11 @@ impl Superblock {
         self.raw.magic == BCACHE_MAGIC
     }
 
+    /// Puts the magic in place; the checksum stays as it is.
+    pub fn restore_magic(&mut self) {
+        self.raw.magic = BCACHE_MAGIC;
+    }
+
     /// Kind of device by version; `None` for a version that no kernel knows.
     pub fn kind(&self) -> Option<Kind> {
         match self.version() {

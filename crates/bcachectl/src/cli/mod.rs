@@ -51,6 +51,9 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Read superblocks for the command that started this one, as `device::scan` asks
+    #[command(hide = true)]
+    ReadSuperblocks,
     /// Write the man pages
     #[command(hide = true)]
     Man {

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::out::Out;
 use bcache_cli::{confirm, is_broken_pipe, table};
-use bcache_core::device::probe::{FoundKind, probe};
+use bcache_core::device::SignatureKind;
+use bcache_core::device::probe::probe;
 use bcache_core::device::{DeviceKind, forget_partitions};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::ops::make::{
@@ -185,7 +186,7 @@ fn old_partitions(plans: &[DevicePlan], formatted: &[PathBuf]) {
     let had_table = |plan: &&DevicePlan| {
         let facts = &plan.facts;
         facts.info.kind == DeviceKind::Block
-            && facts.found.iter().any(|found| found.kind == FoundKind::PartitionTable)
+            && facts.found.iter().any(|found| found.kind == SignatureKind::PartitionTable)
             && formatted.contains(&facts.info.path)
     };
     for plan in plans.iter().filter(had_table) {

@@ -17,7 +17,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
 use crate::exit::{CheckStatus, ExitError, Failure};
-use crate::man;
+use crate::{man, scan};
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -37,6 +37,7 @@ pub fn main() -> ExitCode {
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
         (Command::Completions { shell }, _) => completions(*shell),
+        (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
         (Command::Make(_), None) => Ok(Failure::Usage.into()),
     };

@@ -18,7 +18,7 @@ mod run;
 
 use uuid::Uuid;
 
-use crate::device::probe::Found;
+use crate::device::Signature;
 use crate::device::{AlignedBuf, DeviceInfo, DeviceKind};
 use crate::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BUCKET_SIZE_MAX_V3, BackingParams, CacheMode, CacheParams, Kind,
@@ -80,7 +80,7 @@ pub struct DeviceFacts {
     /// Its size and limits.
     pub info: DeviceInfo,
     /// What libblkid finds on it.
-    pub found: Vec<Found>,
+    pub found: Vec<Signature>,
     /// The bytes where a superblock would be, if it is long enough to have one.
     pub superblock: Option<Superblock>,
     /// Whether it is an image file that does not exist yet.
@@ -471,7 +471,7 @@ fn steps(
     let signatures: Vec<Step> = facts
         .found
         .iter()
-        .flat_map(|found| found.signatures(size_bytes, block))
+        .flat_map(|found| found.magic_ranges(size_bytes, block))
         .filter_map(|(offset, len)| {
             let start = (offset / block * block).max(header);
             let end = offset.saturating_add(len).next_multiple_of(block).min(size_bytes);
