@@ -23,10 +23,12 @@ demo:
 	tests/demo.sh
 
 # The whole test suite. The documentation's examples come first, so that the
-# last lines are the test runner's own counts. The allocator's concurrent code
+# last lines are the test runner's own counts. bcache-core must build without
+# any C library (feature blkid off). The allocator's concurrent code
 # is checked on a model checker's primitives, which make a build of their own.
 check: deps kernels
 	$(CARGO) test --workspace --doc
+	$(CARGO) check -p bcache-core --no-default-features
 	$(CARGO) test -p bcache-core --features model --test allocator_model
 	CARGO='$(CARGO)' tests/run.sh
 

@@ -563,7 +563,7 @@ fn discard() -> anyhow::Result<()> {
         Ok(fs::metadata(&image)?.blocks() * 512)
     };
     // Nobody asked for it: the blocks stay.
-    ensure!(make(&["-C"])? >= 39 * MIB);
+    ensure!(make(&["--force", "-C"])? >= 39 * MIB);
     ensure!(make(&["--discard", "-B"])? >= 39 * MIB, "a backing device was discarded");
     let left = make(&["--discard", "-C"])?;
     ensure!(left < MIB, "{left} bytes are left after a discard");
@@ -671,7 +671,8 @@ fn refused_write() -> anyhow::Result<()> {
     }
     let before = fs::read(&images[1])?;
     let mut command = with_writes_refused_from(binary("bcachectl")?, 4096);
-    let output = command.args(["make", "-B"]).args(&images).stdin(Stdio::null()).output()?;
+    let output =
+        command.args(["make", "--force", "-B"]).args(&images).stdin(Stdio::null()).output()?;
     let said = stderr(&output);
     ensure!(output.status.code() == Some(3), "{:?}: {said}", output.status);
     let [first, second] = [&images[0], &images[1]].map(|image| image.display().to_string());

@@ -4,32 +4,70 @@ use std::io::{self, IsTerminal, Write};
 
 use bcache_core::ops::make::DevicePlan;
 
+/// Characters of a set UUID that are enough to name it.
+const UUID_START: usize = 8;
+
 /// Whether what formatting destroys may be destroyed: asks on a terminal. Elsewhere the overrides on
 /// the command line are the consent, and so they are where nothing is destroyed.
+///
+/// With `ask_for_sets`, data that exists nowhere else takes more than a yes: the UUID of its set, or
+/// the start of it, must be typed.
 ///
 /// # Errors
 ///
 /// When the terminal cannot be read or written.
-pub fn destroys(plans: &[DevicePlan]) -> io::Result<bool> {
+pub fn destroys(plans: &[DevicePlan], ask_for_sets: bool) -> io::Result<bool> {
     if !io::stdin().is_terminal() || plans.iter().all(|plan| plan.destroys.is_empty()) {
         return Ok(true);
     }
-    let mut stderr = io::stderr();
-    for plan in plans.iter().filter(|plan| !plan.destroys.is_empty()) {
-        writeln!(
-            stderr,
-            "{} ({}) will be formatted as a bcache {} device. This destroys:",
-            plan.facts.info.path.display(),
-            plan.facts.info.size(),
-            plan.facts.kind
+    ask(plans, ask_for_sets, &mut io::stderr(), &mut || {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok(answer)
+    })
+}
+
+fn ask(
+    plans: &[DevicePlan],
+    ask_for_sets: bool,
+    out: &mut dyn Write,
+    read: &mut dyn FnMut() -> io::Result<String>,
+) -> io::Result<bool> {
+    for plan in plans {
+        let facts = &plan.facts;
+        write!(
+            out,
+            "{} ({}) will be formatted as a bcache {} device. ",
+            facts.info.path.display(),
+            facts.info.size(),
+            facts.kind
         )?;
+        match (facts.create, plan.destroys.is_empty()) {
+            (true, _) => writeln!(out, "It is a new image file.")?,
+            (false, true) => writeln!(out, "Nothing was found on it.")?,
+            (false, false) => writeln!(out, "This destroys:")?,
+        }
         for what in &plan.destroys {
-            writeln!(stderr, "  - {what}")?;
+            writeln!(out, "  - {what}")?;
         }
     }
-    write!(stderr, "Go on? [y/N] ")?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    if ask_for_sets {
+        for plan in plans {
+            let Some(set) = plan.facts.at_stake.set_uuid() else { continue };
+            let set = set.to_string();
+            write!(
+                out,
+                "Data of the set {set} may be lost for good. To go on, type the first \
+                 {UUID_START} characters of that UUID: "
+            )?;
+            out.flush()?;
+            let answer = read()?.trim().to_lowercase();
+            if answer.len() < UUID_START || !set.starts_with(&answer) {
+                return Ok(false);
+            }
+        }
+    }
+    write!(out, "Go on? [y/N] ")?;
+    out.flush()?;
+    Ok(matches!(read()?.trim(), "y" | "Y" | "yes"))
 }

@@ -474,8 +474,171 @@ fn a_damaged_superblock_needs_the_override_too() {
     let named: &[(&str, &Path)] = &[("IMAGE", &image)];
     succeed("make -B IMAGE", named);
     write_at(&image, 4096 + 112, &[1]);
-    refuse("make -B IMAGE", named, 1, &["--wipe-bcache"]);
-    succeed("make -B IMAGE --wipe-bcache", named);
+    let said = &["--wipe-bcache", "--lose-dirty-data", "cannot be told"];
+    refuse("make -B IMAGE", named, 1, said);
+    // What it says of itself, that no cache has data of it, may be part of the damage.
+    refuse("make -B IMAGE --wipe-bcache", named, 1, &["add --lose-dirty-data"]);
+    succeed("make -B IMAGE --wipe-bcache --lose-dirty-data", named);
+}
+
+/// Some underscores come from old notes, installers and bcache-tools themselves.
+#[test]
+fn options_take_underscores() {
+    let images = Images::new();
+    let image = images.blank("image", 80 * MIB);
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    let set = "11111111-2222-3333-4444-555555555555";
+    succeed(&format!("make --bdev --data_offset 8192 --cset_uuid {set} --block 4k IMAGE"), named);
+    let sb = superblock(&image);
+    assert_eq!((sb.data_offset(), sb.set_uuid().to_string()), (Sectors(8192), set.to_owned()));
+    succeed("make -B IMAGE --wipe_bcache --dry_run", named);
+    assert_eq!(superblock(&image), sb);
+    succeed("make -B IMAGE --wipe_bcache", named);
+    assert_ne!(superblock(&image), sb);
+}
+
+/// make-bcache ignores the unit of a data offset: what was taken is said.
+#[test]
+fn the_data_offset_is_said_in_sectors_and_bytes() {
+    let images = Images::new();
+    let image = images.blank("image", 400 * MIB);
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    for (offset, said, sectors) in [
+        (
+            "161280k",
+            "note: --data-offset: the data starts at sector 322560 (byte 165150720)",
+            322_560,
+        ),
+        (
+            "161280",
+            "note: --data-offset: the data starts at sector 161280 (byte 82575360)",
+            161_280,
+        ),
+        ("1M", "note: --data-offset: the data starts at sector 2048 (byte 1048576)", 2048),
+    ] {
+        let printed = succeed(&format!("make -B IMAGE --wipe-bcache -o {offset}"), named);
+        assert!(printed.contains(said), "{printed}");
+        assert_eq!(superblock(&image).data_offset(), Sectors(sectors));
+    }
+    let printed = succeed("make -B IMAGE --wipe-bcache", named);
+    assert!(!printed.contains("data-offset"), "{printed}");
+}
+
+/// Data that nobody can name is not nothing, be it where a superblock goes or before.
+#[test]
+fn unknown_data_needs_force() {
+    for (at, said) in [
+        (0, "unknown data (from byte 0 on)"),
+        (511, "unknown data (from byte 511 on)"),
+        (4096, "unknown data (from byte 4096 on)"),
+        (8191, "unknown data (from byte 8191 on)"),
+    ] {
+        let images = Images::new();
+        let image = images.blank("image", 40 * MIB);
+        let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+        write_at(&image, at, &[7]);
+        refuse("make -B IMAGE", named, 1, &[said, "add --force\n"]);
+        refuse("make -C IMAGE --wipe-bcache --yes", named, 1, &[said, "add --force\n"]);
+        let made = json("make -C IMAGE --force --json", named);
+        assert_eq!(made["devices"][0]["destroys"][0], said);
+    }
+    // Behind it, nothing is overwritten.
+    let images = Images::new();
+    let image = images.blank("image", 40 * MIB);
+    write_at(&image, 8192, &[7]);
+    succeed("make -B IMAGE", &[("IMAGE", &image)]);
+    // Before a bcache superblock it belongs to somebody else.
+    write_at(&image, 100, &[7]);
+    refuse(
+        "make -B IMAGE",
+        &[("IMAGE", &image)],
+        1,
+        &["a bcache backing device", "from byte 100 on", "add --wipe-bcache and --force\n"],
+    );
+}
+
+/// bcachefs stands where bcache does; older libblkid knows neither its new magic nor that the old one
+/// was bcache's.
+#[test]
+fn bcachefs_is_not_formatted_over() {
+    let new = 0xc685_73f6_66ce_90a9_d96a_60cf_803d_f7ef_u128.to_be_bytes();
+    let old = 0xc685_73f6_4e1a_45ca_8265_f57f_48ba_6d81_u128.to_be_bytes();
+    for magic in [new, old] {
+        let images = Images::new();
+        let image = images.blank("image", 40 * MIB);
+        let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+        for (at, bytes) in [
+            (4096, &[0x12_u8; 8] as &[u8]),
+            (4096 + 24, &magic),
+            (4096 + 56, &[0x22; 16]),
+            (4096 + 72, b"my-files"),
+            (4096 + 104, &[8]),
+            (4096 + 240, &magic),
+            (4096 + 240 + 18, &[2]),
+            (4096 + 240 + 24, &[8]),
+            (4096 + 240 + 32, &[136]),
+            // The copy.
+            (136 * 512 + 24, &magic),
+        ] {
+            write_at(&image, at, bytes);
+        }
+        let said =
+            &["a file system (bcachefs), label \"my-files\", UUID 22222222-", "add --force\n"];
+        refuse("make -B IMAGE", named, 1, said);
+        refuse("make -C IMAGE --wipe-bcache", named, 1, said);
+        succeed("make -B IMAGE --force", named);
+        assert_eq!(types_found(&image), ["bcache"]);
+        // Its copies are gone as well.
+        assert_eq!(state_bytes(&image)[136 * 512..136 * 512 + 512], [0; 512]);
+    }
+}
+
+/// `wipefs` takes the magic, and all else stays.
+#[test]
+fn a_wiped_magic_needs_the_override() {
+    for (kind, needs) in [("-C", "add --wipe-bcache\n"), ("-B", "add --wipe-bcache\n")] {
+        for wiped in [[0; 16], [0xff; 16]] {
+            let images = Images::new();
+            let image = images.blank("image", 40 * MIB);
+            let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+            succeed(&format!("make {kind} IMAGE -l my-volume"), named);
+            write_at(&image, 4096 + 24, &wiped);
+            let said = &["my-volume", "its magic wiped", needs];
+            refuse("make -C IMAGE", named, 1, said);
+            refuse("make -B IMAGE --force", named, 1, said);
+            succeed("make -B IMAGE --wipe-bcache", named);
+        }
+    }
+}
+
+/// The kernel attaches no backing device with smaller blocks than its set's.
+#[test]
+fn a_set_that_was_not_found_is_said() {
+    let images = Images::new();
+    let image = images.blank("image", 40 * MIB);
+    let named: &[(&str, &Path)] = &[("IMAGE", &image)];
+    let set = "--cset-uuid 11111111-2222-3333-4444-555555555555";
+    let printed = succeed(&format!("make -w 512 -B IMAGE {set}"), named);
+    assert!(printed.contains("note: the set was not found here"), "{printed}");
+    for harmless in [format!("-w 4k -B IMAGE {set}"), "-w 512 -B IMAGE".to_owned()] {
+        let printed = succeed(&format!("make --wipe-bcache {harmless}"), named);
+        assert!(!printed.contains("was not found"), "{printed}");
+    }
+}
+
+#[test]
+fn the_end_says_what_was_made() {
+    let images = Images::new();
+    let (cache, first, second) = (
+        images.blank("cache", 40 * MIB),
+        images.blank("first", 40 * MIB),
+        images.blank("second", 40 * MIB),
+    );
+    let named: &[(&str, &Path)] = &[("CACHE", &cache), ("FIRST", &first), ("SECOND", &second)];
+    let printed = succeed("make -C CACHE -B FIRST SECOND", named);
+    assert!(printed.ends_with("\n1 cache device and 2 backing devices formatted\n"), "{printed}");
+    let printed = succeed("make -n --wipe-bcache -C CACHE", named);
+    assert!(!printed.contains("formatted\n"), "{printed}");
 }
 
 /// The set's uuid given again: the old journal would come back (FORMAT.md §1.5), so it is wiped.

@@ -9,18 +9,19 @@
 //!    that becomes slower or faster meanwhile favours neither.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::confirm;
 use bcache_core::allocator::Reserve;
 use bcache_core::device::sysfs::Root;
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice, open_write};
 use bcache_core::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use bcache_core::ops::make::{
-    self, DevicePlan as MakePlan, Options, check_distinct, facts_of, facts_of_new_image,
-    open_for_real,
+    self, DevicePlan as MakePlan, GatherError, Leftover, LoseDirtyData, MakeError, Options,
+    Override, open_for_real,
 };
 use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
@@ -128,18 +129,20 @@ impl DeviceRun for OnDevices {
 }
 
 fn prepare(plan: &DevicePlan) -> Result<Prepared> {
-    let facts = match &plan.target {
+    let (devices, new_size) = match &plan.target {
         Target::Existing(paths) => {
-            check_distinct(paths)?;
-            paths.iter().map(|path| facts_of(Kind::Cache, path)).collect::<Result<Vec<_>, _>>()?
+            (paths.iter().map(|path| (Kind::Cache, path.clone())).collect(), None)
         }
         Target::NewImage { path, size_bytes } => {
-            if path.try_exists()? {
-                bail!("{} exists; give it without --image and --size to run on it", path.display());
-            }
-            vec![facts_of_new_image(Kind::Cache, path, *size_bytes)]
+            (vec![(Kind::Cache, path.clone())], Some(*size_bytes))
         }
     };
+    let facts = make::gather(&devices, new_size).map_err(|error| match error {
+        GatherError::Exists { .. } => {
+            anyhow!("{error}; give it without --image and --size to run on it")
+        }
+        error => error.into(),
+    })?;
     // Where nothing is written, nothing is destroyed.
     let harmless = plan.io == IoMode::None;
     let options = Options {
@@ -148,9 +151,10 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
         replacement: plan.policy.into(),
         wipe_bcache: plan.consent.wipe_bcache || harmless,
         force: plan.consent.force || harmless,
+        lose_dirty_data: if harmless { LoseDirtyData::Allowed } else { LoseDirtyData::Refused },
         ..Options::default()
     };
-    let plans = make::plan(&options, facts, &mut Uuid::new_v4)?;
+    let plans = make::plan(&options, facts, &mut Uuid::new_v4).map_err(refusal)?;
     let geometries = plans.iter().map(geometry_of).collect::<Result<Vec<_>>>()?;
     let alike = |a: &Geometry, b: &Geometry| {
         a.bucket_size() == b.bucket_size() && a.block_size() == b.block_size()
@@ -193,10 +197,23 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
             );
         }
     }
-    if !harmless && !plan.consent.yes && !confirm::destroys(&plans)? {
+    if !harmless && !plan.consent.yes && !confirm::destroys(&plans, false)? {
         bail!("nothing was written");
     }
     Ok(Prepared { plans, workload })
+}
+
+/// What a plan was refused for, with the option that allows it.
+fn refusal(error: MakeError) -> anyhow::Error {
+    let MakeError::WouldDestroy { missing, .. } = &error else { return error.into() };
+    if missing.contains(&Override::LoseDirtyData) {
+        return anyhow!("{error}; a benchmark must not cost data: see bcachectl make");
+    }
+    let options: Vec<&str> = missing
+        .iter()
+        .map(|it| if *it == Override::WipeBcache { "--wipe-bcache" } else { "--force" })
+        .collect();
+    anyhow!("{error}; to destroy it, add {}", options.join(" and "))
 }
 
 fn geometry_of(plan: &MakePlan) -> Result<Geometry> {
@@ -236,6 +253,18 @@ fn format(plans: &[MakePlan], io: IoMode) -> Result<Vec<CountedDevice>> {
         return Ok(plans.iter().map(null).collect());
     }
     let outcome = make::run(plans, &mut open_for_real, &mut |_, _| {});
+    for leftover in &outcome.leftovers {
+        let text = match leftover {
+            Leftover::Partitions { error, .. } => error.to_string(),
+            Leftover::Signatures { path, found } => {
+                let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+                format!("{} still carries {}", path.display(), found.join(", "))
+            }
+            Leftover::Unprobed { error, .. } => error.to_string(),
+        };
+        // Nothing is left to be done where standard error is closed.
+        let _ = writeln!(io::stderr(), "bcache-bench: warning: {text}");
+    }
     if let Some((_, error)) = outcome.failed {
         let wrote = error.may_have_written() || !outcome.formatted.is_empty();
         let failure = if wrote { Failure::Partial } else { Failure::Refused };

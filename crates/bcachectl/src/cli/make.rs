@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bcache_cli::size::{parse_bytes, parse_sectors};
 use bcache_core::layout::superblock::{CacheMode, Kind, Label, Replacement, SB_LABEL_BYTES};
-use bcache_core::ops::make::Options;
+use bcache_core::ops::make::{LoseDirtyData, Options};
 use bcache_core::units::Sectors;
 use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use uuid::Uuid;
@@ -35,13 +35,13 @@ pub struct MakeArgs {
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = parse_bytes)]
     block: Option<u64>,
 
-    /// Where the data of backing devices starts, in sectors or as a size with its unit
-    /// [default: 16]
-    #[arg(short = 'o', long, value_name = "SECTORS", value_parser = parse_sectors)]
+    /// Where the data of backing devices starts: a number of sectors, or a size in bytes with its
+    /// unit (make-bcache ignores the unit) [default: 16]
+    #[arg(short = 'o', long, alias = "data_offset", value_name = "SECTORS", value_parser = parse_sectors)]
     data_offset: Option<Sectors>,
 
     /// UUID of the cache set to make, or to attach the backing devices to [default: a new one]
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, alias = "cset_uuid", value_name = "UUID")]
     cset_uuid: Option<Uuid>,
 
     /// Label of the devices, at most 31 bytes
@@ -67,10 +67,18 @@ pub struct MakeArgs {
     cache_replacement_policy: Policy,
 
     /// Overwrite bcache superblocks
-    #[arg(long)]
+    #[arg(long, alias = "wipe_bcache")]
     wipe_bcache: bool,
 
-    /// Overwrite anything else: filesystems, partition tables, RAID, LVM
+    /// Lose data that only the overwritten caches have, without being asked
+    #[arg(long, alias = "lose_dirty_data", conflicts_with = "lose_set")]
+    lose_dirty_data: bool,
+
+    /// Lose data that only the overwritten cache of this set has, without being asked
+    #[arg(long, alias = "lose_set", value_name = "UUID")]
+    lose_set: Option<Uuid>,
+
+    /// Overwrite anything else: filesystems, partition tables, RAID, LVM, unknown data
     #[arg(short, long)]
     force: bool,
 
@@ -79,7 +87,7 @@ pub struct MakeArgs {
     pub size: Option<u64>,
 
     /// Show what would be written, and write nothing
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, alias = "dry_run")]
     pub dry_run: bool,
 
     /// Print JSON
@@ -158,6 +166,12 @@ impl MakeArgs {
             replacement: self.cache_replacement_policy.into(),
             wipe_bcache: self.wipe_bcache,
             force: self.force,
+            lose_dirty_data: match (self.lose_dirty_data, self.lose_set) {
+                (true, _) => LoseDirtyData::Allowed,
+                (false, Some(set)) => LoseDirtyData::OfSet(set),
+                (false, None) => LoseDirtyData::Refused,
+            },
+            set_block_size: None,
         }
     }
 }

@@ -1,23 +1,21 @@
 //! `bcachectl make`: gather facts, plan, show, confirm, write, verify.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use bcache_cli::out::Out;
 use bcache_cli::{confirm, is_broken_pipe, table};
-use bcache_core::device::SignatureKind;
-use bcache_core::device::probe::probe;
-use bcache_core::device::{DeviceKind, forget_partitions};
-use bcache_core::layout::superblock::Kind;
+use bcache_core::device::DeviceKind;
+use bcache_core::layout::superblock::{Kind, Superblock};
 use bcache_core::ops::make::{
-    self, DeviceFacts, DevicePlan, MakeError, Outcome, RunError, check_distinct, facts_of,
-    facts_of_new_image, open_for_real, try_claims,
+    self, DevicePlan, GatherError, Leftover, LoseDirtyData, Options, Outcome, gather,
+    open_for_real, try_claims,
 };
 use bcache_core::ops::plan::Step;
-use bcache_core::units::format_bytes;
+use bcache_core::units::{Sectors, format_bytes};
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -26,6 +24,7 @@ use uuid::Uuid;
 use crate::cli::MakeArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{self, DeviceReport, KernelReport};
+use crate::render::make_words;
 
 /// Bars appear for plans of at least this many bytes to discard or write.
 const PROGRESS_BYTES: u64 = 64 << 20;
@@ -95,16 +94,21 @@ impl From<&Step> for StepReport {
 pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let usage = |error: anyhow::Error| ExitError::wrap(Failure::Usage, error);
     let devices = args.devices(matches).map_err(|error| usage(error.into()))?;
-    let paths: Vec<PathBuf> = devices.iter().map(|(_, path)| path.clone()).collect();
-    if paths.is_empty() {
-        return Err(usage(MakeError::NoDevices.into()));
+    let facts = gather(&devices, args.size).map_err(|error| {
+        let is_usage = matches!(error, GatherError::Devices(_));
+        let error = make_words::gathering(error);
+        if is_usage { usage(error) } else { error }
+    })?;
+    // Data that exists nowhere else is given up by an option, or by a person who is asked.
+    let may_ask = io::stdin().is_terminal() && !args.yes;
+    let mut options = args.options();
+    let is_given = options.lose_dirty_data != LoseDirtyData::Refused;
+    if may_ask && !is_given {
+        options.lose_dirty_data = LoseDirtyData::Allowed;
     }
-    check_distinct(&paths).map_err(|error| usage(error.into()))?;
-    let facts = devices
-        .into_iter()
-        .map(|(kind, path)| gather(kind, &path, args.size))
-        .collect::<Result<Vec<_>>>()?;
-    let plans = make::plan(&args.options(), facts, &mut Uuid::new_v4)?;
+    options.set_block_size = set_block_size(&options, &devices);
+    let plans = make::plan(&options, facts, &mut Uuid::new_v4)
+        .map_err(|error| anyhow!(make_words::refusal(&error)))?;
 
     let mut out = Out::stdout();
     if args.dry_run {
@@ -113,14 +117,15 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
         out.finish()?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes && !confirm::destroys(&plans)? {
+    if !args.yes && !confirm::destroys(&plans, !is_given)? {
         bail!("nothing was written");
     }
     let outcome = write(&plans);
     // What became of the devices is said even where nobody reads standard output any more.
     let rendered = render(&mut out, args, &plans, &outcome).and_then(|()| out.finish());
-    old_partitions(&plans, &outcome.formatted);
-    leftovers(&outcome.formatted);
+    for leftover in &outcome.leftovers {
+        let _ = writeln!(io::stderr(), "bcachectl: warning: {}", leftover_text(leftover));
+    }
     if outcome.failed.is_some() {
         return Err(failure(outcome));
     }
@@ -137,23 +142,23 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     }
 }
 
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+/// The block size of the set that backing devices are made for: of its cache in this machine, where
+/// that is made neither now nor yet.
+fn set_block_size(options: &Options, devices: &[(Kind, PathBuf)]) -> Option<Sectors> {
+    let set_uuid = options.set_uuid?;
+    if devices.iter().any(|(kind, _)| *kind == Kind::Cache) {
+        return None;
+    }
+    let scan = crate::scan::machine().ok()?;
+    scan.devices
+        .iter()
+        .filter_map(|device| device.area.superblock())
+        .find(|sb| sb.kind() == Some(Kind::Cache) && sb.csum_ok() && sb.set_uuid() == set_uuid)
+        .map(Superblock::block_size)
 }
 
-fn gather(kind: Kind, path: &Path, size: Option<u64>) -> Result<DeviceFacts> {
-    match (size, path.try_exists()) {
-        (Some(size), Ok(false)) => Ok(facts_of_new_image(kind, path, size)),
-        (Some(_), Ok(true)) => bail!(
-            "{} exists; --size is for image files that do not (leave it out to use the file)",
-            path.display()
-        ),
-        (None, Ok(false)) => {
-            bail!("{} does not exist; to make it as an image file, give its --size", path.display())
-        }
-        (_, Err(error)) => Err(error).with_context(|| format!("cannot look at {}", path.display())),
-        (None, Ok(true)) => Ok(facts_of(kind, path)?),
-    }
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn write(plans: &[DevicePlan]) -> Outcome {
@@ -180,48 +185,26 @@ fn bar(path: &Path, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_prefix(path.display().to_string())
 }
 
-/// Has the kernel forget the partitions of tables that are gone. It would go on to offer them, and
-/// what is written to one of them lands in the bcache device.
-fn old_partitions(plans: &[DevicePlan], formatted: &[PathBuf]) {
-    let had_table = |plan: &&DevicePlan| {
-        let facts = &plan.facts;
-        facts.info.kind == DeviceKind::Block
-            && facts.found.iter().any(|found| found.kind == SignatureKind::PartitionTable)
-            && formatted.contains(&facts.info.path)
-    };
-    for plan in plans.iter().filter(had_table) {
-        if let Err(error) = forget_partitions(&plan.facts.info.path) {
-            let error = anyhow::Error::from(error);
-            let _ = writeln!(
-                io::stderr(),
-                "bcachectl: warning: {error:#}; have it forget them with partx --delete {}",
-                plan.facts.info.path.display()
-            );
+fn leftover_text(leftover: &Leftover) -> String {
+    match leftover {
+        Leftover::Partitions { path, error } => format!(
+            "{}; have it forget them with partx --delete {}",
+            in_full(error),
+            path.display()
+        ),
+        Leftover::Signatures { path, found } => {
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            format!("{} still carries {} besides bcache", path.display(), found.join(", "))
         }
-    }
-}
-
-/// Tells of signatures that survived; a device with two of them confuses the next tool.
-fn leftovers(formatted: &[PathBuf]) {
-    for path in formatted {
-        let warning = match probe(path) {
-            Ok(found) => {
-                let others: Vec<_> =
-                    found.iter().filter(|it| !it.is_bcache()).map(ToString::to_string).collect();
-                if others.is_empty() {
-                    continue;
-                }
-                format!("still carries {} besides bcache", others.join(", "))
-            }
-            Err(error) => format!("cannot be probed again: {:#}", anyhow::Error::from(error)),
-        };
-        let _ = writeln!(io::stderr(), "bcachectl: warning: {} {warning}", path.display());
+        Leftover::Unprobed { path, error } => {
+            format!("{} cannot be probed again: {}", path.display(), in_full(error))
+        }
     }
 }
 
 /// The error of a run that failed: why, and what became of each device.
 fn failure(outcome: Outcome) -> anyhow::Error {
-    let Outcome { formatted, failed, untouched, removed } = outcome;
+    let Outcome { formatted, failed, untouched, removed, .. } = outcome;
     let Some((path, error)) = failed else { return anyhow!("nothing failed") };
     let wrote = error.may_have_written();
     let mut state = Vec::new();
@@ -296,6 +279,29 @@ fn render(out: &mut Out, args: &MakeArgs, plans: &[DevicePlan], outcome: &Outcom
         }
         writeln!(out)?;
     }
+    summary(out, plans, outcome)
+}
+
+/// What was made, and what to do next.
+fn summary(out: &mut Out, plans: &[DevicePlan], outcome: &Outcome) -> Result<()> {
+    let made = || plans.iter().filter(|plan| outcome.formatted.contains(&plan.facts.info.path));
+    if made().next().is_none() {
+        return Ok(());
+    }
+    let counts: Vec<String> = [Kind::Cache, Kind::Backing]
+        .into_iter()
+        .map(|kind| (kind, made().filter(|plan| plan.facts.kind == kind).count()))
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| make_words::count(kind, count))
+        .collect();
+    writeln!(out, "{} formatted", counts.join(" and "))?;
+    let mut devices = made().filter(|plan| plan.facts.info.kind == DeviceKind::Block).peekable();
+    if devices.peek().is_some() {
+        writeln!(out, "next, unless udev has registered them already:")?;
+    }
+    for plan in devices {
+        writeln!(out, "  echo {} > /sys/fs/bcache/register", plan.facts.info.path.display())?;
+    }
     Ok(())
 }
 
@@ -320,14 +326,14 @@ fn made(plan: &DevicePlan, outcome: &Outcome) -> MadeDevice {
         state,
         formatted,
         created: plan.facts.create,
-        destroys: plan.destroys.clone(),
-        notes: plan.notes.iter().map(ToString::to_string).collect(),
+        destroys: plan.destroys.iter().map(ToString::to_string).collect(),
+        notes: plan.notes.iter().map(make_words::note).collect(),
         steps: plan.plan.steps.iter().map(StepReport::from).collect(),
         error: failed.map(|(_, error)| in_full(error)),
     }
 }
 
 /// An error with its causes.
-fn in_full(error: &RunError) -> String {
+fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -66,11 +66,26 @@ A cache and backing devices that are made in one command share a cache set: regi
 
 All devices are looked at and everything is planned before the first byte is written. Refused is \
      what the kernel would refuse, or would accept and then hang on; a device that is mounted, held, \
-     or registered; and a device that holds anything libblkid knows, unless --wipe-bcache (for a \
-     bcache superblock, be it in a partition) or --force (for all else) allows to destroy it. On a \
-     terminal, make shows what would be destroyed and asks. --dry-run shows every write and does none \
+     or registered; a bcache device itself (/dev/bcacheN); and a device that holds anything, unless \
+     --wipe-bcache (for a bcache superblock, be it in a partition, or one whose magic was wiped) or \
+     --force (for all else, data that nobody can name included) allows to destroy it. On a terminal, \
+     make names every device, shows what would be destroyed and asks. --dry-run shows every write and does none \
      of them; it claims the devices as the real run does, and refuses what that would refuse. The \
      kernel is told when a partition table is gone.
+
+A cache may hold data that exists nowhere else: dirty data, which the backing device lacks, and \
+     flash-only volumes. make reads the cache and says how much of which volume that is. Then \
+     --wipe-bcache is not enough, nor is it where this cannot be told, or where a backing device \
+     needs its cache (state dirty or inconsistent): on a terminal the start of the UUID of its set \
+     must be typed, elsewhere --lose-dirty-data or --lose-set UUID is needed.
+
+The data offset is where make differs from make-bcache(8), which ignores the unit: 161280k means \
+     161280 sectors there, and 161280 KiB, which is 322560 sectors, here. A plain number means \
+     sectors to both. make says which value it took, in sectors and in bytes.
+
+The kernel attaches a backing device only if its blocks are not smaller than those of the set. With \
+     --cset-uuid, make looks for the set's cache in the machine and refuses smaller blocks; where \
+     the set is not found, it says so.
 
 The bucket size is the unit in which the cache is reused. The default is 512 KiB; a cache device \
      too small for 513 of them, which is the least the kernel works with, gets smaller ones, and \

@@ -2,3 +2,4 @@
 
 pub mod device;
 pub mod invalidate;
+pub mod make_words;

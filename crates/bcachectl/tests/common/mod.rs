@@ -33,13 +33,15 @@ impl Images {
         self.folder.path().join(name)
     }
 
-    /// An image that reads as zeroes but for a pattern at its start, so that a stray write shows.
+    /// An image that reads as zeroes but for a pattern behind the place of a superblock, so that a
+    /// stray write shows.
     pub(crate) fn image(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);
         let file = File::create(&path).unwrap();
         file.set_len(bytes).unwrap();
-        let pattern = vec![0x5a; usize::try_from(bytes.min(64 << 10)).unwrap()];
-        file.write_all_at(&pattern, 0).unwrap();
+        let len = bytes.min(64 << 10).saturating_sub(8192);
+        let pattern = vec![0x5a; usize::try_from(len).unwrap()];
+        file.write_all_at(&pattern, 8192).unwrap();
         path
     }
 

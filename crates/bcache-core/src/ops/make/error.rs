@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
+use super::destroyed::{Destroyed, Override};
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES};
 use crate::layout::verdict::{NBUCKETS_MIN, Refusal, Warning};
 use crate::ops::make::BUCKET_SIZE_MAX;
@@ -11,7 +14,7 @@ use crate::units::{PAGE_BYTES, Sectors, format_bytes};
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     /// No device was named.
-    #[error("name at least one device: --cache DEV... or --bdev DEV...")]
+    #[error("no device was named")]
     NoDevices,
     /// The same device twice.
     #[error("{} and {} are the same device", first.display(), second.display())]
@@ -29,53 +32,51 @@ pub enum MakeError {
         /// The disk it is on.
         disk: PathBuf,
     },
-    /// `--cset-uuid` is all zeroes, which to the kernel is no set.
-    #[error(
-        "--cset-uuid: a UUID of zeroes names no set; give another, or leave it out for a new one"
-    )]
+    /// The set's UUID is all zeroes, which to the kernel is no set.
+    #[error("a UUID of zeroes names no set")]
     NilSetUuid,
     /// Several caches that would have to share a set.
     #[error(
         "{count} cache devices cannot share one set: kernels since 5.10 register one cache device \
-         per set; make them in separate commands, or leave out --bdev and --cset-uuid"
+         per set"
     )]
     SeveralCaches {
         /// Number of cache devices.
         count: usize,
     },
-    /// `--bucket` is not a power of two.
-    #[error("--bucket: {} is not a power of two", format_bytes(*bytes))]
+    /// The bucket size is not a power of two.
+    #[error("a bucket size of {} is not a power of two", format_bytes(*bytes))]
     BucketNotPowerOfTwo {
         /// What was asked for, in bytes.
         bytes: u64,
     },
-    /// `--bucket` is too small.
-    #[error("--bucket: {} is too small; the kernel wants at least {}", format_bytes(*bytes), format_bytes(PAGE_BYTES))]
+    /// The bucket size is too small.
+    #[error("a bucket size of {} is too small; the kernel wants at least {}", format_bytes(*bytes), format_bytes(PAGE_BYTES))]
     BucketTooSmall {
         /// What was asked for, in bytes.
         bytes: u64,
     },
-    /// `--bucket` is too large.
-    #[error("--bucket: {} is too large; at most {BUCKET_SIZE_MAX}", format_bytes(*bytes))]
+    /// The bucket size is too large.
+    #[error("a bucket size of {} is too large; at most {BUCKET_SIZE_MAX}", format_bytes(*bytes))]
     BucketTooLarge {
         /// What was asked for, in bytes.
         bytes: u64,
     },
-    /// `--block` is not a power of two.
-    #[error("--block: {} is not a power of two", format_bytes(*bytes))]
+    /// The block size is not a power of two.
+    #[error("a block size of {} is not a power of two", format_bytes(*bytes))]
     BlockNotPowerOfTwo {
         /// What was asked for, in bytes.
         bytes: u64,
     },
-    /// `--block` is out of the kernel's range.
-    #[error("--block: {} is not between 512 B and {}", format_bytes(*bytes), format_bytes(PAGE_BYTES))]
+    /// The block size is out of the kernel's range.
+    #[error("a block size of {} is not between 512 B and {}", format_bytes(*bytes), format_bytes(PAGE_BYTES))]
     BlockOutOfRange {
         /// What was asked for, in bytes.
         bytes: u64,
     },
     /// The block is smaller than a device's own.
     #[error(
-        "--block: {} is smaller than the logical block of {} ({})",
+        "a block size of {} is smaller than the logical block of {} ({})",
         format_bytes(*bytes), path.display(), format_bytes(*logical)
     )]
     BlockSmallerThanDevice {
@@ -88,9 +89,7 @@ pub enum MakeError {
     },
     /// The bucket, and so each btree node, is a single block.
     #[error(
-        "--bucket: {block_size} is a single block, and kernels crash over btree nodes of one block; \
-         give --bucket at least {}{}",
-        format_bytes(2 * block_size.bytes()), or_block(*smaller_block)
+        "a bucket of {block_size} is a single block, and kernels crash over btree nodes of one block"
     )]
     OneBlockBuckets {
         /// The block size, which is the bucket size too.
@@ -109,16 +108,16 @@ pub enum MakeError {
         /// Its logical block in bytes.
         logical: u64,
     },
-    /// `--data-offset` is inside the superblock.
-    #[error("--data-offset: {} sectors are too few; at least 16", offset.0)]
+    /// The data offset is inside the superblock.
+    #[error("a data offset of {} sectors is too small; at least 16", offset.0)]
     DataOffsetTooSmall {
         /// What was asked for.
         offset: Sectors,
     },
-    /// `--data-offset` leaves no data.
+    /// The data offset leaves no data.
     #[error(
-        "{}{} has {} sectors: behind the {} before its data no block of {} fits",
-        option("--data-offset", *asked), path.display(), size.0, offset.0, block_size.0
+        "{} has {} sectors: behind the {} before its data no block of {} fits",
+        path.display(), size.0, offset.0, block_size.0
     )]
     DataOffsetPastEnd {
         /// What was asked for, or the default.
@@ -132,9 +131,9 @@ pub enum MakeError {
         /// The block size.
         block_size: Sectors,
     },
-    /// `--data-offset` splits the device's blocks.
+    /// The data offset splits the device's blocks.
     #[error(
-        "--data-offset: {} sectors are no multiple of the logical block of {} ({})",
+        "a data offset of {} sectors is no multiple of the logical block of {} ({})",
         offset.0, path.display(), format_bytes(*logical)
     )]
     DataOffsetMisaligned {
@@ -145,10 +144,10 @@ pub enum MakeError {
         /// Its logical block in bytes.
         logical: u64,
     },
-    /// `--data-offset` splits the blocks of the cache that is made in the same command.
+    /// The data offset splits the blocks of the cache that is made in the same command.
     #[error(
-        "--data-offset: {} sectors are no multiple of the block size ({block_size}): the kernel \
-         would cache nothing; choose a multiple, or a smaller --block",
+        "a data offset of {} sectors is no multiple of the block size ({block_size}): the kernel \
+         would cache nothing",
         offset.0
     )]
     DataOffsetSplitsBlocks {
@@ -170,8 +169,8 @@ pub enum MakeError {
     },
     /// Fewer buckets than the kernel's allocator works with.
     #[error(
-        "{}{} holds {nbuckets} buckets of {bucket_size}; the kernel wants at least {NBUCKETS_MIN}{}",
-        option("--bucket", *asked), path.display(), suggestion(*fits, *asked)
+        "{} holds {nbuckets} buckets of {bucket_size}; the kernel wants at least {NBUCKETS_MIN}",
+        path.display()
     )]
     TooFewBuckets {
         /// The device.
@@ -197,20 +196,38 @@ pub enum MakeError {
         /// The device.
         path: PathBuf,
     },
-    /// Something is on the device.
+    /// It is a device that bcache runs, on which the kernel registers no bcache device.
     #[error(
-        "{} ({size}) holds {}; to destroy it, add {}",
-        path.display(), what.join(", "), overrides.join(" and ")
+        "{} is a bcache device itself; the kernel cannot register bcache on bcache", path.display()
     )]
+    BcacheOnBcache {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The blocks of the backing devices are smaller than those of their set.
+    #[error(
+        "a block size of {block_size} is smaller than that of the set ({set}), to which the kernel \
+         would not attach the device"
+    )]
+    BlockSmallerThanSet {
+        /// The block size of the devices.
+        block_size: Sectors,
+        /// That of the set.
+        set: Sectors,
+    },
+    /// Something is on the device.
+    #[error("{} ({size}) holds {}", path.display(), list(what))]
     WouldDestroy {
         /// The device.
         path: PathBuf,
         /// Its size.
         size: Sectors,
-        /// What is on it, each in words.
-        what: Vec<String>,
-        /// The options that are missing for it to be allowed.
-        overrides: Vec<&'static str>,
+        /// What is on it.
+        what: Vec<Destroyed>,
+        /// What is missing for it to be allowed.
+        missing: Vec<Override>,
+        /// The set whose data would be lost.
+        set_uuid: Option<Uuid>,
     },
     /// The kernel would refuse the result for a reason that no option names.
     #[error("{}: the kernel would refuse the result: {refusal}", path.display())]
@@ -239,33 +256,48 @@ pub struct Fit {
     pub smaller_block: Option<Sectors>,
 }
 
-fn suggestion(fits: Option<Fit>, bucket_asked: bool) -> String {
-    match fits {
-        None => "; the device is too small for a cache".to_owned(),
-        Some(Fit { bucket_size, smaller_block: None }) => {
-            format!("; --bucket {}k fits", bucket_size.bytes() >> 10)
-        }
-        Some(Fit { bucket_size, smaller_block: Some(block) }) => {
-            let block = format_bytes(block.bytes());
-            if bucket_asked {
-                format!(
-                    "; --bucket {}k with --block at most {block} fits",
-                    bucket_size.bytes() >> 10
-                )
-            } else {
-                format!("; --block at most {block} allows smaller ones, which fit")
-            }
+fn list(what: &[Destroyed]) -> String {
+    what.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A setting that concerns one kind of device only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// The bucket size.
+    BucketSize,
+    /// Whether to discard.
+    Discard,
+    /// The replacement policy.
+    Replacement,
+    /// The data offset.
+    DataOffset,
+    /// The cache mode.
+    Writeback,
+}
+
+impl Setting {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::BucketSize, Self::Discard, Self::Replacement, Self::DataOffset, Self::Writeback];
+
+    /// The kind of device that it is for.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::BucketSize | Self::Discard | Self::Replacement => Kind::Cache,
+            Self::DataOffset | Self::Writeback => Kind::Backing,
         }
     }
-}
 
-/// The start of a message about the value of an option, where it was given.
-fn option(name: &str, asked: bool) -> String {
-    if asked { format!("{name}: ") } else { String::new() }
-}
-
-fn or_block(smaller: Option<Sectors>) -> String {
-    smaller.map_or_else(String::new, |size| format!(", or --block at most {size}"))
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BucketSize => "the bucket size",
+            Self::Discard => "discarding",
+            Self::Replacement => "the replacement policy",
+            Self::DataOffset => "the data offset",
+            Self::Writeback => "the cache mode",
+        }
+    }
 }
 
 /// Something that the plan decided and the user should hear of.
@@ -304,12 +336,20 @@ pub enum Note {
     },
     /// The device takes no discards, the flag has no effect.
     NoDiscard,
-    /// An option concerns devices of a kind that is not among those to be made.
-    OptionUnused {
-        /// The option.
-        option: &'static str,
-        /// The kind of device that it is for.
-        kind: Kind,
+    /// A setting concerns devices of a kind that is not among those to be made.
+    SettingUnused {
+        /// The setting.
+        setting: Setting,
+    },
+    /// Where the data of a backing device starts, where that was asked for.
+    DataOffset {
+        /// The offset.
+        offset: Sectors,
+    },
+    /// The set of a backing device was not found, and may have larger blocks.
+    SetNotSeen {
+        /// The block size of the device.
+        block_size: Sectors,
     },
 }
 
@@ -341,10 +381,21 @@ impl std::fmt::Display for Note {
                 "the data offset is no multiple of the device's physical block \
                  ({physical_bytes} bytes): writes will be slow"
             ),
-            Self::NoDiscard => f.write_str("the device takes no discards: --discard has no effect"),
-            Self::OptionUnused { option, kind } => {
-                write!(f, "{option} is for {kind} devices, and none is made: it has no effect")
+            Self::NoDiscard => f.write_str("the device takes no discards: it is not discarded"),
+            Self::SettingUnused { setting } => write!(
+                f,
+                "{} is for {} devices, and none is made: it has no effect",
+                setting.name(),
+                setting.kind()
+            ),
+            Self::DataOffset { offset } => {
+                write!(f, "the data starts at sector {} (byte {})", offset.0, offset.bytes())
             }
+            Self::SetNotSeen { block_size } => write!(
+                f,
+                "the set was not found here: if its blocks are larger than {block_size}, the kernel \
+                 will not attach the device"
+            ),
         }
     }
 }

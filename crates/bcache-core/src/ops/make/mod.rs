@@ -1,5 +1,8 @@
 //! Formatting: superblocks for cache and backing devices.
 //!
+//! [`gather`] looks at the devices, [`plan()`] decides, [`run()`] claims them, writes, reads back and
+//! finishes; [`try_claims`] is its dry run.
+//!
 //! [`plan`] decides everything for all devices before the first byte is written, from facts that
 //! were gathered read-only. It refuses what the kernel would refuse, and what would destroy
 //! something without the override that names it.
@@ -8,17 +11,20 @@
 //!
 //! 1. zeroes over the first 4 KiB and over every signature found, then a flush: from here on the
 //!    device is nothing, neither what it was nor bcache;
-//! 2. discards, and zeroes over the future journal where an old one could come back (FORMAT.md
+//! 2. discards, and zeroes over the future journal where an old one could come back (docs/on-disk-format.md
 //!    §1.5), then a flush (a write to a discarded place is never undone by the discard);
 //! 3. the superblock, then a flush. It is one write of 4 KiB whose checksum tells whether it is
 //!    whole, and everything it relies on is durable before it.
 
+mod at_stake;
+mod destroyed;
 mod error;
+mod facts;
+mod finish;
 mod run;
 
 use uuid::Uuid;
 
-use crate::device::Signature;
 use crate::device::{AlignedBuf, DeviceInfo, DeviceKind};
 use crate::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BUCKET_SIZE_MAX_V3, BackingParams, CacheMode, CacheParams, Kind,
@@ -28,11 +34,12 @@ use crate::layout::verdict::{NBUCKETS_MIN, Target, Warning, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::units::{Geometry, PAGE_BYTES, PAGE_SECTORS, SECTOR_BYTES, Sectors};
 
-pub use error::{Fit, MakeError, Note};
-pub use run::{
-    Opener, Outcome, RunError, check_distinct, facts_of, facts_of_new_image, open_for_real,
-    read_superblock, run, try_claims,
-};
+pub use at_stake::{AtStake, VolumeAtStake};
+pub use destroyed::{Destroyed, LoseDirtyData, Override};
+pub use error::{Fit, MakeError, Note, Setting};
+pub use facts::{DeviceFacts, GatherError, facts_of, facts_of_new_image, gather, read_superblock};
+pub use finish::Leftover;
+pub use run::{Opener, Outcome, RunError, check_distinct, open_for_real, run, try_claims};
 
 /// Bucket size that is used where none was asked for and the device is large enough.
 pub const BUCKET_SIZE_DEFAULT: Sectors = Sectors(1024);
@@ -70,28 +77,10 @@ pub struct Options {
     pub wipe_bcache: bool,
     /// Whether anything else may be overwritten.
     pub force: bool,
-}
-
-/// A device to format, and what is known about it.
-#[derive(Clone, Debug)]
-pub struct DeviceFacts {
-    /// What to make of it.
-    pub kind: Kind,
-    /// Its size and limits.
-    pub info: DeviceInfo,
-    /// What libblkid finds on it.
-    pub found: Vec<Signature>,
-    /// The bytes where a superblock would be, if it is long enough to have one.
-    pub superblock: Option<Superblock>,
-    /// Whether it is an image file that does not exist yet.
-    pub create: bool,
-}
-
-impl DeviceFacts {
-    /// The bcache superblock on the device, whole or with a bad checksum.
-    pub fn bcache_superblock(&self) -> Option<&Superblock> {
-        self.superblock.as_ref().filter(|sb| sb.magic_ok())
-    }
+    /// Whose data that exists nowhere else may be lost.
+    pub lose_dirty_data: LoseDirtyData,
+    /// Block size of the set that backing devices are made for, where it is known.
+    pub set_block_size: Option<Sectors>,
 }
 
 /// What will happen to one device.
@@ -105,8 +94,8 @@ pub struct DevicePlan {
     pub warnings: Vec<Warning>,
     /// What was decided on the way.
     pub notes: Vec<Note>,
-    /// What is destroyed, in words.
-    pub destroys: Vec<String>,
+    /// What is destroyed.
+    pub destroys: Vec<Destroyed>,
     /// The writes.
     pub plan: Plan,
 }
@@ -127,6 +116,7 @@ pub fn plan(
     }
     let bucket_size = options.bucket_bytes.map(check_bucket).transpose()?;
     let (block_size, mut notes) = block_size(options, bucket_size, &devices)?;
+    notes.extend(check_set_block(options, block_size, &devices)?);
     notes.extend(unused_options(options, &devices));
     let count = devices.iter().filter(|device| device.kind == Kind::Cache).count();
     let shared_set = options.set_uuid.is_some() || count < devices.len();
@@ -237,20 +227,38 @@ fn smaller_blocks(block_size: Sectors, devices: &[DeviceFacts]) -> impl Iterator
         .map(Sectors)
 }
 
-/// Options that concern none of the devices, as far as a value tells that it was asked for.
+/// The kernel attaches no backing device whose blocks are smaller than those of the set.
+fn check_set_block(
+    options: &Options,
+    block_size: Sectors,
+    devices: &[DeviceFacts],
+) -> Result<Option<Note>, MakeError> {
+    let is_made = |kind| devices.iter().any(|device| device.kind == kind);
+    if options.set_uuid.is_none() || !is_made(Kind::Backing) || is_made(Kind::Cache) {
+        return Ok(None);
+    }
+    match options.set_block_size {
+        Some(set) if block_size < set => Err(MakeError::BlockSmallerThanSet { block_size, set }),
+        None if block_size.0 < PAGE_SECTORS => Ok(Some(Note::SetNotSeen { block_size })),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Settings that concern none of the devices, as far as a value tells that it was asked for.
 fn unused_options(options: &Options, devices: &[DeviceFacts]) -> Vec<Note> {
     let is_made = |kind| devices.iter().any(|device| device.kind == kind);
-    [
-        ("--bucket", Kind::Cache, options.bucket_bytes.is_some()),
-        ("--discard", Kind::Cache, options.discard),
-        ("--cache-replacement-policy", Kind::Cache, options.replacement != Replacement::default()),
-        ("--data-offset", Kind::Backing, options.data_offset.is_some()),
-        ("--writeback", Kind::Backing, options.cache_mode == CacheMode::Writeback),
-    ]
-    .into_iter()
-    .filter(|(_, kind, asked)| *asked && !is_made(*kind))
-    .map(|(option, kind, _)| Note::OptionUnused { option, kind })
-    .collect()
+    let is_asked_for = |setting: &Setting| match setting {
+        Setting::BucketSize => options.bucket_bytes.is_some(),
+        Setting::Discard => options.discard,
+        Setting::Replacement => options.replacement != Replacement::default(),
+        Setting::DataOffset => options.data_offset.is_some(),
+        Setting::Writeback => options.cache_mode == CacheMode::Writeback,
+    };
+    Setting::ALL
+        .into_iter()
+        .filter(|setting| is_asked_for(setting) && !is_made(setting.kind()))
+        .map(|setting| Note::SettingUnused { setting })
+        .collect()
 }
 
 fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
@@ -260,6 +268,9 @@ fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
     }
     if facts.info.zoned {
         return Err(MakeError::Zoned { path: path() });
+    }
+    if facts.is_bcache_volume {
+        return Err(MakeError::BcacheOnBcache { path: path() });
     }
     let size_bytes = facts.info.size_bytes;
     if size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
@@ -377,6 +388,9 @@ fn plan_backing(
     if offset.bytes() % logical != 0 {
         return Err(MakeError::DataOffsetMisaligned { offset, path: path(), logical });
     }
+    if options.data_offset.is_some() {
+        notes.push(Note::DataOffset { offset });
+    }
     let physical_bytes = facts.info.physical_block_bytes;
     if physical_bytes != 0 && offset.bytes() % u64::from(physical_bytes) != 0 {
         notes.push(Note::DataOffsetSplitsPhysicalBlock { physical_bytes });
@@ -417,44 +431,23 @@ fn finish(
     Ok(DevicePlan { facts, superblock, warnings: verdict.warnings, notes, destroys, plan })
 }
 
-/// What would be destroyed, in words; refused where an override is missing.
-fn check_overrides(options: &Options, facts: &DeviceFacts) -> Result<Vec<String>, MakeError> {
-    let mut what = Vec::new();
-    if let Some(sb) = facts.bcache_superblock() {
-        let kind = sb.kind().map_or_else(|| "bcache".to_owned(), |kind| format!("bcache {kind}"));
-        let label = if sb.label().is_empty() {
-            String::new()
-        } else {
-            format!(", label \"{}\"", sb.label())
-        };
-        let dirty = match sb.kind() {
-            Some(Kind::Cache) if sb.sync() => {
-                ", which may hold dirty data of its backing devices (bcachectl show --dirty tells)"
-            }
-            Some(Kind::Backing) if sb.state() == crate::layout::superblock::BackingState::Dirty => {
-                ", whose cache holds dirty data"
-            }
-            _ => "",
-        };
-        what.push(format!("a {kind} device (UUID {}{label}){dirty}", sb.uuid()));
-    }
-    let others: Vec<_> = facts.found.iter().filter(|found| !found.is_bcache()).collect();
-    what.extend(others.iter().map(ToString::to_string));
-    // A partition with bcache in it is lost as a bcache device of its own would be.
-    let bcache =
-        facts.bcache_superblock().is_some() || others.iter().any(|found| found.holds_bcache());
-    let mut overrides = Vec::new();
-    if bcache && !options.wipe_bcache {
-        overrides.push("--wipe-bcache");
-    }
-    if !others.is_empty() && !options.force {
-        overrides.push("--force");
-    }
-    if overrides.is_empty() {
+/// What would be destroyed; refused where an override is missing.
+fn check_overrides(options: &Options, facts: &DeviceFacts) -> Result<Vec<Destroyed>, MakeError> {
+    let what = Destroyed::of(facts);
+    let is_given = |needed: &Override| match needed {
+        Override::WipeBcache => options.wipe_bcache,
+        Override::Force => options.force,
+        Override::LoseDirtyData => options.lose_dirty_data.allows(&facts.at_stake),
+    };
+    let mut missing: Vec<Override> = what.iter().flat_map(Destroyed::needs).collect();
+    missing.retain(|needed| !is_given(needed));
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
         return Ok(what);
     }
     let (path, size) = (facts.info.path.clone(), facts.info.size());
-    Err(MakeError::WouldDestroy { path, size, what, overrides })
+    Err(MakeError::WouldDestroy { path, size, what, missing, set_uuid: facts.at_stake.set_uuid() })
 }
 
 fn steps(

@@ -1,18 +1,17 @@
-//! Gathering facts about devices, and carrying plans out on them.
+//! Carrying plans out on devices.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::device::holders::holders_of;
+use super::facts::read_superblock;
+use super::finish::{Leftover, finish};
 use crate::device::probe::{ProbeError, probe};
 use crate::device::sysfs::{BlockDir, Root};
-use crate::device::{BlockDevice, DeviceError, DeviceInfo, DeviceKind, ReadDevice, file};
-use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::device::{BlockDevice, DeviceError, DeviceKind, file};
 use crate::layout::verdict::{Refusal, Target, kernel_verdict};
 use crate::ops::make::{DeviceFacts, DevicePlan, MakeError};
 use crate::ops::plan::{ApplyError, apply};
 use crate::ops::verify::{VerifyError, verify};
-use crate::units::Sectors;
 
 /// Why a device cannot be formatted, or was not.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +19,7 @@ pub enum RunError {
     /// It could not be opened or read.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// libblkid could not look at it.
+    /// It could not be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
     /// It changed between the plan and the claim.
@@ -47,7 +46,7 @@ pub enum RunError {
         #[source]
         source: VerifyError,
     },
-    /// What was written could be read back, and then not be looked at once more.
+    /// What was written was verified, but the final read of the superblock failed.
     #[error("{}: written, but it cannot be read", path.display())]
     ReadBack {
         /// The device.
@@ -77,46 +76,6 @@ impl RunError {
     }
 }
 
-/// Reads the superblock of `device`, if it is long enough to have one.
-pub fn read_superblock(
-    device: &(impl ReadDevice + ?Sized),
-) -> Result<Option<Superblock>, DeviceError> {
-    if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
-        return Ok(None);
-    }
-    let mut bytes = crate::device::AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    Ok(Superblock::from_bytes(&bytes))
-}
-
-/// Looks at `path` without writing; refuses what is in use.
-pub fn facts_of(kind: Kind, path: &Path) -> Result<DeviceFacts, RunError> {
-    let device = file::open_read(path)?;
-    let holders = holders_of(path);
-    if !holders.is_empty() {
-        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
-    }
-    let superblock = read_superblock(&device)?;
-    let found = probe(path)?;
-    Ok(DeviceFacts { kind, info: device.info().clone(), found, superblock, create: false })
-}
-
-/// The facts about an image file of `size_bytes` that does not exist yet.
-pub fn facts_of_new_image(kind: Kind, path: &Path, size_bytes: u64) -> DeviceFacts {
-    let info = DeviceInfo {
-        path: path.to_owned(),
-        kind: DeviceKind::Image,
-        size_bytes,
-        logical_block_bytes: 512,
-        physical_block_bytes: 4096,
-        disk_size: Sectors::from_bytes_floor(size_bytes),
-        discard: true,
-        zoned: false,
-        read_only: false,
-    };
-    DeviceFacts { kind, info, found: Vec::new(), superblock: None, create: true }
-}
-
 /// What became of the devices of one run.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -128,12 +87,15 @@ pub struct Outcome {
     pub untouched: Vec<PathBuf>,
     /// Image files that the run made and took away again, since it came to nothing.
     pub removed: Vec<PathBuf>,
+    /// What is left over on the formatted devices.
+    pub leftovers: Vec<Leftover>,
 }
 
 /// Opens one device of the run for writing: tests put their own devices here.
 pub type Opener<'a> = &'a mut dyn FnMut(&DevicePlan) -> Result<Box<dyn BlockDevice>, DeviceError>;
 
-/// Claims all devices, then formats one after the other; stops at the first failure.
+/// Claims all devices, then formats one after the other; stops at the first failure. At the end the
+/// claims are dropped, the kernel forgets old partitions, and the devices are probed once more.
 ///
 /// No byte is written before every device is claimed and found as it was when it was planned. Image
 /// files that the run makes and does not format are removed, so that it can be repeated.
@@ -168,6 +130,7 @@ pub fn run(
         }
     }
     remove_unformatted(plans, devices, &mut outcome);
+    outcome.leftovers = finish(plans, &outcome.formatted);
     outcome
 }
 

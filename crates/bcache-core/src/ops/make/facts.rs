@@ -1,0 +1,196 @@
+//! What is known of a device before it is formatted.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::at_stake::AtStake;
+use super::{MakeError, RunError, check_distinct};
+use crate::device::holders::holders_of;
+use crate::device::probe::probe;
+use crate::device::sysfs::{BlockDir, Root};
+use crate::device::{
+    DeviceError, DeviceInfo, DeviceKind, ReadDevice, Signature, SuperblockArea, file, first_nonzero,
+};
+use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::units::Sectors;
+
+/// A device to format, and what is known about it.
+#[derive(Clone, Debug)]
+pub struct DeviceFacts {
+    /// What to make of it.
+    pub kind: Kind,
+    /// Its size and limits.
+    pub info: DeviceInfo,
+    /// What is found on it.
+    pub found: Vec<Signature>,
+    /// The bytes where a superblock would be, if it is long enough to have one.
+    pub superblock: Option<Superblock>,
+    /// Whether it is an image file that does not exist yet.
+    pub create: bool,
+    /// Where data begins, in bytes, that would be overwritten and that nobody can name.
+    pub unknown_at: Option<u64>,
+    /// What exists nowhere else and would be lost.
+    pub at_stake: AtStake,
+    /// Whether it is a device that bcache itself runs (`bcacheN`).
+    pub is_bcache_volume: bool,
+}
+
+impl DeviceFacts {
+    /// Of an open device on which `found` was found.
+    pub fn of_device(
+        kind: Kind,
+        device: &dyn ReadDevice,
+        found: Vec<Signature>,
+    ) -> Result<Self, DeviceError> {
+        let superblock = read_superblock(device)?;
+        let area = area_of(superblock.as_ref());
+        Ok(Self {
+            kind,
+            info: device.info().clone(),
+            unknown_at: unknown_at(device, &area, &found)?,
+            at_stake: AtStake::of_device(device, &area),
+            found,
+            superblock,
+            create: false,
+            is_bcache_volume: false,
+        })
+    }
+
+    /// What lies where the superblock goes.
+    pub fn area(&self) -> SuperblockArea {
+        area_of(self.superblock.as_ref())
+    }
+}
+
+fn area_of(superblock: Option<&Superblock>) -> SuperblockArea {
+    SuperblockArea::from_bytes(superblock.map(Superblock::as_bytes).unwrap_or_default())
+}
+
+/// The first byte that formatting overwrites and that belongs to nothing that was found.
+fn unknown_at(
+    device: &dyn ReadDevice,
+    area: &SuperblockArea,
+    found: &[Signature],
+) -> Result<Option<u64>, DeviceError> {
+    // What is beside a signature is taken for its data.
+    if found.iter().any(|it| !it.is_bcache()) {
+        return Ok(None);
+    }
+    let end = if area.superblock().is_some() {
+        SB_OFFSET_BYTES
+    } else {
+        SB_OFFSET_BYTES + SB_BYTES as u64
+    };
+    first_nonzero(device, 0, end.min(device.info().size_bytes))
+}
+
+/// Reads the superblock of `device`, if it is long enough to have one.
+pub fn read_superblock(
+    device: &(impl ReadDevice + ?Sized),
+) -> Result<Option<Superblock>, DeviceError> {
+    if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut bytes = crate::device::AlignedBuf::zeroed(SB_BYTES);
+    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
+    Ok(Superblock::from_bytes(&bytes))
+}
+
+/// Why the facts about the devices cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    /// The devices cannot be formatted together, whatever is on them.
+    #[error(transparent)]
+    Devices(MakeError),
+    /// An image file was to be made, and it is there.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no such device or file, and none was to be made.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It cannot be told whether there is such a device or file.
+    #[error("cannot look at {}", path.display())]
+    Look {
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A device cannot be opened, read or probed, or is in use.
+    #[error(transparent)]
+    Device(#[from] RunError),
+}
+
+/// Looks at each of `devices` without writing; refuses what is in use, and devices that are one.
+///
+/// With `new_size_bytes`, all of them are image files to be made of that size.
+pub fn gather(
+    devices: &[(Kind, PathBuf)],
+    new_size_bytes: Option<u64>,
+) -> Result<Vec<DeviceFacts>, GatherError> {
+    let paths: Vec<PathBuf> = devices.iter().map(|(_, path)| path.clone()).collect();
+    if paths.is_empty() {
+        return Err(GatherError::Devices(MakeError::NoDevices));
+    }
+    check_distinct(&paths).map_err(GatherError::Devices)?;
+    devices.iter().map(|(kind, path)| gather_one(*kind, path, new_size_bytes)).collect()
+}
+
+fn gather_one(
+    kind: Kind,
+    path: &Path,
+    new_size_bytes: Option<u64>,
+) -> Result<DeviceFacts, GatherError> {
+    let path_buf = || path.to_owned();
+    match (new_size_bytes, path.try_exists()) {
+        (_, Err(source)) => Err(GatherError::Look { path: path_buf(), source }),
+        (Some(size_bytes), Ok(false)) => Ok(facts_of_new_image(kind, path, size_bytes)),
+        (Some(_), Ok(true)) => Err(GatherError::Exists { path: path_buf() }),
+        (None, Ok(false)) => Err(GatherError::Missing { path: path_buf() }),
+        (None, Ok(true)) => Ok(facts_of(kind, path)?),
+    }
+}
+
+/// Looks at `path` without writing; refuses what is in use.
+pub fn facts_of(kind: Kind, path: &Path) -> Result<DeviceFacts, RunError> {
+    let device = file::open_read(path)?;
+    let holders = holders_of(path);
+    if !holders.is_empty() {
+        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
+    }
+    let mut facts = DeviceFacts::of_device(kind, &device, probe(path)?)?;
+    let block = BlockDir::of_path(&Root::system(), path);
+    facts.is_bcache_volume = block.is_some_and(|block| block.is_bcache_volume());
+    Ok(facts)
+}
+
+/// The facts about an image file of `size_bytes` that does not exist yet.
+pub fn facts_of_new_image(kind: Kind, path: &Path, size_bytes: u64) -> DeviceFacts {
+    let info = DeviceInfo {
+        path: path.to_owned(),
+        kind: DeviceKind::Image,
+        size_bytes,
+        logical_block_bytes: 512,
+        physical_block_bytes: 4096,
+        disk_size: Sectors::from_bytes_floor(size_bytes),
+        discard: true,
+        zoned: false,
+        read_only: false,
+    };
+    DeviceFacts {
+        kind,
+        info,
+        found: Vec::new(),
+        superblock: None,
+        create: true,
+        unknown_at: None,
+        at_stake: AtStake::Nothing,
+        is_bcache_volume: false,
+    }
+}
