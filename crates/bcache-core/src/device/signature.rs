@@ -41,6 +41,7 @@ impl SignatureKind {
         }
     }
 
+    #[cfg(feature = "blkid")]
     /// From what libblkid calls the use and the type of a superblock.
     pub(super) fn of_superblock(usage: Option<&str>, type_name: &str) -> Self {
         match (type_name, usage) {
