@@ -1,19 +1,50 @@
 #!/bin/sh
-# Runs all tests of the workspace. When some fail, the end of what each said
+# Runs all tests of the workspace. Those that boot kernels run beside the others:
+# a guest waits more than it computes. When some fail, the end of what each said
 # comes again after everything else, where whoever reads a long log begins.
 set -eu
 cd "$(dirname "$0")/.."
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+
+# CARGO may have arguments, as in "cargo +nightly".
+# shellcheck disable=SC2086
+tests() {
+    ${CARGO:-cargo} test --workspace --no-fail-fast "$@" 2>&1
+}
+
+# All is built first, so that neither side waits for the other's compiler.
+tests --lib --bins --tests --no-run
+
+# One guest more than there are processors: while one waits, the others compute.
+threads=$(($(nproc) + 1))
 {
     status=0
-    # CARGO may have arguments, as in "cargo +nightly".
-    # shellcheck disable=SC2086
-    ${CARGO:-cargo} test --workspace --lib --bins --tests --no-fail-fast 2>&1 || status=$?
+    tests --test '*kernel' -- --test-threads="$threads" || status=$?
+    echo "$status" >"$folder/status-kernels"
+} >"$folder/log-kernels" &
+{
+    status=0
+    BCACHE_TEST_KERNELS=beside tests --lib --bins --tests || status=$?
     echo "$status" >"$folder/status"
 } | tee "$folder/log"
-status=$(cat "$folder/status")
+echo
+echo "The tests that boot kernels:"
+# From the beginning, and until they have ended.
+tail -n +1 -f "$folder/log-kernels" &
+tail=$!
+while [ ! -e "$folder/status-kernels" ]; do
+    sleep 1
+done
+sleep 2
+kill "$tail"
+wait
+cat "$folder/log-kernels" >>"$folder/log"
+status=0
+for file in "$folder/status" "$folder/status-kernels"; do
+    [ "$(cat "$file")" = 0 ] || status=$(cat "$file")
+done
 
 if [ "$status" != 0 ]; then
     printf '\nWhat failed:\n'

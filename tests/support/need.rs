@@ -16,6 +16,8 @@ pub enum Need {
     LoopDevices,
     /// To run as root.
     Root,
+    /// Pseudo terminals, for what a program shows on a terminal only.
+    Terminals,
     /// A program, and the Debian package that has it.
     Program(&'static str, &'static str),
 }
@@ -47,11 +49,26 @@ impl Need {
             }
             Self::LoopDevices => {
                 let mut missing = Self::Program("losetup", "mount").missing();
-                if std::fs::OpenOptions::new().write(true).open("/dev/loop-control").is_err() {
-                    missing.push("write access to /dev/loop-control (run as root)".to_owned());
+                if let Err(error) =
+                    std::fs::OpenOptions::new().write(true).open("/dev/loop-control")
+                {
+                    missing.push(match error.kind() {
+                        std::io::ErrorKind::PermissionDenied => {
+                            "write access to /dev/loop-control (run as root)".to_owned()
+                        }
+                        _ => format!(
+                            "loop devices (/dev/loop-control: {error}; a container needs /dev of \
+                             its host, or the kernel module loop)"
+                        ),
+                    });
                 }
                 missing
             }
+            Self::Terminals => nix::pty::openpty(None, None)
+                .err()
+                .map(|error| format!("pseudo terminals (mount devpts on /dev/pts: {error})"))
+                .into_iter()
+                .collect(),
             Self::Root if nix::unistd::geteuid().is_root() => Vec::new(),
             Self::Root => vec!["root".to_owned()],
             Self::Program(program, package) if find_program(program).is_none() => {
@@ -108,9 +125,21 @@ where
 }
 
 /// The `main` of a suite with `harness = false`: runs the trials as Cargo's own harness would,
-/// options included.
+/// options included. Where `BCACHE_TEST_KERNELS` is `beside`, suites that boot kernels run nothing:
+/// tests/run.sh runs them beside the others.
 pub fn main_with(trials: Vec<Trial>) -> ExitCode {
+    let beside = std::env::var_os("BCACHE_TEST_KERNELS").is_some_and(|value| value == "beside");
+    if beside && boots_kernels() {
+        println!("running beside the other tests, see the end of the log");
+        return ExitCode::SUCCESS;
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Whether this test program is one of those that boot kernels, by its name.
+fn boots_kernels() -> bool {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.file_name().is_some_and(|name| name.to_string_lossy().contains("kernel"))
 }
 
 fn one_line(text: &str) -> String {

@@ -21,8 +21,8 @@ pub struct Varied {
     pub story: String,
 }
 
-/// Fields by their place in the superblock (FORMAT.md §1.1), so that none is left out because our
-/// code has no setter for it.
+/// Fields by their place in the superblock (docs/on-disk-format.md §1.1), so that none is left out
+/// because our code has no setter for it.
 const OFFSET: (usize, usize) = (8, 8);
 const VERSION: (usize, usize) = (16, 8);
 const UUID: usize = 40;

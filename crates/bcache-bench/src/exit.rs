@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+pub use bcache_cli::exit::ExitError;
+
 /// How a command ended when it did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -16,25 +18,14 @@ pub enum Failure {
     Worse = 4,
 }
 
-impl From<Failure> for ExitCode {
+impl From<Failure> for u8 {
     fn from(failure: Failure) -> Self {
-        Self::from(failure as u8)
+        failure as Self
     }
 }
 
-/// An error that ends the command with a status of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("{error:#}")]
-pub struct ExitError {
-    /// The status.
-    pub failure: Failure,
-    /// The message.
-    pub error: anyhow::Error,
-}
-
-impl ExitError {
-    /// Wraps `error` so that the command ends with `failure`.
-    pub fn wrap(failure: Failure, error: impl Into<anyhow::Error>) -> anyhow::Error {
-        Self { failure, error: error.into() }.into()
+impl From<Failure> for ExitCode {
+    fn from(failure: Failure) -> Self {
+        Self::from(failure as u8)
     }
 }

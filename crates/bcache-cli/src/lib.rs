@@ -1,13 +1,20 @@
-//! What `bcachectl` and `bcache-bench` share: sizes, output, tables, words and man pages.
+//! What `bcachectl` and `bcache-bench` share: how they begin and end, what their
+//! options are made of, output, tables, words and man pages.
 
+pub mod completions;
 pub mod confirm;
+pub mod exit;
+pub mod lists;
 pub mod man;
 pub mod out;
+pub mod policy;
+pub mod program;
 pub mod progress;
 pub mod rows;
 pub mod size;
 pub mod table;
 pub mod text;
+pub mod usage;
 
 use std::io;
 

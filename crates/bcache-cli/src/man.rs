@@ -37,7 +37,8 @@ impl Page {
 
     /// The page in roff.
     pub fn render(&self) -> io::Result<Vec<u8>> {
-        let version = self.command.get_version().unwrap_or_default().to_owned();
+        // The package's own: that of the command has the revision of a build.
+        let version = self.command.get_version().map_or("", |_| env!("CARGO_PKG_VERSION"));
         let about = self.command.get_about().map(ToString::to_string).unwrap_or_default();
         // clap puts a parent's name into what it prints; the page has its own.
         let command = self.command.clone().display_name(self.name).bin_name(self.invocation);

@@ -1,4 +1,4 @@
-//! The CRC-64 that bcache's structures carry (FORMAT.md §0).
+//! The CRC-64 that bcache's structures carry (docs/on-disk-format.md §0).
 //!
 //! CRC-64/WE: polynomial `0x42F0E1EBA9EA3693`, most significant bit first, all ones in and out.
 //! Btree node sets seed it with the pointer through which the node is reached instead of all ones.
@@ -23,7 +23,7 @@ pub fn crc64_seeded(seed: u64, bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// The rule of FORMAT.md §0, bit by bit.
+    /// The rule of docs/on-disk-format.md §0, bit by bit.
     fn model(seed: u64, bytes: &[u8]) -> u64 {
         let mut crc = seed;
         for &byte in bytes {

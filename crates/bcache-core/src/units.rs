@@ -12,7 +12,8 @@ use serde::Serialize;
 /// Bytes in a sector, everywhere in bcache, whatever the device's own sector size.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// The page size of the kernels whose formats we read and write, in bytes (FORMAT.md §3.1).
+/// The page size of the kernels whose formats we read and write, in bytes (docs/on-disk-format.md
+/// §3.1).
 ///
 /// The size of metadata buckets and the limit on block sizes follow from it. All figures of this
 /// crate are those of a kernel with 4 KiB pages.
@@ -27,7 +28,8 @@ const META_BUCKET_PAGES_MAX: u64 = 1024;
 /// `BUCKET_GC_GEN_MAX`: a bucket whose gen is this far past its `last_gc` cannot be invalidated.
 pub const BUCKET_GC_GEN_MAX: u8 = 96;
 
-/// `GC_SECTORS_USED` is a field of 13 bits; larger counts are capped here (FORMAT.md §6.1).
+/// `GC_SECTORS_USED` is a field of 13 bits; larger counts are capped here (docs/on-disk-format.md
+/// §6.1).
 pub const GC_SECTORS_USED_MAX: u16 = 8191;
 
 /// Bytes of a prio_set before its entries.
@@ -129,7 +131,7 @@ pub struct Gen(pub u8);
 impl Gen {
     /// How far `self` is ahead of `other`: the kernel's `gen_after`, 0 when it is not ahead.
     ///
-    /// Distances over 128 count as "not ahead" (FORMAT.md §5.5).
+    /// Distances over 128 count as "not ahead" (docs/on-disk-format.md §5.5).
     pub const fn gen_after(self, other: Self) -> u8 {
         let distance = self.0.wrapping_sub(other.0);
         if distance > 128 { 0 } else { distance }
@@ -171,7 +173,8 @@ impl fmt::Display for Prio {
     }
 }
 
-/// The shape of one cache device and what the kernel derives from it (FORMAT.md §2.1, §3.1, §5.1).
+/// The shape of one cache device and what the kernel derives from it (docs/on-disk-format.md §2.1,
+/// §3.1, §5.1).
 ///
 /// Built from a superblock that the kernel would accept; the constructor refuses shapes whose
 /// derived figures would be meaningless.
@@ -295,7 +298,8 @@ impl Geometry {
 mod tests {
     use super::*;
 
-    /// The table of FORMAT.md §3.1: bucket sectors, meta bytes, prios a bucket, uuid slots, node sectors.
+    /// The table of docs/on-disk-format.md §3.1: bucket sectors, meta bytes, prios a bucket, uuid
+    /// slots, node sectors.
     #[test]
     fn geometry_matches_the_kernels_table() {
         for (bucket, meta, prios, uuids, node) in [

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+pub use bcache_cli::exit::ExitError;
+
 /// How a command ended when it did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -39,6 +41,12 @@ impl Failure {
     }
 }
 
+impl From<Failure> for u8 {
+    fn from(failure: Failure) -> Self {
+        failure.status()
+    }
+}
+
 impl From<Failure> for ExitCode {
     fn from(failure: Failure) -> Self {
         Self::from(failure.status())
@@ -53,29 +61,10 @@ pub enum CheckStatus {
     ErrorsLeft = 4,
     /// The device, or a part of it, could not be checked.
     Failed = 8,
-    /// The command line makes no sense.
-    Usage = 16,
 }
 
 impl From<CheckStatus> for ExitCode {
     fn from(status: CheckStatus) -> Self {
         Self::from(status as u8)
-    }
-}
-
-/// An error that ends the command with a status of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("{error:#}")]
-pub struct ExitError {
-    /// The status.
-    pub failure: Failure,
-    /// The message.
-    pub error: anyhow::Error,
-}
-
-impl ExitError {
-    /// Wraps `error` so that the command ends with `failure`.
-    pub fn wrap(failure: Failure, error: impl Into<anyhow::Error>) -> anyhow::Error {
-        Self { failure, error: error.into() }.into()
     }
 }

@@ -641,7 +641,8 @@ fn the_end_says_what_was_made() {
     assert!(!printed.contains("formatted\n"), "{printed}");
 }
 
-/// The set's uuid given again: the old journal would come back (FORMAT.md §1.5), so it is wiped.
+/// The set's uuid given again: the old journal would come back (docs/on-disk-format.md §1.5), so it
+/// is wiped.
 #[test]
 fn an_old_journal_of_the_same_set_is_wiped() {
     let images = Images::new();

@@ -46,21 +46,55 @@ pub enum Kernel {
     V6_1,
     /// Debian 13's kernel, which Debian 12 has among its backports.
     V6_12,
+    /// The newest that Debian packages; which one that is changes.
+    Newest,
 }
 
 impl Kernel {
-    /// All series that the tests judge with.
-    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    /// All kernels that the tests judge with.
+    pub const ALL: [Self; 3] = [Self::V6_1, Self::V6_12, Self::Newest];
+
+    /// Whether the kernel discards buckets that it is about to reuse; newer ones keep the flag in
+    /// the superblock and ignore it.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn discards_buckets(self) -> anyhow::Result<bool> {
+        Ok(self.series()? < (6, 19))
+    }
+
+    /// Major and minor number of its release.
+    ///
+    /// # Errors
+    /// When it cannot be fetched, or is named in another way.
+    pub fn series(self) -> anyhow::Result<(u32, u32)> {
+        let release = self.release()?;
+        let mut numbers = release.split(['.', '+', '-']).map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+            _ => bail!("the release {release} does not begin with two numbers"),
+        }
+    }
+
+    /// Its name in the cache folder, and to the script that fetches it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+            Self::Newest => "newest",
+        }
+    }
 
     /// The full release, as `uname -r` tells it. The kernel is fetched when it is not there yet.
     ///
     /// # Errors
     /// When it cannot be fetched.
     pub fn release(self) -> anyhow::Result<String> {
-        static FETCHED: [OnceLock<Result<(), String>>; 2] = [const { OnceLock::new() }; 2];
+        static FETCHED: [OnceLock<Result<(), String>>; Kernel::ALL.len()] =
+            [const { OnceLock::new() }; Kernel::ALL.len()];
         let mark = self.folder().join("release");
         if !mark.exists() {
-            let fetched = &FETCHED[usize::from(self == Self::V6_12)];
+            let fetched = &FETCHED[self as usize];
             if let Err(error) = fetched.get_or_init(|| self.fetch().map_err(|e| format!("{e:#}"))) {
                 bail!("{error}");
             }
@@ -72,7 +106,7 @@ impl Kernel {
     fn fetch(self) -> anyhow::Result<()> {
         let script = workspace_root().join("tests/fetch-kernels.sh");
         let output =
-            Command::new(&script).arg(self.to_string()).output().context("run fetch-kernels.sh")?;
+            Command::new(&script).arg(self.name()).output().context("run fetch-kernels.sh")?;
         let error = String::from_utf8_lossy(&output.stderr);
         let last = error.lines().last().unwrap_or_default();
         ensure!(output.status.success(), "fetching a {self} kernel failed: {last}");
@@ -81,16 +115,26 @@ impl Kernel {
 
     /// Where it is unpacked.
     fn folder(self) -> PathBuf {
-        cache_dir().join("kernels").join(self.to_string())
+        cache_dir().join("kernels").join(self.name())
+    }
+
+    /// The kernel itself. Since 7.1 it is a package of its own, beside the modules.
+    fn image(self) -> anyhow::Result<PathBuf> {
+        let release = self.release()?;
+        let places = [format!("boot/vmlinuz-{release}"), format!("lib/modules/{release}/vmlinuz")];
+        let found = places.iter().map(|place| self.folder().join(place)).find(|path| path.exists());
+        found.with_context(|| format!("no kernel in {}", self.folder().display()))
     }
 }
 
+/// The series, such as 6.1; for one that is not there yet, and whose series nobody knows, "newest".
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V6_1 => "6.1",
-            Self::V6_12 => "6.12",
-        })
+        let is_there = self.folder().join("release").exists();
+        match (self, is_there.then(|| self.series())) {
+            (Self::Newest, Some(Ok((major, minor)))) => write!(f, "{major}.{minor}"),
+            _ => f.write_str(self.name()),
+        }
     }
 }
 
@@ -230,7 +274,7 @@ impl Guest {
     /// # Errors
     /// When it cannot be started. How the script ended is in the result.
     pub fn run(&self) -> anyhow::Result<GuestRun> {
-        let release = self.kernel.release()?;
+        let image = self.kernel.image()?;
         let work = tempfile::tempdir().context("a folder for the guest")?;
         let initramfs = work.path().join("initramfs");
         fs::write(&initramfs, self.initramfs()?).context("write the guest's initramfs")?;
@@ -244,7 +288,7 @@ impl Guest {
             .args(["-machine", "q35,accel=tcg", "-smp", "1"])
             .args(["-m", &self.memory_mib.to_string()])
             .arg("-kernel")
-            .arg(self.kernel.folder().join(format!("boot/vmlinuz-{release}")))
+            .arg(image)
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", COMMAND_LINE]);

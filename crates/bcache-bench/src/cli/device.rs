@@ -4,9 +4,9 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bcache_cli::policy::PolicyName;
 use bcache_cli::size::parse_bytes;
-use bcache_core::allocator::Policy;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::device::plan::{
     Consent, DevicePlan, IoMode, Length, ReserveName, Target, WorkingSetSize, parse_duration,
@@ -144,27 +144,6 @@ pub struct DeviceArgs {
     /// Do not ask, even on a terminal
     #[arg(short, long)]
     yes: bool,
-}
-
-/// A replacement policy by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PolicyName {
-    /// Least recently used
-    Lru,
-    /// In turn
-    Fifo,
-    /// At random
-    Random,
-}
-
-impl From<PolicyName> for Policy {
-    fn from(policy: PolicyName) -> Self {
-        match policy {
-            PolicyName::Lru => Self::Lru,
-            PolicyName::Fifo => Self::Fifo,
-            PolicyName::Random => Self::Random,
-        }
-    }
 }
 
 fn parse_amount(text: &str) -> Result<NonZeroU64, String> {

@@ -19,7 +19,7 @@ pub use plot::PlotArgs;
 #[derive(Debug, Parser)]
 #[command(
     name = "bcache-bench",
-    version,
+    version = bcache_cli::program::VERSION,
     about,
     long_about = None,
     propagate_version = true,

@@ -182,8 +182,8 @@ mod tests {
                 Err(io::Error::from(kind).into())
             })
             .unwrap_err();
-            let failure = error.downcast_ref::<ExitError>().map(|error| error.failure);
-            assert_eq!(failure, partial.then_some(Failure::Partial));
+            let status = error.downcast_ref::<ExitError>().map(|error| error.status);
+            assert_eq!(status, partial.then_some(Failure::Partial.into()));
             assert_eq!(is_broken_pipe(&error), !partial);
             assert_eq!(Report::load(&path).unwrap().runs.len(), 1);
             std::fs::remove_file(&path).unwrap();
@@ -203,8 +203,8 @@ mod tests {
             let mut runner = Scripted::new(Some(report));
             let exports = open_exports(&plan).unwrap();
             let result = carry_out(&plan, &context(), &mut runner, exports, |_| Ok(()));
-            let result = result.map_err(|error| error.downcast::<ExitError>().unwrap().failure);
-            assert_eq!(result, if interrupted { Ok(()) } else { Err(Failure::Partial) });
+            let result = result.map_err(|error| error.downcast::<ExitError>().unwrap().status);
+            assert_eq!(result, if interrupted { Ok(()) } else { Err(Failure::Partial.into()) });
             assert_eq!(Report::load(&json).unwrap().interrupted, interrupted);
             assert!(!svg.exists());
         }

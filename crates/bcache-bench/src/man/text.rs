@@ -119,6 +119,18 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 
 4 :: compare found something that has become worse.",
     ),
+    (
+        "EXAMPLES",
+        "What does the allocator cost on this machine? An image file is made, used and removed:
+
+    bcache-bench device --image bench.img --size 4G --duration 10s
+
+Keep the reports of two runs and compare them:
+
+    bcache-bench device --image bench.img --size 4G --export-json a.json
+    bcache-bench device --image bench.img --size 4G --export-json b.json
+    bcache-bench compare a.json b.json",
+    ),
     SEE_ALSO,
 ];
 

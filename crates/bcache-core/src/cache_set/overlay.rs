@@ -2,7 +2,7 @@
 //!
 //! The btree on the device lags behind: what the kernel shows after registration is the btree with
 //! the replay range's keys inserted in their order, each hiding what it covers of older ones, also
-//! where it points nowhere (FORMAT.md §2.4).
+//! where it points nowhere (docs/on-disk-format.md §2.4).
 
 use std::collections::BTreeMap;
 

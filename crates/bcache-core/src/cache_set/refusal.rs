@@ -1,4 +1,4 @@
-//! What the kernel says when a cache set cannot be brought up (FORMAT.md §7).
+//! What the kernel says when a cache set cannot be brought up (docs/on-disk-format.md §7).
 //!
 //! The superblock's verdict ends where `CACHE_SYNC` sends registration on to the journal, the
 //! prios, the root, the uuids and the btree. A reading finds the same troubles; here each gets the

@@ -1,4 +1,5 @@
-//! What is known of each bucket: prio, gens, GC mark, sectors in use (FORMAT.md §6.1, §6.2).
+//! What is known of each bucket: prio, gens, GC mark, sectors in use (docs/on-disk-format.md §6.1,
+//! §6.2).
 //!
 //! Eight bytes a bucket, so that 33.5 million buckets take 268 MB and marking a key touches one
 //! cache line.
@@ -89,7 +90,8 @@ impl Bucket {
         self.prio
     }
 
-    /// Effective gen: from the prio set, advanced by newer pointers (FORMAT.md §8.2 step 3).
+    /// Effective gen: from the prio set, advanced by newer pointers (docs/on-disk-format.md §8.2
+    /// step 3).
     pub const fn bucket_gen(&self) -> Gen {
         self.bucket_gen
     }
@@ -261,7 +263,7 @@ impl BucketTable {
     }
 
     /// Marks a structurally valid key of the btree or of the journal (`bch_initial_mark_key`,
-    /// FORMAT.md §6.2). `level` is 0 for extents.
+    /// docs/on-disk-format.md §6.2). `level` is 0 for extents.
     pub fn mark_key(
         &mut self,
         key: &Bkey,
@@ -330,7 +332,7 @@ impl BucketTable {
     /// How far the gen of `bucket` is past the oldest marker of a freed node in it; 0 without one.
     ///
     /// A marker carries a gen as pointers do, and one that the bucket's gen is 129 past sets it back
-    /// (FORMAT.md §5.4, §5.5). The kernel does not count it in `last_gc`.
+    /// (docs/on-disk-format.md §5.4, §5.5). The kernel does not count it in `last_gc`.
     pub fn freed_node_span(&self, bucket: BucketIndex) -> u8 {
         let oldest = self.freed_nodes.get(&bucket);
         oldest.map_or(0, |oldest| self.staleness(bucket, *oldest))

@@ -1,4 +1,4 @@
-//! Keys of the btree and of the journal (FORMAT.md §5.3 to §5.6).
+//! Keys of the btree and of the journal (docs/on-disk-format.md §5.3 to §5.6).
 //!
 //! A key is two words and one word for each pointer. It names the extent of a volume that *ends*
 //! at [`Bkey::offset`], and the pointers say where on the cache it lies. Keys inside btree nodes

@@ -1,4 +1,4 @@
-//! Btree node sets (FORMAT.md §5.1, §5.2).
+//! Btree node sets (docs/on-disk-format.md §5.1, §5.2).
 //!
 //! ```text
 //! 0   csum     version 1: seeded with the pointer through which the node is reached

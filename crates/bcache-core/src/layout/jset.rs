@@ -1,4 +1,4 @@
-//! Journal entries (FORMAT.md §2.2).
+//! Journal entries (docs/on-disk-format.md §2.2).
 //!
 //! ```text
 //! 0    csum          CRC-64 over [8, 240 + 8 * keys)
@@ -252,7 +252,7 @@ impl Jset {
     }
 
     /// An entry without keys that follows this one and names `prio_bucket` as the chain of device
-    /// `nr_this_dev` (FORMAT.md §8.4 step 4). All else is copied, `last_seq` among it.
+    /// `nr_this_dev` (docs/on-disk-format.md §8.4 step 4). All else is copied, `last_seq` among it.
     ///
     /// `None` where `nr_this_dev` is none of a set, or the sequence numbers end.
     pub fn successor(&self, nr_this_dev: u16, prio_bucket: u64) -> Option<Self> {

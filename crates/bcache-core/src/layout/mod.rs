@@ -6,7 +6,7 @@
 //!
 //! jset, bset, prio_set, uuid entries and bkeys are in the writing machine's byte order; these
 //! readers take little-endian only, which is what every supported machine of bcache writes
-//! (FORMAT.md, Units).
+//! (docs/on-disk-format.md, Units).
 
 pub mod bkey;
 pub mod bset;
@@ -16,7 +16,7 @@ pub mod superblock;
 pub mod uuid_entry;
 pub mod verdict;
 
-/// The magics that a set's uuid is mixed into (FORMAT.md §0).
+/// The magics that a set's uuid is mixed into (docs/on-disk-format.md §0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetMagic(pub u64);
 

@@ -1,4 +1,4 @@
-//! Prio sets: the gens and priorities of the buckets (FORMAT.md §3).
+//! Prio sets: the gens and priorities of the buckets (docs/on-disk-format.md §3).
 //!
 //! ```text
 //! 0   csum         CRC-64 over the whole rest of the metadata bucket

@@ -1,8 +1,9 @@
 //! What the stock kernel says of a superblock, without asking it.
 //!
 //! [`kernel_verdict`] follows the checks of `read_super`, `register_cache` and `register_bdev` in
-//! their order (FORMAT.md §1.4), in the kernel's own words. It is that of Linux 6.1; where later
-//! kernels are stricter, or where a kernel accepts what it will choke on, a [`Warning`] says so.
+//! their order (docs/on-disk-format.md §1.4), in the kernel's own words. It is that of Linux 6.1;
+//! where later kernels are stricter, or where a kernel accepts what it will choke on, a [`Warning`]
+//! says so.
 //!
 //! With `CACHE_SYNC` set, registration goes on to read the journal, the prios, the btree and the
 //! uuids: the verdict then holds for the superblock alone, and says that it does.
@@ -38,7 +39,7 @@ const NR_STRIPES_MAX: u64 = i32::MAX as u64;
 const STRIPE_SECTORS_DEFAULT: u64 = 1 << 31;
 
 /// Nodes smaller than this, with a fanout that needs five levels, stop kernels before 6.16 on first
-/// use (FORMAT.md §10.13).
+/// use (docs/on-disk-format.md §10.13).
 const SMALL_BTREE_NODE: Sectors = Sectors(16);
 
 /// The device that a superblock is judged on.

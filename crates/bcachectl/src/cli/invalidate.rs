@@ -1,13 +1,13 @@
 //! Options of `bcachectl invalidate`.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use bcache_cli::lists::BucketList;
+use bcache_cli::policy::PolicyName;
 use bcache_cli::size::parse_sectors;
-use bcache_core::allocator::Policy;
 use bcache_core::ops::invalidate::{Amount, Selection};
 use bcache_core::units::Sectors;
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::{ArgGroup, Args};
 
 /// Selections that a range of a volume says nothing about. The parser passes over what an option
 /// requires where that conflicts with what is given.
@@ -25,7 +25,7 @@ pub struct InvalidateArgs {
     pub device: PathBuf,
 
     /// Buckets by number: 5,10-20
-    #[arg(long, value_name = "LIST", group = "selection", value_parser = parse_buckets)]
+    #[arg(long, value_name = "LIST", group = "selection")]
     bucket: Option<BucketList>,
 
     /// The buckets that cover these sectors of the cache device: 81920+8
@@ -78,31 +78,6 @@ pub struct InvalidateArgs {
     pub yes: bool,
 }
 
-/// A replacement policy by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PolicyName {
-    /// Least recently used, little data before much
-    Lru,
-    /// In turn, from the first bucket
-    Fifo,
-    /// At random
-    Random,
-}
-
-impl From<PolicyName> for Policy {
-    fn from(name: PolicyName) -> Self {
-        match name {
-            PolicyName::Lru => Self::Lru,
-            PolicyName::Fifo => Self::Fifo,
-            PolicyName::Random => Self::Random,
-        }
-    }
-}
-
-/// Buckets by number, in ranges.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct BucketList(Vec<RangeInclusive<u64>>);
-
 /// First sector and number of sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SectorRange(Sectors, Sectors);
@@ -110,8 +85,8 @@ struct SectorRange(Sectors, Sectors);
 impl InvalidateArgs {
     /// Which buckets are meant; `None` where no option says, which the parser does not let pass.
     pub fn selection(&self) -> Option<Selection> {
-        if let Some(BucketList(ranges)) = &self.bucket {
-            return Some(Selection::Buckets(ranges.clone()));
+        if let Some(buckets) = &self.bucket {
+            return Some(Selection::Buckets(buckets.ranges().collect()));
         }
         if let Some(SectorRange(start, len)) = self.sectors {
             return Some(Selection::Sectors { start, len });
@@ -134,10 +109,6 @@ impl InvalidateArgs {
 /// Why an option's value is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum ValueError {
-    #[error("\"{part}\" is no bucket number and no range of them; write 5,10-20")]
-    Bucket { part: String },
-    #[error("the range {first}-{last} ends before it begins")]
-    Backwards { first: u64, last: u64 },
     #[error("write the first sector and how many: START+LEN, as in 81920+8")]
     NoPlus,
     #[error("a range of 0 sectors is empty")]
@@ -146,23 +117,6 @@ enum ValueError {
     TooLong,
     #[error("write a number of buckets, or a whole percentage from 1% to 100%")]
     Amount,
-}
-
-fn parse_buckets(text: &str) -> Result<BucketList, ValueError> {
-    let number = |part: &str, digits: &str| {
-        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        let parsed = digits.parse().ok().filter(|_| is_number);
-        parsed.ok_or_else(|| ValueError::Bucket { part: part.to_owned() })
-    };
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u64, u64) = (number(part, first)?, number(part, last)?);
-        if first > last {
-            return Err(ValueError::Backwards { first, last });
-        }
-        Ok(first..=last)
-    };
-    text.split(',').map(range).collect::<Result<_, _>>().map(BucketList)
 }
 
 fn parse_range(text: &str) -> Result<SectorRange, anyhow::Error> {
@@ -195,19 +149,6 @@ fn parse_amount(text: &str) -> Result<Amount, ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bucket_lists() {
-        let ranges = |text| parse_buckets(text).map(|BucketList(ranges)| ranges);
-        assert_eq!(ranges("5,10-20"), Ok(vec![5..=5, 10..=20]));
-        assert_eq!(ranges("0"), Ok(vec![0..=0]));
-        assert_eq!(ranges("7-3"), Err(ValueError::Backwards { first: 7, last: 3 }));
-        for text in
-            ["", ",", "1,", "a", "+5", "-5", "1-2-3", "1-", "0x10", "1 2", "99999999999999999999"]
-        {
-            assert!(matches!(ranges(text), Err(ValueError::Bucket { .. })), "{text}");
-        }
-    }
 
     #[test]
     fn ranges_and_amounts() {

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use bcache_cli::policy::PolicyName;
 use bcache_cli::size::{parse_bytes, parse_sectors};
-use bcache_core::layout::superblock::{CacheMode, Kind, Label, Replacement, SB_LABEL_BYTES};
+use bcache_core::layout::superblock::{CacheMode, Kind, Label, SB_LABEL_BYTES};
 use bcache_core::ops::make::{LoseDirtyData, Options};
 use bcache_core::units::Sectors;
-use clap::{ArgAction, ArgMatches, Args, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args};
 use uuid::Uuid;
 
 /// Options of `bcachectl make`.
@@ -52,7 +53,8 @@ pub struct MakeArgs {
     #[arg(long)]
     writeback: bool,
 
-    /// Discard cache devices now, and their buckets as the kernel reuses them
+    /// Discard cache devices now, and their buckets as the kernel reuses them; from version 6.19 on
+    /// it no longer does that
     #[arg(long)]
     discard: bool,
 
@@ -64,7 +66,7 @@ pub struct MakeArgs {
         value_enum,
         default_value = "lru"
     )]
-    cache_replacement_policy: Policy,
+    cache_replacement_policy: PolicyName,
 
     /// Overwrite bcache superblocks
     #[arg(long, alias = "wipe_bcache")]
@@ -97,27 +99,6 @@ pub struct MakeArgs {
     /// Do not ask, even on a terminal
     #[arg(short, long)]
     pub yes: bool,
-}
-
-/// A replacement policy by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Policy {
-    /// Least recently used
-    Lru,
-    /// In turn
-    Fifo,
-    /// At random
-    Random,
-}
-
-impl From<Policy> for Replacement {
-    fn from(policy: Policy) -> Self {
-        match policy {
-            Policy::Lru => Self::Lru,
-            Policy::Fifo => Self::Fifo,
-            Policy::Random => Self::Random,
-        }
-    }
 }
 
 fn parse_label(text: &str) -> Result<Label, String> {

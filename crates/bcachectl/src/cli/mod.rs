@@ -20,7 +20,7 @@ pub use show::ShowArgs;
 #[derive(Debug, Parser)]
 #[command(
     name = "bcachectl",
-    version,
+    version = bcache_cli::program::VERSION,
     about,
     long_about = None,
     propagate_version = true,

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use bcache_cli::lists::BucketList;
 use bcache_cli::rows::Format;
 use clap::Args;
 
-use crate::cli::lists::{BucketList, LookupPlace, Sort};
+use crate::cli::lists::{LookupPlace, Sort};
 
 /// Options of `bcachectl show`.
 #[derive(Debug, Default, Args)]

@@ -49,6 +49,25 @@ pub(super) const MAIN_AFTER: Sections = &[
 
 The pages of the commands add what is theirs.",
     ),
+    (
+        "EXAMPLES",
+        "First steps: make a cache of an SSD partition and a backing device of a disk, attached to each \
+         other, and see what was made:
+
+    bcachectl make --cache /dev/nvme0n1p4 --bdev /dev/sdb
+    bcachectl show
+
+Is a cache in order, and is there data that only it has?
+
+    bcachectl check /dev/nvme0n1p4 /dev/sdb
+    bcachectl show --dirty /dev/nvme0n1p4
+
+The same on files, without root and without a risk:
+
+    truncate --size 1G cache.img disk.img
+    bcachectl make --cache cache.img --bdev disk.img
+    bcachectl show cache.img disk.img",
+    ),
     FILES,
     SEE_ALSO,
 ];
@@ -361,16 +380,14 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
     ),
     (
         "EXIT STATUS",
-        "The sum of these, as fsck(8) has them:
+        "The sum of these, as fsck(8) has them, or 2 where the command line makes no sense:
 
 0 :: No errors. Findings that are only untidy are listed, and are no errors, also where one of them \
          leaves it open whether data is at risk.
 
 4 :: Errors were found, and left uncorrected.
 
-8 :: The device, or a part of it, could not be read, or it carries no cache set.
-
-16 :: The command line makes no sense.",
+8 :: The device, or a part of it, could not be read, or it carries no cache set.",
     ),
     (
         "EXAMPLES",

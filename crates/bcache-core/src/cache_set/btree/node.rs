@@ -1,4 +1,5 @@
-//! One btree node in memory, as the kernel holds it after reading (FORMAT.md §5.2, §5.6).
+//! One btree node in memory, as the kernel holds it after reading (docs/on-disk-format.md §5.2,
+//! §5.6).
 
 use std::collections::BTreeMap;
 

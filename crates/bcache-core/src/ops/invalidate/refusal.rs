@@ -1,4 +1,4 @@
-//! Which buckets may be invalidated, and why the others may not (FORMAT.md §8.3).
+//! Which buckets may be invalidated, and why the others may not (docs/on-disk-format.md §8.3).
 
 use crate::cache_set::{Bucket, CacheSet, GcMark, MetadataRole};
 use crate::units::{BUCKET_GC_GEN_MAX, BucketIndex};
@@ -158,11 +158,11 @@ fn up_to(first: u64, last: u64) -> String {
 /// Whether a bucket is legal to invalidate.
 ///
 /// Pins do not count: the kernel holds them only until replay has inserted the keys, which are
-/// stale then (FORMAT.md §8.5).
+/// stale then (docs/on-disk-format.md §8.5).
 pub(super) fn is_legal(set: &CacheSet<'_>, number: BucketIndex, bucket: Bucket) -> bool {
     set.geometry().contains(number)
         && matches!(bucket.mark(), GcMark::Unused | GcMark::Reclaimable)
-        // The root's bucket may lack its mark (FORMAT.md §5.7).
+        // The root's bucket may lack its mark (docs/on-disk-format.md §5.7).
         && !set.table.is_node(number)
         && bucket.gen_span() < BUCKET_GC_GEN_MAX
         && set.table.freed_node_span(number) < BUCKET_GC_GEN_MAX

@@ -1,4 +1,4 @@
-//! Where journal entries go (FORMAT.md §2.6).
+//! Where journal entries go (docs/on-disk-format.md §2.6).
 //!
 //! No entry has keys, so none has to be kept once the next one is durable: `last_seq` is always the
 //! entry's own number, and the journal's buckets are used round and round.

@@ -1,0 +1,30 @@
+//! Exit statuses that both commands have, and errors that carry one.
+
+use std::process::ExitCode;
+
+/// Refused, or failed before anything was written.
+pub const REFUSED: u8 = 1;
+/// The command line makes no sense.
+pub const USAGE: u8 = 2;
+
+/// An error that ends the command with a status of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct ExitError {
+    /// The status.
+    pub status: u8,
+    /// The message.
+    pub error: anyhow::Error,
+}
+
+impl ExitError {
+    /// Wraps `error` so that the command ends with `status`.
+    pub fn wrap(status: impl Into<u8>, error: impl Into<anyhow::Error>) -> anyhow::Error {
+        Self { status: status.into(), error: error.into() }.into()
+    }
+
+    /// The status that `error` ends the command with.
+    pub fn status_of(error: &anyhow::Error) -> ExitCode {
+        error.downcast_ref::<Self>().map_or(REFUSED, |error| error.status).into()
+    }
+}

@@ -1,0 +1,87 @@
+//! How a command begins and ends: its command line, its errors, its completions.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgMatches, Command};
+use clap_complete::Shell;
+
+use crate::exit::{ExitError, REFUSED, USAGE};
+use crate::out::Out;
+use crate::{completions, is_broken_pipe, usage};
+
+/// Version with the git revision that it was built from, for a release build inside a git tree.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("BCACHE_REVISION_SUFFIX"));
+
+/// One of the commands that this package installs.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// Makes its parser.
+    pub command: fn() -> Command,
+}
+
+impl Program {
+    /// The command line of this process. Where there is nothing to run, because help was asked for or
+    /// the line makes no sense, that has been printed and the status is returned.
+    pub fn parse(&self) -> Result<ArgMatches, ExitCode> {
+        (self.command)().try_get_matches().map_err(|error| self.explain(&error))
+    }
+
+    /// Prints help or what is wrong with the command line.
+    pub fn explain(&self, error: &clap::Error) -> ExitCode {
+        use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NothingGiven;
+        if !error.use_stderr() {
+            // Standard output is flushed here: at the end of the process nobody sees it fail.
+            let printed = error.print().and_then(|()| io::stdout().flush());
+            return match printed {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    self.say(&format_args!("cannot write to standard output: {error}"));
+                    REFUSED.into()
+                }
+                _ => ExitCode::SUCCESS,
+            };
+        }
+        if error.kind() == NothingGiven {
+            // Nothing is left to be done where standard error is closed.
+            let _ = error.print();
+            return USAGE.into();
+        }
+        self.say(&usage::message(error));
+        let command = std::env::args().nth(1).filter(|word| {
+            (self.command)().get_subcommands().any(|command| command.get_name() == word)
+        });
+        let invocation =
+            command.map_or_else(|| self.name.into(), |it| format!("{} {it}", self.name));
+        let _ = writeln!(io::stderr(), "Try '{invocation} --help'.");
+        USAGE.into()
+    }
+
+    /// The status of what was run; an error is told on standard error. A reader of the output that
+    /// goes away is no error.
+    pub fn finish(&self, result: Result<ExitCode>) -> ExitCode {
+        match result {
+            Ok(code) => code,
+            Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+            Err(error) => {
+                self.say(&format_args!("{error:#}"));
+                ExitError::status_of(&error)
+            }
+        }
+    }
+
+    /// Prints completions for a shell.
+    pub fn completions(&self, shell: Shell) -> Result<ExitCode> {
+        let mut out = Out::stdout();
+        out.write_all(&completions::script(&(self.command)(), self.name, shell))?;
+        out.finish()?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn say(&self, message: &dyn std::fmt::Display) {
+        // Nothing is left to be done where standard error is closed, too.
+        let _ = writeln!(io::stderr(), "{}: {message}", self.name);
+    }
+}
