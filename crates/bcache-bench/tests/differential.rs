@@ -11,10 +11,10 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use bcache_bench::reference::{OpenBuckets, Reference, ReferenceSet};
-use bcache_core::allocator::state::HandOut;
 use bcache_core::allocator::{
-    CacheSet, Config, Found, Lifecycle, Mark, Policy, Reserve, Safe, SectorAllocator,
-    SectorRequest, SetPointer, State,
+    AllocError, Allocator, AllocatorCore, BucketSource, Config, Found, Lifecycle, Mark, Policy,
+    PushStep, Refiller, Reserve, ReuseReason, SectorAllocator, SectorRequest, SetAllocator,
+    SetPointer,
 };
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 use rand::rngs::StdRng;
@@ -36,9 +36,9 @@ struct Shape {
 
 struct Pair {
     shape: Shape,
-    fast: Arc<State>,
+    fast: Arc<Allocator>,
     reference: Reference,
-    sectors: SectorAllocator<Arc<State>>,
+    sectors: SectorAllocator<OnlyReserves>,
     open_buckets: OpenBuckets,
     /// Where streams of writes stand: volume, next sector, write point.
     streams: Vec<(u32, u64, u32)>,
@@ -47,6 +47,25 @@ struct Pair {
     held: Vec<usize>,
     /// Counts of what happened, so that a run that exercised nothing fails.
     counts: Counts,
+}
+
+/// Buckets from the reserves alone, as in the kernel: nobody fetches what is ready.
+struct OnlyReserves(Arc<Allocator>);
+
+impl BucketSource for OnlyReserves {
+    fn alloc(&self, reserve: Reserve, _: bool) -> Result<SetPointer, AllocError> {
+        let core = self.0.core();
+        let bucket = core.bucket_alloc(reserve)?.ok_or(AllocError::WouldBlock { reserve })?;
+        Ok(SetPointer { device: 0, bucket, bucket_gen: core.table().bucket_gen(bucket)? })
+    }
+
+    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        self.0.pin(pointer)
+    }
+
+    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        self.0.unpin(pointer)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,24 +120,27 @@ impl Pair {
         let geometry = Geometry::new(nbuckets, first, Sectors(bucket_size), Sectors(8)).unwrap();
         let mut config = Config::new(geometry);
         config.policy = policy;
-        config.seed = rng.random();
+        let numbers = rng.random();
+        config.seed = Some(numbers);
         config.reclaim_in_gc = rng.random();
         config.expensive_debug_checks = true;
-        let fast = Arc::new(State::new(config).unwrap());
+        let fast = Allocator::new(config).unwrap();
         // Only writer 0 is used: then others make no difference.
         let writers = rng.random_range(1..4);
-        let sectors = SectorAllocator::new(Arc::clone(&fast), writers, 64);
+        let sectors = SectorAllocator::new(OnlyReserves(Arc::clone(&fast)), &geometry, writers);
         let streams = (0..rng.random_range(1..200))
             .map(|_| (rng.random_range(0..4), rng.random_range(0..5) * 8, rng.random_range(0..40)))
             .collect();
-        let mut reference = Reference::new(&geometry, policy, config.seed, config.reclaim_in_gc);
+        let mut reference = Reference::new(&geometry, policy, numbers, config.reclaim_in_gc);
+        let refiller = fast.refiller().unwrap();
         for b in reference.first..reference.buckets.len() {
             let coldest = if shape.hot { 30000 } else { 0 };
             let (prio, bucket_gen) = (rng.random_range(coldest..=32768), rng.random());
-            fast.table().load(bucket(b), Prio(prio), Gen(bucket_gen)).unwrap();
+            refiller.load(bucket(b), Prio(prio), Gen(bucket_gen)).unwrap();
             let bucket = &mut reference.buckets[b];
             (bucket.prio, bucket.bucket_gen, bucket.last_gc) = (prio, bucket_gen, bucket_gen);
         }
+        drop(refiller);
         Self {
             shape,
             fast,
@@ -130,6 +152,14 @@ impl Pair {
             held: Vec::new(),
             counts: Counts::default(),
         }
+    }
+
+    fn core(&self) -> &AllocatorCore {
+        self.fast.core()
+    }
+
+    fn refiller(&self) -> Refiller<'_> {
+        self.fast.refiller().expect("nobody else refills")
     }
 
     fn any_bucket(&mut self) -> usize {
@@ -166,7 +196,7 @@ impl Pair {
 
     fn alloc(&mut self) {
         let reserve = *Reserve::ALL.choose(&mut self.rng).unwrap();
-        let fast = self.fast.bucket_alloc(reserve).unwrap();
+        let fast = self.core().bucket_alloc(reserve).unwrap();
         let reference = self.reference.bucket_alloc(reserve);
         assert_eq!(fast.map(index), reference);
         match reference {
@@ -186,7 +216,7 @@ impl Pair {
         let moving_gc = self.rng.random_ratio(1, 10);
         let request = SectorRequest { inode, offset, sectors, write_point, moving_gc, wait: false };
         let fast = self.sectors.alloc_sectors(0, &request).ok();
-        let block_size = self.fast.config().geometry.block_size().0;
+        let block_size = self.core().config().geometry.block_size().0;
         let reference = self.open_buckets.alloc_sectors(
             &mut self.reference,
             inode,
@@ -241,7 +271,7 @@ impl Pair {
         }
         let at = self.rng.random_range(0..self.held.len());
         let b = self.held.swap_remove(at);
-        self.fast.table().unpin(bucket(b)).unwrap();
+        self.core().table().unpin(bucket(b)).unwrap();
         self.reference.buckets[b].pin -= 1;
         self.compare_bucket(b);
     }
@@ -259,7 +289,7 @@ impl Pair {
             }
             b
         };
-        self.fast.table().pin(bucket(b)).unwrap();
+        self.core().table().pin(bucket(b)).unwrap();
         self.reference.buckets[b].pin += 1;
         self.held.push(b);
         self.compare_bucket(b);
@@ -267,14 +297,14 @@ impl Pair {
 
     fn free(&mut self) {
         let Some(&b) = self.held.choose(&mut self.rng) else { return };
-        self.fast.bucket_free(bucket(b)).unwrap();
+        self.core().bucket_free(bucket(b)).unwrap();
         self.reference.bucket_free(b);
         self.compare_bucket(b);
     }
 
     fn hit(&mut self) {
         let b = self.any_bucket();
-        self.fast.table().hit(bucket(b)).unwrap();
+        self.core().table().hit(bucket(b)).unwrap();
         self.reference.buckets[b].prio = 32768;
         self.compare_bucket(b);
     }
@@ -287,7 +317,7 @@ impl Pair {
             .choose(&mut self.rng)
             .unwrap();
         let sectors = *[1, 8, 100, 8191, 65535].choose(&mut self.rng).unwrap();
-        let fast = self.fast.table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
+        let fast = self.core().table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
         let reference = self.reference.mark_key(b, ptr_gen, mark, sectors);
         assert_eq!(fast, reference);
         self.counts.inconsistent_keys += u64::from(reference.is_none());
@@ -301,7 +331,7 @@ impl Pair {
 
     fn mark_held(&mut self) {
         let Some(&b) = self.held.choose(&mut self.rng) else { return };
-        self.fast.table().set_mark(bucket(b), Mark::Dirty).unwrap();
+        self.core().table().set_mark(bucket(b), Mark::Dirty).unwrap();
         self.reference.buckets[b].mark = Mark::Dirty;
         self.compare_bucket(b);
     }
@@ -310,7 +340,7 @@ impl Pair {
         for _ in 0..if self.shape.hot { 50 } else { 1 } {
             let b = self.any_bucket();
             let prio = *[0, 0, 1, 2, 32767, 40000, 65534, 65535].choose(&mut self.rng).unwrap();
-            self.fast.table().set_prio(bucket(b), Prio(prio)).unwrap();
+            self.core().table().set_prio(bucket(b), Prio(prio)).unwrap();
             self.reference.buckets[b].prio = prio;
             self.compare_bucket(b);
         }
@@ -322,11 +352,11 @@ impl Pair {
             // All prios at 0, or metadata's: a rescaling that ages nothing leaves min_prio 65535.
             for b in self.reference.first..self.reference.buckets.len() {
                 let prio = if self.rng.random() { 0 } else { 65535 };
-                self.fast.table().set_prio(bucket(b), Prio(prio)).unwrap();
+                self.core().table().set_prio(bucket(b), Prio(prio)).unwrap();
                 self.reference.buckets[b].prio = prio;
             }
         }
-        let fast = self.fast.rescale_priorities(sectors);
+        let fast = self.fast.account_io(sectors);
         assert_eq!(fast, self.reference.rescale_priorities(sectors));
         if fast {
             self.counts.rescaled += 1;
@@ -336,21 +366,21 @@ impl Pair {
 
     fn pass(&mut self) {
         let may = !self.reference.invalidate_needs_gc
-            && (self.reference.gc_mark_valid || self.fast.config().reclaim_in_gc);
-        assert_eq!(self.fast.may_invalidate().is_ok(), may);
+            && (self.reference.gc_mark_valid || self.core().config().reclaim_in_gc);
+        assert_eq!(self.core().may_invalidate().is_ok(), may);
         if !may {
-            assert!(self.fast.invalidate_buckets().is_err());
+            assert!(self.refiller().invalidate().is_err());
             return;
         }
-        let before = self.fast.free_inc_contents().len();
-        let pass = self.fast.invalidate_buckets().unwrap();
+        let before = self.core().free_inc_contents().len();
+        let pass = self.refiller().invalidate().unwrap();
         let victims: Vec<_> =
-            self.fast.free_inc_contents().into_iter().skip(before).map(index).collect();
+            self.core().free_inc_contents().into_iter().skip(before).map(index).collect();
         assert_eq!(pass.invalidated, victims.len());
         self.counts.passes += 1;
         self.counts.invalidated += victims.len() as u64;
         self.counts.gave_up += u64::from(pass.found != Found::Enough);
-        if self.fast.config().policy == Policy::Lru {
+        if self.core().config().policy == Policy::Lru {
             let (expected, dry) = self.reference.lru_victims();
             self.counts.exact_sweeps += u64::from(self.reference.min_prio > 32768);
             let values = |victims: &[usize]| -> Vec<_> {
@@ -372,19 +402,20 @@ impl Pair {
     }
 
     fn safe(&mut self) {
-        self.fast.free_inc_safe(Safe::NotSynced);
+        self.refiller().make_ready(ReuseReason::NotSynced);
     }
 
     fn hand_out(&mut self) {
-        if self.fast.next_ready().is_none() {
-            assert_eq!(self.fast.hand_out(), HandOut::NothingReady);
+        if self.core().next_ready().is_none() {
+            assert_eq!(self.refiller().push_ready(), PushStep::NothingReady);
             return;
         }
-        match (self.fast.hand_out(), self.reference.push_one()) {
-            (HandOut::Pushed(ready, reserve), Some((b, to))) => {
+        let step = self.refiller().push_ready();
+        match (step, self.reference.push_one()) {
+            (PushStep::Pushed(ready, reserve), Some((b, to))) => {
                 assert_eq!((index(ready.bucket), reserve), (b, to));
             }
-            (HandOut::Full, None) => {}
+            (PushStep::Full, None) => {}
             (fast, reference) => panic!("handed out {fast:?}, reference {reference:?}"),
         }
     }
@@ -417,26 +448,26 @@ impl Pair {
         let dirty = self.rng.random_ratio(dirty.0, dirty.1);
         let mark = if dirty { Mark::Dirty } else { Mark::Reclaimable };
         let sectors = self.rng.random_range(1..128);
-        let fast = self.fast.table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
+        let fast = self.core().table().mark_key(bucket(b), ptr_gen, mark, sectors).ok();
         assert_eq!(fast, self.reference.mark_key(b, ptr_gen, mark, sectors));
     }
 
     fn prio_write(&mut self) {
-        let begun = self.fast.prio_write_begin().is_ok();
+        let begun = self.refiller().prio_write_begin().is_ok();
         if begun {
             let mut sets = 0;
-            while let Some(set) = self.fast.prio_write_next().unwrap() {
+            while let Some(set) = self.refiller().prio_write_next().unwrap() {
                 sets += 1;
-                assert_eq!(self.fast.prio_write_head(), Some(set.bucket));
+                assert_eq!(self.refiller().prio_write_head(), Some(set.bucket));
             }
-            assert_eq!(sets, self.fast.sizes().prio);
-            self.fast.prio_write_commit().unwrap();
+            assert_eq!(sets, self.core().sizes().prio);
+            self.refiller().prio_write_commit().unwrap();
             self.counts.prio_writes += 1;
         }
         assert_eq!(begun, self.reference.prio_write());
         if begun {
             let chain: Vec<_> =
-                self.fast.prio_chain().current().iter().copied().map(index).collect();
+                self.core().prio_chains().current().iter().copied().map(index).collect();
             assert_eq!(chain, self.reference.prio_buckets);
         }
         self.compare_all();
@@ -450,11 +481,11 @@ impl Pair {
             return;
         }
         if self.reference.prio_blocked == 0 {
-            self.fast.set().block_prios();
+            self.core().set().block_prios();
             self.reference.prio_blocked += 1;
         }
         for _ in 0..*[1, 1, 1, 50].choose(&mut self.rng).unwrap() {
-            assert_eq!(self.fast.inc_gen(bucket(b)).unwrap().0, self.reference.inc_gen(b));
+            assert_eq!(self.core().inc_gen(bucket(b)).unwrap().0, self.reference.inc_gen(b));
         }
         self.compare_bucket(b);
         self.counts.gens_raised += 1;
@@ -462,11 +493,11 @@ impl Pair {
 
     fn block_prios(&mut self) {
         if self.rng.random_ratio(1, 3) {
-            self.fast.set().block_prios();
+            self.core().set().block_prios();
             self.reference.prio_blocked += 1;
         } else {
             let before = self.reference.prio_blocked;
-            assert_eq!(self.fast.set().unblock_prios(), before == 1);
+            assert_eq!(self.core().set().unblock_prios(), before == 1);
             self.reference.prio_blocked = before.saturating_sub(1);
         }
     }
@@ -474,7 +505,7 @@ impl Pair {
     fn gc_move(&mut self) {
         let b = self.any_bucket();
         let gc_move = self.rng.random();
-        self.fast.table().set_gc_move(bucket(b), gc_move).unwrap();
+        self.core().table().set_gc_move(bucket(b), gc_move).unwrap();
         self.reference.buckets[b].gc_move = gc_move;
         self.compare_bucket(b);
     }
@@ -483,14 +514,14 @@ impl Pair {
         let blocked = self.reference.prio_blocked != 0;
         let filled = if self.rng.random() {
             self.reference.initial_fill();
-            self.fast.initial_fill()
+            self.refiller().initial_fill()
         } else {
             self.reference.fill_unreferenced();
             let waits =
-                |&bucket: &BucketIndex| self.fast.lifecycle(bucket) == Ok(Lifecycle::Invalidated);
-            let waiting = self.fast.free_inc_contents().iter().filter(|it| waits(it)).count();
+                |&bucket: &BucketIndex| self.core().lifecycle(bucket) == Ok(Lifecycle::Invalidated);
+            let waiting = self.core().free_inc_contents().iter().filter(|it| waits(it)).count();
             self.reference.fill_from_free_inc(waiting);
-            self.fast.fill_unreferenced()
+            self.refiller().fill_unreferenced()
         };
         self.counts.filled += filled as u64;
         self.counts.blocked_fills += u64::from(blocked);
@@ -499,7 +530,7 @@ impl Pair {
     }
 
     fn compare_bucket(&self, b: usize) {
-        let fast = self.fast.table().bucket(bucket(b)).unwrap();
+        let fast = self.core().table().bucket(bucket(b)).unwrap();
         let reference = &self.reference.buckets[b];
         let of_fast = (
             u32::from(fast.pins),
@@ -523,14 +554,14 @@ impl Pair {
         );
         assert_eq!(of_fast, of_reference, "bucket {b}");
         assert_eq!(
-            self.fast.table().can_invalidate(bucket(b)).unwrap(),
+            self.core().table().can_invalidate(bucket(b)).unwrap(),
             self.reference.can_invalidate(b),
             "bucket {b}"
         );
     }
 
     fn compare_counters(&self) {
-        let (fast, reference) = (&self.fast, &self.reference);
+        let (fast, reference) = (self.core(), &self.reference);
         assert_eq!(
             (
                 fast.set().need_gc(),
@@ -558,15 +589,16 @@ impl Pair {
             self.compare_bucket(b);
         }
         for reserve in Reserve::ALL {
-            let fast: Vec<_> = self.fast.reserve_contents(reserve).into_iter().map(index).collect();
+            let fast: Vec<_> =
+                self.core().reserve_contents(reserve).into_iter().map(index).collect();
             assert_eq!(self.reference.reserve(reserve), &fast, "{reserve:?}");
         }
-        let fast: Vec<_> = self.fast.free_inc_contents().into_iter().map(index).collect();
+        let fast: Vec<_> = self.core().free_inc_contents().into_iter().map(index).collect();
         assert_eq!(self.reference.free_inc.items, fast);
-        if self.fast.config().policy == Policy::Fifo {
-            assert_eq!(self.fast.fifo_cursor(), self.reference.fifo_last_bucket as u64);
+        if self.core().config().policy == Policy::Fifo {
+            assert_eq!(self.core().fifo_cursor(), self.reference.fifo_last_bucket as u64);
         }
-        self.fast.check().unwrap();
+        self.core().check().unwrap();
         self.compare_counters();
     }
 }
@@ -593,7 +625,7 @@ fn allocator_and_reference_agree_step_by_step() {
         let mut pair = Pair::new(seed);
         println!(
             "seed {seed} (repeat with DIFF_SEED={seed}): {:?}, {} buckets, {:?}",
-            pair.fast.config().policy,
+            pair.core().config().policy,
             pair.reference.buckets.len(),
             pair.shape
         );
@@ -655,7 +687,7 @@ fn add(total: &mut Counts, counts: &Counts) {
 
 /// Caches of a set, against as many reference engines.
 struct SetPair {
-    fast: CacheSet,
+    fast: SetAllocator,
     reference: ReferenceSet,
     rng: StdRng,
     held: Vec<(usize, usize)>,
@@ -675,10 +707,15 @@ impl SetPair {
             let policy = if device % 2 == 0 { Policy::Fifo } else { Policy::Random };
             let seed = rng.random();
             // With discards nobody but the thread takes anything out of free_inc, as with the kernel.
-            configs.push(Config { policy, seed, discard: true, ..Config::new(geometry) });
+            configs.push(Config {
+                policy,
+                seed: Some(seed),
+                discard: true,
+                ..Config::new(geometry)
+            });
             caches.push(Reference::new(&geometry, policy, seed, false));
         }
-        let fast = CacheSet::new(&configs).unwrap();
+        let fast = SetAllocator::new(&configs).unwrap();
         let mut set = Self {
             fast,
             reference: ReferenceSet { caches },
@@ -702,25 +739,31 @@ impl SetPair {
 
     fn step(&mut self) {
         let device = self.rng.random_range(0..self.reference.caches.len());
-        let state = self.fast.caches()[device].state();
+        let refiller = self.fast.caches()[device].refiller().unwrap();
         let reference = &mut self.reference.caches[device];
         match self.rng.random_range(0..100) {
-            0..40 => self.alloc(),
-            40..60 => self.release(),
+            0..40 => {
+                drop(refiller);
+                self.alloc();
+            }
+            40..60 => {
+                drop(refiller);
+                self.release();
+            }
             60..80 => {
-                state.free_inc_safe(Safe::NotSynced);
-                state.hand_out();
+                refiller.make_ready(ReuseReason::NotSynced);
+                refiller.push_ready();
                 reference.push_one();
             }
             80..85 => {
-                if state.invalidate_buckets().is_ok() {
+                if refiller.invalidate().is_ok() {
                     reference.invalidate_buckets();
                 }
             }
             85..95 => {
                 let b = self.rng.random_range(2..reference.buckets.len());
                 let prio = self.rng.random_range(0..500);
-                state.table().set_prio(bucket(b), Prio(prio)).unwrap();
+                refiller.core().table().set_prio(bucket(b), Prio(prio)).unwrap();
                 reference.buckets[b].prio = prio;
             }
             95..97 => {
@@ -728,7 +771,10 @@ impl SetPair {
                     self.reference.caches.iter_mut().for_each(Reference::age);
                 }
             }
-            97 => self.gc(),
+            97 => {
+                drop(refiller);
+                self.gc();
+            }
             _ => self.compare(),
         }
     }
@@ -768,7 +814,7 @@ impl SetPair {
 
     fn compare(&self) {
         for (cache, reference) in self.fast.caches().iter().zip(&self.reference.caches) {
-            let state = cache.state();
+            let state = cache.core();
             state.check().unwrap();
             for reserve in Reserve::ALL {
                 let fast: Vec<_> = state.reserve_contents(reserve).into_iter().map(index).collect();

@@ -5,11 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bcache_core::allocator::set::OneCache;
-use bcache_core::allocator::thread::{ThreadError, write_prios};
 use bcache_core::allocator::{
-    AllocError, AllocatorThread, CacheSet, Config, Lifecycle, Mark, Policy, Reserve,
-    SectorAllocator, SectorRequest, Shared, State,
+    AllocError, Allocator, AllocatorThread, Config, Lifecycle, Mark, Policy, PushStep, Reserve,
+    ReuseReason, SectorAllocator, SectorRequest, SetAllocator, ThreadError, write_prios,
 };
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 
@@ -25,21 +23,21 @@ fn config(nbuckets: u64) -> Config {
     config
 }
 
-fn collect_in_thread(shared: Arc<Shared>) {
+fn collect_in_thread(shared: Arc<Allocator>) {
     thread::spawn(move || collect(&shared));
 }
 
 struct Setup {
-    shared: Arc<Shared>,
+    shared: Arc<Allocator>,
     disk: Arc<Mutex<Disk>>,
 }
 
 impl Setup {
     fn new(config: Config) -> Self {
-        let state = State::new(config).unwrap();
-        state.gc_finish(&[]).unwrap();
-        state.initial_fill();
-        Self { shared: Shared::new(state), disk: Arc::default() }
+        let shared = Allocator::new(config).unwrap();
+        shared.gc_finish(&[]).unwrap();
+        shared.refiller().unwrap().initial_fill();
+        Self { shared, disk: Arc::default() }
     }
 
     fn io(&self, writes_left: u32) -> DiskIo {
@@ -52,7 +50,7 @@ impl Setup {
         for count in 0..most {
             match self.shared.bucket_alloc(Reserve::None, true) {
                 Ok(bucket) => {
-                    let table = self.shared.state().table();
+                    let table = self.shared.core().table();
                     let bucket_gen = table.bucket_gen(bucket).unwrap();
                     self.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
                     self.shared.release(bucket).unwrap();
@@ -69,7 +67,7 @@ fn every_bucket_handed_out_is_durable_whenever_the_device_fails() {
     let mut handed_out = 0;
     for writes in 0..40 {
         let setup = Setup::new(config(3000));
-        assert_eq!(setup.shared.state().sizes().prio, 3);
+        assert_eq!(setup.shared.core().sizes().prio, 3);
         let allocator = AllocatorThread::start(&setup.shared, setup.io(writes)).unwrap();
         let (count, error) = setup.allocate(usize::MAX);
         assert_eq!(error, Some(AllocError::Failed), "after {writes} writes");
@@ -79,13 +77,13 @@ fn every_bucket_handed_out_is_durable_whenever_the_device_fails() {
         assert!(setup.shared.has_failed());
         let (io, error) = allocator.stop().err().unwrap();
         assert!(matches!(error, ThreadError::Io(DeviceFailed)));
-        setup.shared.state().check().unwrap();
+        setup.shared.core().check().unwrap();
         // The device recovers: what was in doubt is not used before prios are written again.
         let io = DiskIo { writes_left: u32::MAX, ..io.unwrap() };
         let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
         assert_eq!(setup.allocate(100), (100, None), "after {writes} writes");
         assert!(allocator.stop().is_ok());
-        setup.shared.state().check().unwrap();
+        setup.shared.core().check().unwrap();
     }
     assert!(handed_out > 100, "the run handed out only {handed_out} buckets");
 }
@@ -107,7 +105,7 @@ fn stopping_fails_those_who_wait_and_keeps_what_was_not_durable() {
         let io = allocator.stop().ok().unwrap();
         let error = waiter.join().unwrap();
         assert!(matches!(error, Some(AllocError::Stopped { .. })), "{error:?}");
-        let state = setup.shared.state();
+        let state = setup.shared.core();
         state.check().unwrap();
         for bucket in state.free_inc_contents() {
             let place = state.lifecycle(bucket).unwrap();
@@ -129,21 +127,20 @@ fn stopping_fails_those_who_wait_and_keeps_what_was_not_durable() {
 /// as GC finds some, everything moves.
 #[test]
 fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
-    let state = full_state(config(3000), &[]);
-    assert_eq!(state.initial_fill(), 0);
-    let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+    let shared = full(config(3000), &[]);
+    assert_eq!(shared.refiller().unwrap().initial_fill(), 0);
+    let setup = Setup { shared, disk: Arc::default() };
     // The first GCs find every bucket referenced, as before: those that a pass took by keys that are
     // stale now.
     let io = DiskIo {
         gc: Box::new(|shared| {
             thread::spawn(move || {
-                shared.state().gc_start();
+                shared.gc_start();
                 for bucket in (3..3000).map(BucketIndex) {
-                    shared.state().table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
+                    shared.core().table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
                 }
-                shared.state().gc_finish(&[]).unwrap();
                 thread::sleep(Duration::from_millis(1));
-                shared.gc_finished();
+                shared.gc_finish(&[]).unwrap();
             });
         }),
         ..setup.io(u32::MAX)
@@ -159,23 +156,25 @@ fn a_full_cache_waits_for_gc_instead_of_using_buckets_too_early() {
     collect(&setup.shared);
     assert_eq!(setup.allocate(100), (100, None));
     assert!(allocator.stop().is_ok());
-    setup.shared.state().check().unwrap();
+    setup.shared.core().check().unwrap();
 }
 
 /// Every bucket holds data but `unmarked`, which nothing points to.
-fn full_state(config: Config, unmarked: &[u64]) -> State {
-    let state = State::new(config).unwrap();
+fn full(config: Config, unmarked: &[u64]) -> Arc<Allocator> {
+    let shared = Allocator::new(config).unwrap();
+    let (table, refiller) = (shared.core().table(), shared.refiller().unwrap());
     let first = config.geometry.first_bucket().0;
     for bucket in (first..config.geometry.nbuckets()).filter(|bucket| !unmarked.contains(bucket)) {
         let bucket = BucketIndex(bucket);
-        state.table().load(bucket, Prio(1000), Gen(7)).unwrap();
-        state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
+        refiller.load(bucket, Prio(1000), Gen(7)).unwrap();
+        table.mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
     }
-    state.gc_finish(&[]).unwrap();
-    state
+    drop(refiller);
+    shared.gc_finish(&[]).unwrap();
+    shared
 }
 
-fn collect_keeping_in_thread(shared: Arc<Shared>) {
+fn collect_keeping_in_thread(shared: Arc<Allocator>) {
     thread::spawn(move || {
         collect_keeping(&shared);
         // Whoever needs one after the other without end is not to take the whole processor.
@@ -184,8 +183,8 @@ fn collect_keeping_in_thread(shared: Arc<Shared>) {
 }
 
 /// Waits until `free_inc` is full: what is freed after that can only go to the reserves.
-fn wait_for_pass(shared: &Shared) {
-    while shared.state().free_inc_contents().len() < shared.state().sizes().free_inc {
+fn wait_for_pass(shared: &Allocator) {
+    while shared.core().free_inc_contents().len() < shared.core().sizes().free_inc {
         thread::yield_now();
     }
 }
@@ -194,8 +193,8 @@ fn wait_for_pass(shared: &Shared) {
 /// are not written yet.
 #[test]
 fn freed_nodes_are_not_used_before_their_parents_are_written() {
-    let setup = Setup { shared: Shared::new(full_state(config(3000), &[])), disk: Arc::default() };
-    let table = setup.shared.state().table();
+    let setup = Setup { shared: full(config(3000), &[]), disk: Arc::default() };
+    let table = setup.shared.core().table();
     let nodes = [100, 101, 102].map(BucketIndex);
     for node in nodes {
         table.pin(node).unwrap();
@@ -204,19 +203,19 @@ fn freed_nodes_are_not_used_before_their_parents_are_written() {
     let io = DiskIo { gc: Box::new(collect_keeping_in_thread), ..setup.io(u32::MAX) };
     let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
     wait_for_pass(&setup.shared);
-    setup.shared.block_prios();
+    setup.shared.core().set().block_prios();
     nodes.into_iter().try_for_each(|node| setup.shared.release(node)).unwrap();
     thread::sleep(Duration::from_millis(50));
     collect_keeping(&setup.shared);
     thread::sleep(Duration::from_millis(20));
     for node in nodes {
-        assert_eq!(setup.shared.state().lifecycle(node).unwrap(), Lifecycle::InUse);
+        assert_eq!(setup.shared.core().lifecycle(node).unwrap(), Lifecycle::InUse);
     }
     assert!(!setup.disk.lock().unwrap().has_prios());
-    setup.shared.unblock_prios();
+    setup.shared.core().set().unblock_prios();
     assert_eq!(setup.allocate(1), (1, None));
     assert!(allocator.stop().is_ok());
-    setup.shared.state().check().unwrap();
+    setup.shared.core().check().unwrap();
 }
 
 /// While a GC runs, what it has not come to yet has no mark, and may hold anything.
@@ -224,11 +223,12 @@ fn freed_nodes_are_not_used_before_their_parents_are_written() {
 fn the_reserves_are_not_filled_while_a_gc_runs() {
     let mut config = config(3000);
     config.reclaim_in_gc = true;
-    let state = full_state(config, &[]);
-    state.gc_start();
-    assert_eq!((state.initial_fill(), state.fill_unreferenced()), (0, 0));
-    state.gc_finish(&[]).unwrap();
-    assert!(state.fill_unreferenced() > 0);
+    let shared = full(config, &[]);
+    let refiller = shared.refiller().unwrap();
+    shared.gc_start();
+    assert_eq!((refiller.initial_fill(), refiller.fill_unreferenced()), (0, 0));
+    shared.gc_finish(&[]).unwrap();
+    assert!(refiller.fill_unreferenced() > 0);
 }
 
 /// What is put into a bucket while a GC runs was not there when it began.
@@ -236,19 +236,20 @@ fn the_reserves_are_not_filled_while_a_gc_runs() {
 fn a_bucket_is_invalidated_once_while_a_gc_runs() {
     let mut config = config(3000);
     config.reclaim_in_gc = true;
-    let state = full_state(config, &[]);
-    state.gc_start();
-    state.invalidate_buckets().unwrap();
-    state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+    let shared = full(config, &[]);
+    let (state, refiller) = (shared.core(), shared.refiller().unwrap());
+    shared.gc_start();
+    refiller.invalidate().unwrap();
+    refiller.make_ready(ReuseReason::NotSynced);
     while state.reserve_used(Reserve::Btree) == 0 {
-        state.hand_out();
+        refiller.push_ready();
     }
     let bucket = state.bucket_alloc(Reserve::Btree).unwrap().unwrap();
     state.bucket_free(bucket).unwrap();
     state.table().unpin(bucket).unwrap();
     assert_eq!(state.table().can_invalidate(bucket), Ok(false));
     assert_eq!(state.table().can_invalidate(BucketIndex(2000)), Ok(true));
-    state.gc_finish(&[]).unwrap();
+    shared.gc_finish(&[]).unwrap();
     assert_eq!(state.table().can_invalidate(bucket), Ok(true));
     state.check().unwrap();
 }
@@ -258,25 +259,25 @@ fn a_bucket_is_invalidated_once_while_a_gc_runs() {
 #[test]
 fn what_a_pass_took_serves_a_chain_once_gc_finds_it_unreferenced() {
     let (unmarked, stale) = (BucketIndex(200), BucketIndex(300));
-    let shared = Shared::new(full_state(config(600), &[unmarked.0]));
-    let state = shared.state();
+    let shared = full(config(600), &[unmarked.0]);
+    let (state, refiller) = (shared.core(), shared.refiller().unwrap());
     state.table().set_prio(stale, Prio(1)).unwrap();
-    state.invalidate_buckets().unwrap();
+    refiller.invalidate().unwrap();
     let taken = state.free_inc_contents();
     assert!(taken.contains(&unmarked) && taken.contains(&stale), "{taken:?}");
     // A crash brings back its gen from before the pass, and nobody has looked for pointers since.
-    assert_eq!(state.fill_unreferenced(), 0);
+    assert_eq!(refiller.fill_unreferenced(), 0);
     collect_keeping(&shared);
     state.set().block_prios();
-    assert_eq!(state.fill_unreferenced(), 0);
+    assert_eq!(refiller.fill_unreferenced(), 0);
     state.set().unblock_prios();
     // The keys are stale now, but a crash would make them valid again.
-    state.gc_start();
+    shared.gc_start();
     for bucket in (3..600).map(BucketIndex).filter(|&bucket| bucket != unmarked) {
         state.table().mark_key(bucket, Gen(7), Mark::Reclaimable, 8).unwrap();
     }
-    state.gc_finish(&[]).unwrap();
-    assert_eq!(state.fill_unreferenced(), 1);
+    shared.gc_finish(&[]).unwrap();
+    assert_eq!(refiller.fill_unreferenced(), 1);
     assert_eq!(state.reserve_contents(Reserve::Prio), [unmarked]);
     assert_eq!(state.free_inc_contents().len(), taken.len() - 1);
     state.check().unwrap();
@@ -286,15 +287,16 @@ fn what_a_pass_took_serves_a_chain_once_gc_finds_it_unreferenced() {
 #[test]
 fn a_bucket_with_stale_pointers_is_not_unreferenced() {
     let (stale, risen, unmarked) = (BucketIndex(10), BucketIndex(11), BucketIndex(12));
-    let state = full_state(config(3000), &[stale.0, risen.0, unmarked.0]);
+    let shared = full(config(3000), &[stale.0, risen.0, unmarked.0]);
+    let (state, refiller) = (shared.core(), shared.refiller().unwrap());
     assert_eq!(state.table().mark_key(stale, Gen(255), Mark::Reclaimable, 8), Ok(1));
     state.table().pin(risen).unwrap();
     state.inc_gen(risen).unwrap();
     state.table().unpin(risen).unwrap();
-    assert_eq!(state.fill_unreferenced(), 1);
+    assert_eq!(refiller.fill_unreferenced(), 1);
     assert_eq!(state.reserve_contents(Reserve::Prio), [unmarked]);
     // At registration the gens are those of the device.
-    assert_eq!(state.initial_fill(), 2);
+    assert_eq!(refiller.initial_fill(), 2);
 }
 
 /// What falls due while the thread is in I/O is one rescaling each, and all are done.
@@ -302,7 +304,7 @@ fn a_bucket_with_stale_pointers_is_not_unreferenced() {
 fn rescalings_that_fall_due_while_the_thread_is_busy_all_count() {
     let setup = Setup::new(config(3000));
     let bucket = BucketIndex(2000);
-    setup.shared.state().table().set_prio(bucket, Prio(1000)).unwrap();
+    setup.shared.core().table().set_prio(bucket, Prio(1000)).unwrap();
     // As many as this sector count makes due, one each.
     let interval = u32::try_from(3000 * 8 / 1024 + 1).unwrap();
     // The device is busy until it gets its lock back.
@@ -310,19 +312,19 @@ fn rescalings_that_fall_due_while_the_thread_is_busy_all_count() {
     let busy = device.lock().unwrap();
     let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
     // By then the thread waits for the device.
-    while setup.shared.state().prio_chain().seq() == 0 {
+    while setup.shared.core().prio_chains().seq() == 0 {
         thread::yield_now();
     }
     let due = (0..7).filter(|_| setup.shared.account_io(interval)).count();
     assert_eq!(due, 7);
     drop(busy);
-    while setup.shared.state().table().bucket(bucket).unwrap().prio == Prio(1000) {
+    while setup.shared.core().table().bucket(bucket).unwrap().prio == Prio(1000) {
         thread::yield_now();
     }
     assert!(allocator.stop().is_ok());
-    assert_eq!(setup.shared.state().table().bucket(bucket).unwrap().prio, Prio(1000 - 7));
+    assert_eq!(setup.shared.core().table().bucket(bucket).unwrap().prio, Prio(1000 - 7));
     // The others had 0.
-    assert_eq!(setup.shared.state().set().min_prio(), 1000 - 7);
+    assert_eq!(setup.shared.core().set().min_prio(), 1000 - 7);
 }
 
 #[test]
@@ -343,7 +345,7 @@ fn a_cache_has_one_thread_at_a_time() {
 fn who_waits_for_a_reserve_gets_it_or_an_error() {
     let setup = Setup::new(config(3000));
     let allocator = AllocatorThread::start(&setup.shared, setup.io(40)).unwrap();
-    let capacity = setup.shared.state().sizes().btree;
+    let capacity = setup.shared.core().sizes().btree;
     let reserve = Reserve::Btree;
     assert_eq!(setup.shared.wait_for_reserve(reserve, capacity), Ok(()));
     assert_eq!(
@@ -351,7 +353,7 @@ fn who_waits_for_a_reserve_gets_it_or_an_error() {
         Err(AllocError::NeverThatMany { reserve, wanted: capacity + 1, capacity })
     );
     assert_eq!(setup.allocate(usize::MAX).1, Some(AllocError::Failed));
-    assert_eq!(setup.shared.state().reserve_used(reserve), capacity);
+    assert_eq!(setup.shared.core().reserve_used(reserve), capacity);
     assert_eq!(setup.shared.wait_for_reserve(reserve, capacity), Err(AllocError::Failed));
     drop(allocator);
 }
@@ -359,7 +361,7 @@ fn who_waits_for_a_reserve_gets_it_or_an_error() {
 #[test]
 fn a_hit_through_a_stale_pointer_changes_nothing() {
     let setup = Setup::new(config(3000));
-    let state = setup.shared.state();
+    let state = setup.shared.core();
     let bucket = state.bucket_alloc(Reserve::Prio).unwrap().unwrap();
     let table = state.table();
     let bucket_gen = table.bucket_gen(bucket).unwrap();
@@ -371,7 +373,7 @@ fn a_hit_through_a_stale_pointer_changes_nothing() {
 }
 
 /// A bucket, or why there is none; `WouldBlock` if there is none for long.
-fn next_bucket(shared: &Shared) -> Result<BucketIndex, AllocError> {
+fn next_bucket(shared: &Allocator) -> Result<BucketIndex, AllocError> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         match shared.bucket_alloc(Reserve::None, false) {
@@ -388,34 +390,35 @@ fn next_bucket(shared: &Shared) -> Result<BucketIndex, AllocError> {
 #[test]
 fn a_full_cache_goes_on_after_a_failed_journal_entry() {
     for failing in [4, 5] {
-        let state = full_state(config(3000), &[3, 4, 5]);
-        assert_eq!(state.initial_fill(), 3);
-        let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
-        let state = setup.shared.state();
+        let shared = full(config(3000), &[3, 4, 5]);
+        let setup = Setup { shared, disk: Arc::default() };
+        let (state, refiller) = (setup.shared.core(), setup.shared.refiller().unwrap());
+        assert_eq!(refiller.initial_fill(), 3);
         let keeping = |io: DiskIo| DiskIo { gc: Box::new(collect_keeping_in_thread), ..io };
         let mut io = keeping(setup.io(u32::MAX));
-        assert!(write_prios(state, &mut io).is_ok());
-        let old = state.prio_chain().current().to_vec();
+        assert!(write_prios(&refiller, &mut io).is_ok());
+        let old = state.prio_chains().current().to_vec();
         // Three more, for one chain; then all is full.
         let next = [6, 7, 8].map(BucketIndex);
         for bucket in next {
             state.bucket_free(bucket).unwrap();
         }
-        assert_eq!(state.fill_unreferenced(), 3);
+        assert_eq!(refiller.fill_unreferenced(), 3);
+        drop(refiller);
 
         // Three sets and a flush; then the entry or its flush fails.
         let allocator = AllocatorThread::start(&setup.shared, keeping(setup.io(failing))).unwrap();
         assert_eq!(setup.allocate(usize::MAX), (0, Some(AllocError::Failed)));
         assert!(allocator.stop().is_err());
-        assert_eq!(state.prio_chain().current(), old);
-        assert_eq!(state.prio_chain().in_doubt(), Some(&next.map(|b| BucketIndex(14 - b.0))[..]));
+        assert_eq!(state.prio_chains().current(), old);
+        assert_eq!(state.prio_chains().in_doubt(), Some(&next.map(|b| BucketIndex(14 - b.0))[..]));
         assert_eq!(state.reserve_used(Reserve::Prio) + state.reserve_used(Reserve::None), 0);
 
         // It fails once more: nothing is lost, and nothing handed out.
         let allocator = AllocatorThread::start(&setup.shared, keeping(setup.io(failing - 4)));
         assert_eq!(next_bucket(&setup.shared), Err(AllocError::Failed));
         assert!(allocator.unwrap().stop().is_err());
-        assert_eq!(state.prio_chain().current(), old);
+        assert_eq!(state.prio_chains().current(), old);
 
         let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
         let bucket = next_bucket(&setup.shared).unwrap();
@@ -423,7 +426,7 @@ fn a_full_cache_goes_on_after_a_failed_journal_entry() {
         let bucket_gen = state.table().bucket_gen(bucket).unwrap();
         setup.disk.lock().unwrap().assert_safe(bucket, bucket_gen);
         setup.shared.release(bucket).unwrap();
-        assert_eq!(state.prio_chain().in_doubt(), None);
+        assert_eq!(state.prio_chains().in_doubt(), None);
         assert!(allocator.stop().is_ok());
         state.check().unwrap();
     }
@@ -448,13 +451,13 @@ fn an_unsynced_set_writes_nothing() {
 #[test]
 fn an_idle_cache_writes_nothing() {
     for nbuckets in [513, 600, 1024, 1025, 2048, 3000, 8192, 16384, 32768, 65536] {
-        let state = full_state(config(nbuckets), &(100..400).collect::<Vec<_>>());
-        state.initial_fill();
-        let setup = Setup { shared: Shared::new(state), disk: Arc::default() };
+        let shared = full(config(nbuckets), &(100..400).collect::<Vec<_>>());
+        shared.refiller().unwrap().initial_fill();
+        let setup = Setup { shared, disk: Arc::default() };
         let io = DiskIo { gc: Box::new(collect_keeping_in_thread), ..setup.io(u32::MAX) };
         let allocator = AllocatorThread::start(&setup.shared, io).unwrap();
         assert_eq!(setup.allocate(10), (10, None), "{nbuckets} buckets");
-        let chains = || setup.shared.state().prio_chain().seq();
+        let chains = || setup.shared.core().prio_chains().seq();
         let start = Instant::now();
         loop {
             let before = chains();
@@ -488,7 +491,7 @@ fn allocations_hits_gcs_and_rescalings_at_once() {
                 });
             }
             scope.spawn(|| {
-                let table = setup.shared.state().table();
+                let table = setup.shared.core().table();
                 let mut b = 3;
                 while Instant::now() < end {
                     b = if b < 4999 { b + 1 } else { 3 };
@@ -503,7 +506,7 @@ fn allocations_hits_gcs_and_rescalings_at_once() {
             });
         });
         assert!(allocator.stop().is_ok());
-        setup.shared.state().check().unwrap();
+        setup.shared.core().check().unwrap();
     }
 }
 
@@ -512,8 +515,7 @@ fn writers_never_get_the_same_sector() {
     let geometry = Geometry::new(3000, 1, Sectors(64), Sectors(8)).unwrap();
     let setup = Setup::new(Config::new(geometry));
     let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
-    let source = OneCache::new(Arc::clone(&setup.shared));
-    let sectors = SectorAllocator::new(source, 4, 64);
+    let sectors = SectorAllocator::new(Arc::clone(&setup.shared), &geometry, 4);
     let given: Vec<_> = thread::scope(|scope| {
         let writers: Vec<_> = (0..4u32)
             .map(|writer| {
@@ -539,7 +541,7 @@ fn writers_never_get_the_same_sector() {
                         if given.len() > 256 {
                             let (pointer, ..) = given[given.len() - 256];
                             let bucket = pointer.bucket;
-                            shared.state().table().unpin(bucket).unwrap();
+                            shared.core().table().unpin(bucket).unwrap();
                         }
                     }
                     given
@@ -568,19 +570,17 @@ fn writers_never_get_the_same_sector() {
     assert!(allocator.stop().is_ok());
 }
 
-use bcache_core::allocator::state::HandOut;
-
 /// What is ready in `free_inc` counts as free: otherwise the cache that fetched last would be asked until
 /// nothing of its own is left.
 #[test]
 fn a_set_whose_reserves_are_fetched_uses_all_its_caches() {
-    let set = CacheSet::new(&[config(32768); 2]).unwrap();
+    let set = SetAllocator::new(&[config(32768); 2]).unwrap();
     set.gc_finish(&[]).unwrap();
     for cache in set.caches() {
-        let state = cache.state();
-        state.initial_fill();
-        state.invalidate_buckets().unwrap();
-        state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+        let refiller = cache.refiller().unwrap();
+        refiller.initial_fill();
+        refiller.invalidate().unwrap();
+        refiller.make_ready(ReuseReason::NotSynced);
     }
     let mut of_each = [0u32; 2];
     for _ in 0..100 {
@@ -590,17 +590,17 @@ fn a_set_whose_reserves_are_fetched_uses_all_its_caches() {
     assert_eq!(of_each, [50, 50]);
 }
 
-fn filled_set(used: [usize; 3]) -> CacheSet {
-    let set = CacheSet::new(&[config(3000), config(3000), config(3000)]).unwrap();
+fn filled_set(used: [usize; 3]) -> SetAllocator {
+    let set = SetAllocator::new(&[config(3000), config(3000), config(3000)]).unwrap();
     set.gc_finish(&[]).unwrap();
     for (cache, used) in set.caches().iter().zip(used) {
-        let state = cache.state();
-        state.initial_fill();
-        state.invalidate_buckets().unwrap();
-        state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
+        let (state, refiller) = (cache.core(), cache.refiller().unwrap());
+        refiller.initial_fill();
+        refiller.invalidate().unwrap();
+        refiller.make_ready(ReuseReason::NotSynced);
         // Nothing stays ready in free_inc, from where it would be fetched, and three in None.
         while state.next_ready().is_some() || state.reserve_used(Reserve::None) > 3 {
-            if !matches!(state.hand_out(), HandOut::Pushed(..)) {
+            if !matches!(refiller.push_ready(), PushStep::Pushed(..)) {
                 let bucket = state.bucket_alloc(Reserve::None).unwrap().unwrap();
                 cache.release(bucket).unwrap();
             }
@@ -615,7 +615,7 @@ fn filled_set(used: [usize; 3]) -> CacheSet {
 #[test]
 fn a_set_takes_the_emptiest_caches_and_gives_all_back_on_failure() {
     let set = filled_set([2, 0, 1]);
-    let none = |device: usize| set.caches()[device].state().reserve_used(Reserve::None);
+    let none = |device: usize| set.caches()[device].core().reserve_used(Reserve::None);
     let avail = set.counters().avail_nbuckets();
     let two = set.bucket_alloc_set(Reserve::None, 2, false).unwrap();
     assert_eq!(two.iter().map(|pointer| pointer.device).collect::<Vec<_>>(), [1, 2]);
@@ -627,12 +627,12 @@ fn a_set_takes_the_emptiest_caches_and_gives_all_back_on_failure() {
     set.bucket_alloc_set(Reserve::None, 3, false).unwrap();
     assert_eq!([none(0), none(1), none(2)], [0, 1, 0]);
     let avail = set.counters().avail_nbuckets();
-    let moving = |device: usize| set.caches()[device].state().reserve_used(Reserve::MovingGc);
+    let moving = |device: usize| set.caches()[device].core().reserve_used(Reserve::MovingGc);
     let failed = set.bucket_alloc_set(Reserve::None, 2, false);
     assert!(matches!(failed, Err(AllocError::WouldBlock { .. })), "{failed:?}");
     // The bucket of cache 1 is free again: nobody holds a pin or a mark.
     assert_eq!(set.counters().avail_nbuckets(), avail);
-    let of_one = set.caches()[1].state();
+    let of_one = set.caches()[1].core();
     let pinned = (3..3000)
         .map(BucketIndex)
         .filter(|&b| of_one.lifecycle(b).unwrap() == Lifecycle::Allocated)
@@ -649,7 +649,7 @@ fn of_equally_empty_caches_the_one_with_the_oldest_data_is_first() {
     for (device, prio) in [(0, 300), (1, 100), (2, 200)] {
         let cache = &set.caches()[device];
         for bucket in (3..3000).map(BucketIndex) {
-            cache.state().table().set_prio(bucket, Prio(prio)).unwrap();
+            cache.core().table().set_prio(bucket, Prio(prio)).unwrap();
         }
     }
     assert!(set.account_io(1));
@@ -660,9 +660,9 @@ fn of_equally_empty_caches_the_one_with_the_oldest_data_is_first() {
 
 #[test]
 fn sets_that_cannot_be_are_refused() {
-    assert!(CacheSet::new(&[]).is_err());
-    assert!(CacheSet::new(&[config(3000); 9]).is_err());
+    assert!(SetAllocator::new(&[]).is_err());
+    assert!(SetAllocator::new(&[config(3000); 9]).is_err());
     let mut other = config(3000);
     other.geometry = Geometry::new(3000, 3, Sectors(16), Sectors(8)).unwrap();
-    assert!(CacheSet::new(&[config(3000), other]).is_err());
+    assert!(SetAllocator::new(&[config(3000), other]).is_err());
 }

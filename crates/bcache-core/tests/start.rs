@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use bcache_core::allocator::sectors::BucketSource;
-use bcache_core::allocator::thread::ThreadError;
-use bcache_core::allocator::{AllocError, AllocatorThread, Config, Mark, Reserve, SetPointer};
+use bcache_core::allocator::{
+    AllocError, AllocatorThread, BucketSource, Config, Mark, Reserve, SetPointer, ThreadError,
+};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, Trigger};
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
@@ -129,7 +129,7 @@ fn collect(set: &RunningSet, keys: &Keys) {
     let allocator = set.allocator();
     allocator.gc_start();
     keys.lock().unwrap().retain(|key| {
-        let table = allocator.cache(key.device).unwrap().state().table();
+        let table = allocator.cache(key.device).unwrap().core().table();
         !allocator.is_stale(key)
             && table.mark_key(key.bucket, key.bucket_gen, Mark::Reclaimable, 8) == Ok(0)
     });
@@ -199,12 +199,12 @@ fn allocate(
             }
             Err((_, error)) => panic!("{error:?}"),
         }
-        let chain = cache.state().prio_chain();
+        let chain = cache.core().prio_chains();
         ran.in_doubt |= chain.in_doubt().is_some();
         ran.prio_writes = chain.seq();
     }
     collector.join().unwrap();
-    caches.iter().try_for_each(|cache| cache.state().check()).unwrap();
+    caches.iter().try_for_each(|cache| cache.core().check()).unwrap();
 }
 
 /// What is wrong with `image`, that of cache `device` after `ran`: nothing, if the cache was as
@@ -411,5 +411,5 @@ fn a_set_in_use_is_not_started_again_and_marks_its_metadata() {
         assert_eq!(mark, Mark::Metadata);
         assert!(read.metadata_role(bucket).is_some(), "{bucket}");
     }
-    assert_eq!(read.prios.buckets, set.allocator().caches()[0].state().prio_chain().current());
+    assert_eq!(read.prios.buckets, set.allocator().caches()[0].core().prio_chains().current());
 }

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bcache_core::allocator::thread::{ThreadError, WriteError};
-use bcache_core::allocator::{AllocatorThread, Reserve, SectorAllocator};
+use bcache_core::allocator::{AllocatorThread, Reserve, SectorAllocator, ThreadError, WriteError};
 use bcache_core::device::BlockDevice;
 use bcache_core::layout::superblock::Superblock;
 use bcache_core::ops::start::{CacheIo, CacheIoError, Member, RunningSet};
@@ -21,7 +20,7 @@ use super::collector::Collector;
 use super::counted::CountedDevice;
 use super::index::KeyIndex;
 use super::plan::{DevicePlan, IoMode};
-use super::timed::{TimedIo, TimedSource};
+use super::timed::TimedIo;
 use super::writer::{Cache, CacheWriter, WriterError};
 use crate::progress::Goal;
 use crate::record::harness::{Driven, Load, drive};
@@ -65,7 +64,7 @@ pub fn allocator_run(
     let set = RunningSet::start(
         members.collect(),
         |config| {
-            config.seed = plan.seed;
+            config.seed = Some(plan.seed);
             // As kernels since 6.10: what could be invalidated before a GC can be during it.
             config.reclaim_in_gc = true;
         },
@@ -178,10 +177,9 @@ impl<'a> Running<'a> {
 
     fn drive(&self, totals: &Mutex<Counters>) -> Result<Driven, WriterError> {
         let writers = self.plan.writers;
-        let source = TimedSource::new(Arc::clone(self.set.allocator()));
-        let nr_uuids = self.geometry.nr_uuids();
+        let source = Arc::clone(self.set.allocator());
         let own = usize::try_from(writers.get()).unwrap_or(1);
-        let sectors = SectorAllocator::new(source, own, nr_uuids);
+        let sectors = SectorAllocator::new(source, &self.geometry, own);
         let devices: Vec<_> = self.devices.iter().map(as_block_device).collect();
         let cache = Cache {
             set: &self.set,
@@ -291,7 +289,7 @@ impl<'a> Running<'a> {
     /// The longest part of the first cache without metadata. What it holds has no keys on the device,
     /// and once the writers have ended nobody reads it any more.
     fn scratch_area(&self) -> Result<Area> {
-        let chain = self.set.allocator().cache(0)?.state().prio_chain();
+        let chain = self.set.allocator().cache(0)?.core().prio_chains();
         let marks = self.set.metadata_marks().into_iter();
         let of_first = marks.filter(|(device, ..)| *device == 0).map(|(_, bucket, _)| bucket);
         let end = BucketIndex(self.geometry.nbuckets());

@@ -6,9 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bcache_core::allocator::sectors::BucketSource;
-use bcache_core::allocator::set::CacheSet;
-use bcache_core::allocator::{AllocError, Mark, SetPointer};
+use bcache_core::allocator::{AllocError, Mark, SetAllocator, SetPointer};
 use bcache_core::layout::bkey::Ptr;
 use bcache_core::units::{Geometry, Sectors};
 
@@ -91,7 +89,12 @@ impl KeyIndex {
     }
 
     /// Where `size` sectors at `offset` are, in pieces; `None` unless all of them are in the cache.
-    pub fn lookup(&self, set: &CacheSet, offset: Sectors, size: Sectors) -> Option<Vec<Extent>> {
+    pub fn lookup(
+        &self,
+        set: &SetAllocator,
+        offset: Sectors,
+        size: Sectors,
+    ) -> Option<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         for slot in self.slots(offset, size) {
             let ptr = Ptr(slot.load(Ordering::Acquire));
@@ -126,12 +129,12 @@ impl KeyIndex {
     }
 
     /// Marks the bucket of every key, and drops the keys that have become stale, as GC does.
-    pub fn mark(&self, set: &CacheSet) -> Result<(), AllocError> {
+    pub fn mark(&self, set: &SetAllocator) -> Result<(), AllocError> {
         let mut pending: Option<(SetPointer, u64)> = None;
         let flush = |of: Option<(SetPointer, u64)>| -> Result<(), AllocError> {
             let Some((pointer, sectors)) = of else { return Ok(()) };
             let sectors = u16::try_from(sectors).unwrap_or(u16::MAX);
-            let table = set.cache(pointer.device)?.state().table();
+            let table = set.cache(pointer.device)?.core().table();
             table.mark_key(pointer.bucket, pointer.bucket_gen, Mark::Reclaimable, sectors)?;
             Ok(())
         };
@@ -158,16 +161,16 @@ impl KeyIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bcache_core::allocator::{Config, Reserve};
+    use bcache_core::allocator::{Config, PushStep, Reserve, ReuseReason};
     use bcache_core::units::BucketIndex;
 
     #[test]
     fn what_is_inserted_is_found_until_its_bucket_goes() {
         let geometry = Geometry::new(1024, 1, Sectors(64), Sectors(8)).unwrap();
-        let set = CacheSet::new(&[Config::new(geometry)]).unwrap();
+        let set = SetAllocator::new(&[Config::new(geometry)]).unwrap();
         set.gc_finish(&[]).unwrap();
         let cache = &set.caches()[0];
-        cache.state().initial_fill();
+        cache.refiller().unwrap().initial_fill();
         let index = KeyIndex::new(Sectors(1 << 12), Sectors(8), geometry).unwrap();
         let two = set.bucket_alloc_set(Reserve::Btree, 1, false).unwrap();
         let one = set.bucket_alloc_set(Reserve::Btree, 1, false).unwrap();
@@ -184,21 +187,22 @@ mod tests {
 
         // A GC finds the sectors of each, and forgets what is stale.
         for pointer in [one[0], two[0]] {
-            cache.state().table().unpin(pointer.bucket).unwrap();
+            cache.core().table().unpin(pointer.bucket).unwrap();
         }
         set.gc_start();
         index.mark(&set).unwrap();
         set.gc_finish(&[]).unwrap();
-        let used = |bucket: BucketIndex| cache.state().table().bucket(bucket).unwrap().sectors_used;
+        let used = |bucket: BucketIndex| cache.core().table().bucket(bucket).unwrap().sectors_used;
         assert_eq!([used(one[0].bucket), used(two[0].bucket)], [24, 8]);
-        let state = cache.state();
+        let state = cache.core();
         state.bucket_free(one[0].bucket).unwrap();
-        state.invalidate_buckets().unwrap();
+        let refiller = cache.refiller().unwrap();
+        refiller.invalidate().unwrap();
         while !set.is_stale(&one[0]) {
-            state.free_inc_safe(bcache_core::allocator::Safe::NotSynced);
-            while let bcache_core::allocator::state::HandOut::Pushed(..) = state.hand_out() {}
+            refiller.make_ready(ReuseReason::NotSynced);
+            while let PushStep::Pushed(..) = refiller.push_ready() {}
             while state.bucket_alloc(Reserve::None).unwrap().is_some() {}
-            state.invalidate_buckets().unwrap();
+            refiller.invalidate().unwrap();
         }
         assert_eq!(index.lookup(&set, Sectors(80), Sectors(8)), None);
         index.mark(&set).unwrap();

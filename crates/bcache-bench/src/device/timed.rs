@@ -1,14 +1,11 @@
 //! Times what the allocator thread does, and bucket allocations inside of sector allocations.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
-use bcache_core::allocator::prios::PrioSetPlan;
-use bcache_core::allocator::sectors::BucketSource;
-use bcache_core::allocator::set::CacheSet;
-use bcache_core::allocator::thread::Event;
-use bcache_core::allocator::{AllocError, AllocatorIo, BucketTable, Reserve, SetPointer};
-use bcache_core::units::{BucketIndex, Sectors};
+use bcache_core::allocator::{
+    AllocError, AllocatorIo, BucketTable, Event, PrioSetPlan, Reserve, SetAllocator, SetPointer,
+};
+use bcache_core::units::BucketIndex;
 
 use crate::progress::Live;
 use crate::record::{Clock, Measure, Recorder};
@@ -112,81 +109,38 @@ impl<Io: AllocatorIo> AllocatorIo for TimedIo<Io> {
             // A chain that was begun and given up is none.
             Event::PrioWriteBegins => self.prios_began_ns = None,
             Event::DiscardFailed(..) => self.counters.discards_failed += 1,
-            Event::PrioWriteEnded
-            | Event::PrioWriteDeferred
-            | Event::HandedOut(_)
-            | Event::Waits(_) => {}
+            Event::PrioWriteEnded | Event::PrioWriteDeferred | Event::Waits(_) => {}
         }
         self.io.observe(event);
     }
 }
 
-/// What the last sector allocation of this thread did about buckets.
+/// What an allocation did about buckets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct BucketTimes {
     /// How long it took to get one, in ns, if it got one.
     pub bucket_ns: Option<u64>,
     /// How long it waited for the allocator thread, in ns, if it had to.
     pub blocked_ns: Option<u64>,
 }
 
-thread_local! {
-    // A source of buckets is asked in the middle of an allocation and has nobody to tell.
-    static SEEN: Cell<Seen> = const { Cell::new(Seen { bucket_ns: None, blocked_ns: None }) };
-}
-
-impl Seen {
-    /// What was seen in this thread since this was last called.
-    pub fn take() -> Self {
-        SEEN.take()
-    }
-}
-
-/// A set as a source of buckets, each allocation timed.
-pub struct TimedSource {
-    set: Arc<CacheSet>,
-    clock: Clock,
-}
-
-impl TimedSource {
-    /// Times allocations from `set`.
-    pub fn new(set: Arc<CacheSet>) -> Self {
-        Self { set, clock: Clock::start() }
-    }
-}
-
-impl BucketSource for TimedSource {
-    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
-        let began_ns = self.clock.now_ns();
-        let mut blocked_ns = None;
-        let mut result = self.set.bucket_alloc(reserve, false);
+impl BucketTimes {
+    /// Allocates a bucket of `set` and notes how long that took.
+    pub fn alloc(
+        &mut self,
+        clock: Clock,
+        set: &SetAllocator,
+        reserve: Reserve,
+        wait: bool,
+    ) -> Result<SetPointer, AllocError> {
+        let began_ns = clock.now_ns();
+        let mut result = set.bucket_alloc(reserve, false);
         if wait && matches!(result, Err(AllocError::WouldBlock { .. })) {
-            let blocks_ns = self.clock.now_ns();
-            result = self.set.bucket_alloc(reserve, true);
-            blocked_ns = Some(self.clock.now_ns().saturating_sub(blocks_ns));
+            let blocks_ns = clock.now_ns();
+            result = set.bucket_alloc(reserve, true);
+            self.blocked_ns = Some(clock.now_ns().saturating_sub(blocks_ns));
         }
-        let bucket_ns = result.is_ok().then(|| self.clock.now_ns().saturating_sub(began_ns));
-        SEEN.set(Seen { bucket_ns, blocked_ns });
+        self.bucket_ns = result.is_ok().then(|| clock.now_ns().saturating_sub(began_ns));
         result
-    }
-
-    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        self.set.pin(pointer)
-    }
-
-    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        self.set.unpin(pointer)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        self.set.is_stale(pointer)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        self.set.bucket_size()
-    }
-
-    fn block_size(&self) -> Sectors {
-        self.set.block_size()
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bcache_core::allocator::sectors::BucketSource;
-use bcache_core::allocator::{AllocError, Reserve, SectorAllocator, SectorRequest, SetPointer};
+use bcache_core::allocator::{
+    AllocError, BucketSource, Reserve, SectorAllocator, SectorRequest, SetAllocator, SetPointer,
+};
 use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError};
 use bcache_core::ops::start::RunningSet;
 use bcache_core::units::Sectors;
@@ -13,10 +14,10 @@ use rand_pcg::Pcg64;
 use super::collector::Collector;
 use super::index::{Extent, KeyIndex};
 use super::plan::{DevicePlan, IoMode};
-use super::timed::{Seen, TimedSource};
+use super::timed::BucketTimes;
 use crate::progress::Live;
-use crate::record::Measure;
 use crate::record::harness::{Context, Worker};
+use crate::record::{Clock, Measure};
 use crate::report::Counters;
 use crate::workload::{Generator, Operation, OperationKind};
 
@@ -30,7 +31,7 @@ pub struct Cache<'a> {
     /// The same devices, to write data to.
     pub devices: &'a [Arc<dyn BlockDevice>],
     /// Space for data.
-    pub sectors: &'a SectorAllocator<TimedSource>,
+    pub sectors: &'a SectorAllocator<Arc<SetAllocator>>,
     /// Where the data is.
     pub index: &'a KeyIndex,
     /// GC.
@@ -66,6 +67,7 @@ pub struct CacheWriter<'a> {
     writer: u32,
     generator: Generator,
     random: Pcg64,
+    clock: Clock,
     data: AlignedBuf,
     read: AlignedBuf,
     /// Bytes that operations still have to have, where the run has an amount.
@@ -88,6 +90,7 @@ impl<'a> CacheWriter<'a> {
             writer,
             generator,
             random: Pcg64::seed_from_u64(cache.plan.seed ^ u64::from(writer) << 32),
+            clock: Clock::start(),
             data: super::baseline::noise(len, u64::from(writer)),
             read: AlignedBuf::zeroed(len),
             left,
@@ -95,14 +98,13 @@ impl<'a> CacheWriter<'a> {
         })
     }
 
-    /// Notes what the last allocation had to do for a bucket.
-    fn note_bucket(&mut self, context: &mut Context<'_>) {
-        let seen = Seen::take();
-        if let Some(bucket_ns) = seen.bucket_ns {
+    /// Notes what an allocation had to do for a bucket.
+    fn note_bucket(&mut self, context: &mut Context<'_>, times: BucketTimes) {
+        if let Some(bucket_ns) = times.bucket_ns {
             context.recorder.record(Measure::BucketAllocation, bucket_ns);
             self.counters.buckets_allocated += 1;
         }
-        if let Some(blocked_ns) = seen.blocked_ns {
+        if let Some(blocked_ns) = times.blocked_ns {
             context.recorder.record(Measure::Blocked, blocked_ns);
             self.counters.blocked += 1;
             if let Some(live) = self.cache.live.writer(self.writer) {
@@ -114,8 +116,9 @@ impl<'a> CacheWriter<'a> {
     /// Takes a bucket from another reserve and gives it back: what a btree split does to the
     /// allocator.
     fn bucket(&mut self, context: &mut Context<'_>, reserve: Reserve) -> Result<(), WriterError> {
-        let pointer = self.cache.sectors.source().bucket_alloc(reserve, true);
-        self.note_bucket(context);
+        let mut times = BucketTimes::default();
+        let pointer = times.alloc(self.clock, self.cache.set.allocator(), reserve, true);
+        self.note_bucket(context, times);
         self.cache.set.allocator().release_set(&[pointer?])?;
         Ok(())
     }
@@ -134,9 +137,13 @@ impl<'a> CacheWriter<'a> {
                 wait: true,
             };
             let own = usize::try_from(self.writer).unwrap_or(0);
-            let piece = context
-                .time(Measure::SectorAllocation, || cache.sectors.alloc_sectors(own, &request));
-            self.note_bucket(context);
+            let (clock, set) = (self.clock, cache.set.allocator());
+            let mut times = BucketTimes::default();
+            let piece = context.time(Measure::SectorAllocation, || {
+                let alloc = |reserve, wait| times.alloc(clock, set, reserve, wait);
+                cache.sectors.alloc_sectors_with(own, &request, alloc)
+            });
+            self.note_bucket(context, times);
             let piece = piece?;
             let sectors = Sectors(u64::from(piece.sectors));
             let written = self.write_data(context, piece.pointer.device, piece.sector, sectors);
@@ -210,7 +217,7 @@ impl<'a> CacheWriter<'a> {
         };
         // With the lookup, as the kernel does: after the read the bucket may be anybody's.
         for SetPointer { device, bucket, bucket_gen } in extents.iter().map(|e| e.pointer) {
-            let table = allocator.cache(device)?.state().table();
+            let table = allocator.cache(device)?.core().table();
             if !table.hit_through(bucket, bucket_gen).map_err(AllocError::from)? {
                 return Ok(false);
             }

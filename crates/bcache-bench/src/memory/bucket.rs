@@ -16,16 +16,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bcache_core::allocator::prios::PrioSetPlan;
-use bcache_core::allocator::thread::Event;
 use bcache_core::allocator::{
-    AllocatorIo, AllocatorThread, BucketTable, Config, Mark, Reserve, Shared, State,
+    Allocator, AllocatorIo, AllocatorThread, BucketTable, Config, Event, Mark, PrioSetPlan,
+    Reserve, ReuseReason,
 };
 use bcache_core::units::BucketIndex;
 use hdrhistogram::Histogram;
 
 use super::harness::OpenLoop;
-use super::{Engine, engine_name, geometry, used_reference, used_state};
+use super::{Engine, engine_name, geometry, used_allocator, used_reference};
 use crate::num::format_count;
 use crate::record::pace::PaceCounts;
 use crate::record::slices::Slices;
@@ -36,7 +35,7 @@ use crate::warnings::Warning;
 
 /// A device that is not there: writes are done at once, and a GC finds all buckets half full.
 struct NoDevice {
-    shared: Arc<Shared>,
+    shared: Arc<Allocator>,
     passes: Arc<AtomicU64>,
 }
 
@@ -60,10 +59,8 @@ impl AllocatorIo for NoDevice {
     }
 
     fn wake_gc(&mut self) {
-        let state = self.shared.state();
-        if collect(state).is_ok() {
-            self.shared.gc_finished();
-        }
+        // Without an end the run ends at its limit.
+        drop(collect(&self.shared));
     }
 
     fn observe(&mut self, event: Event<'_, Infallible>) {
@@ -73,15 +70,16 @@ impl AllocatorIo for NoDevice {
     }
 }
 
-fn collect(state: &State) -> anyhow::Result<()> {
-    state.gc_start();
-    for bucket in (1..state.table().nbuckets()).map(BucketIndex) {
-        let is = state.table().bucket(bucket)?;
+fn collect(allocator: &Allocator) -> anyhow::Result<()> {
+    allocator.gc_start();
+    let table = allocator.core().table();
+    for bucket in (1..table.nbuckets()).map(BucketIndex) {
+        let is = table.bucket(bucket)?;
         if is.mark == Mark::None {
-            state.table().mark_key(bucket, is.bucket_gen, Mark::Reclaimable, 512)?;
+            table.mark_key(bucket, is.bucket_gen, Mark::Reclaimable, 512)?;
         }
     }
-    state.gc_finish(&[])?;
+    allocator.gc_finish(&[])?;
     Ok(())
 }
 
@@ -94,17 +92,15 @@ trait Target: Send + Sync {
 }
 
 struct Fast {
-    shared: Arc<Shared>,
+    shared: Arc<Allocator>,
     passes: Arc<AtomicU64>,
     _thread: AllocatorThread<NoDevice>,
 }
 
 impl Fast {
     fn start(config: Config, seed: u64) -> anyhow::Result<Self> {
-        let state = used_state(config, seed)?;
-        state.initial_fill();
-        let shared = Shared::new(state);
-        fill_prio_reserve(&shared);
+        let shared = used_allocator(config, seed)?;
+        fill_prio_reserve(&shared)?;
         let passes = Arc::new(AtomicU64::new(0));
         let io = NoDevice { shared: Arc::clone(&shared), passes: Arc::clone(&passes) };
         let thread = AllocatorThread::start(&shared, io)?;
@@ -113,11 +109,13 @@ impl Fast {
 }
 
 /// A device in use has no unmarked bucket; one pass that counts as durable stands for its past.
-fn fill_prio_reserve(shared: &Shared) {
-    let state = shared.state();
-    if state.invalidate_buckets().is_ok() {
-        state.free_inc_safe(bcache_core::allocator::Safe::GenDurable);
+fn fill_prio_reserve(allocator: &Allocator) -> anyhow::Result<()> {
+    let refiller = allocator.refiller()?;
+    refiller.initial_fill();
+    if refiller.invalidate().is_ok() {
+        refiller.make_ready(ReuseReason::GenDurable);
     }
+    Ok(())
 }
 
 impl Target for Fast {
@@ -126,7 +124,7 @@ impl Target for Fast {
     }
 
     fn done(&self, bucket: u64) -> anyhow::Result<()> {
-        Ok(self.shared.state().table().unpin(BucketIndex(bucket))?)
+        Ok(self.shared.core().table().unpin(BucketIndex(bucket))?)
     }
 
     fn passes(&self) -> u64 {

@@ -9,12 +9,13 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bcache_core::allocator::replacement::lru;
-use bcache_core::allocator::state::HandOut;
-use bcache_core::allocator::{BucketTable, Config, Mark, Reserve, Safe, State};
+use bcache_core::allocator::{
+    Allocator, BucketTable, Config, Mark, PushStep, Reserve, ReuseReason,
+};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
-use super::{Engine, geometry, reserve, used_reference, used_state};
+use super::{Engine, geometry, reserve, used_allocator, used_reference};
 use crate::num::format_count;
 use crate::record::harness::Driven;
 use crate::record::{Clock, Measure, Recorder, Recording};
@@ -87,10 +88,11 @@ impl Together {
 }
 
 /// Empties `free_inc`: its buckets are allocated, filled, and become the hottest.
-fn use_up(state: &State) -> anyhow::Result<()> {
-    state.free_inc_safe(Safe::NotSynced);
+fn use_up(allocator: &Allocator) -> anyhow::Result<()> {
+    let (state, refiller) = (allocator.core(), allocator.refiller()?);
+    refiller.make_ready(ReuseReason::NotSynced);
     loop {
-        let pushed = matches!(state.hand_out(), HandOut::Pushed(..));
+        let pushed = matches!(refiller.push_ready(), PushStep::Pushed(..));
         let mut allocated = 0;
         for reserve in Reserve::ALL {
             while let Some(bucket) = state.bucket_alloc(reserve)? {
@@ -130,7 +132,7 @@ fn one(options: &Options, seed: u64, together: &Together) -> anyhow::Result<Opti
     let Options { nbuckets, passes, engine, .. } = *options;
     let config = Config::new(geometry(nbuckets)?);
     // The table first: it says best what is too much.
-    let mut fast = engine.fast().then(|| used_state(config, seed)).transpose()?;
+    let mut fast = engine.fast().then(|| used_allocator(config, seed)).transpose()?;
     let mut reference = engine.reference().then(|| used_reference(&config, seed)).transpose()?;
     let mut array: Vec<u32> = reserve("an array", nbuckets)?;
     let mut random = Pcg64::seed_from_u64(seed);
@@ -154,18 +156,21 @@ fn one(options: &Options, seed: u64, together: &Together) -> anyhow::Result<Opti
             return Ok(None);
         }
         sum(&mut times);
-        if let Some(state) = &mut fast {
+        if let Some(allocator) = &mut fast {
+            let state = allocator.core();
             let (min_prio, room) = (state.set().min_prio(), state.sizes().free_inc);
             times.allocator.time(&clock, Measure::Selection, || {
                 black_box(lru::select(state.table(), min_prio, room, &mut scratch).len())
             });
             sum(&mut times);
-            let invalidate = || state.invalidate_buckets();
+            let refiller = allocator.refiller()?;
+            let invalidate = || refiller.invalidate();
             times.allocator.time(&clock, Measure::InvalidationPass, invalidate)?;
-            use_up(state)?;
+            drop(refiller);
+            use_up(allocator)?;
             sum(&mut times);
             let due = u32::try_from(state.set().until_rescale().max(0) + 1)?;
-            let rescale = || state.rescale_priorities(due);
+            let rescale = || allocator.account_io(due);
             let done = times.allocator.time(&clock, Measure::Rescaling, rescale);
             anyhow::ensure!(done, "no rescaling was due");
         }

@@ -5,7 +5,9 @@ pub mod harness;
 pub mod invalidate;
 pub mod sector;
 
-use bcache_core::allocator::{Config, Mark, State};
+use std::sync::Arc;
+
+use bcache_core::allocator::{Allocator, Config, Mark};
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 use clap::ValueEnum;
 use rand::{RngCore, SeedableRng};
@@ -114,25 +116,25 @@ fn contents(random: &mut Pcg64) -> (Prio, Mark, u16) {
 }
 
 /// An allocator whose buckets hold data, GC finished, nothing in its queues.
-pub fn used_state(config: Config, seed: u64) -> anyhow::Result<State> {
-    let state = State::new(config)?;
+pub fn used_allocator(config: Config, seed: u64) -> anyhow::Result<Arc<Allocator>> {
+    let allocator = Allocator::new(config)?;
+    let table = allocator.core().table();
     let mut random = Pcg64::seed_from_u64(seed);
     for index in 1..config.geometry.nbuckets() {
         let (prio, mark, sectors) = contents(&mut random);
         let bucket = BucketIndex(index);
-        state.table().set_prio(bucket, prio)?;
-        state.table().mark_key(bucket, Gen(0), mark, sectors)?;
+        table.set_prio(bucket, prio)?;
+        table.mark_key(bucket, Gen(0), mark, sectors)?;
     }
-    state.gc_finish(&[])?;
-    Ok(state)
+    allocator.gc_finish(&[])?;
+    Ok(allocator)
 }
 
 /// A reference engine with the same buckets.
 pub fn used_reference(config: &Config, seed: u64) -> Result<Reference, MemoryError> {
     // It takes its memory without asking whether there is any.
     drop(reserve::<reference::Bucket>("the reference engine", config.geometry.nbuckets())?);
-    let mut reference =
-        Reference::new(&config.geometry, config.policy, config.seed, config.reclaim_in_gc);
+    let mut reference = Reference::new(&config.geometry, config.policy, seed, config.reclaim_in_gc);
     let mut random = Pcg64::seed_from_u64(seed);
     for bucket in &mut reference.buckets[1..] {
         let (prio, mark, sectors) = contents(&mut random);

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bcache_core::allocator::sectors::BucketSource;
 use bcache_core::allocator::{
-    AllocError, Config, Reserve, SectorAllocator, SectorRequest, SetPointer, State,
+    AllocError, Allocator, BucketSource, Config, Reserve, SectorAllocator, SectorRequest,
+    SetPointer,
 };
-use bcache_core::units::{BucketIndex, Sectors};
+use bcache_core::units::BucketIndex;
 
-use super::{Engine, MemoryError, engine_name, geometry, used_reference, used_state};
+use super::{Engine, MemoryError, engine_name, geometry, used_allocator, used_reference};
 use crate::record::pace::PaceCounts;
 use crate::record::slices::Slices;
 use crate::reference::{Locked, Reference};
@@ -25,7 +25,7 @@ const WRITE: u32 = 8;
 
 /// Hands out the buckets of a device in turn.
 struct InTurn {
-    state: State,
+    allocator: Arc<Allocator>,
     next: OwnLine,
 }
 
@@ -34,8 +34,8 @@ struct InTurn {
 struct OwnLine(AtomicU64);
 
 impl BucketSource for InTurn {
-    fn bucket_alloc(&self, _: Reserve, _: bool) -> Result<SetPointer, AllocError> {
-        let table = self.state.table();
+    fn alloc(&self, _: Reserve, _: bool) -> Result<SetPointer, AllocError> {
+        let table = self.allocator.core().table();
         let buckets = table.nbuckets() - table.first_bucket().0;
         loop {
             let turn = self.next.0.fetch_add(1, Ordering::Relaxed);
@@ -48,23 +48,11 @@ impl BucketSource for InTurn {
     }
 
     fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.state.table().pin(pointer.bucket)?)
+        self.allocator.pin(pointer)
     }
 
     fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.state.table().unpin(pointer.bucket)?)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        self.state.is_stale(pointer)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        self.state.bucket_size()
-    }
-
-    fn block_size(&self) -> Sectors {
-        self.state.block_size()
+        self.allocator.unpin(pointer)
     }
 }
 
@@ -208,10 +196,10 @@ fn rate<W: Fn(usize, &Stream, &mut Option<u64>) -> anyhow::Result<u64> + Sync>(
 }
 
 fn fast(options: &Options, threads: usize) -> anyhow::Result<Run> {
-    let state = used_state(Config::new(geometry(options.nbuckets)?), options.seed)?;
-    let nr_uuids = state.config().geometry.nr_uuids();
-    let source = InTurn { state, next: OwnLine(AtomicU64::new(0)) };
-    let sectors = SectorAllocator::new(source, threads, nr_uuids);
+    let geometry = geometry(options.nbuckets)?;
+    let allocator = used_allocator(Config::new(geometry), options.seed)?;
+    let source = InTurn { allocator, next: OwnLine(AtomicU64::new(0)) };
+    let sectors = SectorAllocator::new(source, &geometry, threads);
     rate(options, Engine::Fast, threads, |writer, stream, held| {
         let request = SectorRequest {
             inode: stream.inode,
@@ -223,7 +211,7 @@ fn fast(options: &Options, threads: usize) -> anyhow::Result<Run> {
         };
         let piece = sectors.alloc_sectors(writer, &request)?;
         if let Some(bucket) = held.replace(piece.pointer.bucket.0) {
-            sectors.source().state.table().unpin(BucketIndex(bucket))?;
+            sectors.source().allocator.core().table().unpin(BucketIndex(bucket))?;
         }
         Ok(u64::from(piece.sectors))
     })

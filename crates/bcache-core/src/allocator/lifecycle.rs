@@ -13,7 +13,7 @@
 //! Between Invalidated and Ready lies the one rule that keeps data safe: until the `prio_set` with
 //! the new gen, and the journal entry that points to the chain, are durable, a crash brings back the
 //! old gen, and with it pointers into the bucket that look valid. Nobody may have overwritten it by
-//! then. [`Safe`] names the reasons for which a bucket may leave `free_inc`; only a [`Ready`], which
+//! then. [`ReuseReason`] names the reasons for which a bucket may leave `free_inc`; only a [`Ready`], which
 //! carries one, can be pushed to a reserve.
 
 use crate::units::BucketIndex;
@@ -37,7 +37,7 @@ pub enum Lifecycle {
 
 /// Why nothing in a bucket can be wanted again, even after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Safe {
+pub enum ReuseReason {
     /// Its new gen is durable: in a `prio_set` that the newest durable journal entry leads to.
     GenDurable,
     /// The set is not `CACHE_SYNC`: after a crash everything in it is discarded.
@@ -47,7 +47,7 @@ pub enum Safe {
     /// gens a crash brings back.
     ///
     /// This trusts that what a GC has seen is durable when it ends, as the kernel's writes every
-    /// dirty leaf before (FORMAT.md §6.4). At registration, when all gens are those of the device,
+    /// dirty leaf before (on-disk-format.md §6.4). At registration, when all gens are those of the device,
     /// that no valid pointer was found is enough.
     Unreferenced,
 }
@@ -58,43 +58,43 @@ pub struct Ready {
     /// The bucket.
     pub bucket: BucketIndex,
     /// The reason.
-    pub safe: Safe,
+    pub reason: ReuseReason,
 }
 
-/// `free_inc`: invalidated buckets on their way to the reserves, the safe ones in front.
+/// `free_inc`: invalidated buckets on their way to the reserves, the ready ones in front.
 #[derive(Debug)]
-pub struct FreeInc {
+pub(crate) struct FreeInc {
     fifo: Fifo,
-    /// How many, from the front, are safe, and why.
+    /// How many, from the front, may be overwritten, and why.
     ready: usize,
-    safe: Safe,
+    reason: ReuseReason,
 }
 
 impl FreeInc {
     /// An empty queue for `capacity` buckets.
-    pub fn new(capacity: usize) -> Self {
-        Self { fifo: Fifo::new(capacity), ready: 0, safe: Safe::GenDurable }
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { fifo: Fifo::new(capacity), ready: 0, reason: ReuseReason::GenDurable }
     }
 
     /// Appends a bucket that was just invalidated; false when there is no room.
-    pub fn push(&mut self, bucket: BucketIndex) -> bool {
+    pub(crate) fn push(&mut self, bucket: BucketIndex) -> bool {
         self.fifo.push(bucket)
     }
 
-    /// All buckets in the queue have become safe, for this reason.
-    pub fn all_safe(&mut self, safe: Safe) {
+    /// All buckets in the queue have become ready, for this reason.
+    pub(crate) fn all_ready(&mut self, reason: ReuseReason) {
         self.ready = self.fifo.used();
-        self.safe = safe;
+        self.reason = reason;
     }
 
     /// The oldest bucket, if it may be handed out.
-    pub fn ready(&self) -> Option<Ready> {
+    pub(crate) fn ready(&self) -> Option<Ready> {
         let bucket = self.fifo.front()?;
-        (self.ready > 0).then_some(Ready { bucket, safe: self.safe })
+        (self.ready > 0).then_some(Ready { bucket, reason: self.reason })
     }
 
     /// Drops the oldest bucket if it is the one that [`ready`](Self::ready) named.
-    pub fn pop_ready(&mut self) -> Option<Ready> {
+    pub(crate) fn pop_ready(&mut self) -> Option<Ready> {
         let ready = self.ready()?;
         self.fifo.pop();
         self.ready -= 1;
@@ -102,7 +102,7 @@ impl FreeInc {
     }
 
     /// Buckets that may be handed out.
-    pub fn ready_len(&self) -> usize {
+    pub(crate) fn ready_len(&self) -> usize {
         self.ready
     }
 
@@ -127,7 +127,7 @@ impl FreeInc {
     }
 
     /// The queue itself, to look at.
-    pub fn fifo(&self) -> &Fifo {
+    pub(crate) fn fifo(&self) -> &Fifo {
         &self.fifo
     }
 
@@ -143,11 +143,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_leaves_before_it_is_safe() {
+    fn nothing_leaves_before_it_is_ready() {
         let mut free_inc = FreeInc::new(3);
         assert!(free_inc.push(BucketIndex(7)) && free_inc.push(BucketIndex(8)));
         assert_eq!((free_inc.ready(), free_inc.pop_ready()), (None, None));
-        free_inc.all_safe(Safe::GenDurable);
+        free_inc.all_ready(ReuseReason::GenDurable);
         assert!(free_inc.push(BucketIndex(9)));
         assert!(!free_inc.push(BucketIndex(10)));
         assert_eq!((free_inc.ready_len(), free_inc.waiting().count()), (2, 1));

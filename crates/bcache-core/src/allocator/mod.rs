@@ -1,61 +1,64 @@
 //! The allocator: which bucket of a cache device is used next, and for what.
 //!
-//! The semantics are those of the kernel's alloc.c (FORMAT.md §6 and §9); its costs are not. The
-//! parts, each using only those above it:
+//! The semantics are those of the kernel's alloc.c (on-disk-format.md §6 and §9); its costs are not.
+//! The parts, each using only those above it:
 //!
-//! - [`table`]: the buckets, eight bytes each, and the transitions of a single one.
+//! - `words`, `table`: the buckets, eight bytes each, and the transitions of a single one; `vector`:
+//!   the inner loops of sweeps over them.
 //! - [`replacement`]: which buckets go first: LRU, FIFO, RANDOM.
-//! - [`reserves`]: the queues of free buckets, and [`lifecycle`], why a bucket may enter one.
-//! - [`rescale`]: what a set of caches counts together; when prios age.
-//! - [`state`]: one cache: everything above put together, without I/O, clock or waiting.
-//! - [`prios`]: the two alternating chains of prio sets.
-//! - [`shared`]: waiting and waking: the reserves as a set of threads sees them.
-//! - [`thread`]: the loop that keeps the reserves filled, over an [`AllocatorIo`].
-//! - [`set`]: several caches as one.
-//! - [`sectors`]: the sector allocator: open buckets for many streams of writes.
+//! - `reserves`: the queues of free buckets, and `lifecycle`, why a bucket may enter one.
+//! - `waker`: how a cache's thread sleeps; `rescale`: what a set of caches counts together.
+//! - `prios`: the two alternating chains of prio sets; `trace`: hooks.
+//! - `core`: one cache: everything above put together, without I/O, clock or waiting.
+//! - `shared`: waiting and waking: [`Allocator`], one cache as many threads use it.
+//! - `io`, `chain`, `thread`: the loop that keeps the reserves filled, over an [`AllocatorIo`].
+//! - `sectors`: the sector allocator: open buckets for many streams of writes.
+//! - `set`: several caches as one: [`SetAllocator`].
 //!
 //! docs/allocator.md tells how they work together and what may happen at once.
 
-pub mod lifecycle;
-pub mod planted;
-pub mod prios;
+mod chain;
+mod core;
+mod error;
+mod io;
+mod lifecycle;
+mod mark;
+mod planted;
+mod pointer;
+mod prios;
 pub mod replacement;
-pub mod rescale;
-pub mod reserves;
-pub mod sectors;
-pub mod set;
-pub mod shared;
-pub mod state;
-pub(crate) mod sync;
-pub mod table;
-pub mod thread;
+mod rescale;
+mod reserves;
+mod sectors;
+mod set;
+mod shared;
+mod sync;
+mod table;
+mod thread;
+mod trace;
 mod vector;
+mod waker;
 mod words;
 
-use serde::Serialize;
-
-pub use lifecycle::{Lifecycle, Safe};
+pub use chain::{WriteError, write_prios};
+pub use core::{
+    AllocatorCore, CannotInvalidate, Config, Inconsistency, NewAllocatorError, Pass, PushStep,
+    Refiller,
+};
+pub use error::AllocError;
+pub use io::{AllocatorIo, Event, WaitsFor};
+pub use lifecycle::{Lifecycle, Ready, ReuseReason};
+pub use mark::Mark;
+#[cfg(feature = "model")]
+pub use planted::{Bug, plant};
+pub use pointer::{CACHES_MAX, SetPointer};
+pub use prios::{PrioChains, PrioSetPlan, PrioWriteError};
 pub use replacement::{Found, Policy};
 pub use rescale::SetCounters;
 pub use reserves::{BtreeReserve, Reserve, Sizes};
-pub use sectors::{Allocated, SectorAllocator, SectorRequest};
-pub use set::{CacheSet, SetPointer};
-pub use shared::{AllocError, Shared};
-pub use state::{Config, State};
+pub use sectors::{Allocated, BucketSource, SectorAllocator, SectorRequest};
+pub use set::{SetAllocator, SetError};
+pub use shared::Allocator;
 pub use table::{Bucket, BucketTable, TableError};
-pub use thread::{AllocatorIo, AllocatorThread};
-
-/// `GC_MARK`: what the last GC, or the allocation since, says a bucket holds (FORMAT.md §6.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mark {
-    /// Nothing that a valid pointer points to.
-    #[default]
-    None,
-    /// Clean data: also on the backing device.
-    Reclaimable,
-    /// Dirty data: nowhere else.
-    Dirty,
-    /// Btree nodes, prio sets, uuids, journal.
-    Metadata,
-}
+pub use thread::{AllocatorThread, ThreadError};
+pub use trace::{TraceEvent, Tracer};

@@ -3,6 +3,7 @@
 //! They exist only with the feature `model`; otherwise [`is`] is always false and costs nothing.
 
 /// A bug.
+#[allow(unreachable_pub)] // shown with the feature only
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// `free_inc` is handed out before its gens are durable.

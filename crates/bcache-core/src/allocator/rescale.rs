@@ -1,7 +1,8 @@
 //! What the caches of a set count together: the gens' distance, available buckets, and the I/O
-//! after which all prios age (FORMAT.md §9.5).
+//! after which all prios age (on-disk-format.md §9.5).
 
-use super::sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use super::sync::{Arc, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use super::waker::Waker;
 
 /// The counters of a cache set.
 ///
@@ -18,6 +19,8 @@ pub struct SetCounters {
     need_gc: AtomicU8,
     avail_nbuckets: AtomicU64,
     prio_blocked: AtomicU32,
+    /// Those of the caches' threads: what the set counts, each of them may wait for.
+    wakers: Vec<Arc<Waker>>,
 }
 
 impl SetCounters {
@@ -34,6 +37,7 @@ impl SetCounters {
             need_gc: AtomicU8::new(0),
             avail_nbuckets: AtomicU64::new(0),
             prio_blocked: AtomicU32::new(0),
+            wakers: (0..caches).map(|_| Arc::default()).collect(),
         }
     }
 
@@ -124,17 +128,29 @@ impl SetCounters {
         self.prio_blocked.load(Ordering::SeqCst)
     }
 
-    /// Ends with [`unblock_prios`](Self::unblock_prios). Of a running cache:
-    /// [`Shared::block_prios`](super::Shared::block_prios).
+    /// Keeps the prios of all caches of the set from being written, until
+    /// [`unblock_prios`](Self::unblock_prios): a btree node was freed whose parent still points to it
+    /// on disk.
     pub fn block_prios(&self) {
         self.prio_blocked.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// True when this was the last that blocked: then the allocator thread is to be woken, as
-    /// [`Shared::unblock_prios`](super::Shared::unblock_prios) does.
+    /// Ends one [`block_prios`](Self::block_prios). The last one wakes the threads of all caches of the
+    /// set; true when this was it.
     pub fn unblock_prios(&self) -> bool {
-        self.prio_blocked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-            == Ok(1)
+        let last = self
+            .prio_blocked
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            == Ok(1);
+        if last {
+            self.wakers.iter().for_each(|waker| waker.wake());
+        }
+        last
+    }
+
+    /// What wakes the thread of one cache.
+    pub(crate) fn waker(&self, cache: usize) -> Option<&Arc<Waker>> {
+        self.wakers.get(cache)
     }
 }
 
@@ -153,5 +169,30 @@ mod tests {
         assert!(set.account(5000));
         assert_eq!(set.until_rescale(), 1023 - 5000 + 1024);
         assert!(set.account(0));
+    }
+    #[test]
+    fn as_many_buckets_are_available_as_there_are_at_most() {
+        let set = SetCounters::new(10, 8, 1);
+        set.gc_finished(7, 9);
+        assert_eq!((set.need_gc(), set.avail_nbuckets(), set.in_use_percent()), (7, 9, 10));
+        set.bucket_freed();
+        set.bucket_freed();
+        assert_eq!((set.avail_nbuckets(), set.in_use_percent()), (10, 0));
+        (0..12).for_each(|_| set.bucket_allocated());
+        assert_eq!((set.avail_nbuckets(), set.in_use_percent()), (0, 100));
+        set.raise_need_gc(3);
+        assert_eq!(set.need_gc(), 7);
+    }
+
+    #[test]
+    fn prios_are_blocked_until_as_many_have_unblocked_them() {
+        let set = SetCounters::new(10, 8, 1);
+        set.block_prios();
+        set.block_prios();
+        assert!(!set.unblock_prios());
+        assert_eq!(set.prio_blocked(), 1);
+        assert!(set.unblock_prios());
+        assert!(!set.unblock_prios());
+        assert_eq!(set.prio_blocked(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The four reserves and `free_inc`: bounded queues with the kernel's sizes (FORMAT.md §9.1, §9.2).
+//! The four reserves and `free_inc`: bounded queues with the kernel's sizes (on-disk-format.md §9.1, §9.2).
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ impl Reserve {
     /// All, in the kernel's order.
     pub const ALL: [Self; 4] = [Self::Btree, Self::Prio, Self::MovingGc, Self::None];
 
-    /// The order in which a new free bucket is offered to the reserves (FORMAT.md §9.6 A).
+    /// The order in which a new free bucket is offered to the reserves (on-disk-format.md §9.6 A).
     const PUSH_ORDER: [Self; 4] = [Self::Prio, Self::Btree, Self::MovingGc, Self::None];
 
     /// Whether its buckets hold metadata (`reserve <= RESERVE_PRIO`).
@@ -36,7 +36,7 @@ impl Reserve {
 /// How large the Btree reserve is: the one size in which kernels differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BtreeReserve {
-    /// `clamp(nbuckets / 128, 32, 256)`, since 6.16: enough for any split (FORMAT.md §10.13).
+    /// `clamp(nbuckets / 128, 32, 256)`, since 6.16: enough for any split (on-disk-format.md §10.13).
     #[default]
     Clamped,
     /// The number of journal buckets, or 8 where it is not known yet, up to 6.15.
@@ -62,7 +62,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// The capacities for a device; `None` for one too small for the kernel, which wants 513 buckets
-    /// (FORMAT.md §1.4 row 24).
+    /// (on-disk-format.md §1.4 row 24).
     pub fn new(geometry: &Geometry, btree: BtreeReserve) -> Option<Self> {
         let nbuckets = usize::try_from(geometry.nbuckets()).ok()?;
         let free = nbuckets.checked_next_power_of_two()? >> 10;
@@ -103,19 +103,19 @@ fn fifo_capacity(request: usize) -> usize {
 
 /// A bounded queue of buckets.
 #[derive(Debug)]
-pub struct Fifo {
+pub(crate) struct Fifo {
     queue: VecDeque<u32>,
     capacity: usize,
 }
 
 impl Fifo {
     /// An empty queue for `capacity` buckets.
-    pub fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self { queue: VecDeque::with_capacity(capacity), capacity }
     }
 
     /// Appends a bucket; false when there is no room.
-    pub fn push(&mut self, bucket: BucketIndex) -> bool {
+    pub(crate) fn push(&mut self, bucket: BucketIndex) -> bool {
         match u32::try_from(bucket.0) {
             Ok(index) if self.queue.len() < self.capacity => {
                 self.queue.push_back(index);
@@ -126,7 +126,7 @@ impl Fifo {
     }
 
     /// Takes the oldest bucket.
-    pub fn pop(&mut self) -> Option<BucketIndex> {
+    pub(crate) fn pop(&mut self) -> Option<BucketIndex> {
         self.queue.pop_front().map(|index| BucketIndex(u64::from(index)))
     }
 
@@ -136,44 +136,39 @@ impl Fifo {
     }
 
     /// The oldest bucket, left where it is.
-    pub fn front(&self) -> Option<BucketIndex> {
+    pub(crate) fn front(&self) -> Option<BucketIndex> {
         self.queue.front().map(|&index| BucketIndex(u64::from(index)))
     }
 
     /// Buckets in the queue.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.queue.len()
     }
 
     /// Buckets that it can hold.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
 
     /// Places left.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.capacity.saturating_sub(self.queue.len())
     }
 
     /// Whether there is no place left.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.room() == 0
     }
 
-    /// Whether there is no bucket in it.
-    pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
     /// The buckets in it, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = BucketIndex> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = BucketIndex> + '_ {
         self.queue.iter().map(|&index| BucketIndex(u64::from(index)))
     }
 }
 
 /// The four reserves of one cache.
 #[derive(Debug)]
-pub struct Reserves {
+pub(crate) struct Reserves {
     btree: Fifo,
     prio: Fifo,
     moving_gc: Fifo,
@@ -182,7 +177,7 @@ pub struct Reserves {
 
 impl Reserves {
     /// Empty reserves of the given sizes.
-    pub fn new(sizes: &Sizes) -> Self {
+    pub(crate) fn new(sizes: &Sizes) -> Self {
         Self {
             btree: Fifo::new(sizes.btree),
             prio: Fifo::new(sizes.prio),
@@ -192,7 +187,7 @@ impl Reserves {
     }
 
     /// One of them.
-    pub fn fifo(&self, reserve: Reserve) -> &Fifo {
+    pub(crate) fn fifo(&self, reserve: Reserve) -> &Fifo {
         match reserve {
             Reserve::Btree => &self.btree,
             Reserve::Prio => &self.prio,
@@ -202,7 +197,7 @@ impl Reserves {
     }
 
     /// One of them, to change.
-    pub fn fifo_mut(&mut self, reserve: Reserve) -> &mut Fifo {
+    pub(crate) fn fifo_mut(&mut self, reserve: Reserve) -> &mut Fifo {
         match reserve {
             Reserve::Btree => &mut self.btree,
             Reserve::Prio => &mut self.prio,
@@ -213,22 +208,22 @@ impl Reserves {
 
     /// Puts a free bucket where it is needed most (`bch_allocator_push`): Prio first, then Btree,
     /// `MovingGc`, None. `None` when all are full.
-    pub fn push(&mut self, bucket: BucketIndex) -> Option<Reserve> {
+    pub(crate) fn push(&mut self, bucket: BucketIndex) -> Option<Reserve> {
         Reserve::PUSH_ORDER.into_iter().find(|&reserve| self.fifo_mut(reserve).push(bucket))
     }
 
     /// Takes a bucket for `reserve`: what is free for all before what is kept back for it.
-    pub fn pop(&mut self, reserve: Reserve) -> Option<BucketIndex> {
+    pub(crate) fn pop(&mut self, reserve: Reserve) -> Option<BucketIndex> {
         self.none.pop().or_else(|| self.fifo_mut(reserve).pop())
     }
 
     /// Whether [`pop`](Self::pop) would find one.
-    pub fn has(&self, reserve: Reserve) -> bool {
+    pub(crate) fn has(&self, reserve: Reserve) -> bool {
         self.none.used() > 0 || self.fifo(reserve).used() > 0
     }
 
     /// Whether a push would find no room.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         Reserve::ALL.iter().all(|&reserve| self.fifo(reserve).is_full())
     }
 }
@@ -243,7 +238,7 @@ mod tests {
         Sizes::new(&geometry, btree)
     }
 
-    /// The table of FORMAT.md §9.2.
+    /// The table of on-disk-format.md §9.2.
     #[test]
     fn sizes_are_the_kernels() {
         for (nbuckets, free, free_inc, heap, journal, old, new) in [

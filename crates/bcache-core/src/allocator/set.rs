@@ -2,31 +2,24 @@
 //!
 //! The order in which caches are asked is the one that the kernel's source names and never had:
 //! the one with the most free buckets first, of equals the one whose oldest data is oldest.
+//!
+//! When a cache fails, the others go on: it is asked for nothing any more, and
+//! [`failed_caches`](SetAllocator::failed_caches) names it. Only when fewer caches are left than a
+//! request wants buckets does the request fail.
 
-use crate::units::{BucketIndex, Gen, Sectors};
-
-use super::Mark;
+use super::core::{Config, NewAllocatorError};
+use super::error::AllocError;
+use super::mark::Mark;
+use super::pointer::{CACHES_MAX, SetPointer};
 use super::rescale::SetCounters;
 use super::reserves::Reserve;
 use super::sectors::BucketSource;
-use super::shared::{AllocError, Shared};
-use super::state::{Config, State, StateError};
+use super::shared::Allocator;
 use super::sync::Arc;
 use super::table::TableError;
+use super::trace::Tracer;
 
-/// Caches that a set can have (FORMAT.md §1.4 row 20).
-pub const CACHES_MAX: usize = 8;
-
-/// A bucket of a set: what a pointer to it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SetPointer {
-    /// Number of the cache in its set (`PTR_DEV`).
-    pub device: u16,
-    /// The bucket.
-    pub bucket: BucketIndex,
-    /// Its gen when it was allocated (`PTR_GEN`).
-    pub bucket_gen: Gen,
-}
+use crate::units::BucketIndex;
 
 /// Why a set cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,23 +36,23 @@ pub enum SetError {
         /// The one that differs.
         device: usize,
     },
-    /// A cache's state cannot be made.
+    /// A cache's allocator cannot be made.
     #[error("cache {device}")]
-    State {
+    Cache {
         /// The cache.
         device: usize,
         /// Why.
-        source: StateError,
+        source: NewAllocatorError,
     },
 }
 
 /// The caches of a set and what they count together.
-pub struct CacheSet {
-    caches: Vec<Arc<Shared>>,
+pub struct SetAllocator {
+    caches: Vec<Arc<Allocator>>,
     counters: Arc<SetCounters>,
 }
 
-impl CacheSet {
+impl SetAllocator {
     /// A set of caches, numbered in the order given.
     pub fn new(configs: &[Config]) -> Result<Self, SetError> {
         let caches = configs.len();
@@ -76,15 +69,14 @@ impl CacheSet {
             {
                 return Err(SetError::Mismatch { device });
             }
-            State::in_set(*config, Arc::clone(&counters), device)
-                .map(Shared::new)
-                .map_err(|source| SetError::State { device, source })
+            Allocator::in_set(*config, Arc::clone(&counters), device)
+                .map_err(|source| SetError::Cache { device, source })
         });
         Ok(Self { caches: caches.collect::<Result<_, _>>()?, counters })
     }
 
     /// Its caches.
-    pub fn caches(&self) -> &[Arc<Shared>] {
+    pub fn caches(&self) -> &[Arc<Allocator>] {
         &self.caches
     }
 
@@ -94,31 +86,73 @@ impl CacheSet {
     }
 
     /// One of its caches.
-    pub fn cache(&self, device: u16) -> Result<&Arc<Shared>, AllocError> {
+    pub fn cache(&self, device: u16) -> Result<&Arc<Allocator>, AllocError> {
         self.caches.get(usize::from(device)).ok_or(AllocError::NoSuchCache { device })
     }
 
-    /// The caches in the order in which they are asked.
+    /// The caches whose device has failed, until their thread is started again.
+    pub fn failed_caches(&self) -> Vec<u16> {
+        (0u16..).zip(&self.caches).filter(|(_, cache)| cache.has_failed()).map(|(n, _)| n).collect()
+    }
+
+    /// Has `tracer` told of allocations and invalidations on all caches; false if somebody listens to
+    /// one of them already.
+    pub fn set_tracer(&self, tracer: &Arc<dyn Tracer>) -> bool {
+        let mut all = true;
+        for cache in &self.caches {
+            all &= cache.core().set_tracer(Box::new(Arc::clone(tracer)));
+        }
+        all
+    }
+
+    /// The caches that have not failed, in the order in which they are asked.
     fn by_alloc(&self, reserve: Reserve) -> Vec<usize> {
-        let mut order: Vec<_> = (0..self.caches.len()).collect();
+        let healthy = |cache: &Arc<Allocator>| !cache.has_failed();
+        let caches = self.caches.iter().enumerate().filter(|(_, cache)| healthy(cache));
+        let mut order: Vec<_> = caches.map(|(device, _)| device).collect();
         if order.len() > 1 {
             order.sort_by_cached_key(|&device| {
                 let free = self.caches.get(device).map_or(0, |cache| {
-                    let state = cache.state();
-                    let none = state.reserve_used(Reserve::None);
+                    let core = cache.core();
+                    let none = core.reserve_used(Reserve::None);
                     let more = match reserve {
                         Reserve::None => 0,
-                        reserve => state.reserve_used(reserve),
+                        reserve => core.reserve_used(reserve),
                     };
                     // Without discards None is filled from here by whoever finds it empty: a cache
                     // that nobody asks stays at that.
-                    let ready = if state.config().discard { 0 } else { state.ready_len() };
+                    let ready = if core.config().discard { 0 } else { core.ready_len() };
                     none + more + ready
                 });
                 (std::cmp::Reverse(free), self.counters.min_prio_of(device))
             });
         }
         order
+    }
+
+    /// Calls `alloc` with `count` caches that have not failed, in the order in which they are asked;
+    /// again without those that fail meanwhile.
+    fn on_healthy<T>(
+        &self,
+        reserve: Reserve,
+        count: usize,
+        mut alloc: impl FnMut(&[usize]) -> Result<T, AllocError>,
+    ) -> Result<T, AllocError> {
+        // Each round but the last is one in which a cache failed.
+        for _ in 0..=self.caches.len() {
+            let order = self.by_alloc(reserve);
+            let Some(chosen) = order.get(..count) else {
+                let healthy = order.len();
+                let none = healthy == 0;
+                let too_few = AllocError::TooFewHealthyCaches { wanted: count, healthy };
+                return Err(if none { AllocError::Failed } else { too_few });
+            };
+            match alloc(chosen) {
+                Err(AllocError::Failed) => {}
+                result => return result,
+            }
+        }
+        Err(AllocError::Failed)
     }
 
     fn alloc_on(
@@ -128,10 +162,15 @@ impl CacheSet {
         wait: bool,
     ) -> Result<SetPointer, AllocError> {
         let number = u16::try_from(device).unwrap_or(u16::MAX);
-        let cache = self.cache(number)?;
-        let bucket = cache.bucket_alloc(reserve, wait)?;
-        let bucket_gen = cache.state().table().bucket_gen(bucket)?;
-        Ok(SetPointer { device: number, bucket, bucket_gen })
+        self.cache(number)?.alloc_pointer(reserve, wait)
+    }
+
+    /// Allocates one bucket on the cache that has the most free ones.
+    pub fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
+        self.on_healthy(reserve, 1, |chosen| {
+            let device = chosen.first().copied().unwrap_or_default();
+            self.alloc_on(device, reserve, wait)
+        })
     }
 
     /// Allocates one bucket on each of `count` caches (`bch_bucket_alloc_set`): all, or none.
@@ -145,17 +184,27 @@ impl CacheSet {
         if count == 0 || count > caches {
             return Err(AllocError::NotThatManyCaches { wanted: count, caches });
         }
-        let mut pointers = Vec::with_capacity(count);
-        for device in self.by_alloc(reserve).into_iter().take(count) {
-            match self.alloc_on(device, reserve, wait) {
-                Ok(pointer) => pointers.push(pointer),
-                Err(error) => {
-                    self.release_set(&pointers)?;
-                    return Err(error);
+        self.on_healthy(reserve, count, |chosen| {
+            let mut pointers = Vec::with_capacity(count);
+            for &device in chosen {
+                match self.alloc_on(device, reserve, wait) {
+                    Ok(pointer) => pointers.push(pointer),
+                    Err(error) => {
+                        self.release_set(&pointers)?;
+                        return Err(error);
+                    }
                 }
             }
-        }
-        Ok(pointers)
+            Ok(pointers)
+        })
+    }
+
+    /// Whether the bucket has been invalidated since the pointer was made.
+    pub fn is_stale(&self, pointer: &SetPointer) -> bool {
+        self.cache(pointer.device)
+            .ok()
+            .and_then(|cache| cache.core().table().bucket_gen(pointer.bucket).ok())
+            .is_none_or(|bucket_gen| bucket_gen != pointer.bucket_gen)
     }
 
     /// Frees buckets and drops the pins that came with them.
@@ -177,92 +226,38 @@ impl CacheSet {
 
     /// Begins a GC on all caches.
     pub fn gc_start(&self) {
-        self.caches.iter().for_each(|cache| cache.state().gc_start());
+        self.caches.iter().for_each(|cache| cache.core().gc_start());
     }
 
-    /// Ends a GC on all caches; `marks` as for [`State::gc_finish`], with the cache of each.
+    /// Ends a GC on all caches, and wakes the threads that may have waited for it; `marks` as for
+    /// [`Allocator::gc_finish`], with the cache of each.
+    ///
+    /// Where a mark cannot be set, the GC has not ended on that cache and those after it.
     pub fn gc_finish(&self, marks: &[(u16, BucketIndex, Mark)]) -> Result<(), TableError> {
         let (mut need_gc, mut avail_nbuckets) = (0, 0);
-        for (device, cache) in self.caches.iter().enumerate() {
-            let of_cache: Vec<_> = marks
-                .iter()
-                .filter(|(of, _, _)| usize::from(*of) == device)
-                .map(|&(_, bucket, mark)| (bucket, mark))
-                .collect();
-            let summary = cache.state().gc_finish_part(&of_cache)?;
+        for (device, cache) in (0u16..).zip(&self.caches) {
+            let of_cache = marks.iter().filter(|(of, _, _)| *of == device);
+            let summary =
+                cache.core().gc_finish(of_cache.map(|&(_, bucket, mark)| (bucket, mark)))?;
             need_gc = need_gc.max(summary.need_gc);
             avail_nbuckets += summary.avail_nbuckets;
         }
         self.counters.gc_finished(need_gc, avail_nbuckets);
-        self.caches.iter().for_each(|cache| cache.gc_finished());
+        self.caches.iter().for_each(|cache| cache.wake_thread());
         Ok(())
     }
 }
 
-/// A set of one cache, as the sector allocator wants it.
-pub struct OneCache(Arc<Shared>);
-
-impl OneCache {
-    /// The cache.
-    pub fn new(cache: Arc<Shared>) -> Self {
-        Self(cache)
-    }
-}
-
-impl BucketSource for OneCache {
-    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
-        let bucket = self.0.bucket_alloc(reserve, wait)?;
-        let bucket_gen = self.0.state().table().bucket_gen(bucket)?;
-        Ok(SetPointer { device: 0, bucket, bucket_gen })
+impl BucketSource for SetAllocator {
+    fn alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
+        self.bucket_alloc(reserve, wait)
     }
 
     fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.0.state().table().pin(pointer.bucket)?)
+        self.cache(pointer.device)?.pin(pointer)
     }
 
     fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.0.state().table().unpin(pointer.bucket)?)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        self.0.state().is_stale(pointer)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        self.0.state().bucket_size()
-    }
-
-    fn block_size(&self) -> Sectors {
-        self.0.state().block_size()
-    }
-}
-
-impl BucketSource for CacheSet {
-    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
-        let first = self.by_alloc(reserve).first().copied().unwrap_or_default();
-        self.alloc_on(first, reserve, wait)
-    }
-
-    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.cache(pointer.device)?.state().table().pin(pointer.bucket)?)
-    }
-
-    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.cache(pointer.device)?.state().table().unpin(pointer.bucket)?)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        self.cache(pointer.device)
-            .ok()
-            .and_then(|cache| cache.state().table().bucket_gen(pointer.bucket).ok())
-            .is_none_or(|bucket_gen| bucket_gen != pointer.bucket_gen)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        self.caches.first().map_or(Sectors(0), |c| c.state().config().geometry.bucket_size())
-    }
-
-    fn block_size(&self) -> Sectors {
-        self.caches.first().map_or(Sectors(0), |c| c.state().config().geometry.block_size())
+        self.cache(pointer.device)?.unpin(pointer)
     }
 }

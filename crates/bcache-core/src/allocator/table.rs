@@ -5,13 +5,13 @@
 //!
 //! # Who may change what, and when
 //!
-//! - A hot word (prio, sectors used, mark, barred bit) is written only under the *stripe* lock of
+//! - A hot word (prio, sectors used, mark, unreclaimable bit) is written only under the *stripe* lock of
 //!   its bucket. Anyone may read it at any time; what is read without the lock is a hint.
 //! - A cold word (gen, `last_gc`, pins) is only ever changed by compare-and-swap, with or without the
-//!   lock. Its gen rises only together with a first pin, in one such step: whoever pins a bucket
-//!   first keeps it from being invalidated, and whoever invalidates it first hands the pin on. (The
-//!   owner of a bucket that a pin or its mark keeps may raise the gen at any time.)
-//! - The barred bit follows the cold word: whoever changes the cold word so that it should flip
+//!   lock. Its gen rises in the same step in which the bucket becomes free: whoever pins a bucket
+//!   first keeps it from being invalidated, and a free bucket cannot be pinned. (The owner of a bucket
+//!   that a pin or its mark keeps may raise the gen at any time.)
+//! - The unreclaimable bit follows the cold word: whoever changes the cold word so that it should flip
 //!   takes the stripe lock afterwards and recomputes it. Of several such, the last one to take the
 //!   lock sees all their changes.
 //!
@@ -23,10 +23,11 @@ use std::num::NonZeroU16;
 
 use crate::units::{BucketIndex, Gen, Prio};
 
+use super::mark::Mark;
 use super::planted::{self, Bug};
 use super::sync::{AtomicBool, AtomicU32, BriefGuard, BriefLock, Ordering};
+use super::vector;
 use super::words::{Cold, Hot};
-use super::{Mark, vector};
 
 /// Buckets that a sweep changes under one stripe lock.
 pub(crate) const CHUNK: usize = 256;
@@ -62,7 +63,21 @@ pub enum TableError {
         /// Buckets of the device.
         nbuckets: u64,
     },
-    /// The bucket carries as many pins as can be counted (16383).
+    /// The bucket is in `free_inc` or a reserve: what it held is gone.
+    #[error("bucket {bucket} is free: there is nothing to pin")]
+    IsFree {
+        /// The bucket.
+        bucket: BucketIndex,
+    },
+    /// The bucket was invalidated after the pointer to it was made.
+    #[error("bucket {bucket} has another gen than the pointer's {ptr_gen:?}")]
+    StalePointer {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// The gen of the pointer.
+        ptr_gen: Gen,
+    },
+    /// The bucket carries as many pins as can be counted (16382).
     #[error("bucket {bucket} has too many pins")]
     PinOverflow {
         /// The bucket.
@@ -74,9 +89,9 @@ pub enum TableError {
         /// The bucket.
         bucket: BucketIndex,
     },
-    /// A bucket from a reserve did not carry exactly its one pin (`BUG_ON(pin != 1)`).
-    #[error("bucket {bucket} came from a reserve with {pins} pins")]
-    WrongPins {
+    /// A bucket from a reserve was in use (`BUG_ON(pin != 1)`).
+    #[error("bucket {bucket} came from a reserve and is in use, with {pins} pins")]
+    NotFree {
         /// The bucket.
         bucket: BucketIndex,
         /// Its pins.
@@ -107,8 +122,10 @@ pub struct Bucket {
     pub mark: Mark,
     /// `GC_SECTORS_USED`, at most 8191.
     pub sectors_used: u16,
-    /// Pins.
+    /// Pins. A free bucket has one: that of the list it is in.
     pub pins: u16,
+    /// It is in `free_inc` or in a reserve.
+    pub is_free: bool,
     /// `GC_MOVE`: moving GC is to empty it.
     pub gc_move: bool,
     /// It could be invalidated when the running GC began, and has not been since.
@@ -120,8 +137,8 @@ pub struct Bucket {
 pub(crate) struct Invalidated {
     /// How far its new gen is from `last_gc`.
     pub(crate) gc_gen: u8,
-    /// Whether it held data: the kernel traces only those.
-    pub(crate) held_data: bool,
+    /// Sectors of data that it held.
+    pub(crate) sectors_used: u16,
 }
 
 /// Alone on its cache line, so that neighbours do not slow each other down.
@@ -157,7 +174,7 @@ impl BucketTable {
         };
         Ok(Self {
             first_bucket,
-            hot: words(Hot(0).with_barred(true).0)?,
+            hot: words(Hot(0).with_unreclaimable(true).0)?,
             cold: words(0)?,
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             gc_mark_valid: AtomicBool::new(false),
@@ -222,11 +239,11 @@ impl BucketTable {
         .map_err(Cold)
     }
 
-    /// Makes the barred bit follow the cold word. The caller holds the stripe lock.
+    /// Makes the unreclaimable bit follow the cold word. The caller holds the stripe lock.
     fn follow(&self, hot: &AtomicU32, cold: &AtomicU32) {
-        let barred = Cold(cold.load(Ordering::SeqCst)).barred(self.gc_mark_valid());
+        let unreclaimable = Cold(cold.load(Ordering::SeqCst)).unreclaimable(self.gc_mark_valid());
         let word = Hot(hot.load(Ordering::Relaxed));
-        hot.store(word.with_barred(barred).0, Ordering::Relaxed);
+        hot.store(word.with_unreclaimable(unreclaimable).0, Ordering::Relaxed);
     }
 
     /// All of one bucket, at one moment.
@@ -242,6 +259,7 @@ impl BucketTable {
             mark: hot.mark(),
             sectors_used: hot.sectors_used(),
             pins: cold.pins(),
+            is_free: cold.is_free(),
             gc_move: cold.gc_move(),
             reclaimable_in_gc: cold.reclaimable_in_gc(),
         })
@@ -258,8 +276,23 @@ impl BucketTable {
         Some((Hot(hot.load(Ordering::Relaxed)), Cold(cold.load(Ordering::Relaxed))))
     }
 
-    /// Sets what a `prio_set` says of a bucket: `last_gc` becomes its gen too (FORMAT.md §3.3).
-    pub fn load(&self, bucket: BucketIndex, prio: Prio, bucket_gen: Gen) -> Result<(), TableError> {
+    /// Sets what a `prio_set` says of a bucket: `last_gc` becomes its gen too
+    /// (on-disk-format.md §3.3).
+    pub fn load(
+        &mut self,
+        bucket: BucketIndex,
+        prio: Prio,
+        bucket_gen: Gen,
+    ) -> Result<(), TableError> {
+        self.load_shared(bucket, prio, bucket_gen)
+    }
+
+    pub(crate) fn load_shared(
+        &self,
+        bucket: BucketIndex,
+        prio: Prio,
+        bucket_gen: Gen,
+    ) -> Result<(), TableError> {
         let (index, hot, cold) = self.words(bucket)?;
         let _stripe = self.stripe(index);
         let word = Hot(hot.load(Ordering::Relaxed)).with_prio(prio);
@@ -271,7 +304,7 @@ impl BucketTable {
         Ok(())
     }
 
-    /// A cache hit: the bucket is as hot as a new one (FORMAT.md §9.5).
+    /// A cache hit: the bucket is as hot as a new one (on-disk-format.md §9.5).
     pub fn hit(&self, bucket: BucketIndex) -> Result<(), TableError> {
         self.update_hot(bucket, |hot| hot.with_prio(Prio::INITIAL)).map(drop)
     }
@@ -290,7 +323,7 @@ impl BucketTable {
         Ok(valid)
     }
 
-    /// Sets the prio of a bucket, as registration does for btree nodes (FORMAT.md §6.2).
+    /// Sets the prio of a bucket, as registration does for btree nodes (on-disk-format.md §6.2).
     pub fn set_prio(&self, bucket: BucketIndex, prio: Prio) -> Result<(), TableError> {
         self.update_hot(bucket, |hot| hot.with_prio(prio)).map(drop)
     }
@@ -317,22 +350,52 @@ impl BucketTable {
         let raised = |cold: Cold| cold.with_gen(cold.bucket_gen().next());
         let now = Self::update_cold(cold, |cold| Some(raised(cold)))
             .map_or_else(|unchanged| unchanged, raised);
-        // At the limit it becomes barred.
+        // At the limit it becomes unreclaimable.
         let _stripe = self.stripe(index);
         self.follow(hot, cold);
         Ok((now.bucket_gen(), now.gc_gen()))
     }
 
     /// Takes a pin: until it is dropped, the bucket is not invalidated and its prio does not age.
+    ///
+    /// It fails if the bucket was invalidated before. It says nothing of what the bucket holds: who
+    /// has a pointer to it takes [`pin_through`](Self::pin_through).
     pub fn pin(&self, bucket: BucketIndex) -> Result<(), TableError> {
         let (index, hot, cold) = self.words(bucket)?;
-        let old = Self::update_cold(cold, Cold::pinned)
-            .map_err(|_| TableError::PinOverflow { bucket })?;
+        let old = Self::update_cold(cold, Cold::pinned).map_err(|is| {
+            if is.is_free() {
+                TableError::IsFree { bucket }
+            } else {
+                TableError::PinOverflow { bucket }
+            }
+        })?;
+        self.pinned(index, hot, cold, old);
+        Ok(())
+    }
+
+    /// Takes a pin through a pointer of gen `ptr_gen`, as whoever reads a cached extent needs it: from
+    /// then on what the pointer leads to stays. False, and no pin is taken, if the pointer is stale.
+    pub fn pin_through(&self, bucket: BucketIndex, ptr_gen: Gen) -> Result<bool, TableError> {
+        let (index, hot, cold) = self.words(bucket)?;
+        // The gen rises in the same step in which a bucket becomes free.
+        let valid = |cold: Cold| cold.bucket_gen() == ptr_gen && !cold.is_free();
+        let pinned = |cold: Cold| if valid(cold) { cold.pinned() } else { None };
+        match Self::update_cold(cold, pinned) {
+            Ok(old) => {
+                self.pinned(index, hot, cold, old);
+                Ok(true)
+            }
+            Err(is) if valid(is) => Err(TableError::PinOverflow { bucket }),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// A pin was taken on a bucket that was `old` before.
+    fn pinned(&self, index: usize, hot: &AtomicU32, cold: &AtomicU32, old: Cold) {
         if old.pins() == 0 {
             let _stripe = self.stripe(index);
             self.follow(hot, cold);
         }
-        Ok(())
     }
 
     /// Drops a pin.
@@ -347,7 +410,7 @@ impl BucketTable {
         Ok(())
     }
 
-    /// Marks a bucket for a key that points to it, as GC does (FORMAT.md §6.2 steps 1 to 5).
+    /// Marks a bucket for a key that points to it, as GC does (on-disk-format.md §6.2 steps 1 to 5).
     ///
     /// `key_mark` is what the key makes of an unmarked bucket: Metadata for a btree node, Dirty or
     /// Reclaimable for an extent. Returns how stale the pointer is; a stale one marks nothing.
@@ -390,7 +453,7 @@ impl BucketTable {
     }
 
     /// Invalidates `bucket` if that is allowed and `still` holds for its words: gen up, prio Initial,
-    /// one pin, which is the free list's (FORMAT.md §9.3).
+    /// free, with one pin, which is the list's (on-disk-format.md §9.3).
     ///
     /// This is where a victim that a sweep named from hints is checked against the truth.
     pub(crate) fn try_invalidate(
@@ -410,17 +473,17 @@ impl BucketTable {
             // What is put into it next was not there when a running GC began.
             let invalidated = cold.with_gen(cold.bucket_gen().next()).with_reclaimable_in_gc(false);
             let unchecked = planted::is(Bug::UncheckedVictim);
-            if unchecked || may_go(word, cold, valid) { invalidated.pinned() } else { None }
+            (unchecked || may_go(word, cold, valid)).then(|| invalidated.freed())
         })
         .ok()?;
-        hot.store(word.with_prio(Prio::INITIAL).with_barred(true).0, Ordering::Relaxed);
+        hot.store(word.with_prio(Prio::INITIAL).with_unreclaimable(true).0, Ordering::Relaxed);
         Some(Invalidated {
             gc_gen: old.gc_gen().wrapping_add(1),
-            held_data: word.sectors_used() != 0,
+            sectors_used: word.sectors_used(),
         })
     }
 
-    /// Makes a bucket from a reserve what its new owner needs (FORMAT.md §9.7): the bucket's whole
+    /// Makes a bucket from a reserve what its new owner needs (on-disk-format.md §9.7): the bucket's whole
     /// size in use, marked and with prio for metadata or for data.
     pub(crate) fn allocate(
         &self,
@@ -429,13 +492,8 @@ impl BucketTable {
         metadata: bool,
     ) -> Result<(), TableError> {
         let (index, hot, cold) = self.words(bucket)?;
-        let is = Cold(cold.load(Ordering::SeqCst));
-        if is.pins() != 1 {
-            return Err(TableError::WrongPins { bucket, pins: is.pins() });
-        }
-        if is.gc_move() {
-            let _ = Self::update_cold(cold, |cold| Some(cold.with_gc_move(false)));
-        }
+        Self::update_cold(cold, |cold| Some(cold.allocated()?.with_gc_move(false)))
+            .map_err(|is| TableError::NotFree { bucket, pins: is.pins() })?;
         let (mark, prio) = if metadata {
             (Mark::Metadata, Prio::BTREE)
         } else {
@@ -445,7 +503,7 @@ impl BucketTable {
             .with_prio(prio)
             .with_mark(mark)
             .with_sectors_used(bucket_sectors)
-            .with_barred(true);
+            .with_unreclaimable(true);
         let _stripe = self.stripe(index);
         hot.store(word.0, Ordering::Relaxed);
         Ok(())
@@ -471,7 +529,7 @@ impl BucketTable {
     }
 
     /// Ages every bucket that has a prio to lose and no pin, by as much as `times` rescalings do; the
-    /// least prio that the last of them leaves (FORMAT.md §9.5).
+    /// least prio that the last of them leaves (on-disk-format.md §9.5).
     ///
     /// 65535 when it would age no bucket.
     pub(crate) fn rescale(&self, times: NonZeroU16) -> u16 {
@@ -482,10 +540,12 @@ impl BucketTable {
         min_prio
     }
 
-    /// Begins a GC (FORMAT.md §6.4): every `last_gc` becomes the gen, unpinned buckets lose mark and
+    /// Begins a GC (on-disk-format.md §6.4): every `last_gc` becomes the gen, unpinned buckets lose mark and
     /// sectors. With `reclaim`, buckets that could be invalidated until now still can be.
     pub(crate) fn gc_start(&self, reclaim: bool) {
-        let valid = self.gc_mark_valid();
+        // First, so that a pin that is dropped meanwhile does not make a bucket reclaimable again that
+        // the sweep has been at.
+        let valid = self.gc_mark_valid.swap(false, Ordering::SeqCst);
         self.for_each_chunk_locked(|hot, cold| {
             for (hot, cold) in hot.iter().zip(cold) {
                 let word = Hot(hot.load(Ordering::Relaxed));
@@ -493,7 +553,7 @@ impl BucketTable {
                     let cold = cold.with_last_gc(cold.bucket_gen());
                     let can = reclaim
                         && matches!(word.mark(), Mark::None | Mark::Reclaimable)
-                        && !cold.barred(valid);
+                        && !cold.unreclaimable(valid);
                     if can { cold.with_reclaimable_in_gc(true) } else { cold }
                 };
                 let now = Self::update_cold(cold, |cold| Some(change(cold)))
@@ -503,13 +563,12 @@ impl BucketTable {
                 } else {
                     word
                 };
-                hot.store(word.with_barred(now.barred(false)).0, Ordering::Relaxed);
+                hot.store(word.with_unreclaimable(now.unreclaimable(false)).0, Ordering::Relaxed);
             }
         });
-        self.gc_mark_valid.store(false, Ordering::SeqCst);
     }
 
-    /// Ends a GC (FORMAT.md §6.3): marks are valid; the greatest `bucket_gc_gen` and the number of
+    /// Ends a GC (on-disk-format.md §6.3): marks are valid; the greatest `bucket_gc_gen` and the number of
     /// buckets that could be invalidated but for their gen.
     pub(crate) fn gc_finish(&self) -> GcSummary {
         self.gc_mark_valid.store(true, Ordering::SeqCst);
@@ -521,7 +580,7 @@ impl BucketTable {
                     cold.reclaimable_in_gc().then(|| cold.with_reclaimable_in_gc(false))
                 })
                 .map_or_else(|is| is, |old| old.with_reclaimable_in_gc(false));
-                hot.store(word.with_barred(is.barred(true)).0, Ordering::Relaxed);
+                hot.store(word.with_unreclaimable(is.unreclaimable(true)).0, Ordering::Relaxed);
                 summary.need_gc = summary.need_gc.max(is.gc_gen());
                 if is.pins() == 0 && matches!(word.mark(), Mark::None | Mark::Reclaimable) {
                     summary.avail_nbuckets += 1;
@@ -556,19 +615,19 @@ impl BucketTable {
         }
     }
 
-    /// Checks that every barred bit says what its cold word says. Only with nothing else running.
-    pub(crate) fn barred_bits_follow(&self) -> bool {
+    /// Checks that every unreclaimable bit says what its cold word says. Only with nothing else running.
+    pub(crate) fn unreclaimable_bits_follow(&self) -> bool {
         let valid = self.gc_mark_valid();
         self.hot.iter().zip(&self.cold).skip(self.first_bucket).all(|(hot, cold)| {
             let cold = Cold(cold.load(Ordering::SeqCst));
-            Hot(hot.load(Ordering::Relaxed)).barred() == cold.barred(valid)
+            Hot(hot.load(Ordering::Relaxed)).unreclaimable() == cold.unreclaimable(valid)
         })
     }
 }
 
-/// Whether a bucket with these words may be invalidated (FORMAT.md §6.5).
+/// Whether a bucket with these words may be invalidated (on-disk-format.md §6.5).
 fn may_go(hot: Hot, cold: Cold, gc_mark_valid: bool) -> bool {
-    matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.barred(gc_mark_valid)
+    matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.unreclaimable(gc_mark_valid)
 }
 
 /// What the end of a GC finds.

@@ -99,7 +99,7 @@ fn victims_portable(words: &[AtomicU32], base: u32, threshold: u32, masks: &mut 
     }
 }
 
-/// Ages the words of one chunk as `times` rescalings would, one after the other (FORMAT.md §9.5); the
+/// Ages the words of one chunk as `times` rescalings would, one after the other (on-disk-format.md §9.5); the
 /// least prio that the last of them left, or 65535.
 ///
 /// A prio stops at 0, and a rescaling that finds it there does not count it: so the least is that of
@@ -123,7 +123,7 @@ fn rescale_portable(hot: &[AtomicU32], cold: &[AtomicU32], times: NonZeroU16) ->
         if prio == 0 || prio == u16::MAX {
             continue;
         }
-        if Hot(word).barred() && Cold(cold.load(Ordering::SeqCst)).pins() != 0 {
+        if Hot(word).unreclaimable() && Cold(cold.load(Ordering::SeqCst)).pins() != 0 {
             continue;
         }
         let aged = prio.saturating_sub(times.get());
@@ -157,9 +157,9 @@ mod x86 {
     /// The same for the rescaling, which writes too: less is under way for each line.
     const AGED_AHEAD: usize = 384;
 
-    /// Brings the barred bit to where a lane's sign is.
-    const BARRED_TO_TOP: i32 = 18;
-    const _: () = assert!(Hot::BARRED << BARRED_TO_TOP == 1 << 31);
+    /// Brings the unreclaimable bit to where a lane's sign is.
+    const UNRECLAIMABLE_TO_TOP: i32 = 18;
+    const _: () = assert!(Hot::UNRECLAIMABLE << UNRECLAIMABLE_TO_TOP == 1 << 31);
 
     /// Eight relaxed loads at once.
     ///
@@ -321,15 +321,15 @@ mod x86 {
             for (hot, cold) in hot_eights.zip(cold_eights) {
                 let word = load(hot.as_ptr());
                 let fixed = _mm256_cmpeq_epi32(_mm256_and_si256(word, prio_mask), prio_mask);
-                let barred = _mm256_slli_epi32::<BARRED_TO_TOP>(word);
+                let unreclaimable = _mm256_slli_epi32::<UNRECLAIMABLE_TO_TOP>(word);
                 // Barred is pinned or gen too high, or a GC runs; only the cold words can tell.
-                let kept = if lanes(barred) == 0 {
+                let kept = if lanes(unreclaimable) == 0 {
                     fixed
                 } else {
                     let pins = _mm256_and_si256(load(cold.as_ptr()), pin_bits);
                     let unpinned = _mm256_cmpeq_epi32(pins, zero);
-                    let barred = _mm256_srai_epi32::<31>(barred);
-                    _mm256_or_si256(fixed, _mm256_andnot_si256(unpinned, barred))
+                    let unreclaimable = _mm256_srai_epi32::<31>(unreclaimable);
+                    _mm256_or_si256(fixed, _mm256_andnot_si256(unpinned, unreclaimable))
                 };
                 let taken = _mm256_andnot_si256(kept, taken);
                 store(hot.as_ptr(), _mm256_subs_epu16(word, taken));

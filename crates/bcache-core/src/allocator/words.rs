@@ -1,23 +1,23 @@
 //! The two words that make up a bucket in memory: eight bytes, packed by hand.
 //!
 //! [`Hot`] is all that choosing a victim reads; [`Cold`] is what says whether a bucket may be
-//! invalidated and what its pointers must carry. Fields as in FORMAT.md §6.1.
+//! invalidated and what its pointers must carry. Fields as in on-disk-format.md §6.1.
 
 use crate::units::{BUCKET_GC_GEN_MAX, Gen, Prio};
 
-use super::Mark;
+use super::mark::Mark;
 
-/// Prio, sectors used, mark, and whether the bucket is barred from invalidation.
+/// Prio, sectors used, mark, and whether the bucket is unreclaimable.
 ///
 /// | bits | field |
 /// |---|---|
 /// | 16..32 | prio |
 /// | 15 | low bit of `GC_MARK` |
 /// | 14 | high bit of `GC_MARK`: Dirty or Metadata |
-/// | 13 | barred: pinned, or its gen may not rise, or a GC runs that it was not reclaimable before |
+/// | 13 | unreclaimable: pinned, free, or its gen may not rise, or a GC runs that it was not reclaimable before |
 /// | 0..13 | `GC_SECTORS_USED` |
 ///
-/// The barred bit repeats what [`Cold`] says, so that one word tells a sweep all it needs. The two
+/// The unreclaimable bit repeats what [`Cold`] says, so that one word tells a sweep all it needs. The two
 /// bits that exclude a bucket are just above the sectors, so that to the sweep's multiplication such
 /// a bucket has more sectors than any can have, and ranks behind the others by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +26,11 @@ pub(crate) struct Hot(pub(crate) u32);
 impl Hot {
     pub(crate) const PRIO_SHIFT: u32 = 16;
     pub(crate) const SECTORS_MASK: u32 = 0x1fff;
-    pub(crate) const BARRED: u32 = 1 << 13;
+    pub(crate) const UNRECLAIMABLE: u32 = 1 << 13;
     const MARK_HIGH: u32 = 1 << 14;
     const MARK_LOW: u32 = 1 << 15;
     /// Bits that keep a bucket from being a victim.
-    pub(crate) const EXCLUDED: u32 = Self::BARRED | Self::MARK_HIGH;
+    pub(crate) const EXCLUDED: u32 = Self::UNRECLAIMABLE | Self::MARK_HIGH;
 
     pub(crate) const fn prio(self) -> Prio {
         let [_, _, low, high] = self.0.to_le_bytes();
@@ -52,8 +52,8 @@ impl Hot {
         }
     }
 
-    pub(crate) const fn barred(self) -> bool {
-        self.0 & Self::BARRED != 0
+    pub(crate) const fn unreclaimable(self) -> bool {
+        self.0 & Self::UNRECLAIMABLE != 0
     }
 
     pub(crate) const fn excluded(self) -> bool {
@@ -65,7 +65,7 @@ impl Hot {
         Self((self.0 & 0xffff) | (u32::from(prio.0) << Self::PRIO_SHIFT))
     }
 
-    /// As the kernel's 13-bit field: higher bits of `sectors` are lost (FORMAT.md §10.7).
+    /// As the kernel's 13-bit field: higher bits of `sectors` are lost (on-disk-format.md §10.7).
     #[must_use]
     pub(crate) fn with_sectors_used(self, sectors: u16) -> Self {
         Self((self.0 & !Self::SECTORS_MASK) | (u32::from(sectors) & Self::SECTORS_MASK))
@@ -83,8 +83,12 @@ impl Hot {
     }
 
     #[must_use]
-    pub(crate) const fn with_barred(self, barred: bool) -> Self {
-        Self(if barred { self.0 | Self::BARRED } else { self.0 & !Self::BARRED })
+    pub(crate) const fn with_unreclaimable(self, unreclaimable: bool) -> Self {
+        Self(if unreclaimable {
+            self.0 | Self::UNRECLAIMABLE
+        } else {
+            self.0 & !Self::UNRECLAIMABLE
+        })
     }
 }
 
@@ -94,15 +98,19 @@ impl Hot {
 /// |---|---|
 /// | 0..8 | gen |
 /// | 8..16 | `last_gc` |
-/// | 16..30 | pins |
+/// | 16..30 | pins; all ones: the bucket is free |
 /// | 30 | `GC_MOVE` |
 /// | 31 | `reclaimable_in_gc` |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cold(pub(crate) u32);
 
 impl Cold {
-    pub(crate) const PIN_ONE: u32 = 1 << 16;
+    const PIN_ONE: u32 = 1 << 16;
+    /// The field of the pins. All ones: the bucket is in `free_inc` or in a reserve.
     pub(crate) const PINS: u32 = 0x3fff << 16;
+    const FREE: u32 = Self::PINS;
+    /// As many pins as can be counted.
+    const PINS_MAX: u32 = Self::PINS - Self::PIN_ONE;
     const GC_MOVE: u32 = 1 << 30;
     const RECLAIMABLE: u32 = 1 << 31;
 
@@ -121,9 +129,29 @@ impl Cold {
         self.bucket_gen().distance_from(self.last_gc())
     }
 
+    /// A free bucket has one: that of the list it is in.
     pub(crate) const fn pins(self) -> u16 {
+        if self.is_free() {
+            return 1;
+        }
         let [_, _, low, high] = self.0.to_le_bytes();
         u16::from_le_bytes([low, high]) & 0x3fff
+    }
+
+    /// Whether the bucket is in `free_inc` or in a reserve.
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & Self::PINS == Self::FREE
+    }
+
+    /// Invalidated: nobody can pin it before it is allocated.
+    #[must_use]
+    pub(crate) const fn freed(self) -> Self {
+        Self(self.0 | Self::FREE)
+    }
+
+    /// Taken out of a reserve: the list's pin is its owner's now. `None` if it was not free.
+    pub(crate) const fn allocated(self) -> Option<Self> {
+        if self.is_free() { Some(Self((self.0 & !Self::PINS) | Self::PIN_ONE)) } else { None }
     }
 
     pub(crate) const fn gc_move(self) -> bool {
@@ -134,8 +162,8 @@ impl Cold {
         self.0 & Self::RECLAIMABLE != 0
     }
 
-    /// Everything of `bch_can_invalidate_bucket` but the mark (FORMAT.md §6.5).
-    pub(crate) const fn barred(self, gc_mark_valid: bool) -> bool {
+    /// Everything of `bch_can_invalidate_bucket` but the mark (on-disk-format.md §6.5).
+    pub(crate) const fn unreclaimable(self, gc_mark_valid: bool) -> bool {
         self.0 & Self::PINS != 0
             || self.gc_gen() >= BUCKET_GC_GEN_MAX
             || !(gc_mark_valid || self.reclaimable_in_gc())
@@ -165,14 +193,22 @@ impl Cold {
         }
     }
 
-    /// One pin more, or `None` when the field is full.
+    /// One pin more, or `None` when the bucket is free or has as many as can be counted.
     pub(crate) const fn pinned(self) -> Option<Self> {
-        if self.0 & Self::PINS == Self::PINS { None } else { Some(Self(self.0 + Self::PIN_ONE)) }
+        if self.0 & Self::PINS >= Self::PINS_MAX {
+            None
+        } else {
+            Some(Self(self.0 + Self::PIN_ONE))
+        }
     }
 
-    /// One pin less, or `None` when there is none.
+    /// One pin less, or `None` when there is none that could be dropped.
     pub(crate) const fn unpinned(self) -> Option<Self> {
-        if self.0 & Self::PINS == 0 { None } else { Some(Self(self.0 - Self::PIN_ONE)) }
+        if self.0 & Self::PINS == 0 || self.is_free() {
+            None
+        } else {
+            Some(Self(self.0 - Self::PIN_ONE))
+        }
     }
 }
 
@@ -186,12 +222,13 @@ mod tests {
             .with_prio(Prio(0xabcd))
             .with_sectors_used(8191)
             .with_mark(Mark::Dirty)
-            .with_barred(true);
+            .with_unreclaimable(true);
         assert_eq!(
-            (word.prio(), word.sectors_used(), word.mark(), word.barred()),
+            (word.prio(), word.sectors_used(), word.mark(), word.unreclaimable()),
             (Prio(0xabcd), 8191, Mark::Dirty, true)
         );
-        let word = word.with_sectors_used(8192).with_mark(Mark::Reclaimable).with_barred(false);
+        let word =
+            word.with_sectors_used(8192).with_mark(Mark::Reclaimable).with_unreclaimable(false);
         assert_eq!(
             (word.prio(), word.sectors_used(), word.mark(), word.excluded()),
             (Prio(0xabcd), 0, Mark::Reclaimable, false)
@@ -202,16 +239,29 @@ mod tests {
     #[test]
     fn fields_of_a_cold_word_do_not_touch_each_other() {
         let mut word = Cold(0).with_gen(Gen(3)).with_last_gc(Gen(250)).with_gc_move(true);
-        for _ in 0..0x3fff {
+        for _ in 0..0x3ffe {
             word = word.pinned().unwrap();
         }
-        assert!(word.pinned().is_none());
-        assert_eq!((word.bucket_gen(), word.gc_gen(), word.pins()), (Gen(3), 9, 0x3fff));
-        assert!(word.gc_move() && !word.reclaimable_in_gc() && word.barred(true));
+        assert!(word.pinned().is_none() && !word.is_free());
+        assert_eq!((word.bucket_gen(), word.gc_gen(), word.pins()), (Gen(3), 9, 0x3ffe));
+        assert!(word.gc_move() && !word.reclaimable_in_gc() && word.unreclaimable(true));
         let word = word.with_reclaimable_in_gc(true).with_gc_move(false);
-        assert_eq!((word.pins(), word.reclaimable_in_gc()), (0x3fff, true));
+        assert_eq!((word.pins(), word.reclaimable_in_gc()), (0x3ffe, true));
         assert!(Cold(0).unpinned().is_none());
-        assert!(Cold(0).barred(false) && !Cold(0).barred(true));
-        assert!(Cold(0).with_gen(Gen(96)).barred(true) && !Cold(0).with_gen(Gen(95)).barred(true));
+        assert!(Cold(0).unreclaimable(false) && !Cold(0).unreclaimable(true));
+        assert!(
+            Cold(0).with_gen(Gen(96)).unreclaimable(true)
+                && !Cold(0).with_gen(Gen(95)).unreclaimable(true)
+        );
+    }
+    #[test]
+    fn a_free_bucket_has_the_pin_of_its_list_and_takes_no_other() {
+        let free = Cold(0).with_gen(Gen(7)).freed();
+        assert_eq!((free.pins(), free.is_free(), free.unreclaimable(true)), (1, true, true));
+        assert!(free.pinned().is_none() && free.unpinned().is_none());
+        let owned = free.allocated().unwrap();
+        assert_eq!((owned.pins(), owned.is_free(), owned.bucket_gen()), (1, false, Gen(7)));
+        assert!(owned.allocated().is_none());
+        assert_eq!(owned.unpinned().map(Cold::pins), Some(0));
     }
 }

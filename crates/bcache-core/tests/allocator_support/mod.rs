@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bcache_core::allocator::prios::PrioSetPlan;
-use bcache_core::allocator::{AllocatorIo, BucketTable, Lifecycle, Mark, Shared};
+use bcache_core::allocator::{Allocator, AllocatorIo, BucketTable, Lifecycle, Mark, PrioSetPlan};
 use bcache_core::units::{BucketIndex, Gen};
 
 /// A prio set as it was written.
@@ -76,12 +75,12 @@ pub(crate) struct DeviceFailed;
 
 /// Writes to a [`Disk`].
 pub(crate) struct DiskIo {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Allocator>,
     pub(crate) disk: Arc<Mutex<Disk>>,
     /// Writes and flushes until one fails, and all after it.
     pub(crate) writes_left: u32,
     /// Runs a GC, in a thread of its own.
-    pub(crate) gc: Box<dyn Fn(Arc<Shared>) + Send>,
+    pub(crate) gc: Box<dyn Fn(Arc<Allocator>) + Send>,
 }
 
 impl DiskIo {
@@ -107,7 +106,7 @@ impl AllocatorIo for DiskIo {
         set: &PrioSetPlan,
         table: &BucketTable,
     ) -> Result<(), DeviceFailed> {
-        let entries = self.shared.state().config().geometry.prios_per_bucket();
+        let entries = self.shared.core().config().geometry.prios_per_bucket();
         let gens = table.prios_and_gens(set.first_entry).map(|(_, bucket_gen)| bucket_gen);
         let gens = gens.take(usize::try_from(entries).expect("small")).collect();
         let written =
@@ -156,8 +155,8 @@ impl AllocatorIo for DiskIo {
 
 /// A GC that finds keys to everything that had a mark before.
 #[allow(dead_code)] // not every test keeps anything
-pub(crate) fn collect_keeping(shared: &Shared) {
-    let state = shared.state();
+pub(crate) fn collect_keeping(shared: &Allocator) {
+    let state = shared.core();
     let table = state.table();
     let buckets = || (table.first_bucket().0..table.nbuckets()).map(BucketIndex);
     let had: Vec<_> = buckets()
@@ -167,7 +166,7 @@ pub(crate) fn collect_keeping(shared: &Shared) {
     // What a pass has taken is still pointed to by keys, which are stale now.
     let waits = |bucket| state.lifecycle(bucket) == Ok(Lifecycle::Invalidated);
     let taken: Vec<_> = state.free_inc_contents().into_iter().filter(|&it| waits(it)).collect();
-    state.gc_start();
+    shared.gc_start();
     for bucket in taken {
         let had = table.bucket(bucket).expect("in range");
         if had.mark != Mark::None {
@@ -182,13 +181,11 @@ pub(crate) fn collect_keeping(shared: &Shared) {
             marked.expect("the mark is the one it had");
         }
     }
-    state.gc_finish(&[]).expect("no bucket was named");
-    shared.gc_finished();
+    shared.gc_finish(&[]).expect("no bucket was named");
 }
 
 /// A GC that finds whatever nobody holds unreferenced.
-pub(crate) fn collect(shared: &Shared) {
-    shared.state().gc_start();
-    shared.state().gc_finish(&[]).expect("no bucket was named");
-    shared.gc_finished();
+pub(crate) fn collect(shared: &Allocator) {
+    shared.gc_start();
+    shared.gc_finish(&[]).expect("no bucket was named");
 }

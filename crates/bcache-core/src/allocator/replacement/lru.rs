@@ -1,4 +1,4 @@
-//! LRU: the buckets with the least `bucket_prio`, in ascending order (FORMAT.md §9.3, §9.4).
+//! LRU: the buckets with the least `bucket_prio`, in ascending order (on-disk-format.md §9.3, §9.4).
 //!
 //! The kernel sifts every bucket through a heap of `8 * free` pointers. Here one sweep over the hot
 //! words compares each bucket's key with a threshold, eight at a time, and only those that pass,

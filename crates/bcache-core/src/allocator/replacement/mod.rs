@@ -1,4 +1,4 @@
-//! Which buckets go first: the three policies of FORMAT.md §9.4.
+//! Which buckets go first: the three policies of on-disk-format.md §9.4.
 //!
 //! They name victims and change nothing in the table. [`lru`] looks at all buckets at once;
 //! [`fifo`] and [`random`] propose one bucket after another, and the caller says of each whether it
@@ -21,7 +21,7 @@ use super::table::BucketTable;
 pub use fifo::FifoCursor;
 pub use random::RandomSource;
 
-/// `CACHE_REPLACEMENT` of the superblock (FORMAT.md §1.2).
+/// `CACHE_REPLACEMENT` of the superblock (on-disk-format.md §1.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {

@@ -1,5 +1,5 @@
 //! The sector allocator: space for writes, from up to 128 buckets that are open at once
-//! (FORMAT.md §9.8).
+//! (on-disk-format.md §9.8).
 //!
 //! Streams are kept apart: a write goes to the bucket whose last write it continues, else to one that
 //! its write point used last, else to the least recently used; flash-only volumes, whose data cannot
@@ -19,39 +19,20 @@
 
 mod links;
 mod shard;
+mod source;
 
-use crate::units::{BucketIndex, Gen, Sectors};
+use crate::units::{Geometry, Sectors};
 
+use super::error::AllocError;
+use super::pointer::SetPointer;
 use super::reserves::Reserve;
-use super::set::SetPointer;
-use super::shared::AllocError;
-use super::state::State;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use super::table::TableError;
 
 use links::Item;
 use shard::{Search, Shard};
 
-/// Where the sector allocator gets buckets.
-pub trait BucketSource: Send + Sync {
-    /// Allocates a bucket, with one pin.
-    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError>;
-
-    /// Takes a pin on a bucket.
-    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError>;
-
-    /// Drops a pin on a bucket.
-    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError>;
-
-    /// Whether the bucket has been invalidated since, which a pin forbids: for debug builds.
-    fn is_stale(&self, pointer: &SetPointer) -> bool;
-
-    /// Size of a bucket.
-    fn bucket_size(&self) -> Sectors;
-
-    /// Size of a block: a bucket with less than this left is closed.
-    fn block_size(&self) -> Sectors;
-}
+pub use source::BucketSource;
 
 /// What to allocate for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,26 +67,29 @@ pub struct Allocated {
 struct Writer(Mutex<Shard>);
 
 /// The open buckets of a cache set.
-pub struct SectorAllocator<S> {
+pub struct SectorAllocator<S: BucketSource> {
     source: S,
     bucket_size: u64,
     block_size: u64,
     writers: Vec<Writer>,
+    /// Buckets that were allocated and, when they had come, not needed any more.
+    spare: Mutex<Vec<SetPointer>>,
     /// One bit for each volume.
     flash_only: Vec<AtomicU64>,
 }
 
 impl<S: BucketSource> SectorAllocator<S> {
-    /// An allocator for `writers` writers (at least one), and volumes in slots below `nr_uuids`.
+    /// An allocator for `writers` writers (at least one) on caches of this geometry.
     ///
     /// All open buckets belong to writer 0 at first.
-    pub fn new(source: S, writers: usize, nr_uuids: u64) -> Self {
-        let words = usize::try_from(nr_uuids.div_ceil(64)).unwrap_or(0);
+    pub fn new(source: S, geometry: &Geometry, writers: usize) -> Self {
+        let words = usize::try_from(geometry.nr_uuids().div_ceil(64)).unwrap_or(0);
         Self {
-            bucket_size: source.bucket_size().0,
-            block_size: source.block_size().0,
+            bucket_size: geometry.bucket_size().0,
+            block_size: geometry.block_size().0,
             source,
             writers: (0..writers.max(1)).map(|i| Writer(Mutex::new(Shard::new(i == 0)))).collect(),
+            spare: Mutex::new(Vec::new()),
             flash_only: (0..words).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -155,41 +139,90 @@ impl<S: BucketSource> SectorAllocator<S> {
         writer: usize,
         request: &SectorRequest,
     ) -> Result<Allocated, AllocError> {
+        let alloc = |reserve, wait| self.source.alloc(reserve, wait);
+        self.alloc_sectors_with(writer, request, alloc)
+    }
+
+    /// The same; where a bucket is needed, it comes from `alloc`: to time it, for one. `alloc` is
+    /// called without a lock held and gives what [`BucketSource::alloc`] gives.
+    pub fn alloc_sectors_with(
+        &self,
+        writer: usize,
+        request: &SectorRequest,
+        mut alloc: impl FnMut(Reserve, bool) -> Result<SetPointer, AllocError>,
+    ) -> Result<Allocated, AllocError> {
         let search = Search {
             inode: request.inode,
             offset: request.offset,
             write_point: request.write_point,
             flash_only: self.is_flash_only(request.inode),
         };
+        let reserve = if request.moving_gc { Reserve::MovingGc } else { Reserve::None };
         let mut fresh = None;
-        loop {
-            let (mut shard, item) = self.pick(writer, &search)?;
-            if shard.open(item).sectors_free == 0 {
-                let Some(pointer) = fresh.take() else {
-                    // A bucket may have to be waited for: not with the lock.
-                    drop(shard);
-                    let reserve = if request.moving_gc { Reserve::MovingGc } else { Reserve::None };
-                    fresh = Some(self.source.bucket_alloc(reserve, request.wait)?);
-                    continue;
-                };
-                self.adopt(&mut shard, item, pointer);
+        let result = loop {
+            match self.try_alloc(writer, &search, request.sectors, &mut fresh) {
+                Ok(Some(allocated)) => break Ok(allocated),
+                Ok(None) if fresh.is_some() => {}
+                // A bucket may have to be waited for: not with the lock.
+                Ok(None) => {
+                    let spare = lock(&self.spare).pop();
+                    fresh = Some(spare.map_or_else(|| alloc(reserve, request.wait), Ok)?);
+                }
+                Err(error) => break Err(error),
             }
-            let allocated = self.take(&mut shard, item, &search, request.sectors);
-            drop(shard);
-            if let Some(unused) = fresh {
-                // Another found space meanwhile. The bucket is lost until the next GC, as the
-                // kernel's is.
-                self.source.unpin(&unused)?;
-            }
-            return allocated;
-        }
+        };
+        // Another found space meanwhile. The kernel loses the bucket until the next GC.
+        lock(&self.spare).extend(fresh);
+        result
     }
 
-    fn adopt(&self, shard: &mut Shard, item: Item, pointer: SetPointer) {
-        let open = shard.open_mut(item);
-        open.pointer = pointer;
-        open.sector = Sectors(pointer.bucket.0.saturating_mul(self.bucket_size));
-        open.sectors_free = self.bucket_size;
+    /// Takes space from the open bucket that the request is to go to; into one that is full goes
+    /// `fresh` before. `None`: `fresh` is needed and there is none, or what was chosen cannot be used.
+    fn try_alloc(
+        &self,
+        writer: usize,
+        search: &Search,
+        sectors: u32,
+        fresh: &mut Option<SetPointer>,
+    ) -> Result<Option<Allocated>, AllocError> {
+        let usable = |shard: &Shard, item, fresh: &Option<SetPointer>| {
+            shard.open(item).sectors_free > 0 || fresh.is_some()
+        };
+        let writer = writer % self.writers.len().max(1);
+        if let Some(Writer(own)) = self.writers.get(writer) {
+            let mut shard = lock(own);
+            let mut found = shard.continued(search).or_else(|| shard.of_write_point(search));
+            if shard.owns_all() {
+                found = found.or_else(|| shard.least_recent());
+            }
+            if let Some(item) = found {
+                if !usable(&shard, item, fresh) {
+                    return Ok(None);
+                }
+                return self.take(&mut shard, item, search, sectors, fresh);
+            }
+        }
+        let mut shards = self.lock_all();
+        let found = Self::find_among_all(&shards, search);
+        let Some((at, item)) = found else {
+            // There are always 128 open buckets, so one is least recently used.
+            return Err(AllocError::WouldBlock { reserve: Reserve::None });
+        };
+        // It changes its owner only if it is used at once: what was moved and not used would count as
+        // used last where it has come to.
+        if !shards.get(at).is_some_and(|shard| usable(shard, item, fresh)) {
+            return Ok(None);
+        }
+        let item = if at == writer {
+            Some(item)
+        } else {
+            let open = shards.get_mut(at).map(|shard| shard.give(item));
+            open.and_then(|open| shards.get_mut(writer)?.adopt(open))
+        };
+        match (item, shards.get_mut(writer)) {
+            (Some(item), Some(shard)) => self.take(shard, item, search, sectors, fresh),
+            _ => Err(AllocError::WouldBlock { reserve: Reserve::None }),
+        }
     }
 
     fn take(
@@ -198,23 +231,34 @@ impl<S: BucketSource> SectorAllocator<S> {
         item: Item,
         search: &Search,
         wanted: u32,
-    ) -> Result<Allocated, AllocError> {
+        fresh: &mut Option<SetPointer>,
+    ) -> Result<Option<Allocated>, AllocError> {
         let open = shard.open_mut(item);
+        if open.sectors_free == 0 {
+            let Some(pointer) = fresh.take() else { return Ok(None) };
+            open.pointer = pointer;
+            open.sector = Sectors(pointer.bucket.0.saturating_mul(self.bucket_size));
+            open.sectors_free = self.bucket_size;
+        }
         let given = u64::from(wanted).min(open.sectors_free);
         let sectors = u32::try_from(given).unwrap_or(wanted);
         let allocated = Allocated { pointer: open.pointer, sector: open.sector, sectors };
-        debug_assert!(!self.source.is_stale(&open.pointer), "an open bucket was invalidated");
         let mut left = open.sectors_free - given;
         if left < self.block_size {
             left = 0;
         }
-        if left > 0 {
-            match self.source.pin(&open.pointer) {
-                Ok(()) => {}
-                // As many keys under way as can be counted: the bucket is closed, its pin passes on.
-                Err(AllocError::Table(TableError::PinOverflow { .. })) => left = 0,
-                Err(error) => return Err(error),
+        match self.source.pin(&open.pointer) {
+            Ok(()) if left > 0 => {}
+            Ok(()) => self.source.unpin(&open.pointer)?,
+            // As many keys under way as can be counted: the bucket is closed, its pin passes on.
+            Err(AllocError::Table(TableError::PinOverflow { .. })) => left = 0,
+            // Another cache may do: this bucket is closed.
+            Err(AllocError::Failed) => {
+                open.sectors_free = 0;
+                self.source.unpin(&open.pointer)?;
+                return Ok(None);
             }
+            Err(error) => return Err(error),
         }
         open.sectors_free = left;
         open.sector += Sectors(given);
@@ -223,29 +267,33 @@ impl<S: BucketSource> SectorAllocator<S> {
             *written = written.wrapping_add(given);
         }
         shard.touch(item, search, search.offset.wrapping_add(given));
-        Ok(allocated)
+        Ok(Some(allocated))
     }
 
-    /// The open bucket for a request, owned by `writer`, whose lock is held.
-    fn pick(
-        &self,
-        writer: usize,
-        search: &Search,
-    ) -> Result<(MutexGuard<'_, Shard>, Item), AllocError> {
-        let writer = writer % self.writers.len().max(1);
-        if let Some(Writer(own)) = self.writers.get(writer) {
-            let shard = lock(own);
-            let mut found = shard.continued(search).or_else(|| shard.of_write_point(search));
-            if shard.owns_all() {
-                found = found.or_else(|| shard.least_recent());
-            }
-            if let Some(item) = found {
-                return Ok((shard, item));
-            }
+    /// Closes all open buckets: their pins are dropped, and what was left of them is not used. How many
+    /// were open.
+    ///
+    /// Dropping the sector allocator does the same.
+    pub fn close(&self) -> Result<usize, AllocError> {
+        self.close_if(|_| true)
+    }
+
+    /// Closes the open buckets of one cache, as before it leaves its set. How many were open.
+    pub fn close_cache(&self, device: u16) -> Result<usize, AllocError> {
+        self.close_if(|pointer| pointer.device == device)
+    }
+
+    fn close_if(&self, closes: impl Fn(&SetPointer) -> bool) -> Result<usize, AllocError> {
+        let mut spare = lock(&self.spare);
+        let (mut closed, rest): (Vec<_>, _) = spare.drain(..).partition(&closes);
+        *spare = rest;
+        drop(spare);
+        for shard in &mut self.lock_all() {
+            closed.extend(shard.close_if(&closes));
         }
-        self.pick_among_all(writer, search)
-            // There are always 128 open buckets, so one is least recently used.
-            .ok_or(AllocError::WouldBlock { reserve: Reserve::None })
+        let results: Vec<_> = closed.iter().map(|pointer| self.source.unpin(pointer)).collect();
+        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        Ok(closed.len())
     }
 
     /// Locks all writers, in order, and brings their clocks level: from here on each is later than
@@ -259,13 +307,8 @@ impl<S: BucketSource> SectorAllocator<S> {
         shards
     }
 
-    /// Looks among all open buckets and moves the one found to `writer`.
-    fn pick_among_all(
-        &self,
-        writer: usize,
-        search: &Search,
-    ) -> Option<(MutexGuard<'_, Shard>, Item)> {
-        let mut shards = self.lock_all();
+    /// Looks among all open buckets: whose it is, and which.
+    fn find_among_all(shards: &[MutexGuard<'_, Shard>], search: &Search) -> Option<(usize, Item)> {
         let each = |find: &dyn Fn(&Shard) -> Option<Item>| -> Vec<(u64, usize, Item)> {
             let found = shards.iter().enumerate().filter_map(|(at, shard)| {
                 find(shard).map(|item| (shard.open(item).stamp, at, item))
@@ -277,70 +320,13 @@ impl<S: BucketSource> SectorAllocator<S> {
             .max()
             .or_else(|| each(&|shard| shard.of_write_point(search)).into_iter().min())
             .or_else(|| each(&|shard| shard.least_recent()).into_iter().min())?;
-        if at == writer {
-            return Some((shards.swap_remove(at), item));
-        }
-        let open = shards.get_mut(at)?.give(item);
-        let item = shards.get_mut(writer)?.adopt(open)?;
-        Some((shards.swap_remove(writer), item))
+        Some((at, item))
     }
 }
 
-/// One cache without a thread: never waits.
-impl BucketSource for State {
-    fn bucket_alloc(&self, reserve: Reserve, _wait: bool) -> Result<SetPointer, AllocError> {
-        let bucket =
-            Self::bucket_alloc(self, reserve)?.ok_or(AllocError::WouldBlock { reserve })?;
-        Ok(SetPointer { device: 0, bucket, bucket_gen: self.table().bucket_gen(bucket)? })
-    }
-
-    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.table().pin(pointer.bucket)?)
-    }
-
-    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        Ok(self.table().unpin(pointer.bucket)?)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        gen_of(self, pointer.bucket) != Some(pointer.bucket_gen)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        self.config().geometry.bucket_size()
-    }
-
-    fn block_size(&self) -> Sectors {
-        self.config().geometry.block_size()
-    }
-}
-
-fn gen_of(state: &State, bucket: BucketIndex) -> Option<Gen> {
-    state.table().bucket_gen(bucket).ok()
-}
-
-impl<S: BucketSource + ?Sized> BucketSource for std::sync::Arc<S> {
-    fn bucket_alloc(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
-        (**self).bucket_alloc(reserve, wait)
-    }
-
-    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        (**self).pin(pointer)
-    }
-
-    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
-        (**self).unpin(pointer)
-    }
-
-    fn is_stale(&self, pointer: &SetPointer) -> bool {
-        (**self).is_stale(pointer)
-    }
-
-    fn bucket_size(&self) -> Sectors {
-        (**self).bucket_size()
-    }
-
-    fn block_size(&self) -> Sectors {
-        (**self).block_size()
+impl<S: BucketSource> Drop for SectorAllocator<S> {
+    fn drop(&mut self) {
+        // A pin that cannot be dropped now is nobody's concern any more.
+        let _ = self.close();
     }
 }

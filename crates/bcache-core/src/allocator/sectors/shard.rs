@@ -2,7 +2,7 @@
 
 use crate::units::Sectors;
 
-use super::super::set::SetPointer;
+use super::super::pointer::{CACHES_MAX, SetPointer};
 use super::links::{Item, Links};
 
 /// `MAX_OPEN_BUCKETS`.
@@ -51,7 +51,7 @@ pub(super) struct Shard {
     /// Rises with each use; the shards' clocks are brought level when they are locked together.
     pub(super) clock: u64,
     /// Sectors given out, for each cache.
-    pub(super) sectors_written: [u64; super::super::set::CACHES_MAX],
+    pub(super) sectors_written: [u64; CACHES_MAX],
 }
 
 const USED: u8 = 0;
@@ -94,7 +94,7 @@ impl Shard {
             by_write_point: Links::new(),
             owned: 0,
             clock: 0,
-            sectors_written: [0; super::super::set::CACHES_MAX],
+            sectors_written: [0; CACHES_MAX],
         };
         for item in 0..OPEN_BUCKETS {
             shard.used.push_back(VACANT, item);
@@ -140,7 +140,10 @@ impl Shard {
         self.by_end.remove(item);
         self.by_write_point.remove(item);
         self.owned -= 1;
-        *self.open(item)
+        let open = *self.open(item);
+        // Whoever looks at all places is not to find it twice.
+        self.open_mut(item).sectors_free = 0;
+        open
     }
 
     /// The most recently used bucket that the search continues.
@@ -187,6 +190,16 @@ impl Shard {
             self.by_write_point.remove(item);
             self.by_write_point.push_back(list, item);
         }
+    }
+
+    /// Closes the open buckets whose pointers `closes` names: their pointers.
+    pub(super) fn close_if(&mut self, closes: &impl Fn(&SetPointer) -> bool) -> Vec<SetPointer> {
+        let open = self.open.iter_mut().filter(|open| open.sectors_free > 0);
+        let closed = open.filter(|open| closes(&open.pointer)).map(|open| {
+            open.sectors_free = 0;
+            open.pointer
+        });
+        closed.collect()
     }
 
     /// A volume became flash-only or ceased to be.

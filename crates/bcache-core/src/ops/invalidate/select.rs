@@ -243,7 +243,7 @@ fn allocator_table(
 ) -> Result<allocator::BucketTable, TableError> {
     let geometry = set.geometry();
     let first = geometry.first_bucket();
-    let table = allocator::BucketTable::new(geometry.nbuckets(), first.0)?;
+    let mut table = allocator::BucketTable::new(geometry.nbuckets(), first.0)?;
     for (number, bucket) in (0u64..).map(BucketIndex).zip(set.table.as_slice()) {
         if number < first {
             continue;

@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 
-use super::io::CacheIoError;
+use super::error::CacheIoError;
 
 /// Images: one that is written and one that is encoded.
 const IMAGES: usize = 2;

@@ -2,29 +2,15 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use crate::allocator::prios::PrioSetPlan;
-use crate::allocator::{AllocatorIo, BucketTable};
-use crate::device::{AlignedBuf, DeviceError};
+use crate::allocator::{AllocatorIo, BucketTable, PrioSetPlan};
+use crate::device::AlignedBuf;
 use crate::layout::prio_set::{BucketDisk, encode_into};
 use crate::units::BucketIndex;
 
 use super::RunningCache;
 use super::behind::WriteBehind;
+use super::error::CacheIoError;
 use super::journal::JournalWriter;
-
-/// Why prios and gens could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheIoError {
-    /// The device failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// The journal's sequence numbers have come to their end.
-    #[error("the journal cannot number another entry")]
-    JournalSeq,
-    /// There is no thread to write prio sets any more, or none could be started.
-    #[error("the thread that writes prio sets is gone")]
-    WriterEnded,
-}
 
 /// An [`AllocatorIo`] over the device of a [`RunningCache`].
 pub struct CacheIo {

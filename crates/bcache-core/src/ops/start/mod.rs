@@ -8,21 +8,24 @@
 //!    (`CACHE_SYNC` clear): a formatted cache, as before.
 //! 2. the superblock with `CACHE_SYNC` and the journal's buckets; a flush. From now on a set.
 //! 3. while the allocator thread runs, chains of prio sets and journal entries by [`CacheIo`], in the
-//!    order that [`allocator::thread`](crate::allocator::thread) keeps: at each moment the newest
+//!    order that [`AllocatorThread`](crate::allocator::AllocatorThread) keeps: at each moment the newest
 //!    durable entry names a whole chain, whose gens are those of every bucket handed out so far.
 //!
 //! Whoever runs the set keeps its keys where it likes; on the device the btree stays empty, so that to
 //! the kernel every data bucket is free.
 
 mod behind;
+mod error;
 mod io;
 mod journal;
 
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::allocator::thread::{WriteError, write_prios};
-use crate::allocator::{AllocError, CacheSet, Config, Mark, Policy, Reserve, TableError};
+use crate::allocator::{
+    AllocError, Config, Mark, Policy, Reserve, SetAllocator, SetError, TableError, WriteError,
+    write_prios,
+};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::layout::SetMagic;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
@@ -32,7 +35,8 @@ use crate::units::{BucketIndex, Geometry, SECTOR_BYTES};
 
 use journal::JournalWriter;
 
-pub use io::{CacheIo, CacheIoError};
+pub use error::CacheIoError;
+pub use io::CacheIo;
 
 /// A formatted cache device that is to be part of a running set.
 #[derive(Clone)]
@@ -54,7 +58,7 @@ pub enum StartError {
     },
     /// The allocator cannot be made.
     #[error(transparent)]
-    Set(#[from] crate::allocator::set::SetError),
+    Set(#[from] SetError),
     /// There is no bucket for a structure.
     #[error(transparent)]
     Alloc(#[from] AllocError),
@@ -87,7 +91,7 @@ pub struct RunningCache {
 
 /// Caches in use, and their allocator.
 pub struct RunningSet {
-    allocator: Arc<CacheSet>,
+    allocator: Arc<SetAllocator>,
     caches: Vec<Arc<RunningCache>>,
     /// Buckets that no key of the set points to and that are in use all the same.
     metadata: Vec<(u16, BucketIndex)>,
@@ -103,7 +107,8 @@ pub fn config_of(superblock: &Superblock) -> Option<Config> {
 impl RunningSet {
     /// Makes every member a set of its own on its device, with one allocator over all of them.
     ///
-    /// `change` may alter how each cache allocates, its geometry aside. `node_seq` gives a random
+    /// `change` may alter how each cache allocates, its geometry aside; of a seed that it gives, each
+    /// cache has its own. `node_seq` gives a random
     /// number for each btree root, which tells its sets from what the bucket held before.
     ///
     /// No thread refills the reserves yet: see [`io`](Self::io).
@@ -118,13 +123,15 @@ impl RunningSet {
             let fresh = config_of(&member.superblock).filter(|_| !member.superblock.sync());
             let mut config = fresh.ok_or(StartError::NotFresh { device })?;
             change(&mut config);
+            // Caches that take the same buckets in the same order would fill up in step.
+            config.seed = config.seed.map(|seed| seed.wrapping_add(device as u64));
             let first = config.geometry.first_bucket().0;
             let journal = first..first + u64::from(config.geometry.njournal_buckets_default());
             let number = u16::try_from(device).unwrap_or(u16::MAX);
             metadata.extend(journal.map(|bucket| (number, BucketIndex(bucket))));
             configs.push(config);
         }
-        let allocator = Arc::new(CacheSet::new(&configs)?);
+        let allocator = Arc::new(SetAllocator::new(&configs)?);
         let mut set = Self { allocator, caches: Vec::new(), metadata };
         // As after a GC that has found no key: everything but the journal may be allocated.
         set.allocator.gc_finish(&set.metadata_marks())?;
@@ -150,10 +157,10 @@ impl RunningSet {
         let geometry = superblock.geometry().ok_or(StartError::NotFresh { device })?;
         let number = u16::try_from(device).unwrap_or(u16::MAX);
         let shared = Arc::clone(self.allocator.cache(number)?);
-        shared.state().initial_fill();
+        shared.refiller()?.initial_fill();
         let mut allocate = || -> Result<Ptr, StartError> {
             let bucket = shared.bucket_alloc(Reserve::Btree, false)?;
-            let table = shared.state().table();
+            let table = shared.core().table();
             // From here on it is kept by its mark.
             table.unpin(bucket)?;
             self.metadata.push((number, bucket));
@@ -202,7 +209,7 @@ impl RunningSet {
     }
 
     /// The allocator over all caches.
-    pub fn allocator(&self) -> &Arc<CacheSet> {
+    pub fn allocator(&self) -> &Arc<SetAllocator> {
         &self.allocator
     }
 
@@ -222,11 +229,14 @@ impl RunningSet {
         self.caches.get(device).map(|cache| CacheIo::new(Arc::clone(cache), wake_gc))
     }
 
-    /// Writes the prios and gens of a cache as they are now. No thread of it may run.
+    /// Writes the prios and gens of a cache as they are now: fails while its thread runs.
     pub fn write_prios(&self, device: usize) -> Result<(), WriteError<CacheIoError>> {
         let cache = u16::try_from(device).ok().and_then(|number| self.allocator.cache(number).ok());
         match (cache, self.io(device, Arc::new(|| ()))) {
-            (Some(shared), Some(mut io)) => write_prios(shared.state(), &mut io),
+            (Some(cache), Some(mut io)) => {
+                let refiller = cache.refiller().map_err(|_| WriteError::RefillerTaken)?;
+                write_prios(&refiller, &mut io)
+            }
             _ => Ok(()),
         }
     }
