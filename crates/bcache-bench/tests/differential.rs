@@ -453,17 +453,19 @@ impl Pair {
     }
 
     fn prio_write(&mut self) {
-        let begun = self.refiller().prio_write_begin().is_ok();
+        let refiller = self.refiller();
+        let begun = refiller.prio_write_begin().is_ok();
         if begun {
             let mut sets = 0;
-            while let Some(set) = self.refiller().prio_write_next().unwrap() {
+            while let Some(set) = refiller.prio_write_next().unwrap() {
                 sets += 1;
-                assert_eq!(self.refiller().prio_write_head(), Some(set.bucket));
+                assert_eq!(refiller.prio_write_head(), Some(set.bucket));
             }
             assert_eq!(sets, self.core().sizes().prio);
-            self.refiller().prio_write_commit().unwrap();
-            self.counts.prio_writes += 1;
+            refiller.prio_write_commit().unwrap();
         }
+        drop(refiller);
+        self.counts.prio_writes += u64::from(begun);
         assert_eq!(begun, self.reference.prio_write());
         if begun {
             let chain: Vec<_> =

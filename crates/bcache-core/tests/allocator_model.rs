@@ -51,7 +51,9 @@ impl Setup {
     /// Once whatever was begun has ended: everything is as it must be.
     fn check(&self) {
         let gcs = std::mem::take(&mut *self.gcs.lock().unwrap());
-        gcs.into_iter().for_each(|gc| gc.join().unwrap());
+        for gc in gcs {
+            gc.join().unwrap();
+        }
         self.shared.core().check().unwrap();
     }
 
@@ -279,6 +281,25 @@ fn a_pin_keeps_a_bucket() {
     setup.check();
 }
 
+/// A pin is dropped while a GC begins, or ends: what may be invalidated is what the words say.
+fn a_pin_is_dropped_while_a_gc_begins() {
+    let setup = Setup::new();
+    let shared = Arc::clone(&setup.shared);
+    let reader = thread::spawn(move || {
+        for bucket in [5, 6].map(BucketIndex) {
+            shared.core().table().pin(bucket).unwrap();
+            shared.core().table().unpin(bucket).unwrap();
+        }
+    });
+    setup.shared.gc_start();
+    setup.shared.gc_finish(&[]).unwrap();
+    setup.shared.gc_start();
+    reader.join().unwrap();
+    setup.shared.core().check().unwrap();
+    setup.shared.gc_finish(&[]).unwrap();
+    setup.check();
+}
+
 /// Two writers of the sector allocator: no sector is given twice, no pin is lost.
 fn sectors_are_given_once() {
     let setup = Setup::new();
@@ -320,7 +341,7 @@ fn sectors_are_given_once() {
 
 type Scenario = fn();
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("a lone allocation is woken", a_lone_allocation_is_woken),
     ("allocations wait and are safe", allocations_wait_and_are_safe),
     ("a failing device fails those who wait", a_failing_device_fails_those_who_wait),
@@ -329,6 +350,7 @@ const SCENARIOS: [(&str, Scenario); 9] = [
     ("a freed node waits for its parent", a_freed_node_is_not_used_before_its_parent_is_written),
     ("a gen waits for the parent", a_gen_that_rises_while_a_chain_is_written_waits_for_the_parent),
     ("a pin keeps a bucket", a_pin_keeps_a_bucket),
+    ("a pin is dropped while a GC begins", a_pin_is_dropped_while_a_gc_begins),
     ("sectors are given once", sectors_are_given_once),
 ];
 

@@ -18,6 +18,7 @@
 //! docs/allocator.md tells how they work together and what may happen at once.
 
 mod chain;
+mod clock;
 mod core;
 mod error;
 mod io;

@@ -1,6 +1,8 @@
 //! A device for the allocator thread that remembers what is durable, and judges each bucket that is
 //! handed out by what a reader would find after a crash at that moment.
 
+#![allow(dead_code)] // not every test uses all of it
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -62,7 +64,6 @@ impl Disk {
     }
 
     /// Whether any chain was made current.
-    #[allow(dead_code)] // not every test asks
     pub(crate) fn has_prios(&self) -> bool {
         !self.heads.is_empty()
     }
@@ -154,7 +155,6 @@ impl AllocatorIo for DiskIo {
 }
 
 /// A GC that finds keys to everything that had a mark before.
-#[allow(dead_code)] // not every test keeps anything
 pub(crate) fn collect_keeping(shared: &Allocator) {
     let state = shared.core();
     let table = state.table();

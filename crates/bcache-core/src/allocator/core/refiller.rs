@@ -20,7 +20,8 @@ pub struct Refiller<'a> {
 impl AllocatorCore {
     /// The right to refill, or `None` while another has it.
     pub(crate) fn refiller(&self) -> Option<Refiller<'_>> {
-        self.take_refiller().then_some(Refiller { core: self, releases: true })
+        // Not `then_some`: one that is made and dropped gives back the right of another.
+        self.take_refiller().then(|| Refiller { core: self, releases: true })
     }
 
     /// Takes the right for a thread; false while another has it.

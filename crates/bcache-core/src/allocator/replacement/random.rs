@@ -55,3 +55,43 @@ pub(super) fn propose(
     }
     Found::Enough
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proposes 0, 1, 2 and so on; how it ended, and what was taken.
+    fn proposed(count: usize, limit: u64, takes: &[u64]) -> (Found, Vec<u64>) {
+        let (mut next, mut taken) = (0, Vec::new());
+        let propose_next = || {
+            next += 1;
+            BucketIndex(next - 1)
+        };
+        let found = propose(count, limit, propose_next, &mut |bucket| {
+            let takes = takes.contains(&bucket.0);
+            taken.extend(takes.then_some(bucket.0));
+            takes
+        });
+        (found, taken)
+    }
+
+    #[test]
+    fn the_limit_counts_what_was_looked_at() {
+        assert_eq!(proposed(2, 10, &[1, 3, 4]), (Found::Enough, vec![1, 3]));
+        assert_eq!(proposed(2, 4, &[1, 3, 4]), (Found::EnoughButGaveUp, vec![1, 3]));
+        assert_eq!(proposed(2, 3, &[1, 3, 4]), (Found::GaveUp, vec![1]));
+        assert_eq!(proposed(0, 3, &[1]), (Found::Enough, vec![]));
+    }
+
+    #[test]
+    fn a_seed_repeats_a_run() {
+        let table = BucketTable::new(1000, 10).unwrap();
+        let numbers = |seed| {
+            let mut source = RandomSource::new(seed);
+            (0..20).map(|_| source.next(&table).0).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(7), numbers(7));
+        assert_ne!(numbers(7), numbers(8));
+        assert!(numbers(7).iter().all(|bucket| (10..1000).contains(bucket)));
+    }
+}

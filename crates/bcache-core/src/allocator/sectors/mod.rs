@@ -88,7 +88,9 @@ impl<S: BucketSource> SectorAllocator<S> {
             bucket_size: geometry.bucket_size().0,
             block_size: geometry.block_size().0,
             source,
-            writers: (0..writers.max(1)).map(|i| Writer(Mutex::new(Shard::new(i == 0)))).collect(),
+            writers: (0..writers.max(1))
+                .map(|number| Writer(Mutex::new(Shard::new(number == 0, writers > 1))))
+                .collect(),
             spare: Mutex::new(Vec::new()),
             flash_only: (0..words).map(|_| AtomicU64::new(0)).collect(),
         }
@@ -296,15 +298,9 @@ impl<S: BucketSource> SectorAllocator<S> {
         Ok(closed.len())
     }
 
-    /// Locks all writers, in order, and brings their clocks level: from here on each is later than
-    /// all that any of them did.
+    /// Locks all writers, in order.
     fn lock_all(&self) -> Vec<MutexGuard<'_, Shard>> {
-        let mut shards: Vec<_> = self.writers.iter().map(|Writer(shard)| lock(shard)).collect();
-        let now = shards.iter().map(|shard| shard.clock).max().unwrap_or(0);
-        for shard in &mut shards {
-            shard.clock = now;
-        }
-        shards
+        self.writers.iter().map(|Writer(shard)| lock(shard)).collect()
     }
 
     /// Looks among all open buckets: whose it is, and which.

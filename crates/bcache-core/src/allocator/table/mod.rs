@@ -19,7 +19,8 @@
 //! [`CHUNK`] buckets, some tens of nanoseconds. A sweep that only reads them takes none. So no
 //! caller ever waits for a sweep.
 
-use std::num::NonZeroU16;
+mod error;
+mod sweep;
 
 use crate::units::{BucketIndex, Gen, Prio};
 
@@ -29,6 +30,9 @@ use super::sync::{AtomicBool, AtomicU32, BriefGuard, BriefLock, Ordering};
 use super::vector;
 use super::words::{Cold, Hot};
 
+pub use error::TableError;
+pub(crate) use sweep::GcSummary;
+
 /// Buckets that a sweep changes under one stripe lock.
 pub(crate) const CHUNK: usize = 256;
 
@@ -37,77 +41,6 @@ pub(crate) const CHUNK: usize = 256;
 const STRIPES: usize = 256;
 #[cfg(feature = "model")]
 const STRIPES: usize = 2;
-
-/// What can be wrong with a request to the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TableError {
-    /// More buckets than the table can number (2^32 - 1).
-    #[error("{nbuckets} buckets are more than the allocator can number")]
-    TooManyBuckets {
-        /// Buckets asked for.
-        nbuckets: u64,
-    },
-    /// The table would not fit the memory that there is.
-    #[error("no memory for a table of {nbuckets} buckets")]
-    NoMemory {
-        /// Buckets asked for.
-        nbuckets: u64,
-    },
-    /// The bucket is outside `first_bucket..nbuckets`.
-    #[error("bucket {bucket} is not one of the buckets {first_bucket} to {nbuckets}")]
-    NoSuchBucket {
-        /// The bucket.
-        bucket: BucketIndex,
-        /// First bucket that can be allocated.
-        first_bucket: u64,
-        /// Buckets of the device.
-        nbuckets: u64,
-    },
-    /// The bucket is in `free_inc` or a reserve: what it held is gone.
-    #[error("bucket {bucket} is free: there is nothing to pin")]
-    IsFree {
-        /// The bucket.
-        bucket: BucketIndex,
-    },
-    /// The bucket was invalidated after the pointer to it was made.
-    #[error("bucket {bucket} has another gen than the pointer's {ptr_gen:?}")]
-    StalePointer {
-        /// The bucket.
-        bucket: BucketIndex,
-        /// The gen of the pointer.
-        ptr_gen: Gen,
-    },
-    /// The bucket carries as many pins as can be counted (16382).
-    #[error("bucket {bucket} has too many pins")]
-    PinOverflow {
-        /// The bucket.
-        bucket: BucketIndex,
-    },
-    /// A pin was to be dropped that nobody holds.
-    #[error("bucket {bucket} is not pinned")]
-    NotPinned {
-        /// The bucket.
-        bucket: BucketIndex,
-    },
-    /// A bucket from a reserve was in use (`BUG_ON(pin != 1)`).
-    #[error("bucket {bucket} came from a reserve and is in use, with {pins} pins")]
-    NotFree {
-        /// The bucket.
-        bucket: BucketIndex,
-        /// Its pins.
-        pins: u16,
-    },
-    /// A key marks a metadata bucket as data, or the reverse ("inconsistent ptrs").
-    #[error("bucket {bucket} is marked {mark:?} but a key would mark it {key_mark:?}")]
-    InconsistentMark {
-        /// The bucket.
-        bucket: BucketIndex,
-        /// Its mark.
-        mark: Mark,
-        /// What the key would make it.
-        key_mark: Mark,
-    },
-}
 
 /// All of one bucket, as it was at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -515,81 +448,6 @@ impl BucketTable {
         self.update_hot(bucket, |hot| hot.with_mark(Mark::None).with_sectors_used(0)).map(drop)
     }
 
-    /// Calls `visit` for the words of each chunk in turn, under the chunk's stripe lock.
-    fn for_each_chunk_locked(&self, mut visit: impl FnMut(&[AtomicU32], &[AtomicU32])) {
-        let mut start = self.first_bucket;
-        while start < self.hot.len() {
-            let end = (start / CHUNK + 1).saturating_mul(CHUNK).min(self.hot.len());
-            let _stripe = self.stripe(start);
-            if let (Some(hot), Some(cold)) = (self.hot.get(start..end), self.cold.get(start..end)) {
-                visit(hot, cold);
-            }
-            start = end;
-        }
-    }
-
-    /// Ages every bucket that has a prio to lose and no pin, by as much as `times` rescalings do; the
-    /// least prio that the last of them leaves (on-disk-format.md §9.5).
-    ///
-    /// 65535 when it would age no bucket.
-    pub(crate) fn rescale(&self, times: NonZeroU16) -> u16 {
-        let mut min_prio = u16::MAX;
-        self.for_each_chunk_locked(|hot, cold| {
-            min_prio = min_prio.min(vector::rescale(hot, cold, times));
-        });
-        min_prio
-    }
-
-    /// Begins a GC (on-disk-format.md §6.4): every `last_gc` becomes the gen, unpinned buckets lose mark and
-    /// sectors. With `reclaim`, buckets that could be invalidated until now still can be.
-    pub(crate) fn gc_start(&self, reclaim: bool) {
-        // First, so that a pin that is dropped meanwhile does not make a bucket reclaimable again that
-        // the sweep has been at.
-        let valid = self.gc_mark_valid.swap(false, Ordering::SeqCst);
-        self.for_each_chunk_locked(|hot, cold| {
-            for (hot, cold) in hot.iter().zip(cold) {
-                let word = Hot(hot.load(Ordering::Relaxed));
-                let change = |cold: Cold| {
-                    let cold = cold.with_last_gc(cold.bucket_gen());
-                    let can = reclaim
-                        && matches!(word.mark(), Mark::None | Mark::Reclaimable)
-                        && !cold.unreclaimable(valid);
-                    if can { cold.with_reclaimable_in_gc(true) } else { cold }
-                };
-                let now = Self::update_cold(cold, |cold| Some(change(cold)))
-                    .map_or_else(|unchanged| unchanged, change);
-                let word = if now.pins() == 0 {
-                    word.with_mark(Mark::None).with_sectors_used(0)
-                } else {
-                    word
-                };
-                hot.store(word.with_unreclaimable(now.unreclaimable(false)).0, Ordering::Relaxed);
-            }
-        });
-    }
-
-    /// Ends a GC (on-disk-format.md §6.3): marks are valid; the greatest `bucket_gc_gen` and the number of
-    /// buckets that could be invalidated but for their gen.
-    pub(crate) fn gc_finish(&self) -> GcSummary {
-        self.gc_mark_valid.store(true, Ordering::SeqCst);
-        let mut summary = GcSummary { need_gc: 0, avail_nbuckets: 0 };
-        self.for_each_chunk_locked(|hot, cold| {
-            for (hot, cold) in hot.iter().zip(cold) {
-                let word = Hot(hot.load(Ordering::Relaxed));
-                let is = Self::update_cold(cold, |cold| {
-                    cold.reclaimable_in_gc().then(|| cold.with_reclaimable_in_gc(false))
-                })
-                .map_or_else(|is| is, |old| old.with_reclaimable_in_gc(false));
-                hot.store(word.with_unreclaimable(is.unreclaimable(true)).0, Ordering::Relaxed);
-                summary.need_gc = summary.need_gc.max(is.gc_gen());
-                if is.pins() == 0 && matches!(word.mark(), Mark::None | Mark::Reclaimable) {
-                    summary.avail_nbuckets += 1;
-                }
-            }
-        });
-        summary
-    }
-
     /// The hot words of the buckets that can be allocated, for a sweep that only reads.
     pub(crate) fn hot(&self) -> &[AtomicU32] {
         self.hot.get(self.first_bucket..).unwrap_or_default()
@@ -630,9 +488,86 @@ fn may_go(hot: Hot, cold: Cold, gc_mark_valid: bool) -> bool {
     matches!(hot.mark(), Mark::None | Mark::Reclaimable) && !cold.unreclaimable(gc_mark_valid)
 }
 
-/// What the end of a GC finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GcSummary {
-    pub(crate) need_gc: u8,
-    pub(crate) avail_nbuckets: u64,
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+
+    const BUCKET: BucketIndex = BucketIndex(5);
+
+    fn table() -> BucketTable {
+        let table = BucketTable::new(40, 2).unwrap();
+        table.gc_finish();
+        table
+    }
+
+    fn invalidate(table: &BucketTable) -> Option<Invalidated> {
+        table.try_invalidate(BUCKET, |_, _| true)
+    }
+
+    #[test]
+    fn a_bucket_is_allocated_once_and_only_if_it_is_free() {
+        let table = table();
+        assert_eq!(
+            table.allocate(BUCKET, 8, false),
+            Err(TableError::NotFree { bucket: BUCKET, pins: 0 })
+        );
+        assert!(invalidate(&table).is_some());
+        assert_eq!(table.allocate(BUCKET, 8, true), Ok(()));
+        let is = table.bucket(BUCKET).unwrap();
+        assert_eq!((is.pins, is.is_free, is.mark), (1, false, Mark::Metadata));
+        assert_eq!((is.prio, is.sectors_used), (Prio::BTREE, 8));
+        assert_eq!(
+            table.allocate(BUCKET, 8, false),
+            Err(TableError::NotFree { bucket: BUCKET, pins: 1 })
+        );
+    }
+
+    #[test]
+    fn whoever_is_first_has_the_bucket() {
+        let table = table();
+        table.pin(BUCKET).unwrap();
+        assert_eq!(invalidate(&table), None, "it is pinned");
+        table.unpin(BUCKET).unwrap();
+        assert!(invalidate(&table).is_some());
+        assert_eq!(table.pin(BUCKET), Err(TableError::IsFree { bucket: BUCKET }));
+        assert_eq!(table.unpin(BUCKET), Err(TableError::NotPinned { bucket: BUCKET }));
+        assert_eq!(invalidate(&table), None, "it is free already");
+    }
+
+    #[test]
+    fn a_pointer_pins_only_what_it_was_made_for() {
+        let table = table();
+        let old = table.bucket_gen(BUCKET).unwrap();
+        assert_eq!(table.pin_through(BUCKET, old), Ok(true));
+        assert_eq!(table.bucket(BUCKET).unwrap().pins, 1);
+        assert_eq!(table.can_invalidate(BUCKET), Ok(false));
+        table.unpin(BUCKET).unwrap();
+        assert_eq!(table.can_invalidate(BUCKET), Ok(true));
+
+        invalidate(&table).unwrap();
+        let now = table.bucket_gen(BUCKET).unwrap();
+        assert_eq!(now, old.next());
+        // Stale, and of a gen that no pointer has yet.
+        assert_eq!(table.pin_through(BUCKET, old), Ok(false));
+        assert_eq!(table.pin_through(BUCKET, now), Ok(false));
+        table.allocate(BUCKET, 8, false).unwrap();
+        assert_eq!(table.pin_through(BUCKET, old), Ok(false));
+        assert_eq!(table.bucket(BUCKET).unwrap().pins, 1);
+        assert_eq!(table.pin_through(BUCKET, now), Ok(true));
+        assert_eq!(table.bucket(BUCKET).unwrap().pins, 2);
+        while table.pin(BUCKET).is_ok() {}
+        assert_eq!(table.pin_through(BUCKET, now), Err(TableError::PinOverflow { bucket: BUCKET }));
+        assert_eq!(table.bucket(BUCKET).unwrap().pins, 16382);
+    }
+
+    #[test]
+    fn an_invalidation_tells_what_the_bucket_held() {
+        let table = table();
+        table.mark_key(BUCKET, Gen(0), Mark::Reclaimable, 7).unwrap();
+        assert_eq!(invalidate(&table), Some(Invalidated { gc_gen: 1, sectors_used: 7 }));
+        let other = BucketIndex(6);
+        let of_other = table.try_invalidate(other, |_, _| true);
+        assert_eq!(of_other, Some(Invalidated { gc_gen: 1, sectors_used: 0 }));
+        assert_eq!(table.try_invalidate(BucketIndex(7), |_, _| false), None);
+    }
 }
