@@ -10,7 +10,7 @@ mandir = $(DESTDIR)$(PREFIX)/share/man/man8
 sharedir = $(DESTDIR)$(PREFIX)/share
 bins = bcachectl bcache-bench
 
-.PHONY: all demo check fuzz man install deps kernels
+.PHONY: all demo check fuzz bench man install deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -35,6 +35,12 @@ check: deps kernels
 # The fuzz targets for a minute each, with cargo-fuzz and a nightly compiler.
 fuzz:
 	tests/fuzz.sh
+
+# The parts of the allocator in memory, beside the reference engine: all of them,
+# or what BENCH says, as in make bench BENCH='sector --streams 8,128'.
+BENCH ?= all
+bench:
+	$(CARGO) bench -p bcache-bench --bench allocator -- $(BENCH)
 
 # The man pages are committed; a test compares them with what this writes.
 man:

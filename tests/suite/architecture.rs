@@ -26,16 +26,13 @@ const LAYERS_SURE: [&str; 7] =
     ["units", "checksum", "layout", "device", "cache_set", "allocator", "ops"];
 
 /// Circles that are known and may be there still. A line goes when its circle has; none is added.
-const CIRCLES: [&[&str]; 10] = [
-    &["allocator::prios", "allocator::state"],
-    &["allocator::sectors", "allocator::set"],
+const CIRCLES: [&[&str]; 7] = [
     &["cache_set::journal", "cache_set::journal_search"],
     &["device::bcachefs", "device::superblock_area"],
     &["inspect::advice", "inspect::group"],
     &["ops::check::backing", "ops::check::finding"],
     &["ops::invalidate::error", "ops::invalidate::trust"],
     &["ops::make::destroyed", "ops::make::error", "ops::make::facts", "ops::make::run"],
-    &["ops::start::behind", "ops::start::io"],
     &["running::control::plans", "running::control::proof"],
 ];
 

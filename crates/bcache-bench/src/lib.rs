@@ -1,5 +1,5 @@
-//! What the `bcache-bench` binary is made of: recording, workloads, reports, the reference engine, and
-//! the benches.
+//! What the `bcache-bench` binary is made of: recording, workloads, reports, and
+//! the commands.
 
 pub mod cli;
 pub mod commands;
@@ -9,11 +9,9 @@ pub mod environment;
 pub mod exit;
 pub mod interrupt;
 pub mod man;
-pub mod memory;
 pub mod num;
 pub mod progress;
 pub mod record;
-pub mod reference;
 pub mod replay;
 pub mod report;
 pub mod trace;

@@ -50,6 +50,7 @@ fn a_run_leaves_a_clean_set_a_report_and_a_picture() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (image, json, svg) = (path("cache.img"), path("report.json"), path("latency.svg"));
+    let trace = path("trace");
     let (status, out, err) = device(&[
         "--image",
         &image,
@@ -70,6 +71,8 @@ fn a_run_leaves_a_clean_set_a_report_and_a_picture() {
         &json,
         "--export-svg",
         &svg,
+        "--trace",
+        &trace,
     ]);
     assert_eq!(status, 0, "{err}");
     assert!(out.contains("fixed addresses: data write"), "{out}");
@@ -79,6 +82,11 @@ fn a_run_leaves_a_clean_set_a_report_and_a_picture() {
     // Each writer's last operation may go past its share; what missed was written.
     let bytes = counters.written_bytes + counters.read_bytes;
     assert!((200 << 20..201 << 20).contains(&bytes), "{counters:?}");
+    let trace = std::fs::read_to_string(&trace).unwrap();
+    let lines = |part: &str| trace.lines().filter(|line| line.contains(part)).count() as u64;
+    assert!(lines(" alloc cache=0 ") > counters.buckets_allocated, "chains need buckets, too");
+    assert!(lines(" reserve=none") >= counters.buckets_allocated);
+    assert!(lines(" invalidate cache=0 ") > counters.buckets_invalidated / 4);
     // Data and metadata; each pass wrote a chain.
     assert!(counters.device_written_bytes > counters.written_bytes, "{counters:?}");
     assert!(counters.passes > 10 && counters.gcs > 5, "{counters:?}");
@@ -402,7 +410,7 @@ fn a_signal_before_the_devices_are_formatted_leaves_them() {
     let plan = args.plan().unwrap();
     let mut devices = OnDevices::default();
     devices.prepare(&plan).unwrap();
-    let context = RunContext { stop: Arc::new(true.into()), live: Live::new(1) };
+    let context = RunContext { stop: Arc::new(true.into()), live: Live::new(1), trace: None };
     let error = devices.run(&plan, &context).unwrap_err();
     assert!(error.to_string().contains("nothing was written"), "{error}");
     assert!(!image.exists());
@@ -529,7 +537,7 @@ fn discards_that_a_device_does_not_take_are_counted_and_no_error() {
     let memory = small_memory(&superblock);
     let info = DeviceInfo { discard: false, ..memory.info().clone() };
     let device = Arc::new(NoDiscard { memory, info });
-    let context = RunContext { stop: Arc::default(), live: Live::new(1) };
+    let context = RunContext { stop: Arc::default(), live: Live::new(1), trace: None };
     let found = run_in_memory(device, superblock, &["--discard", "--amount", "200M"], &context);
     let counters = found.run.counters;
     assert!(counters.passes > 5 && counters.written_bytes >= 200 << 20, "{counters:?}");
@@ -580,12 +588,16 @@ fn ctrl_c_ends_the_comparisons_and_what_was_cut_short_is_no_figure() {
     let superblock = small_cache(false);
     // A chain is flushed twice, what is written beside it once.
     for (flushes, chains) in [(20, 1..60), (240, 100..104)] {
-        let context = RunContext { stop: Arc::default(), live: Live::new(1) };
+        let context = RunContext { stop: Arc::default(), live: Live::new(1), trace: None };
         let device = Arc::new(StopsAfter {
             memory: small_memory(&superblock),
             amount: 20 << 20,
             flushes_left: AtomicU64::new(flushes),
-            context: RunContext { stop: context.stop.clone(), live: context.live.clone() },
+            context: RunContext {
+                stop: context.stop.clone(),
+                live: context.live.clone(),
+                trace: None,
+            },
         });
         let found = run_in_memory(device, superblock.clone(), &["--amount", "20M"], &context);
         assert!(context.stop.load(Ordering::Relaxed));

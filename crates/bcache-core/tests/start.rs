@@ -182,7 +182,8 @@ fn allocate(
                     break;
                 }
             }
-            Err(AllocError::Failed) => {
+            // Of two caches that each request wants one is left.
+            Err(AllocError::Failed | AllocError::TooFewHealthyCaches { .. }) => {
                 ran.alloc_failed = true;
                 break;
             }

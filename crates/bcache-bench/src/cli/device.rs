@@ -133,6 +133,10 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     export_svg: Option<PathBuf>,
 
+    /// Write each allocation, failed allocation and invalidation to a file, as it happens
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    trace: Option<PathBuf>,
+
     /// Overwrite bcache superblocks
     #[arg(long)]
     wipe_bcache: bool,
@@ -219,6 +223,7 @@ impl DeviceArgs {
                 json: self.export_json.clone(),
                 hgrm: self.export_hgrm.clone(),
                 svg: self.export_svg.clone(),
+                trace: self.trace.clone(),
             },
             consent: Consent { wipe_bcache: self.wipe_bcache, force: self.force, yes: self.yes },
         })
@@ -260,11 +265,12 @@ mod tests {
             "--image a.img --size 8G --writers 3 --streams 2 --block-sizes 4k=70,64k=30 \
              --working-set 4G --access zipf:0.9=80,sequential=20 --read-share 25% --seed 7 \
              --rate 20000 --amount 20G --policy fifo -b 256k --discard --keep --no-baseline \
-             --export-json a.json --export-hgrm b --export-svg c.svg --wipe-bcache -f -y",
+             --export-json a.json --export-hgrm b --export-svg c.svg --trace d --wipe-bcache -f -y",
         )
         .unwrap();
         assert_eq!(plan.target, Target::NewImage { path: "a.img".into(), size_bytes: 8 << 30 });
         assert_eq!(plan.exports.hgrm, Some("b".into()));
+        assert_eq!(plan.exports.trace, Some("d".into()));
         assert_eq!(plan.consent, Consent { wipe_bcache: true, force: true, yes: true });
         assert!(plan.keep && plan.discard && !plan.baseline);
         let settings = serde_json::to_value(plan.settings().unwrap()).unwrap();

@@ -2,7 +2,6 @@
 
 pub mod compare;
 pub mod device;
-pub mod memory;
 pub mod plot;
 
 use std::path::PathBuf;
@@ -12,7 +11,6 @@ use clap_complete::Shell;
 
 pub use compare::CompareArgs;
 pub use device::DeviceArgs;
-pub use memory::{BucketArgs, InvalidateArgs, SectorArgs};
 pub use plot::PlotArgs;
 
 /// Drive bcache's allocator, and measure it
@@ -37,12 +35,6 @@ pub struct Cli {
 pub enum Command {
     /// Make a cache set on devices and drive the allocator against them
     Device(Box<DeviceArgs>),
-    /// Time an LRU pass and a rescaling in memory, against the sum of an array
-    Invalidate(InvalidateArgs),
-    /// Time bucket allocation in memory while the allocator thread invalidates
-    Bucket(BucketArgs),
-    /// Time sector allocation in memory
-    Sector(SectorArgs),
     /// Say what changed between two reports, noise considered
     Compare(CompareArgs),
     /// Draw the latencies of reports into one picture

@@ -5,12 +5,14 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
 
 use crate::cli::DeviceArgs;
+use crate::device::trace::TraceFile;
 use crate::device::{DevicePlan, DeviceRun, RunContext};
 use crate::exit::{ExitError, Failure};
 use crate::interrupt;
@@ -24,10 +26,11 @@ pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
     let plan = args.plan().map_err(|error| ExitError::wrap(Failure::Usage, error))?;
     // Before the signals are caught: Ctrl-C where it is asked whether to go on means no.
     runner.prepare(&plan)?;
-    let exports = open_exports(&plan)?;
+    let mut exports = open_exports(&plan)?;
+    let trace = exports.take_trace()?.map(|(path, file)| Arc::new(TraceFile::new(path, file)));
     // Before anything starts a thread.
     let stop = interrupt::install()?;
-    let context = RunContext { stop, live: Live::new(plan.writers.get()) };
+    let context = RunContext { stop, live: Live::new(plan.writers.get()), trace };
     let mut out = Out::stdout();
     carry_out(&plan, &context, runner, exports, |report| {
         if args.json {
@@ -62,7 +65,10 @@ fn carry_out(
     drop(progress);
     // First: whoever reads the report may take its time.
     let left = runner.put_down();
+    let traced = context.trace.as_ref().map_or(Ok(()), |trace| trace.finish());
     let shown = result.and_then(|report| show(&report, exports, print));
+    // The devices have been written by now.
+    let shown = shown.and(traced.map_err(|error| ExitError::wrap(Failure::Partial, error)));
     match (shown, left) {
         // Why the run failed is most likely why this did.
         (Err(error), Err(left)) if !is_broken_pipe(&error) => {
@@ -104,7 +110,6 @@ mod tests {
     use super::*;
     use crate::report::sample;
     use clap::Parser;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
     #[derive(Parser)]
@@ -148,7 +153,7 @@ mod tests {
     }
 
     fn context() -> RunContext {
-        RunContext { stop: Arc::new(AtomicBool::new(false)), live: Live::new(1) }
+        RunContext { stop: Arc::new(AtomicBool::new(false)), live: Live::new(1), trace: None }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 pub mod compare;
 pub mod device;
-pub mod memory;
 pub mod plot;
 
 use std::process::ExitCode;
@@ -29,9 +28,6 @@ pub fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Device(args) => device::run(args, &mut OnDevices::default()),
-        Command::Invalidate(args) => memory::invalidate(args),
-        Command::Bucket(args) => memory::bucket(args),
-        Command::Sector(args) => memory::sector(args),
         Command::Compare(args) => compare::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Completions { shell } => PROGRAM.completions(*shell),

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bcache_core::allocator::{AllocatorThread, Reserve, SectorAllocator, ThreadError, WriteError};
+use bcache_core::allocator::{
+    AllocatorThread, Reserve, SectorAllocator, ThreadError, Tracer, WriteError,
+};
 use bcache_core::device::BlockDevice;
 use bcache_core::layout::superblock::Superblock;
 use bcache_core::ops::start::{CacheIo, CacheIoError, Member, RunningSet};
@@ -21,6 +23,7 @@ use super::counted::CountedDevice;
 use super::index::KeyIndex;
 use super::plan::{DevicePlan, IoMode};
 use super::timed::TimedIo;
+use super::trace::TraceFile;
 use super::writer::{Cache, CacheWriter, WriterError};
 use crate::progress::Goal;
 use crate::record::harness::{Driven, Load, drive};
@@ -70,6 +73,10 @@ pub fn allocator_run(
         },
         &mut || random.next_u64(),
     )?;
+    if let Some(trace) = &context.trace {
+        let tracer: Arc<dyn Tracer> = Arc::<TraceFile>::clone(trace);
+        set.allocator().set_tracer(&tracer);
+    }
     let running = Running::new(plan, workload, devices, set, context)?;
     let result = running.run();
     if result.is_ok() && plan.io != IoMode::None {

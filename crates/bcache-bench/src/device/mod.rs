@@ -17,6 +17,7 @@ pub mod null;
 pub mod plan;
 pub mod run;
 pub mod timed;
+pub mod trace;
 pub mod writer;
 
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub struct RunContext {
     pub stop: Arc<AtomicBool>,
     /// Counters of the writers, shown on the terminal.
     pub live: Arc<Live>,
+    /// Where the allocator's events go.
+    pub trace: Option<Arc<trace::TraceFile>>,
 }
 
 /// Carries out a plan.

@@ -410,7 +410,7 @@ impl<'a> Fixed<'a> {
         let chunk = FILL_CHUNK.min(area.size);
         let bytes = area.size.0 / chunk.0.max(1) * chunk.bytes();
         if let Some(bytes) = std::num::NonZeroU64::new(bytes).filter(|_| self.fill) {
-            let RunContext { stop, live } = self.context;
+            let RunContext { stop, live, .. } = self.context;
             live.begin("filling the file", Goal::Bytes(bytes.get()));
             sequential_write(self.device, area, chunk, bytes, stop, live)?;
         }
@@ -420,7 +420,7 @@ impl<'a> Fixed<'a> {
     /// Continues where `written_bytes` have been written.
     fn run(&self, written_bytes: u64) -> Result<Run> {
         let length = if self.plan.keep { self.plan.length } else { self.plan.length.half() };
-        let RunContext { stop, live } = self.context;
+        let RunContext { stop, live, .. } = self.context;
         live.begin(FIXED_ADDRESSES, length.goal());
         let terms = Terms { pace: self.plan.pace, length, stop, live };
         let places = Places { written_bytes, ..self.places };

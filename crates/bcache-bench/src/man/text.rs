@@ -4,32 +4,16 @@ type Sections = &'static [(&'static str, &'static str)];
 
 const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
-    "bcache-bench(8), bcache-bench-bucket(8), bcache-bench-compare(8), bcache-bench-device(8), \
-     bcache-bench-invalidate(8), bcache-bench-plot(8), bcache-bench-sector(8), bcachectl(8)",
+    "bcache-bench(8), bcache-bench-compare(8), bcache-bench-device(8), bcache-bench-plot(8), bcachectl(8)",
 );
-
-/// Of the commands that either run or do not.
-const EXIT_STATUS: (&str, &str) = (
-    "EXIT STATUS",
-    "0 :: All went well.
-
-1 :: It could not be run, for want of memory for instance.
-
-2 :: The command line makes no sense.",
-);
-
-const ENGINES: &str = "With --engine both, which is the default, the reference engine runs beside the \
-     allocator: a plain transcription of what the allocator means, with one lock, an array of \
-     structures and a heap.";
 
 pub(super) const MAIN_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcache-bench drives the allocator of bcache, the block cache of the Linux kernel, and measures \
      how long it takes: not on the average only, but up to the slowest one in ten thousand.
 
-device makes a cache set on a device and runs writers on it. \
-     invalidate, bucket and sector run parts of the allocator in memory, without I/O. compare and plot work \
-     on the reports that all of them write as JSON, which hold whole histograms.",
+device makes a cache set on a device and runs writers on it. compare and plot work on the reports that \
+     it writes as JSON, which hold whole histograms.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
@@ -45,6 +29,22 @@ At a fixed rate an operation's latency counts from when it was due, whether or n
 Before an operation is due a writer sleeps, and spins for the last 100 microseconds, because sleeping \
      ends late. At more than 10,000 operations a second for each writer it never sleeps: each writer \
      then wants a CPU for itself, and so does the allocator.",
+    ),
+    (
+        "TRACES",
+        "With --trace device writes a line for each event, with the seconds since the run began:
+
+0.000123456 alloc cache=0 bucket=77 reserve=none :: A bucket was allocated, for this use.
+
+0.000123456 alloc_fail cache=0 reserve=none free=0 free_inc=12 blocked=0 :: None could be had at once. There \
+         were so many buckets in the reserve and in free_inc, and so many freed btree nodes whose parents \
+         were not written yet.
+
+0.000123456 invalidate cache=0 bucket=77 sectors=1016 :: A bucket with so many sectors of data is to be used \
+         again.
+
+The kernel's tracepoints bcache_alloc, bcache_alloc_fail and bcache_invalidate tell the same. Writing the \
+     lines takes time, which the latencies of such a run contain.",
     ),
     (
         "REPORTS",
@@ -221,93 +221,6 @@ Without a device:
     SEE_ALSO,
 ];
 
-pub(super) const INVALIDATE_BEFORE: Sections = &[
-    (
-        "DESCRIPTION",
-        "bcache-bench invalidate times one pass over all buckets of a cache that picks those to be used \
-         again, least recently used first, and one rescaling of all priorities. Beside them it adds up \
-         an array of as many 32 bit numbers: what memory allows at best.
-
-With --threads several threads take the same steps at the same time, each on a cache of its own: what \
-         passes cost when they share the machine's memory. Medians are those of all threads' passes.",
-    ),
-    ("ENGINES", ENGINES),
-];
-
-pub(super) const INVALIDATE_AFTER: Sections = &[
-    EXIT_STATUS,
-    (
-        "EXAMPLES",
-        "A cache of 512 GiB and one of 17 TiB with buckets of 512 KiB:
-
-    bcache-bench invalidate --nbuckets 1048576,36864000",
-    ),
-    SEE_ALSO,
-];
-
-pub(super) const BUCKET_BEFORE: Sections = &[
-    (
-        "DESCRIPTION",
-        "bcache-bench bucket times the allocation of buckets while the allocator thread invalidates \
-         buckets and hands them out. In the open loop one caller allocates at a fixed rate, and latency \
-         counts from when an allocation was due; for as long and in the same way an operation is timed \
-         that does nothing, which shows what the machine adds. In the closed loop callers allocate as \
-         fast as they can.
-
-An open loop is five rounds of at least 100,000 allocations each. What takes the processor away for some \
-         milliseconds, once in some seconds, hits one of the two operations only, and is more than a \
-         99.99th percentile leaves out. So each round has percentiles of its own, and \"to empty\" compares \
-         the medians of the rounds; the other columns are of all rounds together.
-
-Each loop goes on until the allocator has made --passes passes. One that --limit ends before that is \
-         warned about, as are percentiles of too few samples. With the default --limit \
-         five rounds take too long at less than 1,700 allocations a second, and at less than 340 there \
-         are too few samples for the 99.99th percentile.",
-    ),
-    ("ENGINES", ENGINES),
-];
-
-pub(super) const BUCKET_AFTER: Sections = &[
-    EXIT_STATUS,
-    (
-        "EXAMPLES",
-        "Does the tail grow with the cache?
-
-    bcache-bench bucket --engine fast --nbuckets 65536,36864000 --rate 100000",
-    ),
-    SEE_ALSO,
-];
-
-pub(super) const SECTOR_BEFORE: Sections = &[
-    (
-        "DESCRIPTION",
-        "bcache-bench sector times how many pieces of space the sector allocator gives out in a second. \
-         Each thread writes to its share of the streams in turn, 4 KiB at a time; buckets never run \
-         out, so that the sector allocator alone is timed. Of three rounds the best is reported. There are \
-         rates and no latencies: compare reads the report, plot finds nothing to draw.",
-    ),
-    (
-        "STREAMS",
-        "How the allocator compares with the reference engine depends on the number of streams. That \
-         engine walks a list of open buckets, the most recently used first, which is as long as there \
-         are streams, up to 128; the allocator looks them up, which always costs the same. On one \
-         thread it is 4 to 6 times as fast with 128 streams, the default, and slower with few: with 8 \
-         it reaches 0.6 to 0.9 of the reference engine's rate.",
-    ),
-    ("ENGINES", ENGINES),
-];
-
-pub(super) const SECTOR_AFTER: Sections = &[
-    EXIT_STATUS,
-    (
-        "EXAMPLES",
-        "Up to four threads:
-
-    bcache-bench sector --threads 4",
-    ),
-    SEE_ALSO,
-];
-
 pub(super) const COMPARE_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcache-bench compare says what changed from report A to report B, for each run and measure that \
@@ -365,7 +278,7 @@ pub(super) const PLOT_BEFORE: Sections = &[(
      with a dot, where its samples do.
 
 With several measures each has a colour, and dashes tell reports and runs apart; with one measure each \
-     report and run has a colour, and a dash when all twelve colours are taken. Reports of sector have no \
+     report and run has a colour, and a dash when all twelve colours are taken. Reports of rates alone have no \
      latencies to draw.",
 )];
 

@@ -21,6 +21,8 @@ pub struct ExportPaths {
     pub hgrm: Option<PathBuf>,
     /// Picture.
     pub svg: Option<PathBuf>,
+    /// What the allocator does, line by line, while it does it.
+    pub trace: Option<PathBuf>,
 }
 
 /// Opened and not written yet.
@@ -29,6 +31,7 @@ pub struct Exports {
     json: Option<Target>,
     hgrm: Option<PathBuf>,
     svg: Option<Target>,
+    trace: Option<Target>,
 }
 
 /// Why a report cannot be exported.
@@ -89,8 +92,14 @@ impl Exports {
     pub fn open(paths: &ExportPaths) -> Result<Self, ExportError> {
         let open = |path: &Option<PathBuf>| path.as_deref().map(Target::open).transpose();
         let hgrm = paths.hgrm.as_ref().map(|folder| writable_folder(folder)).transpose()?;
-        let exports = Self { json: open(&paths.json)?, svg: open(&paths.svg)?, hgrm };
-        if let (Some(a), Some(b)) = (&exports.json, &exports.svg) {
+        let (json, svg, trace) = (open(&paths.json)?, open(&paths.svg)?, open(&paths.trace)?);
+        let exports = Self { json, hgrm, svg, trace };
+        let pairs = [
+            (&exports.json, &exports.svg),
+            (&exports.json, &exports.trace),
+            (&exports.svg, &exports.trace),
+        ];
+        for (a, b) in pairs.into_iter().filter_map(|(a, b)| Some((a.as_ref()?, b.as_ref()?))) {
             if a.identity().is_some_and(|identity| Some(identity) == b.identity()) {
                 return Err(ExportError::SameFile { a: a.path.clone(), b: b.path.clone() });
             }
@@ -101,13 +110,18 @@ impl Exports {
     /// Refuses exports that are one of `targets`, by whatever name. To be asked before a target is
     /// written to or made: an export that has just been made is found under the target's name.
     pub fn check_apart_from(&self, targets: &[PathBuf]) -> Result<(), ExportError> {
-        for export in [&self.json, &self.svg].into_iter().flatten() {
+        for export in [&self.json, &self.svg, &self.trace].into_iter().flatten() {
             if let Some(target) = export.is_one_of(targets) {
                 let (path, target) = (export.path.clone(), target.clone());
                 return Err(ExportError::IsTarget { path, target });
             }
         }
         Ok(())
+    }
+
+    /// The file that the trace goes to, emptied, and its path.
+    pub fn take_trace(&mut self) -> Result<Option<(PathBuf, File)>, ExportError> {
+        self.trace.take().map(Target::into_file).transpose()
     }
 
     /// Writes `report` to all of them; the picture last, for there may be nothing to draw.
@@ -241,6 +255,22 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The file, emptied, for who writes to it as things happen.
+    fn into_file(mut self) -> Result<(PathBuf, File), ExportError> {
+        let take = || {
+            if self.file.metadata()?.is_file() {
+                self.file.set_len(0)?;
+            }
+            self.file.try_clone()
+        };
+        let path = self.path.clone();
+        let file = take().map_err(|source| ExportError::Open { path: path.clone(), source })?;
+        self.is_new = false;
+        Ok((path, file))
+    }
+}
+
 impl Drop for Target {
     fn drop(&mut self) {
         if self.is_new {
@@ -262,6 +292,7 @@ mod tests {
             json: Some(dir.path().join("report.json")),
             hgrm: Some(dir.path().join("a/b")),
             svg: Some(dir.path().join("report.svg")),
+            trace: None,
         };
         fs::write(dir.path().join("report.svg"), "x".repeat(1 << 20)).unwrap();
         let mut report = sample::report(1_000, 1.0);
@@ -292,7 +323,12 @@ mod tests {
         let old = dir.path().join("old.json");
         let new = dir.path().join("new.svg");
         fs::write(&old, "old").unwrap();
-        let paths = ExportPaths { json: Some(old.clone()), hgrm: None, svg: Some(new.clone()) };
+        let paths = ExportPaths {
+            json: Some(old.clone()),
+            hgrm: None,
+            svg: Some(new.clone()),
+            trace: None,
+        };
         let exports = Exports::open(&paths).unwrap();
         assert!(new.exists());
         drop(exports);
@@ -326,6 +362,7 @@ mod tests {
             json: Some(json.to_owned()),
             svg: Some(svg.to_owned()),
             hgrm: None,
+            trace: None,
         };
         let error = Exports::open(&both(&file, &link)).unwrap_err();
         assert!(matches!(error, ExportError::SameFile { .. }), "{error}");

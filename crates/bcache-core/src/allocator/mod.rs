@@ -14,6 +14,7 @@
 //! - `io`, `chain`, `thread`: the loop that keeps the reserves filled, over an [`AllocatorIo`].
 //! - `sectors`: the sector allocator: open buckets for many streams of writes.
 //! - `set`: several caches as one: [`SetAllocator`].
+//! - `testkit` (feature `testkit`): the reference engine, which tests and benches compare with.
 //!
 //! docs/allocator.md tells how they work together and what may happen at once.
 
@@ -35,6 +36,8 @@ mod set;
 mod shared;
 mod sync;
 mod table;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 mod thread;
 mod trace;
 mod vector;

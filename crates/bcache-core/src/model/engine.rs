@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::allocator::state::HandOut;
-use crate::allocator::table::TableError;
 use crate::allocator::{
-    AllocError, BtreeReserve, Config as AllocatorConfig, Mark, Policy, Reserve, Safe,
-    SectorAllocator, SectorRequest, State,
+    AllocError, Allocator as CacheAllocator, AllocatorCore, BtreeReserve, BucketSource,
+    Config as AllocatorConfig, Mark, NewAllocatorError, Policy, PushStep, Reserve, ReuseReason,
+    SectorAllocator, SectorRequest, SetPointer, TableError,
 };
 use crate::units::{BucketIndex, Gen, Geometry};
 
@@ -126,10 +125,29 @@ pub trait Engine {
     fn gc_gens(&self) -> (u8, u64);
 }
 
+/// Buckets from the reserves alone, as in the kernel: nobody fetches what is ready.
+struct OnlyReserves(Arc<CacheAllocator>);
+
+impl BucketSource for OnlyReserves {
+    fn alloc(&self, reserve: Reserve, _: bool) -> Result<SetPointer, AllocError> {
+        let core = self.0.core();
+        let bucket = core.bucket_alloc(reserve)?.ok_or(AllocError::WouldBlock { reserve })?;
+        Ok(SetPointer { device: 0, bucket, bucket_gen: core.table().bucket_gen(bucket)? })
+    }
+
+    fn pin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        self.0.pin(pointer)
+    }
+
+    fn unpin(&self, pointer: &SetPointer) -> Result<(), AllocError> {
+        self.0.unpin(pointer)
+    }
+}
+
 /// bcache-core's allocator.
 pub struct Allocator {
-    state: Arc<State>,
-    sectors: SectorAllocator<Arc<State>>,
+    cache: Arc<CacheAllocator>,
+    sectors: SectorAllocator<OnlyReserves>,
     bucket_sectors: u64,
 }
 
@@ -142,26 +160,25 @@ impl Allocator {
         let journal = BtreeReserve::JournalBuckets(Some(geometry.njournal_buckets_default()));
         let mut config = AllocatorConfig::new(geometry);
         config.policy = policy;
-        config.seed = seed;
+        config.seed = Some(seed);
         config.btree_reserve = journal;
         config.reclaim_in_gc = true;
-        let state = State::new(config).map_err(|error| match error {
-            crate::allocator::state::StateError::Table(error) => AllocError::Table(error),
-            crate::allocator::state::StateError::TooFewBuckets { nbuckets } => {
+        let cache = CacheAllocator::new(config).map_err(|error| match error {
+            NewAllocatorError::Table(error) => AllocError::Table(error),
+            NewAllocatorError::TooFewBuckets { nbuckets } => {
                 AllocError::Table(TableError::TooManyBuckets { nbuckets })
             }
         })?;
-        let state = Arc::new(state);
         Ok(Self {
-            sectors: SectorAllocator::new(Arc::clone(&state), 1, geometry.nr_uuids()),
-            state,
+            sectors: SectorAllocator::new(OnlyReserves(Arc::clone(&cache)), &geometry, 1),
+            cache,
             bucket_sectors: geometry.bucket_size().0,
         })
     }
 
     /// The allocator itself, to look at.
-    pub fn state(&self) -> &State {
-        &self.state
+    pub fn core(&self) -> &AllocatorCore {
+        self.cache.core()
     }
 }
 
@@ -198,46 +215,46 @@ impl Engine for Allocator {
     }
 
     fn alloc_metadata(&mut self) -> Result<Option<BucketIndex>, AllocError> {
-        let Some(bucket) = self.state.bucket_alloc(Reserve::Btree)? else { return Ok(None) };
-        self.state.table().unpin(bucket)?;
+        let Some(bucket) = self.cache.core().bucket_alloc(Reserve::Btree)? else { return Ok(None) };
+        self.cache.core().table().unpin(bucket)?;
         Ok(Some(bucket))
     }
 
     fn free(&mut self, bucket: BucketIndex) -> Result<(), AllocError> {
-        Ok(self.state.bucket_free(bucket)?)
+        Ok(self.cache.core().bucket_free(bucket)?)
     }
 
     fn unpin(&mut self, bucket: BucketIndex) -> Result<(), AllocError> {
-        Ok(self.state.table().unpin(bucket)?)
+        Ok(self.cache.core().table().unpin(bucket)?)
     }
 
     fn mark_dirty(&mut self, bucket: BucketIndex) -> Result<(), AllocError> {
-        Ok(self.state.table().set_mark(bucket, Mark::Dirty)?)
+        Ok(self.cache.core().table().set_mark(bucket, Mark::Dirty)?)
     }
 
     fn hit(&mut self, bucket: BucketIndex) -> Result<(), AllocError> {
-        Ok(self.state.table().hit(bucket)?)
+        Ok(self.cache.core().table().hit(bucket)?)
     }
 
     fn bucket_gen(&self, bucket: BucketIndex) -> Option<Gen> {
-        self.state.table().bucket_gen(bucket).ok()
+        self.cache.core().table().bucket_gen(bucket).ok()
     }
 
     fn rescale(&mut self, sectors: u32) -> bool {
-        self.state.rescale_priorities(sectors)
+        self.cache.account_io(sectors)
     }
 
     fn in_use_percent(&self) -> u8 {
-        self.state.set().in_use_percent()
+        self.cache.core().set().in_use_percent()
     }
 
     fn in_use_buckets(&self) -> u64 {
-        let set = self.state.set();
+        let set = self.cache.core().set();
         set.nbuckets().saturating_sub(set.avail_nbuckets())
     }
 
     fn gc_start(&mut self) {
-        self.state.gc_start();
+        self.cache.gc_start();
     }
 
     fn mark_key(
@@ -247,65 +264,66 @@ impl Engine for Allocator {
         mark: Mark,
         sectors: u16,
     ) -> Result<(), AllocError> {
-        self.state.table().mark_key(bucket, ptr_gen, mark, sectors)?;
+        self.cache.core().table().mark_key(bucket, ptr_gen, mark, sectors)?;
         Ok(())
     }
 
     fn gc_finish(&mut self, metadata: &[BucketIndex]) -> Result<(), AllocError> {
         let marks: Vec<_> = metadata.iter().map(|bucket| (*bucket, Mark::Metadata)).collect();
-        Ok(self.state.gc_finish(&marks)?)
+        Ok(self.cache.gc_finish(&marks)?)
     }
 
     fn initial_fill(&mut self) {
-        self.state.initial_fill();
+        if let Ok(refiller) = self.cache.refiller() {
+            refiller.initial_fill();
+        }
     }
 
     fn free_inc_capacity(&self) -> u64 {
-        self.state.sizes().free_inc as u64
+        self.cache.core().sizes().free_inc as u64
     }
 
     fn hand_out(&mut self) -> Refill {
-        match self.state.hand_out() {
-            HandOut::Pushed(..) => Refill::Pushed,
-            HandOut::Full => Refill::Full,
-            HandOut::NothingReady => Refill::Empty,
+        match self.cache.refiller().map(|refiller| refiller.push_ready()) {
+            Ok(PushStep::Pushed(..)) => Refill::Pushed,
+            Ok(PushStep::Full) => Refill::Full,
+            Ok(PushStep::NothingReady) | Err(_) => Refill::Empty,
         }
     }
 
     fn needs_gc(&self) -> bool {
-        self.state.may_invalidate().is_err()
+        self.cache.core().may_invalidate().is_err()
     }
 
     fn invalidate(&mut self) -> PassFound {
-        // That a pass cannot run was asked before.
-        self.state.invalidate_buckets().map_or_else(
-            |_| PassFound::default(),
-            |pass| PassFound {
-                invalidated: pass.invalidated as u64,
-                held_data: pass.held_data as u64,
-                gc_gen_max: pass.gc_gen_max,
-            },
-        )
+        // That a pass cannot run was asked before; nobody else refills.
+        let pass = self.cache.refiller().ok().and_then(|refiller| refiller.invalidate().ok());
+        pass.map_or_else(PassFound::default, |pass| PassFound {
+            invalidated: pass.invalidated as u64,
+            held_data: pass.held_data as u64,
+            gc_gen_max: pass.gc_gen_max,
+        })
     }
 
     fn prio_write(&mut self) -> Result<bool, AllocError> {
-        let state = &self.state;
-        let whole = state.prio_write_begin().is_ok();
+        let refiller = self.cache.refiller()?;
+        let whole = refiller.prio_write_begin().is_ok();
         if whole {
-            while let Ok(Some(_)) = state.prio_write_next() {}
-            state.prio_write_commit()?;
+            while let Ok(Some(_)) = refiller.prio_write_next() {}
+            refiller.prio_write_commit()?;
         }
         // Where no chain could be written, the kernel goes on all the same, and asks for a GC.
-        state.free_inc_safe(if whole { Safe::GenDurable } else { Safe::NotSynced });
+        let reason = if whole { ReuseReason::GenDurable } else { ReuseReason::NotSynced };
+        refiller.make_ready(reason);
         Ok(whole)
     }
 
     fn prio_buckets(&self) -> u64 {
-        self.state.sizes().prio as u64
+        self.cache.core().sizes().prio as u64
     }
 
     fn gc_gens(&self) -> (u8, u64) {
-        let table = self.state.table();
+        let table = self.cache.core().table();
         let buckets = (table.first_bucket().0..table.nbuckets()).map(BucketIndex);
         let distances = buckets
             .filter_map(|bucket| table.bucket(bucket).ok())

@@ -1,11 +1,12 @@
 //! The reference engine: the kernel's allocator semantics in the plainest form.
 //!
 //! One array of bucket structures, a binary heap of bucket numbers, a list of open buckets that is
-//! walked from end to end, and one lock around everything: what FORMAT.md §6 and §9 describe, with
+//! walked from end to end, and one lock around everything: what on-disk-format.md §6 and §9 describe, with
 //! nothing made clever. Tests compare the allocator with it step by step, and the benches measure the
 //! allocator against it. It shares no code with the allocator beyond names of things.
 
-#![allow(clippy::missing_panics_doc)] // it panics where the kernel's BUG_ON stops it
+// It panics where the kernel's BUG_ON stops it, and indexes as the kernel does.
+#![allow(clippy::missing_panics_doc, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 
 mod engine;
 mod heap;
@@ -14,8 +15,8 @@ mod set;
 
 use std::collections::VecDeque;
 
-use bcache_core::allocator::{Mark, Policy, Reserve};
-use bcache_core::units::{BucketIndex, Gen, Geometry};
+use crate::allocator::{Mark, Policy, Reserve};
+use crate::units::{BucketIndex, Gen, Geometry};
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 

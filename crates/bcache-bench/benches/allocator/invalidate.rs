@@ -1,4 +1,4 @@
-//! `bcache-bench invalidate`: one LRU pass, and one rescaling, against the sum of an array.
+//! `invalidate`: one LRU pass, and one rescaling, against the sum of an array.
 //!
 //! The yardstick is the time that it takes to add up a `u32` array with as many entries as there are
 //! buckets: what memory allows at best. Several threads, each with a cache of its own, do the same step at
@@ -15,12 +15,12 @@ use bcache_core::allocator::{
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
-use super::{Engine, geometry, reserve, used_allocator, used_reference};
-use crate::num::format_count;
-use crate::record::harness::Driven;
-use crate::record::{Clock, Measure, Recorder, Recording};
-use crate::reference::Reference;
-use crate::report::{Percentile, Run};
+use crate::engines::{Engine, geometry, reserve, used_allocator, used_reference};
+use bcache_bench::num::format_count;
+use bcache_bench::record::harness::Driven;
+use bcache_bench::record::{Clock, Measure, Recorder, Recording};
+use bcache_bench::report::{Percentile, Run};
+use bcache_core::allocator::testkit::Reference;
 
 /// What the bench found.
 #[derive(Clone, Debug)]
@@ -237,12 +237,10 @@ fn timed_run(name: &str, nbuckets: u64, recording: Recording, measure: Measure) 
     Run::of_driven(&name, &Driven { recording, operations, ..Driven::default() })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub mod tests {
+    use super::{AtomicBool, Barrier, Together};
 
-    #[test]
-    fn one_that_fails_ends_all_at_the_same_step() {
+    pub fn one_that_fails_ends_all_at_the_same_step() {
         for fails_at in 0..50 {
             let together = Together { barrier: Barrier::new(3), failed: AtomicBool::new(false) };
             let steps: Vec<u32> = std::thread::scope(|scope| {

@@ -7,10 +7,12 @@
 //!
 //! `DIFF_SEED` and `DIFF_EVENTS` repeat or lengthen a run.
 
+#![cfg(not(feature = "model"))]
+
 use std::io::Write as _;
 use std::sync::Arc;
 
-use bcache_bench::reference::{OpenBuckets, Reference, ReferenceSet};
+use bcache_core::allocator::testkit::{OpenBuckets, Reference, ReferenceSet};
 use bcache_core::allocator::{
     AllocError, Allocator, AllocatorCore, BucketSource, Config, Found, Lifecycle, Mark, Policy,
     PushStep, Refiller, Reserve, ReuseReason, SectorAllocator, SectorRequest, SetAllocator,

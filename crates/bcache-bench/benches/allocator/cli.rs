@@ -1,8 +1,34 @@
-//! Options of what runs in memory: `bcache-bench invalidate`, `bucket` and `sector`.
+//! Options of what runs in memory: `invalidate`, `bucket` and `sector`.
 
-use clap::Args;
+use clap::{Args, Parser, Subcommand};
 
-use crate::memory::Engine;
+use crate::engines::Engine;
+
+/// Time the parts of the allocator in memory, beside the reference engine
+#[derive(Debug, Parser)]
+#[command(name = "make bench", disable_help_subcommand = true)]
+pub struct Cli {
+    /// Given by cargo bench; without it, the benches test themselves
+    #[arg(long, hide = true)]
+    pub bench: bool,
+
+    /// What to time
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The benches.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Time an LRU pass and a rescaling, against the sum of an array
+    Invalidate(InvalidateArgs),
+    /// Time bucket allocation while the allocator thread invalidates
+    Bucket(BucketArgs),
+    /// Time sector allocation
+    Sector(SectorArgs),
+    /// All three, as they are without options
+    All,
+}
 
 /// As many as the allocator can number.
 const NBUCKETS_MAX: u64 = 0xffff_ffff;
@@ -23,7 +49,7 @@ pub struct Common {
     pub json: bool,
 }
 
-/// Options of `bcache-bench invalidate`.
+/// Options of `invalidate`.
 #[derive(Debug, Args)]
 pub struct InvalidateArgs {
     /// Buckets of the cache; several sizes may be given
@@ -59,7 +85,7 @@ pub struct InvalidateArgs {
     pub common: Common,
 }
 
-/// Options of `bcache-bench bucket`.
+/// Options of `bucket`.
 #[derive(Debug, Args)]
 pub struct BucketArgs {
     /// Buckets of the cache; several sizes may be given
@@ -104,7 +130,7 @@ pub struct BucketArgs {
     pub common: Common,
 }
 
-/// Options of `bcache-bench sector`.
+/// Options of `sector`.
 #[derive(Debug, Args)]
 pub struct SectorArgs {
     /// Buckets of the cache

@@ -1,4 +1,4 @@
-//! `bcache-bench invalidate`, `bucket` and `sector`: the parts of the allocator in memory.
+//! `invalidate`, `bucket` and `sector`: the parts of the allocator in memory.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,16 +12,17 @@ use bcache_core::device::sysfs::Root;
 use serde_json::{Value, json};
 
 use crate::cli::{BucketArgs, InvalidateArgs, SectorArgs};
-use crate::environment::Environment;
-use crate::exit::{ExitError, Failure};
-use crate::memory::invalidate::median_ns;
-use crate::memory::{Engine, bucket, engine_name, invalidate, sector};
-use crate::num::{float, format_count, format_ns};
-use crate::record::Measure;
-use crate::report::table::render_warnings;
-use crate::report::{Percentile, Ratio, Report, Run, Settings};
-use crate::warnings::{self, Warning};
-use crate::watch::Watch;
+use crate::engines::{Engine, engine_name};
+use crate::invalidate::median_ns;
+use crate::{bucket, invalidate, sector};
+use bcache_bench::environment::Environment;
+use bcache_bench::exit::{ExitError, Failure};
+use bcache_bench::num::{float, format_count, format_ns};
+use bcache_bench::record::Measure;
+use bcache_bench::report::table::render_warnings;
+use bcache_bench::report::{Percentile, Ratio, Report, Run, Settings};
+use bcache_bench::warnings::{self, Warning};
+use bcache_bench::watch::Watch;
 
 /// A table with words on the left and numbers beside them.
 fn numbers(style: Style, header: &[&str]) -> Table {
@@ -88,10 +89,10 @@ fn time(ns: u64) -> String {
 }
 
 fn ratio(of: u64, to: u64) -> String {
-    crate::num::ratio(of, to).map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"))
+    bcache_bench::num::ratio(of, to).map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"))
 }
 
-/// Runs `bcache-bench invalidate`.
+/// Runs `invalidate`.
 pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
     let (threads, passes, engine, seed) =
         (args.threads, args.passes, args.common.engine, args.common.seed);
@@ -151,7 +152,7 @@ pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
     show(out, args.common.json, &report, &[times, memory])
 }
 
-/// Runs `bcache-bench bucket`.
+/// Runs `bucket`.
 pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
     let settings = json!({
         "nbuckets": args.nbuckets,
@@ -255,7 +256,7 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
     show(out, args.common.json, &report, &[closed, open])
 }
 
-/// Runs `bcache-bench sector`.
+/// Runs `sector`.
 pub fn sector(args: &SectorArgs) -> Result<ExitCode> {
     let with = |&streams: &u32| -> Result<sector::Options> {
         let options = sector::Options {

@@ -1,9 +1,4 @@
-//! Benches of the allocator's parts in memory, without I/O, beside the reference engine.
-
-pub mod bucket;
-pub mod harness;
-pub mod invalidate;
-pub mod sector;
+//! The allocator and the reference engine with buckets in use.
 
 use std::sync::Arc;
 
@@ -14,7 +9,7 @@ use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::Serialize;
 
-use crate::reference::{self, Reference};
+use bcache_core::allocator::testkit::{self, Reference};
 
 /// Which engine a bench runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -133,7 +128,7 @@ pub fn used_allocator(config: Config, seed: u64) -> anyhow::Result<Arc<Allocator
 /// A reference engine with the same buckets.
 pub fn used_reference(config: &Config, seed: u64) -> Result<Reference, MemoryError> {
     // It takes its memory without asking whether there is any.
-    drop(reserve::<reference::Bucket>("the reference engine", config.geometry.nbuckets())?);
+    drop(reserve::<testkit::Bucket>("the reference engine", config.geometry.nbuckets())?);
     let mut reference = Reference::new(&config.geometry, config.policy, seed, config.reclaim_in_gc);
     let mut random = Pcg64::seed_from_u64(seed);
     for bucket in &mut reference.buckets[1..] {
@@ -153,12 +148,10 @@ pub const fn engine_name(engine: Engine) -> &'static str {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub mod tests {
+    use super::{MemoryError, geometry, reserve};
 
-    #[test]
-    fn what_cannot_be_is_an_error_that_says_why() {
+    pub fn what_cannot_be_is_an_error_that_says_why() {
         assert_eq!(geometry(512), Err(MemoryError::TooFewBuckets { nbuckets: 512 }));
         let nbuckets = u64::MAX;
         assert_eq!(geometry(nbuckets), Err(MemoryError::TooManyBuckets { nbuckets }));

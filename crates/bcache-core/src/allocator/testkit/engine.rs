@@ -1,12 +1,12 @@
 //! The reference engine behind its one lock, with the waiting and waking of the kernel's thread
-//! (FORMAT.md §9.6, §9.7): whoever allocates waits for whatever the thread does with the lock held,
+//! (on-disk-format.md §9.6, §9.7): whoever allocates waits for whatever the thread does with the lock held,
 //! its passes included.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use bcache_core::allocator::{Mark, Reserve};
-use bcache_core::units::Gen;
+use crate::allocator::{Mark, Reserve};
+use crate::units::Gen;
 
 use super::{OpenBuckets, Piece, Reference};
 

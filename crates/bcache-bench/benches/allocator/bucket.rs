@@ -1,4 +1,4 @@
-//! `bcache-bench bucket`: how long allocating a bucket takes while the thread invalidates.
+//! `bucket`: how long allocating a bucket takes while the thread invalidates.
 //!
 //! Open loop: one caller allocates at a fixed rate, for a quarter of a second at a time; in between, for
 //! as long and at the same rate, the harness runs an operation that does nothing. What machine and
@@ -23,15 +23,15 @@ use bcache_core::allocator::{
 use bcache_core::units::BucketIndex;
 use hdrhistogram::Histogram;
 
-use super::harness::OpenLoop;
-use super::{Engine, engine_name, geometry, used_allocator, used_reference};
-use crate::num::format_count;
-use crate::record::pace::PaceCounts;
-use crate::record::slices::Slices;
-use crate::record::{Measure, latency_histogram};
-use crate::reference::Locked;
-use crate::report::{Counters, Measured, Percentile, Run};
-use crate::warnings::Warning;
+use crate::engines::{Engine, engine_name, geometry, used_allocator, used_reference};
+use crate::harness::OpenLoop;
+use bcache_bench::num::format_count;
+use bcache_bench::record::pace::PaceCounts;
+use bcache_bench::record::slices::Slices;
+use bcache_bench::record::{Measure, latency_histogram};
+use bcache_bench::report::{Counters, Measured, Percentile, Run};
+use bcache_bench::warnings::Warning;
+use bcache_core::allocator::testkit::Locked;
 
 /// A device that is not there: writes are done at once, and a GC finds all buckets half full.
 struct NoDevice {
@@ -426,17 +426,16 @@ pub fn run(options: &Options) -> anyhow::Result<Found> {
     Ok(Found { nbuckets: options.nbuckets, engines, warnings })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub mod tests {
+    use super::{
+        Config, Duration, Engine, Fast, Instant, Measure, Options, geometry, median, open_loop,
+    };
 
-    #[test]
-    fn a_median_of_two_is_between_them() {
+    pub fn a_median_of_two_is_between_them() {
         assert_eq!([&[][..], &[7], &[9, 1], &[5, 1, 9]].map(median), [0, 7, 5, 5]);
     }
 
-    #[test]
-    fn a_low_rate_is_kept_until_the_time_limit() {
+    pub fn a_low_rate_is_kept_until_the_time_limit() {
         let options = Options {
             nbuckets: 600,
             threads: 1,

@@ -1,4 +1,4 @@
-//! A binary heap in an array, children of `i` at `2i + 1` and `2i + 2`, as FORMAT.md §9.3 has it.
+//! A binary heap in an array, children of `i` at `2i + 1` and `2i + 2`, as on-disk-format.md §9.3 has it.
 //!
 //! `before(l, r)` says that `l` belongs below `r`: with "l is less" the greatest is on top.
 

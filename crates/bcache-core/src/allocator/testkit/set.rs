@@ -1,6 +1,6 @@
 //! Bucket sets: one bucket on each of several caches (`bch_bucket_alloc_set`).
 
-use bcache_core::allocator::Reserve;
+use crate::allocator::Reserve;
 
 use super::Reference;
 

@@ -1,4 +1,4 @@
-//! `bcache-bench sector`: how many pieces of space the sector allocator gives out in a second.
+//! `sector`: how many pieces of space the sector allocator gives out in a second.
 //!
 //! Each thread writes to its share of the streams in turn, 4 KiB at a time, each stream on its own
 //! volume and write point. Buckets come from a list that never runs out, so that only the sector
@@ -14,11 +14,11 @@ use bcache_core::allocator::{
 };
 use bcache_core::units::BucketIndex;
 
-use super::{Engine, MemoryError, engine_name, geometry, used_allocator, used_reference};
-use crate::record::pace::PaceCounts;
-use crate::record::slices::Slices;
-use crate::reference::{Locked, Reference};
-use crate::report::{Counters, Run};
+use crate::engines::{Engine, MemoryError, engine_name, geometry, used_allocator, used_reference};
+use bcache_bench::record::pace::PaceCounts;
+use bcache_bench::record::slices::Slices;
+use bcache_bench::report::{Counters, Run};
+use bcache_core::allocator::testkit::{Locked, Reference};
 
 /// Sectors of a write.
 const WRITE: u32 = 8;

@@ -1,9 +1,9 @@
 //! The sector allocator of the reference engine: one list of 128 open buckets, walked from the most
-//! recently used (FORMAT.md §9.8).
+//! recently used (on-disk-format.md §9.8).
 
 use std::collections::HashSet;
 
-use bcache_core::allocator::Reserve;
+use crate::allocator::Reserve;
 
 use super::Reference;
 

@@ -1,18 +1,72 @@
-//! `bcache-bench invalidate`, `bucket` and `sector`, as a user meets them: small, and for no figures.
+//! The benches as they are met: small, and for no figures.
 
-use assert_cmd::Command;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
 use bcache_bench::record::Measure;
 use bcache_bench::report::Report;
 use bcache_bench::warnings::Warning;
 
-fn bench(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("bcache-bench").unwrap().args(arguments).output().unwrap();
+fn run_program(program: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(program).args(arguments).output().unwrap();
     (
         output.status.code().unwrap(),
         String::from_utf8(output.stdout).unwrap(),
         String::from_utf8(output.stderr).unwrap(),
     )
 }
+
+/// This program, as cargo bench runs it.
+fn bench(arguments: &[&str]) -> (i32, String, String) {
+    run_program(&std::env::current_exe().unwrap(), &[&["--bench"], arguments].concat())
+}
+
+/// The command that reads reports.
+fn reader(arguments: &[&str]) -> (i32, String, String) {
+    run_program(Path::new(env!("CARGO_BIN_EXE_bcache-bench")), arguments)
+}
+
+/// Runs all tests; those that are not named by an argument are left out, where there is one.
+pub fn run() -> ExitCode {
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    if std::env::args().any(|argument| argument == "--list") {
+        for (name, _) in TESTS {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = false;
+    for (name, test) in TESTS {
+        if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        let passed = std::panic::catch_unwind(test).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed |= !passed;
+    }
+    ExitCode::from(u8::from(failed))
+}
+
+const TESTS: [(&str, fn()); 9] = [
+    ("passes_of_several_threads_are_in_one_report", passes_of_several_threads_are_in_one_report),
+    ("what_the_limit_ended_is_told", what_the_limit_ended_is_told),
+    ("a_rate_of_a_moment_is_warned_about", a_rate_of_a_moment_is_warned_about),
+    ("each_thread_has_a_stream", each_thread_has_a_stream),
+    ("too_many_buckets_are_an_error", too_many_buckets_are_an_error),
+    ("a_median_of_two_is_between_them", crate::bucket::tests::a_median_of_two_is_between_them),
+    (
+        "a_low_rate_is_kept_until_the_time_limit",
+        crate::bucket::tests::a_low_rate_is_kept_until_the_time_limit,
+    ),
+    (
+        "what_cannot_be_is_an_error_that_says_why",
+        crate::engines::tests::what_cannot_be_is_an_error_that_says_why,
+    ),
+    (
+        "one_that_fails_ends_all_at_the_same_step",
+        crate::invalidate::tests::one_that_fails_ends_all_at_the_same_step,
+    ),
+];
 
 /// Runs a bench with `--json`, and what reads reports on what it printed.
 fn report(arguments: &[&str], plots: bool) -> Report {
@@ -22,9 +76,9 @@ fn report(arguments: &[&str], plots: bool) -> Report {
     let (status, out, err) = bench(&[arguments, &["--json"]].concat());
     assert_eq!((status, err.as_str()), (0, ""), "{arguments:?}");
     std::fs::write(&json, out).unwrap();
-    let (status, out, err) = bench(&["compare", &json, &json]);
+    let (status, out, err) = reader(&["compare", &json, &json]);
     assert_eq!((status, err.as_str()), (0, ""), "{out}");
-    let (status, _, err) = bench(&["plot", &json, "-o", &picture]);
+    let (status, _, err) = reader(&["plot", &json, "-o", &picture]);
     assert_eq!(status, i32::from(!plots), "{err}");
     Report::load(json.as_ref()).unwrap()
 }
@@ -33,7 +87,6 @@ fn warned(report: &Report, wanted: impl Fn(&Warning) -> bool) -> bool {
     report.warnings.iter().any(wanted)
 }
 
-#[test]
 fn passes_of_several_threads_are_in_one_report() {
     let run = ["invalidate", "--nbuckets", "2048,4096", "--threads", "2", "--passes", "3"];
     let report = report(&run, true);
@@ -56,7 +109,6 @@ fn passes_of_several_threads_are_in_one_report() {
     assert!(out.contains("warning") && out.contains("6 samples of invalidation pass"), "{out}");
 }
 
-#[test]
 fn what_the_limit_ended_is_told() {
     let limited = ["--passes", "1000000", "--limit", "0", "--rate", "1000", "--engine", "fast"];
     let report = report(&[&["bucket", "--nbuckets", "2048"], &limited[..]].concat(), true);
@@ -73,7 +125,6 @@ fn what_the_limit_ended_is_told() {
     assert!(warned(&report, few) && warned(&report, |it| matches!(it, Warning::ShortRun { .. })));
 }
 
-#[test]
 fn a_rate_of_a_moment_is_warned_about() {
     let run = ["sector", "--streams", "8", "--threads", "2", "--time", "20"];
     // Rates have no latencies to draw.
@@ -87,7 +138,6 @@ fn a_rate_of_a_moment_is_warned_about() {
     assert!(err.contains("--time"), "{err}");
 }
 
-#[test]
 fn each_thread_has_a_stream() {
     let run = ["sector", "--nbuckets", "2048", "--time", "20", "--engine", "fast"];
     for (arguments, part) in [
@@ -103,7 +153,6 @@ fn each_thread_has_a_stream() {
     assert!(report.run("allocator, 2 streams, 2 threads").is_some());
 }
 
-#[test]
 fn too_many_buckets_are_an_error() {
     for nbuckets in ["512", "8589934592", "18446744073709551615"] {
         for command in ["invalidate", "bucket", "sector"] {
@@ -113,10 +162,10 @@ fn too_many_buckets_are_an_error() {
         }
     }
     // More than the memory that there is.
-    let bench = assert_cmd::cargo::cargo_bin("bcache-bench");
+    let bench = std::env::current_exe().unwrap();
     for engine in ["fast", "reference"] {
         let line = format!(
-            "ulimit -v 2000000; exec {} invalidate --nbuckets 1000000000 --threads 2 --engine {engine}",
+            "ulimit -v 2000000; exec {} --bench invalidate --nbuckets 1000000000 --threads 2 --engine {engine}",
             bench.display()
         );
         let output = Command::new("bash").args(["-c", &line]).output().unwrap();
