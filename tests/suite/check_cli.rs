@@ -62,7 +62,7 @@ fn images_of_stock_kernels_are_clean() {
         let words = text(&output);
         let first = words.lines().next().unwrap();
         assert!(first.contains("the kernel would register it; no data is at risk"), "{first}");
-        assert!(words.contains("Nothing was found"), "{name}: {words}");
+        assert!(words.contains("No problems found"), "{name}: {words}");
         let report = json(&check(devices(&fixture).chain([OsStr::new("--json")])));
         assert_eq!(report["registration"], "accepted", "{name}");
         assert_eq!(report["registers"], true, "{name}");
@@ -112,7 +112,7 @@ fn a_backing_device_that_does_not_belong_is_found() {
     let other = Fixture::unpack("dirty-61").unwrap();
     let output = check([&fixture.cache, &other.backing[0]]);
     assert_eq!(code(&output), 4, "{}", text(&output));
-    assert!(text(&output).contains("backing-other-set"), "{}", text(&output));
+    assert!(text(&output).contains("backing-set-gone"), "{}", text(&output));
 }
 
 #[test]
@@ -154,12 +154,9 @@ fn statuses_are_those_of_fsck() {
     // What makes no sense.
     for arguments in [vec![], vec!["--no-such-option", "x"], vec!["--verify-clean", "x"]] {
         let output = check(&arguments);
-        assert_eq!(code(&output), 16, "{arguments:?}: {}", errors(&output));
+        assert_eq!(code(&output), 2, "{arguments:?}: {}", errors(&output));
     }
     assert_eq!(code(&check(["--help"])), 0);
-    // Elsewhere the status is clap's.
-    let output = tool::run(["show", "--no-such-option"]).unwrap();
-    assert_eq!(code(&output), 2);
 }
 
 fn show<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
@@ -288,7 +285,10 @@ fn a_refused_cache_without_dirty_data_is_not_at_risk() {
     let words = text(&check([&fixture.cache]));
     let first = words.lines().next().unwrap();
     assert!(first.contains("would NOT register"), "{first}");
-    assert!(first.contains("no data is at risk"), "{first}");
+    // What such a superblock says of the journal may hide newer entries.
+    assert!(first.contains("whether data is at risk cannot be told"), "{first}");
+    let words = text(&check(devices(&fixture)));
+    assert!(words.lines().next().unwrap().contains("no data is at risk"), "{words}");
 }
 
 #[test]
@@ -327,14 +327,15 @@ fn an_image_that_is_cut_short_is_read_as_far_as_it_goes() {
     let (shown, checked) = both(&fixture);
     assert_eq!(checked["exit_status"], 12, "{checked}");
     assert_eq!(checked["counts"].as_object().unwrap().len(), 1, "{checked}");
-    assert_eq!(checked["counts"]["superblock-refused"], 1);
+    assert_eq!(checked["counts"]["superblock-cut-off"], 1);
     assert_eq!(shown["dirty"]["answer"], "none", "{shown}");
     // The root of the btree is not.
     assert!(root < 20_000_000);
     file.set_len(root).unwrap();
     let (shown, checked) = both(&fixture);
     assert_eq!(checked["exit_status"], 12, "{checked}");
-    assert_eq!(checked["counts"]["btree-unreadable"], 1, "{checked}");
+    assert_eq!(checked["counts"]["superblock-cut-off"], 1, "{checked}");
+    assert_eq!(checked["counts"].as_object().unwrap().len(), 1, "{checked}");
     assert_eq!(checked["unread"], true);
     assert_eq!(shown["dirty"]["answer"], "unknown");
     let output = show([OsStr::new("--journal"), fixture.cache.as_os_str()]);

@@ -308,7 +308,7 @@ fn a_volume_that_nothing_was_written_to_is_lost_with_the_cache_too() {
     add_volume(&fixture.cache, &volume).unwrap();
     let output = show([OsStr::new("--dirty"), fixture.cache.as_os_str()]);
     assert_eq!(code(&output), 5, "{}", text(&output));
-    assert!(text(&output).contains("destroys the flash-only volumes"), "{}", text(&output));
+    assert!(text(&output).contains("wiping the cache destroys it"), "{}", text(&output));
     let device = device(&fixture, &[]);
     assert_eq!(device["dirty"]["answer"], "none");
     assert_eq!(device["dirty"]["safe_to_wipe"], false);
@@ -489,9 +489,9 @@ fn nonsense_is_refused() {
     let fixture = Fixture::unpack("clean-612").unwrap();
     let cache = fixture.cache.to_str().unwrap();
     for (arguments, status, message) in [
-        (vec![cache, "--bucket", "5-"], 2, "no bucket"),
-        (vec![cache, "--lookup", "0"], 2, "no place"),
-        (vec![cache, "--sort", "age"], 2, "possible values"),
+        (vec![cache, "--bucket", "5-"], 2, "is not a bucket number"),
+        (vec![cache, "--lookup", "0"], 2, "VOLUME:SECTOR"),
+        (vec![cache, "--sort", "age"], 2, "not one of"),
         (vec!["--usage"], 2, "DEV"),
         (vec![cache, "--dirty", "--usage"], 2, "cannot be used with"),
         (vec![cache, "--format", "csv"], 2, "one list"),

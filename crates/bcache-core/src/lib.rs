@@ -7,6 +7,7 @@
 //! - [`layout`]: bytes to typed values and back; no I/O.
 //! - [`device`]: block devices and image files.
 //! - [`cache_set`]: what a device holds, read-only.
+//! - [`inspect`]: a group of devices: what belongs together, what would be lost, what can be done.
 //! - [`allocator`]: buckets, reserves, replacement policies, open buckets, the thread.
 //! - [`model`]: a cache set in memory: what bcache would do with the requests of a trace.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
@@ -23,6 +24,7 @@ pub mod checksum;
 pub mod device;
 #[cfg(feature = "testkit")]
 pub mod fuzz;
+pub mod inspect;
 pub mod layout;
 pub mod model;
 pub mod ops;

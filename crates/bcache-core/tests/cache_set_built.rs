@@ -17,6 +17,7 @@ use bcache_core::device::testkit::{
     Fault, FaultDevice, Lasting, MemoryDevice, TraceDevice, Trigger,
 };
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
+use bcache_core::inspect::Answer;
 use bcache_core::layout::SetMagic;
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::jset::{self, Jset, JsetParams};
@@ -24,10 +25,13 @@ use bcache_core::layout::prio_set::{BucketDisk, PrioSet, encode_into};
 use bcache_core::layout::superblock::{
     BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
 };
+use bcache_core::layout::uuid_entry::UuidEntry;
 use bcache_core::layout::{bset, uuid_entry};
 use bcache_core::ops::check::{CheckOptions, Code, Finding, Registration, Report, Severity, check};
 use bcache_core::units::{BucketIndex, Gen, Prio, Sectors};
 use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 
 /// Sectors of each extent of the sample.
 const EXTENT: u64 = 8;
@@ -209,7 +213,7 @@ impl Sample {
         });
     }
 
-    fn edit_uuid(&self, slot: u64, change: impl FnOnce(&mut uuid_entry::UuidEntry)) {
+    fn edit_uuid(&self, slot: u64, change: impl FnOnce(&mut UuidEntry)) {
         let byte = self.byte_of(self.built.uuid_bucket);
         let mut table = vec![0; 4096];
         self.device.read_at(byte, &mut table).unwrap();
@@ -579,7 +583,52 @@ const DAMAGES: &[Damage] = &[
         Code::BucketGenLimit,
         &[Code::KeyStaleDirty],
     ),
-    ("volume made flash-only", |s| s.edit_uuid(0, |e| e.flags = 1), Code::VolumeFlashClean, &[]),
+    (
+        "volume made flash-only",
+        |s| {
+            s.edit_uuid(0, |e| {
+                e.flags = 1;
+                e.sectors = Sectors(1 << 20);
+            });
+        },
+        Code::VolumeFlashClean,
+        &[],
+    ),
+    (
+        "flash-only volume of no sectors",
+        |s| s.edit_uuid(5, |e| *e = UuidEntry { flags: 1, ..backing_volume(9) }),
+        Code::UuidEmptyFlash,
+        &[],
+    ),
+    (
+        "slot registered last before it was registered first",
+        |s| s.edit_uuid(5, |e| *e = UuidEntry { first_reg: 9, ..backing_volume(9) }),
+        Code::UuidSlot,
+        &[],
+    ),
+    (
+        "uuid table of random bytes",
+        |s| {
+            let mut table = vec![0; 4096];
+            StdRng::seed_from_u64(1).fill(table.as_mut_slice());
+            s.write(s.byte_of(s.built.uuid_bucket), &table);
+        },
+        Code::UuidNotATable,
+        &[],
+    ),
+    (
+        "sync flag cleared",
+        |s| {
+            s.edit_superblock(|sb| {
+                sb.edit(|sb| {
+                    sb.sync(false);
+                });
+            });
+        },
+        Code::SuperblockUnsynced,
+        &[],
+    ),
+    ("magic wiped", |s| s.flip(SB_OFFSET_BYTES + 30, 0xff), Code::SuperblockMagic, &[]),
 ];
 
 #[test]
@@ -615,7 +664,8 @@ fn every_damage_is_found_by_its_code_and_nothing_else_is() {
 }
 
 /// The findings that tests below provoke otherwise than by damage to the sample.
-const ELSEWHERE: [Code; 13] = [
+const ELSEWHERE: [Code; 18] = [
+    Code::SuperblockCutOff,
     Code::JournalUnreadable,
     Code::PrioUnreadable,
     Code::UuidUnreadable,
@@ -628,6 +678,10 @@ const ELSEWHERE: [Code; 13] = [
     Code::BackingStateClean,
     Code::BackingStateStale,
     Code::BackingTooSmall,
+    Code::BackingSetGone,
+    Code::BackingReleased,
+    Code::BackingMoved,
+    Code::BackingBlockSize,
     // Tested on an image that a kernel wrote.
     Code::CleanMismatch,
 ];
@@ -667,7 +721,7 @@ fn what_the_kernel_refuses_is_told_alike_by_its_words_and_by_severity() {
         let in_words = found.iter().any(|problem| SetRefusal::of(problem, None).is_some());
         let of_the_set = |finding: &&Finding| {
             finding.severity() == Severity::KernelRefuses
-                && finding.code() != Code::SuperblockRefused
+                && !matches!(finding.code(), Code::SuperblockRefused | Code::SuperblockMagic)
         };
         assert_eq!(in_words, report.findings.iter().any(|it| of_the_set(&it)), "{name}");
         if found.iter().any(Problem::hides_keys) {
@@ -846,11 +900,18 @@ fn a_refused_cache_without_dirty_data_puts_none_at_risk() {
         sector[100] ^= 1;
         device.write_at(byte, &sector).unwrap();
     };
-    // The whole set is read: there is none.
+    // What the superblock says cannot be trusted: it may hide newer journal entries.
     flip(SB_OFFSET_BYTES);
     let refused = report(&device);
     assert!(matches!(refused.registration, Registration::Refused { .. }));
-    assert!(!refused.data_at_risk && !refused.incomplete && !refused.unread);
+    assert!(!refused.data_at_risk && refused.incomplete && !refused.unread);
+    assert_eq!(refused.stakes.answer, Answer::Unknown);
+    // A backing device that lacks nothing settles it.
+    let complete = backing(BackingState::Clean, |_| {});
+    let options = CheckOptions { backing: vec![&complete], ..CheckOptions::default() };
+    let settled = check(&device, &options, &mut |_| {}).unwrap();
+    assert_eq!(settled.stakes.answer, Answer::None);
+    assert!(!settled.data_at_risk);
     flip(SB_OFFSET_BYTES);
     // Gens are in doubt: it cannot be told.
     flip(built.geometry.bucket_to_sector(built.prio_buckets[0]).bytes());
@@ -873,10 +934,10 @@ fn a_device_that_is_cut_short_is_read_as_far_as_it_goes() {
     // Without the btree.
     let report = report(&cut(first_node * 16));
     let codes: Vec<_> = report.counts.keys().collect();
-    assert_eq!(codes, [&Code::SuperblockRefused, &Code::BtreeUnreadable]);
+    assert_eq!(codes, [&Code::SuperblockCutOff]);
     assert!(report.unread && report.incomplete && !report.data_at_risk);
     assert!(matches!(report.registration, Registration::Refused { code, .. }
-        if code == Code::SuperblockRefused));
+        if code == Code::SuperblockCutOff));
     let device = cut(first_node * 16);
     let set = CacheSet::read(
         CacheDevice::open(&device).unwrap(),
@@ -886,7 +947,7 @@ fn a_device_that_is_cut_short_is_read_as_far_as_it_goes() {
     assert_eq!(set.unwrap().journal.replay_range(), Some((41, 43)));
     // Without all but the superblock.
     let report = self::report(&cut(16));
-    assert!(report.counts.contains_key(&Code::JournalUnreadable), "{:?}", report.counts);
+    assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&Code::SuperblockCutOff]);
     assert!(report.unread && report.incomplete);
 }
 
@@ -1055,8 +1116,21 @@ fn backing_devices_must_belong() {
     assert_eq!(codes(&backing(BackingState::Clean, |_| {})), [Code::BackingStateClean]);
     assert_eq!(codes(&backing(BackingState::Stale, |_| {})), [Code::BackingStateStale]);
     let other = uuid::Uuid::from_u128(77);
-    assert_eq!(codes(&backing(dirty, |p| p.set_uuid = other)), [Code::BackingOtherSet]);
-    assert_eq!(codes(&backing(dirty, |p| p.uuid = other)), [Code::BackingNotInTable]);
+    let (none, clean) = (BackingState::None, BackingState::Clean);
+    assert_eq!(codes(&backing(dirty, |p| p.set_uuid = other)), [Code::BackingMoved]);
+    assert_eq!(codes(&backing(none, |p| p.set_uuid = uuid::Uuid::nil())), [Code::BackingReleased]);
+    assert_eq!(codes(&backing(clean, |p| p.uuid = other)), [Code::BackingNotInTable]);
+    let stranger = |state| backing(state, |p| (p.uuid, p.set_uuid) = (other, other));
+    assert_eq!(codes(&stranger(clean)), [Code::BackingOtherSet]);
+    for state in [dirty, BackingState::Stale] {
+        assert_eq!(codes(&backing(state, |p| p.uuid = other)), [Code::BackingSetGone]);
+        assert_eq!(codes(&stranger(state)), [Code::BackingSetGone]);
+    }
+    sample.edit_superblock(|sb| {
+        *sb = SetBuilder { block_size: 8, ..sample.builder.clone() }.superblock();
+    });
+    assert!(codes(&backing(none, |p| p.uuid = other)).contains(&Code::BackingBlockSize));
+    sample.edit_superblock(|sb| *sb = sample.builder.superblock());
     assert_eq!(codes(&backing(BackingState::None, |p| p.uuid = other)), []);
     assert_eq!(codes(&MemoryDevice::new(1 << 20)), [Code::BackingUnreadable]);
     let small = backing(dirty, |_| {}).with_info(|info| {

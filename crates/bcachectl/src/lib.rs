@@ -10,3 +10,4 @@ pub mod exit;
 pub mod man;
 pub mod render;
 pub mod scan;
+pub mod stakes;

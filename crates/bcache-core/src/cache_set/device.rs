@@ -3,7 +3,7 @@
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::layout::SetMagic;
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Target, Verdict, kernel_verdict};
+use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::units::{BucketIndex, Geometry, Sectors};
 
 /// Why a device cannot be read as a cache device at all.
@@ -68,12 +68,16 @@ pub struct CacheDevice<'d> {
 impl<'d> CacheDevice<'d> {
     /// Reads the superblock.
     pub fn open(device: &'d dyn ReadDevice) -> Result<Self, OpenError> {
-        let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-        device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-        let sb = Superblock::from_bytes(&bytes).ok_or(OpenError::NotBcache)?;
+        let sb = read_superblock(device)?.ok_or(OpenError::NotBcache)?;
         if !sb.magic_ok() {
             return Err(OpenError::NotBcache);
         }
+        Self::with_superblock(device, sb)
+    }
+
+    /// Takes `sb` for the device's superblock, whatever stands on the device: for one whose fields
+    /// were damaged and can be told from the rest.
+    pub fn with_superblock(device: &'d dyn ReadDevice, sb: Superblock) -> Result<Self, OpenError> {
         match sb.kind() {
             Some(Kind::Cache) => {}
             Some(Kind::Backing) => return Err(OpenError::BackingDevice),
@@ -87,14 +91,7 @@ impl<'d> CacheDevice<'d> {
         if geometry.nbuckets() > TRUNCATED_NBUCKETS_MAX {
             fits(&geometry, info.size())?;
         }
-        let verdict = kernel_verdict(
-            &sb,
-            &Target {
-                device_size: info.size(),
-                disk_size: info.disk_size,
-                logical_block_bytes: info.logical_block_bytes,
-            },
-        );
+        let verdict = kernel_verdict(&sb, &info.target());
         Ok(Self { device, sb, geometry, verdict })
     }
 
@@ -149,6 +146,19 @@ impl<'d> CacheDevice<'d> {
         let start = self.geometry.bucket_to_sector(bucket).bytes();
         self.device.read_at(start.saturating_add(offset), buf)
     }
+}
+
+/// What stands where a superblock would be; `None` where the device is too short for one. The magic
+/// need not be right.
+pub fn read_superblock(
+    device: &(impl ReadDevice + ?Sized),
+) -> Result<Option<Superblock>, DeviceError> {
+    if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
+    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
+    Ok(Superblock::from_bytes(&bytes))
 }
 
 fn fits(geometry: &Geometry, size: Sectors) -> Result<(), OpenError> {

@@ -23,6 +23,7 @@ pub mod prios;
 pub mod problem;
 mod reader;
 pub mod refusal;
+pub mod reused;
 pub mod table;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -32,7 +33,7 @@ pub mod view;
 pub mod volume;
 
 pub use btree::{LoadedNode, WalkOptions};
-pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX};
+pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX, read_superblock};
 pub use extents::{Found, Missing, MissingError};
 pub use journal::Journal;
 pub use overlay::Overlay;
@@ -79,6 +80,9 @@ pub enum ReadError {
 pub struct ReadOptions {
     /// How to walk the btree.
     pub walk: WalkOptions,
+    /// Read what is there even where `CACHE_SYNC` is not set. The kernel would not: it initialises
+    /// such a set. For inspection of a superblock that cannot be trusted.
+    pub ignore_sync: bool,
     /// Which journal entry is the newest.
     pub newest: NewestEntry,
 }
@@ -244,6 +248,9 @@ pub struct VolumeUsage {
     pub cached_sectors: Sectors,
     /// Sectors that the backing device lacks.
     pub dirty_sectors: Sectors,
+    /// Of these, sectors that only the journal's keys name. Where gens are lost they are in doubt:
+    /// the journal keeps keys of data that was written back since, in buckets that were reused.
+    pub dirty_journal_sectors: Sectors,
     /// Extents that are cached.
     pub extents: u64,
     /// Where the last of them ends: a sector of the backing device.

@@ -24,7 +24,7 @@ pub(super) fn read<'d>(
     options: &ReadOptions,
     visitor: &mut dyn Visitor,
 ) -> Result<CacheSet<'d>, ReadError> {
-    if !cache.superblock().sync() {
+    if !cache.superblock().sync() && !options.ignore_sync {
         return Err(ReadError::Unsynced);
     }
     let geometry = *cache.geometry();
@@ -276,9 +276,7 @@ impl Marker<'_, '_> {
     }
 
     fn check_volume(&mut self, origin: KeySource, key: &Bkey) {
-        if self.uuids.bucket.is_some()
-            && self.uuids.get(key.inode()).is_none_or(UuidEntry::is_empty)
-        {
+        if self.uuids.is_table && self.uuids.get(key.inode()).is_none_or(UuidEntry::is_empty) {
             self.problem(BucketProblem::NoVolume { origin, key: *key });
         }
     }
@@ -390,6 +388,9 @@ impl Marker<'_, '_> {
         for key in overlay.extents() {
             if self.table.is_usable(key, self.cache.geometry()) {
                 self.count_volume(key);
+                if key.dirty() {
+                    self.volume.1.dirty_journal_sectors += key.size();
+                }
             }
         }
     }

@@ -82,6 +82,7 @@ pub fn backing_volume(number: u128) -> UuidEntry {
         invalidated: 0,
         flags: 0,
         sectors: Sectors(0),
+        padding_is_zero: true,
     }
 }
 

@@ -25,6 +25,29 @@ pub enum UuidProblem {
         /// The device's error.
         source: DeviceError,
     },
+    /// Its contents are none of a table: most slots in use hold what no kernel writes.
+    #[error("bucket {bucket} holds no uuid table: {implausible} of {used} slots cannot be one")]
+    NotATable {
+        /// The bucket.
+        bucket: BucketIndex,
+        /// Slots that no kernel wrote.
+        implausible: usize,
+        /// Slots that are not empty.
+        used: usize,
+    },
+    /// One slot holds what no kernel writes.
+    #[error("slot {slot} holds what no kernel writes there")]
+    ImplausibleSlot {
+        /// The slot.
+        slot: u32,
+    },
+    /// A flash-only volume without sectors: at each registration the kernel starts the flash-only
+    /// volumes in the order of their slots, and stops at this one.
+    #[error("slot {slot} is a flash-only volume of 0 sectors")]
+    EmptyFlashVolume {
+        /// The slot.
+        slot: u32,
+    },
     /// Two slots name the same device.
     #[error("slots {first} and {second} both have uuid {uuid}")]
     Repeated {
@@ -44,6 +67,8 @@ pub struct UuidTable {
     pub slots: Vec<UuidEntry>,
     /// The bucket it is in; `None` where it could not be read.
     pub bucket: Option<BucketIndex>,
+    /// Whether what was read is a table; where it is not, `slots` is empty.
+    pub is_table: bool,
 }
 
 impl UuidTable {
@@ -70,10 +95,27 @@ impl UuidTable {
             problem(UuidProblem::Unreadable { bucket, source });
             return Self::default();
         }
-        let table =
-            Self { slots: uuid_entry::parse_table(&bytes, jset_version), bucket: Some(bucket) };
+        let slots = uuid_entry::parse_table(&bytes, jset_version);
+        let used = slots.iter().filter(|entry| !entry.is_empty()).count();
+        let implausible = slots.iter().filter(|entry| !entry.is_plausible()).count();
+        if implausible > used / 2 {
+            problem(UuidProblem::NotATable { bucket, implausible, used });
+            return Self { slots: Vec::new(), bucket: Some(bucket), is_table: false };
+        }
+        let table = Self { slots, bucket: Some(bucket), is_table: true };
+        table.report_slots(problem);
         table.report_repeated(problem);
         table
+    }
+
+    fn report_slots(&self, problem: &mut dyn FnMut(UuidProblem)) {
+        for (slot, entry) in self.used() {
+            if !entry.is_plausible() {
+                problem(UuidProblem::ImplausibleSlot { slot });
+            } else if entry.flash_only() && entry.sectors.0 == 0 && !entry.is_detached() {
+                problem(UuidProblem::EmptyFlashVolume { slot });
+            }
+        }
     }
 
     fn report_repeated(&self, problem: &mut dyn FnMut(UuidProblem)) {

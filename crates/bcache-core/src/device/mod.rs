@@ -23,6 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::layout::verdict::Target;
 use crate::units::Sectors;
 
 pub use bcachefs::Bcachefs;
@@ -71,6 +72,15 @@ impl DeviceInfo {
     /// Whole sectors on the device.
     pub fn size(&self) -> Sectors {
         Sectors::from_bytes_floor(self.size_bytes)
+    }
+
+    /// What the kernel looks at when it judges a superblock of this device.
+    pub fn target(&self) -> Target {
+        Target {
+            device_size: self.size(),
+            disk_size: self.disk_size.max(self.size()),
+            logical_block_bytes: self.logical_block_bytes,
+        }
     }
 }
 

@@ -270,7 +270,8 @@ pub enum BackingState {
     Clean,
     /// Attached, and the cache holds data that the disk lacks.
     Dirty,
-    /// It ran without its cache while data was dirty: the cache's dirty data is lost.
+    /// It ran without its cache: what only the cache had is missing. sysfs says "inconsistent".
+    #[serde(rename = "inconsistent")]
     Stale,
 }
 
@@ -294,13 +295,13 @@ impl BackingState {
         }
     }
 
-    /// The name that bcache-super-show prints.
+    /// The kernel's word for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Clean => "clean",
             Self::Dirty => "dirty",
-            Self::Stale => "stale",
+            Self::Stale => "inconsistent",
         }
     }
 }

@@ -64,9 +64,22 @@ pub struct UuidEntry {
     pub flags: u32,
     /// Size of a flash-only volume.
     pub sectors: Sectors,
+    /// Whether the bytes that no kernel writes are zero.
+    pub padding_is_zero: bool,
 }
 
 impl UuidEntry {
+    /// Whether a kernel may have written this slot. The table has no checksum: what tells it from
+    /// other data are the fields that can only have few values (docs/on-disk-format.md §4). A label
+    /// tells nothing, for kernels leave garbage behind its end.
+    pub fn is_plausible(&self) -> bool {
+        self.is_empty()
+            || self.padding_is_zero
+                && self.flags & !FLAG_FLASH_ONLY == 0
+                && self.first_reg <= self.last_reg
+                && (self.flash_only() || self.sectors.0 == 0)
+    }
+
     /// Whether the slot was never used.
     pub fn is_empty(&self) -> bool {
         self.uuid.is_nil()
@@ -93,6 +106,7 @@ impl From<&Raw> for UuidEntry {
             invalidated: raw.invalidated.get(),
             flags: raw.flags.get(),
             sectors: Sectors(raw.sectors.get()),
+            padding_is_zero: raw.pad.iter().all(|byte| *byte == 0),
         }
     }
 }
@@ -107,6 +121,7 @@ impl From<&RawV0> for UuidEntry {
             invalidated: raw.invalidated.get(),
             flags: 0,
             sectors: Sectors(0),
+            padding_is_zero: raw.pad.get() == 0,
         }
     }
 }

@@ -6,8 +6,9 @@ pub mod invalidate;
 pub mod make;
 pub mod plan;
 pub mod planned;
-pub mod reused;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;
 pub mod verify;
+
+pub use crate::cache_set::reused;

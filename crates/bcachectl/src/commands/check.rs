@@ -12,12 +12,14 @@ use bcache_cli::table::{self, Cell, Color};
 use bcache_core::cache_set;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
+use bcache_core::inspect::Answer;
 use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
-use bcache_core::units::format_bytes;
 use serde::Serialize;
 
 use crate::cli::CheckArgs;
 use crate::exit::CheckStatus;
+use crate::scan;
+use crate::stakes::{self, AdviceReport, advice};
 
 /// The output in JSON; the man page documents the keys.
 #[derive(Serialize)]
@@ -28,6 +30,7 @@ struct Json<'a> {
     in_use: Vec<String>,
     #[serde(flatten)]
     report: &'a Report,
+    advice: Vec<AdviceReport>,
     exit_status: u8,
 }
 
@@ -59,6 +62,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
         backing: backing.iter().map(|device| device as &dyn ReadDevice).collect(),
         verify_clean: args.verify_clean,
         findings_per_code: args.findings,
+        search_machine: Some(scan::backing_devices),
         ..CheckOptions::default()
     };
     let mut progress = Progress::new(args.device.display().to_string());
@@ -86,6 +90,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
             registers: !matches!(report.registration, Registration::Refused { .. }),
             in_use,
             report: &report,
+            advice: advice(&report.advice),
             exit_status: status,
         })?;
     } else {
@@ -116,7 +121,7 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
     };
     let (data, data_colour) = if report.data_at_risk {
         ("data is AT RISK", Color::Red)
-    } else if report.incomplete {
+    } else if report.stakes.answer == Answer::Unknown {
         ("whether data is at risk cannot be told", Color::Yellow)
     } else {
         ("no data is at risk", Color::Green)
@@ -128,22 +133,15 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
         coloured(style, kernel_colour, &kernel),
         coloured(style, data_colour, data)
     )?;
-    for volume in &report.dirty {
-        let name = if volume.label.is_empty() {
-            format!("volume {}", volume.slot)
-        } else {
-            format!("volume {} \"{}\"", volume.slot, volume.label)
-        };
-        let kind = if volume.flash_only { "flash-only" } else { "backing device" };
-        writeln!(
-            out,
-            "Only this cache has {} of {name} ({kind}, UUID {}).",
-            format_bytes(volume.dirty_sectors.bytes()),
-            volume.uuid
-        )?;
+    writeln!(out, "{}", stakes::of_cache(&report.stakes))?;
+    for line in stakes::of_volumes(&report.stakes, &report.volumes) {
+        writeln!(out, "{line}")?;
+    }
+    for advice in advice(&report.advice) {
+        writeln!(out, "{}", advice.sentence())?;
     }
     if report.findings.is_empty() {
-        writeln!(out, "Nothing was found.")?;
+        writeln!(out, "No problems found.")?;
         return Ok(());
     }
     writeln!(out)?;

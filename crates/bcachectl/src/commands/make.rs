@@ -308,7 +308,7 @@ fn summary(out: &mut Out, plans: &[DevicePlan], outcome: &Outcome) -> Result<()>
 fn made(plan: &DevicePlan, outcome: &Outcome) -> MadeDevice {
     let path = &plan.facts.info.path;
     let failed = outcome.failed.as_ref().filter(|(failed, _)| failed == path);
-    let mut device = DeviceReport::new(&plan.facts.info, Some(&plan.superblock));
+    let mut device = DeviceReport::of_superblock(&plan.facts.info, Some(&plan.superblock));
     device.kernel = KernelReport {
         accepts: true,
         error: None,

@@ -10,12 +10,14 @@ use bcache_core::cache_set::{
 };
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{DeviceError, FileReader, ReadDevice, open_read};
+use bcache_core::inspect::{BackingDevices, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 
 use crate::cli::export::VolumeArgs;
-use crate::deep::{BackingDevices, VolumeReport, Volumes};
+use crate::scan;
+use crate::stakes::{VolumeReport, find_volume};
 
 /// Problems that are told one by one.
 const PROBLEMS_TOLD: usize = 5;
@@ -112,12 +114,12 @@ pub fn with_volume<T>(
         bar.finish();
     }
     tell(cache_path, &problems)?;
-    let mut backing = BackingDevices::default();
-    if let (Some(named), Some(path)) = (&named, &args.backing) {
-        backing.add(path, &named.superblock);
+    let mut backing = BackingDevices::with_machine(scan::backing_devices);
+    if let Some(named) = &named {
+        backing.add(named.device.info(), &named.superblock);
     }
     let volumes = Volumes::new(&set, &mut backing);
-    let report = choose(args, &set, &volumes, named.as_ref())?.clone();
+    let report = choose(args, &set, &volumes, named.as_ref())?;
     let mut sources = vec![cache_path.clone()];
     let found = match named {
         Some(named) => {
@@ -187,28 +189,33 @@ fn tell(path: &Path, problems: &Problems) -> Result<()> {
     Ok(())
 }
 
-fn choose<'v>(
+fn choose(
     args: &VolumeArgs,
     set: &CacheSet<'_>,
-    volumes: &'v Volumes,
+    volumes: &Volumes,
     named: Option<&Named>,
-) -> Result<&'v VolumeReport> {
+) -> Result<VolumeReport> {
+    let in_slot = |slot: u32| {
+        let volume = volumes.get(slot).with_context(|| format!("no volume in slot {slot}"))?;
+        Ok(VolumeReport::from(volume))
+    };
     if let Some(name) = &args.volume {
-        return volumes.find(name);
+        return in_slot(find_volume(set, name)?);
     }
     if let Some(named) = named {
         let uuid = named.superblock.uuid();
         if let Some((slot, _)) = set.uuids.find(uuid) {
-            return volumes.find(&slot.to_string());
+            return in_slot(slot);
         }
         bail!("the cache has no volume of a backing device with UUID {uuid}");
     }
-    let mut present = volumes.0.iter().filter(|volume| !volume.detached);
+    let reports: Vec<VolumeReport> = volumes.0.iter().map(VolumeReport::from).collect();
+    let mut present = reports.iter().filter(|volume| !volume.detached);
     match (present.next(), present.next()) {
-        (Some(only), None) => Ok(only),
+        (Some(only), None) => Ok(only.clone()),
         (None, _) => bail!("the cache has no volume"),
         (Some(_), Some(_)) => {
-            let known: Vec<String> = volumes.0.iter().map(VolumeReport::name).collect();
+            let known: Vec<String> = reports.iter().map(VolumeReport::name).collect();
             bail!("name the volume with --volume; there are: {}", known.join(", "))
         }
     }

@@ -9,7 +9,7 @@ use bcache_core::cache_set::{CacheSet, KeySource};
 use serde::Serialize;
 
 use crate::cli::lists::LookupPlace;
-use crate::deep::VolumeReport;
+use crate::stakes::VolumeReport;
 
 /// A stretch of a volume in the list.
 #[derive(Clone, Debug, Serialize)]

@@ -3,15 +3,8 @@
 
 pub mod btree;
 pub mod buckets;
-pub mod dirty;
 pub mod journal;
 pub mod keys;
 pub mod lookup;
-pub mod reading;
 pub mod usage;
 pub mod uuids;
-pub mod volumes;
-
-pub use dirty::{Answer, DirtyAnswer};
-pub use reading::Reading;
-pub use volumes::{BackingDevices, VolumeReport, Volumes};

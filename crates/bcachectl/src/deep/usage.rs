@@ -6,11 +6,12 @@ use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::table::{self, Cell, number};
 use bcache_cli::text::plural;
+use bcache_core::cache_set::CacheSet;
 use bcache_core::cache_set::usage::{BucketCounts, age_histogram, gen_stats};
 use bcache_core::units::{BUCKET_GC_GEN_MAX, format_bytes};
 use serde::Serialize;
 
-use crate::deep::{Reading, VolumeReport, Volumes};
+use crate::stakes::VolumeReport;
 
 /// Cells of the longest bar.
 const BAR_CELLS: u64 = 40;
@@ -85,8 +86,7 @@ pub struct Ages {
 
 impl UsageReport {
     /// Counts what was read.
-    pub fn new(reading: &Reading<'_>, volumes: &Volumes) -> Self {
-        let set = &reading.set;
+    pub fn new(set: &CacheSet<'_>, volumes: &[VolumeReport]) -> Self {
         let stats = set.priority_stats();
         let gens = gen_stats(&set.table, set.geometry());
         let (step, counts) = age_histogram(&set.table, set.geometry());
@@ -115,7 +115,7 @@ impl UsageReport {
                 root_used_percent: set.btree.root_usage_percent(),
             },
             ages: Ages { step, counts: counts.to_vec() },
-            volumes: volumes.0.clone(),
+            volumes: volumes.to_vec(),
         }
     }
 

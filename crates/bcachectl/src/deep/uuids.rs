@@ -9,7 +9,7 @@ use bcache_core::cache_set::CacheSet;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::deep::Volumes;
+use crate::stakes::VolumeReport;
 
 /// A slot in the list.
 #[derive(Clone, Debug, Serialize)]
@@ -72,13 +72,17 @@ impl Row for UuidRow {
 /// The slots of a table that are or were in use.
 pub struct Uuids<'s, 'd> {
     set: &'s CacheSet<'d>,
-    volumes: &'s Volumes,
+    volumes: &'s [VolumeReport],
     limit: Option<u64>,
 }
 
 impl<'s, 'd> Uuids<'s, 'd> {
     /// At most `limit` of them.
-    pub const fn new(set: &'s CacheSet<'d>, volumes: &'s Volumes, limit: Option<u64>) -> Self {
+    pub const fn new(
+        set: &'s CacheSet<'d>,
+        volumes: &'s [VolumeReport],
+        limit: Option<u64>,
+    ) -> Self {
         Self { set, volumes, limit }
     }
 }
@@ -89,7 +93,7 @@ impl List for Uuids<'_, '_> {
     fn each(&self, row: &mut dyn FnMut(&UuidRow) -> ControlFlow<()>) {
         let limit = self.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
         for (slot, entry) in self.set.uuids.used().take(limit) {
-            let volume = self.volumes.0.iter().find(|volume| volume.slot == slot);
+            let volume = self.volumes.iter().find(|volume| volume.slot == slot);
             let backing = volume.and_then(|volume| volume.backing.as_deref());
             let slot = UuidRow {
                 slot,

@@ -173,8 +173,11 @@ Without a device it lists every bcache device of the machine, which of them belo
 With devices it shows each superblock in full: whether its checksum is right; whether the kernel \
      would register it, and if not, why, in the kernel's own words; what the kernel would accept and \
      choke on; flags and features by name, unknown bits kept; and for a backing device, where its \
-     data starts and the command that reaches it without bcache. If the backing device is dirty, its \
-     data is incomplete without the cache.
+     data starts and the command that reaches it without bcache. If only the cache has some of its \
+     data, a warning stands before that command.
+
+All devices that are named are looked at together: a backing device beside its cache settles what \
+     the cache alone cannot tell, and the other way round.
 
 Of a cache device that is in use, everything is read that the kernel reads at registration: the \
      journal, the prios, the uuid table and the whole btree. That completes the kernel's verdict, \
@@ -235,6 +238,17 @@ dirty :: An object with answer (none, present, unknown), sectors (of dirty data;
          certain where the answer is unknown; null where nothing could be read), safe_to_wipe \
          (true or false), volumes (a list of slots whose data would be lost), text (a list of \
          sentences). With --dirty also for a backing device.
+
+stakes :: What exists nowhere else, of a backing device: what only its cache has. An object with \
+         answer (none, present, unknown), at_least_sectors, at_most_sectors (null where nothing \
+         bounds it) and volumes (a list of objects with slot, uuid, label, flash_only, \
+         at_least_sectors, at_most_sectors). Unknown is never said as none.
+
+advice :: What can be done, most urgent first: a list of objects with code, text and command (or \
+         null). The codes are stable: safe-to-wipe, stop-first, do-not-register, do-not-wipe, \
+         grow-back, get-whole-device, copy-device, register-and-detach, write-back-offline, export, \
+         repair, copy-flash-only, bring-backing, bring-cache, clear-dirty-state, do-not-run-alone, \
+         check-contents, block-size, name-backing. Backing devices have stakes and advice, too.
 
 problems, more_problems :: What is wrong with the set, as text; and how much more of it there is, \
          where the list was cut.
@@ -376,7 +390,8 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
          unread (whether some part could not be read), worst (the severity of the worst finding, \
          listed or not: untidy, not-checked, data-at-risk, kernel-refuses; or null), \
          findings (a list of objects with code, number, severity, place, expected, found, advice), \
-         counts (an object: findings of each code, listed or not) and exit_status.",
+         counts (an object: findings of each code, listed or not), stakes and advice (as \
+         bcachectl-show(8) has them) and exit_status.",
     ),
     (
         "EXIT STATUS",

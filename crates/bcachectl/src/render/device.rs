@@ -8,12 +8,13 @@ use bcache_cli::out::Out;
 use bcache_cli::table::{self, Cell, Color};
 use bcache_cli::text;
 use bcache_core::device::DeviceInfo;
+use bcache_core::inspect::{Answer, Device, Identity, Member};
 use bcache_core::layout::superblock::{
     FEATURE_INCOMPAT_LOG_LARGE_BUCKET_SIZE, FEATURE_INCOMPAT_OBSO_LARGE_BUCKET, Kind, Superblock,
     VERSION_BDEV, VERSION_BDEV_WITH_FEATURES, VERSION_BDEV_WITH_OFFSET, VERSION_CDEV,
     VERSION_CDEV_WITH_FEATURES, VERSION_CDEV_WITH_UUID,
 };
-use bcache_core::layout::verdict::{Target, Verdict, kernel_verdict};
+use bcache_core::layout::verdict::{Verdict, kernel_verdict};
 use bcache_core::units::format_bytes;
 use serde::{Serialize, Serializer};
 
@@ -229,14 +230,23 @@ impl SuperblockReport {
 
 impl DeviceReport {
     /// What the bytes on a device say, without what the machine says of it.
-    ///
-    /// `superblock` is what stands where a superblock would be, if the device is long enough.
-    pub fn new(info: &DeviceInfo, superblock: Option<&Superblock>) -> Self {
-        let target = Target {
-            device_size: info.size(),
-            disk_size: info.disk_size.max(info.size()),
-            logical_block_bytes: info.logical_block_bytes,
-        };
+    pub fn new(device: &Device<'_>) -> Self {
+        let mut report = Self::of_superblock(device.handle.info(), device.superblock.as_ref());
+        if let Some(verdict) = &device.verdict {
+            report.kernel = KernelReport::from(verdict);
+        }
+        if let Identity::MagicWiped(_) = device.identity {
+            report
+                .found
+                .push("a bcache superblock whose magic was wiped; all else is whole".into());
+        }
+        report
+    }
+
+    /// The same of a device with `superblock`, which is what stands where one would be, if the
+    /// device is long enough.
+    pub fn of_superblock(info: &DeviceInfo, superblock: Option<&Superblock>) -> Self {
+        let target = info.target();
         let kernel = superblock.map_or_else(
             || KernelReport { accepts: false, error: Some("IO error".into()), warnings: vec![] },
             |sb| KernelReport::from(&kernel_verdict(sb, &target)),
@@ -258,6 +268,13 @@ impl DeviceReport {
         }
     }
 
+    /// Takes over what a look at the whole group says of the data without the cache.
+    pub fn note_stakes(&mut self, member: &Member<'_>) {
+        if let Some(data) = &mut self.data {
+            data.needs_cache |= member.stakes.answer != Answer::None;
+        }
+    }
+
     /// Whether there is a bcache superblock with a good checksum.
     pub fn is_sound(&self) -> bool {
         self.superblock.as_ref().is_some_and(|sb| sb.checksum == "ok") && self.kind.is_some()
@@ -273,13 +290,13 @@ impl DataReport {
             shell_quoted(path)
         );
         let mount = format!("mount -o ro,loop,offset={offset_bytes} {} /mnt", shell_quoted(path));
-        let needs_cache = matches!(sb.state(), BackingState::Dirty);
+        let needs_cache = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
         Self { offset_bytes, losetup, mount, needs_cache }
     }
 }
 
 /// A path as a shell takes it.
-fn shell_quoted(path: &Path) -> String {
+pub fn shell_quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -403,12 +420,12 @@ pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
         prose("running", running);
     }
     if let Some(data) = &report.data {
+        if data.needs_cache {
+            let text = "INCOMPLETE: it may lack data that only its cache has";
+            rows.push(("warning", Cell::prose(text)));
+        }
         rows.push(("data without bcache", Cell::new(&data.losetup)));
         rows.push(("", Cell::new(&data.mount)));
-        if data.needs_cache {
-            let text = "INCOMPLETE without the cache, which holds dirty data";
-            rows.push(("", Cell::prose(text)));
-        }
     }
     if let Some(sb) = &report.superblock {
         let (text, colour) =

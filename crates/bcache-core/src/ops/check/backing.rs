@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use crate::cache_set::CacheSet;
 use crate::cache_set::view::{Extent, LookupError};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::layout::superblock::{BackingState, Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Refusal, Target, kernel_verdict};
+use crate::inspect::{Contents, Device, Identity, Member, Standing};
+use crate::layout::superblock::{BackingState, Superblock};
+use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
 use crate::ops::check::finding::Place;
 use crate::units::{SECTOR_BYTES, Sectors};
@@ -50,6 +51,46 @@ pub enum BackingProblem {
         /// This set.
         expected: uuid::Uuid,
     },
+    /// It lacks data that another set holds, or held.
+    #[error("{} has state {state} for set {set_uuid}, of which this cache holds nothing", path.display())]
+    SetGone {
+        /// The device.
+        path: PathBuf,
+        /// Its state.
+        state: BackingState,
+        /// The set that it names.
+        set_uuid: uuid::Uuid,
+    },
+    /// It is attached to nothing, and the cache holds dirty data of it.
+    #[error("{} is not attached, and the cache holds {dirty} of dirty data of it (slot {slot})", path.display())]
+    Released {
+        /// The device.
+        path: PathBuf,
+        /// Its slot.
+        slot: u32,
+        /// How much.
+        dirty: Sectors,
+    },
+    /// It is attached to another set, and the cache holds dirty data of it.
+    #[error("{} is attached to set {set_uuid}, and the cache holds {dirty} of dirty data of it", path.display())]
+    Moved {
+        /// The device.
+        path: PathBuf,
+        /// The set that it names.
+        set_uuid: uuid::Uuid,
+        /// How much.
+        dirty: Sectors,
+    },
+    /// The kernel does not attach it.
+    #[error("{} has blocks of {backing}, the set of {set}: block size less than set's block size", path.display())]
+    BlockSize {
+        /// The device.
+        path: PathBuf,
+        /// Its block size.
+        backing: Sectors,
+        /// The set's.
+        set: Sectors,
+    },
     /// It counts as attached, and the uuid table does not have it.
     #[error("{} has state {state} and uuid {uuid}, which the uuid table does not have", path.display())]
     NotInTable {
@@ -71,7 +112,7 @@ pub enum BackingProblem {
         dirty: Sectors,
     },
     /// It was run without the cache.
-    #[error("{} has state stale", path.display())]
+    #[error("{} has state inconsistent", path.display())]
     Stale {
         /// The device.
         path: PathBuf,
@@ -132,6 +173,10 @@ impl BackingProblem {
             Self::Refused { .. } => Code::BackingRefused,
             Self::OtherSet { .. } => Code::BackingOtherSet,
             Self::NotInTable { .. } => Code::BackingNotInTable,
+            Self::SetGone { .. } => Code::BackingSetGone,
+            Self::Released { .. } => Code::BackingReleased,
+            Self::Moved { .. } => Code::BackingMoved,
+            Self::BlockSize { .. } => Code::BackingBlockSize,
             Self::DirtyButState { .. } => Code::BackingStateClean,
             Self::Stale { .. } => Code::BackingStateStale,
             Self::TooSmall { .. } => Code::BackingTooSmall,
@@ -147,6 +192,10 @@ impl BackingProblem {
             | Self::Refused { path, .. }
             | Self::OtherSet { path, .. }
             | Self::NotInTable { path, .. }
+            | Self::SetGone { path, .. }
+            | Self::Released { path, .. }
+            | Self::Moved { path, .. }
+            | Self::BlockSize { path, .. }
             | Self::DirtyButState { path, .. }
             | Self::Stale { path }
             | Self::TooSmall { path, .. } => Place::Backing { path: path.clone() },
@@ -166,6 +215,11 @@ impl BackingProblem {
             }
             Self::OtherSet { expected, .. } => format!("set {expected}"),
             Self::NotInTable { .. } => "a slot in the uuid table".to_owned(),
+            Self::SetGone { .. } => "a backing device of this cache".to_owned(),
+            Self::Released { .. } | Self::Moved { .. } => {
+                "a device attached to this set".to_owned()
+            }
+            Self::BlockSize { set, .. } => format!("blocks of at least {set}"),
             Self::DirtyButState { .. } => "state dirty".to_owned(),
             Self::Stale { .. } => "state clean or dirty".to_owned(),
             Self::TooSmall { end, .. } => format!("at least {end} sectors"),
@@ -184,60 +238,87 @@ pub(super) trait Listener {
     fn problem(&mut self, problem: BackingProblem);
 }
 
-/// Checks one backing device against `set`; with `verify_clean`, all clean data too.
+/// Judges one device that was named as a backing device of `cache`; with `verify_clean`, compares all
+/// clean data too. Without a set, what the superblock says of itself still counts.
 pub(super) fn check(
-    set: &CacheSet<'_>,
-    device: &dyn ReadDevice,
+    member: &Member<'_>,
+    cache: &Device<'_>,
     verify_clean: bool,
     listener: &mut dyn Listener,
 ) {
-    let info = device.info();
+    let set = cache.set().map(|contents| &contents.set);
+    let info = member.device.handle.info();
     let path = || info.path.clone();
-    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-    if let Err(source) = device.read_at(SB_OFFSET_BYTES, &mut bytes) {
-        listener.problem(BackingProblem::Unreadable { path: path(), source });
-        return;
-    }
-    let Some(sb) = Superblock::from_bytes(&bytes)
-        .filter(|sb| sb.magic_ok() && sb.kind() == Some(Kind::Backing))
-    else {
+    let superblock = member.device.superblock.as_ref();
+    let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
         listener.problem(BackingProblem::NotBacking { path: path() });
         return;
     };
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size,
-        logical_block_bytes: info.logical_block_bytes,
-    };
-    if let Some(refusal) = kernel_verdict(&sb, &target).refusal {
+    let refusal = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal);
+    if let Some(refusal) = refusal {
         listener.problem(BackingProblem::Refused { path: path(), refusal });
     }
-    let state = sb.state();
-    let expected = set.cache.superblock().set_uuid();
-    if sb.set_uuid() != expected {
-        listener.problem(BackingProblem::OtherSet { path: path(), found: sb.set_uuid(), expected });
-        return;
+    let Some(relation) = &member.relation else { return };
+    let (state, set_uuid) = (sb.state(), sb.set_uuid());
+    if let Some(block) =
+        relation.block_too_small.filter(|_| refusal.is_none() && set_uuid == relation.set_uuid)
+    {
+        let backing = sb.block_size();
+        listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
     }
-    let Some((slot, _)) = set.uuids.find(sb.uuid()) else {
-        // Made for this set and not registered yet, or detached: nothing is cached of it.
-        if matches!(state, BackingState::Clean | BackingState::Dirty) {
-            listener.problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
-        }
+    let (Some(set), Some(slot)) = (set, relation.slot) else {
+        // Of a set that cannot be read nobody knows whether it has a slot.
+        let has_none = set.is_some() || matches!(cache.contents, Contents::New);
+        without_slot(path(), sb, relation.set_uuid, has_none, listener);
         return;
     };
     let usage = set.volumes.get(&slot).copied().unwrap_or_default();
-    if state == BackingState::Stale {
-        listener.problem(BackingProblem::Stale { path: path() });
-    } else if state != BackingState::Dirty && usage.dirty_sectors.0 > 0 {
-        let dirty = usage.dirty_sectors;
-        listener.problem(BackingProblem::DirtyButState { path: path(), state, dirty });
+    let dirty = usage.dirty_sectors;
+    match relation.standing {
+        Standing::Released if dirty.0 > 0 => {
+            listener.problem(BackingProblem::Released { path: path(), slot, dirty });
+        }
+        Standing::Moved { set_uuid } if dirty.0 > 0 => {
+            listener.problem(BackingProblem::Moved { path: path(), set_uuid, dirty });
+        }
+        Standing::Moved { set_uuid: found } => {
+            let expected = relation.set_uuid;
+            listener.problem(BackingProblem::OtherSet { path: path(), found, expected });
+        }
+        Standing::Attached if state == BackingState::Stale => {
+            listener.problem(BackingProblem::Stale { path: path() });
+        }
+        Standing::Attached if state != BackingState::Dirty && dirty.0 > 0 => {
+            listener.problem(BackingProblem::DirtyButState { path: path(), state, dirty });
+        }
+        _ => {}
     }
     let size = info.size().0;
     if usage.end > size {
         listener.problem(BackingProblem::TooSmall { path: path(), size, end: usage.end });
     }
-    if verify_clean {
-        compare(set, device, slot, usage.end.min(size), listener);
+    if verify_clean && relation.standing == Standing::Attached {
+        compare(set, member.device.handle, slot, usage.end.min(size), listener);
+    }
+}
+
+/// A device that the set `expected` has no slot for, or of which it cannot be told.
+fn without_slot(
+    path: PathBuf,
+    sb: &Superblock,
+    expected: uuid::Uuid,
+    has_none: bool,
+    listener: &mut dyn Listener,
+) {
+    let (state, found) = (sb.state(), sb.set_uuid());
+    let lacks_data = matches!(state, BackingState::Dirty | BackingState::Stale);
+    if lacks_data && (found != expected || has_none) {
+        listener.problem(BackingProblem::SetGone { path, state, set_uuid: found });
+    } else if found != expected {
+        listener.problem(BackingProblem::OtherSet { path, found, expected });
+    } else if has_none && state == BackingState::Clean {
+        // Made for this set and not registered yet, it would have no state.
+        listener.problem(BackingProblem::NotInTable { path, uuid: sb.uuid(), state });
     }
 }
 

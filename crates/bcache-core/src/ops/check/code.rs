@@ -94,6 +94,15 @@ codes! {
     SuperblockUnknownFlags = 103, "superblock-unknown-flags", Untidy,
         "The superblock has flags that no kernel knows.",
         "Nothing needs to be done.";
+    SuperblockCutOff = 104, "superblock-cut-off", DataAtRisk,
+        "The device is shorter than the cache that its superblock describes.",
+        "Make the partition as large as it was, or look at the whole device: what the rest holds cannot be told.";
+    SuperblockUnsynced = 105, "superblock-unsynced", DataAtRisk,
+        "The superblock says that the cache is new, and a cache set is on it.",
+        "Do not register the device: the kernel would initialise it, and all that it holds would be lost. Copy the whole device first.";
+    SuperblockMagic = 106, "superblock-magic", KernelRefuses,
+        "The magic of the superblock is overwritten; everything else is in place.",
+        "Nothing is lost yet. Do not format the device; restoring the magic makes it whole again.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -151,6 +160,15 @@ codes! {
     UuidRepeated = 403, "uuid-repeated", DataAtRisk,
         "Two volumes have the same uuid.",
         "The kernel uses the first; what is cached under the second is not seen.";
+    UuidNotATable = 404, "uuid-not-a-table", DataAtRisk,
+        "The uuid table is overwritten: nothing tells which volume belongs to which device.",
+        "Do not register the device: the kernel would not find the owners of dirty data, and would start garbage as flash-only volumes. Copy the whole device first.";
+    UuidSlot = 405, "uuid-slot", DataAtRisk,
+        "A slot of the uuid table holds what no kernel writes.",
+        "Do not register the device before its volumes are copied: the kernel takes the slot as it is.";
+    UuidEmptyFlash = 406, "uuid-empty-flash", DataAtRisk,
+        "A flash-only volume has no sectors: the kernel stops there and does not start those in higher slots.",
+        "The data of the volumes in higher slots is still there. Copy it before the cache is changed.";
     BtreeRoot = 501, "btree-root", KernelRefuses,
         "The journal does not tell where the btree is.",
         "The set cannot be registered; its dirty data can only be searched for by hand.";
@@ -232,6 +250,18 @@ codes! {
     CleanMismatch = 708, "clean-mismatch", DataAtRisk,
         "Cached data that counts as clean is not what the backing device holds.",
         "One of the two is wrong: compare with a backup. Invalidating the buckets makes the backing device's data count.";
+    BackingSetGone = 709, "backing-set-gone", DataAtRisk,
+        "A backing device lacks data that a cache set holds, and this cache is not that set.",
+        "Look for the old cache device and do not change it. Without it, what the backing device lacks is lost.";
+    BackingReleased = 710, "backing-released", DataAtRisk,
+        "The cache holds dirty data of a backing device that is no longer attached: the kernel detaches a device when its cache fails.",
+        "Do not register or attach the device: the kernel would give up the dirty data. Save that from the cache first.";
+    BackingMoved = 711, "backing-moved", DataAtRisk,
+        "The cache holds dirty data of a backing device that is attached to another set now.",
+        "Save the dirty data from the cache before this set is registered again.";
+    BackingBlockSize = 712, "backing-block-size", KernelRefuses,
+        "The blocks of the set are larger than those of a backing device: the kernel does not attach it.",
+        "Make a cache whose blocks are no larger (make --block), or the backing device anew with larger ones after copying its data.";
 }
 
 impl std::fmt::Display for Code {

@@ -25,8 +25,24 @@ pub enum Detail {
     #[error("{0}")]
     Refusal(Refusal),
     /// The superblock's sizes make no cache device, and the kernel takes it all the same.
-    #[error(transparent)]
-    Geometry(crate::cache_set::OpenError),
+    #[error("{0}")]
+    Geometry(String),
+    /// The device is shorter than its superblock says.
+    #[error("cut off after {present} of {needed}; what the rest holds cannot be told")]
+    CutOff {
+        /// What there is.
+        present: Sectors,
+        /// Where the last bucket ends.
+        needed: Sectors,
+        /// Whether the kernel looks at this and refuses the superblock.
+        refusal: Option<Refusal>,
+    },
+    /// `CACHE_SYNC` is not set, and there is a set.
+    #[error("not marked as in use (sync), and the journal of a cache set is there")]
+    Unsynced,
+    /// The magic alone is missing.
+    #[error("the magic is overwritten, the checksum fits the magic of bcache")]
+    MagicWiped,
     /// The kernel accepts what it will choke on.
     #[error("{0}")]
     Warning(Warning),
@@ -162,6 +178,9 @@ impl Finding {
         match &self.detail {
             Detail::Refusal(_) => Code::SuperblockRefused,
             Detail::Warning(Warning::UnknownFlags { .. }) => Code::SuperblockUnknownFlags,
+            Detail::CutOff { .. } => Code::SuperblockCutOff,
+            Detail::Unsynced => Code::SuperblockUnsynced,
+            Detail::MagicWiped => Code::SuperblockMagic,
             Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
@@ -173,6 +192,9 @@ impl Finding {
     /// How bad it is.
     pub fn severity(&self) -> Severity {
         let usual = self.code().severity();
+        if let Detail::CutOff { refusal: Some(_), .. } = &self.detail {
+            return Severity::KernelRefuses;
+        }
         let Detail::Set(problem) = &self.detail else { return usual };
         // Which node is the root decides on the kernel's words only.
         if SetRefusal::of(problem, None).is_some() {
@@ -191,7 +213,12 @@ impl Finding {
     /// Where it is.
     pub fn place(&self) -> Place {
         match &self.detail {
-            Detail::Refusal(_) | Detail::Geometry(_) | Detail::Warning(_) => Place::Superblock,
+            Detail::Refusal(_)
+            | Detail::CutOff { .. }
+            | Detail::Unsynced
+            | Detail::MagicWiped
+            | Detail::Geometry(_)
+            | Detail::Warning(_) => Place::Superblock,
             Detail::Set(problem) => problem_place(problem),
             Detail::Backing(problem) => problem.place(),
             Detail::GenLimit { .. } => Place::Buckets,
@@ -202,9 +229,11 @@ impl Finding {
     /// What should have been there.
     pub fn expected(&self) -> String {
         match &self.detail {
-            Detail::Refusal(_) | Detail::Geometry(_) | Detail::Warning(_) => {
+            Detail::Refusal(_) | Detail::MagicWiped | Detail::Geometry(_) | Detail::Warning(_) => {
                 "a superblock that the kernel works with".to_owned()
             }
+            Detail::CutOff { needed, .. } => format!("a device of {needed}"),
+            Detail::Unsynced => "a cache that is marked as in use".to_owned(),
             Detail::Set(problem) => problem_expected(problem),
             Detail::Backing(problem) => problem.expected(),
             Detail::GenLimit { .. } => "gens at most 95 past the oldest pointer".to_owned(),
@@ -283,6 +312,9 @@ fn problem_code(problem: &Problem) -> Code {
         Problem::Uuids(problem) => match problem {
             UuidProblem::BadPointer { .. } => Code::UuidPointer,
             UuidProblem::Unreadable { .. } => Code::UuidUnreadable,
+            UuidProblem::NotATable { .. } => Code::UuidNotATable,
+            UuidProblem::ImplausibleSlot { .. } => Code::UuidSlot,
+            UuidProblem::EmptyFlashVolume { .. } => Code::UuidEmptyFlash,
             UuidProblem::Repeated { .. } => Code::UuidRepeated,
         },
         Problem::Btree(problem) => match problem {
@@ -345,7 +377,12 @@ fn problem_place(problem: &Problem) -> Place {
             }
         },
         Problem::Uuids(problem) => match problem {
-            UuidProblem::BadPointer { .. } | UuidProblem::Unreadable { .. } => Place::Uuids,
+            UuidProblem::BadPointer { .. }
+            | UuidProblem::Unreadable { .. }
+            | UuidProblem::NotATable { .. } => Place::Uuids,
+            UuidProblem::ImplausibleSlot { slot } | UuidProblem::EmptyFlashVolume { slot } => {
+                Place::UuidSlot { slot: *slot }
+            }
             UuidProblem::Repeated { second, .. } => Place::UuidSlot { slot: *second },
         },
         Problem::Btree(problem) => match problem {
@@ -397,9 +434,11 @@ fn problem_expected(problem: &Problem) -> String {
         },
         Problem::Uuids(problem) => match problem {
             UuidProblem::Repeated { .. } => "a uuid of its own".to_owned(),
-            UuidProblem::BadPointer { .. } | UuidProblem::Unreadable { .. } => {
-                "a readable uuid table".to_owned()
-            }
+            UuidProblem::BadPointer { .. }
+            | UuidProblem::Unreadable { .. }
+            | UuidProblem::NotATable { .. } => "a readable uuid table".to_owned(),
+            UuidProblem::ImplausibleSlot { .. } => "a volume, or an empty slot".to_owned(),
+            UuidProblem::EmptyFlashVolume { .. } => "a volume of at least one bucket".to_owned(),
         },
         Problem::Btree(problem) => match problem {
             BtreeProblem::BadRoot { .. } => "a pointer to a btree node".to_owned(),

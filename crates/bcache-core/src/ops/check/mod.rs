@@ -18,13 +18,16 @@ pub use backing::BackingProblem;
 pub use code::{Code, Severity, table};
 pub use finding::{Detail, Finding, Place};
 
-use crate::cache_set::{
-    CacheDevice, CacheSet, OpenError, Problem, Progress, ReadError, ReadOptions, Visitor,
+use crate::cache_set::journal::JournalProblem;
+use crate::cache_set::{CacheSet, OpenError, Problem, Progress, ReadError, ReadOptions, Visitor};
+use crate::device::{DeviceError, ReadDevice};
+use crate::inspect::{
+    Advice, Answer, BackingDevices, Contents, Device, Doubt, Group, Identity, InspectError,
+    SearchMachine, Stakes, Volumes,
 };
-use crate::device::{AlignedBuf, ReadDevice};
-use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
-use crate::layout::verdict::{Target, Verdict, Warning, kernel_verdict};
+use crate::layout::verdict::{Refusal, Verdict, Warning};
 use crate::units::Sectors;
 
 /// Findings of one code that are told one by one, unless [`CheckOptions`] says otherwise.
@@ -41,6 +44,8 @@ pub struct CheckOptions<'d> {
     pub verify_clean: bool,
     /// Findings of one code that are kept; the others are counted.
     pub findings_per_code: usize,
+    /// How to find the machine's backing devices: owners of volumes that were not named.
+    pub search_machine: Option<SearchMachine>,
 }
 
 impl Default for CheckOptions<'_> {
@@ -50,6 +55,7 @@ impl Default for CheckOptions<'_> {
             backing: Vec::new(),
             verify_clean: false,
             findings_per_code: FINDINGS_PER_CODE,
+            search_machine: None,
         }
     }
 }
@@ -120,6 +126,14 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How many findings there were of each code.
     pub counts: BTreeMap<Code, u64>,
+    /// What exists only on this cache.
+    pub stakes: Stakes,
+    /// The volumes of the set, with their owners.
+    #[serde(skip)]
+    pub volumes: Volumes,
+    /// What a person can do.
+    #[serde(skip)]
+    pub advice: Vec<Advice>,
 }
 
 impl Report {
@@ -149,10 +163,49 @@ struct Collector<'p> {
     unread: bool,
     at_risk: bool,
     worst: Option<Severity>,
+    /// The device ends before its buckets do: that nothing can be read behind its end is no news.
+    cut_off: bool,
+    /// A journal bucket lies behind the end.
+    journal_cut_off: bool,
     progress: &'p mut dyn FnMut(CheckProgress),
 }
 
-impl Collector<'_> {
+impl<'p> Collector<'p> {
+    fn new(per_code: usize, progress: &'p mut dyn FnMut(CheckProgress)) -> Self {
+        Self {
+            findings: Vec::new(),
+            counts: BTreeMap::new(),
+            per_code,
+            first_refusal: None,
+            incomplete: false,
+            unread: false,
+            at_risk: false,
+            worst: None,
+            cut_off: false,
+            journal_cut_off: false,
+            progress,
+        }
+    }
+
+    /// Whether a problem is only that the device ends.
+    fn follows_from_cut(&mut self, problem: &Problem) -> bool {
+        if !self.cut_off {
+            return false;
+        }
+        if matches!(problem, Problem::Journal(JournalProblem::Empty)) {
+            return self.journal_cut_off;
+        }
+        let mut cause = std::error::Error::source(problem);
+        while let Some(error) = cause {
+            if matches!(error.downcast_ref(), Some(DeviceError::OutOfRange { .. })) {
+                self.journal_cut_off |= matches!(problem, Problem::Journal(_));
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     fn add(&mut self, finding: impl Into<Finding>) {
         let finding = finding.into();
         let code = finding.code();
@@ -194,7 +247,11 @@ impl Visitor for Collector<'_> {
     }
 
     fn problem(&mut self, problem: Problem) {
-        self.add(problem);
+        if self.follows_from_cut(&problem) {
+            (self.incomplete, self.unread) = (true, true);
+        } else {
+            self.add(problem);
+        }
     }
 }
 
@@ -208,114 +265,145 @@ impl backing::Listener for Collector<'_> {
     }
 }
 
-/// Checks the cache device.
+/// Checks the cache device, and how the backing devices that were named go with it.
 pub fn check(
     device: &dyn ReadDevice,
     options: &CheckOptions<'_>,
     progress: &mut dyn FnMut(CheckProgress),
 ) -> Result<Report, CheckError> {
-    let (sb, verdict) = read_superblock(device)?;
-    let mut collector = Collector {
-        findings: Vec::new(),
-        counts: BTreeMap::new(),
-        per_code: options.findings_per_code,
-        first_refusal: None,
-        incomplete: false,
-        unread: false,
-        at_risk: false,
-        worst: None,
-        progress,
-    };
-    check_superblock(&verdict, &mut collector);
-    let mut dirty = Vec::new();
-    let mut initialised = false;
-    let mut flash_only = false;
-    match CacheDevice::open(device) {
-        Err(error) => {
-            (collector.incomplete, collector.unread) = (true, true);
-            if verdict.accepts() {
-                collector.add(Detail::Geometry(error));
-            }
+    let mut collector = Collector::new(options.findings_per_code, progress);
+    // What is cut off is told once; the rest of the findings would repeat it.
+    let superblock = Device::read_superblock(device).map_err(from_inspect)?;
+    match superblock.kind() {
+        Some(Kind::Cache) => {}
+        Some(Kind::Backing) => return Err(OpenError::BackingDevice.into()),
+        None if superblock.identity == Identity::UnknownVersion => {
+            let version = superblock.superblock.map(|sb| sb.version()).unwrap_or_default();
+            return Err(OpenError::UnknownVersion { version }.into());
         }
-        Ok(cache) => {
-            // All that the set needs may be there; the data at the end is not.
-            collector.unread |= cache.is_whole().is_err();
-            match CacheSet::read(cache, &options.read, &mut collector) {
-                Ok(set) => {
-                    check_set(&set, options, &mut collector);
-                    dirty = dirty_volumes(&set);
-                    flash_only = set.uuids.used().any(|(_, entry)| entry.flash_only());
-                }
-                Err(ReadError::Unsynced) => initialised = !sb.sync(),
-                // Told as a finding already.
-                Err(ReadError::NoJournal) => {}
-                Err(error @ (ReadError::Open(_) | ReadError::OutOfMemory { .. })) => {
-                    return Err(CheckError::Read(error));
-                }
+        None => return Err(OpenError::NotBcache.into()),
+    }
+    let cut_off = superblock.ends_before_its_buckets();
+    collector.cut_off = cut_off.is_some();
+    check_superblock(&superblock, cut_off, &mut collector);
+    let cache = Device::read(device, &options.read, &mut collector).map_err(from_inspect)?;
+    check_contents(&cache, &mut collector);
+    let mut devices = vec![(cache, false)];
+    for backing in &options.backing {
+        match Device::read_superblock(*backing) {
+            Ok(device) => devices.push((device, false)),
+            Err(InspectError::Device(source)) => {
+                let path = backing.info().path.clone();
+                collector.add(BackingProblem::Unreadable { path, source });
             }
+            Err(error) => return Err(from_inspect(error)),
         }
     }
+    let mut at_hand =
+        options.search_machine.map_or_else(BackingDevices::default, BackingDevices::with_machine);
+    let mut group = Group::new(devices, &mut at_hand);
+    if let Some((cache, others)) = group.members.split_first() {
+        for backing in others {
+            backing::check(backing, &cache.device, options.verify_clean, &mut collector);
+        }
+    }
+    let cache = group.members.swap_remove(0);
+    let dirty = cache.device.set().map(|it| dirty_volumes(&it.set)).unwrap_or_default();
     // A cache that holds nothing of its own can be made anew.
     let refused = collector.worst == Some(Severity::KernelRefuses);
-    let data_at_risk = collector.at_risk || refused && (flash_only || !dirty.is_empty());
+    let something = cache.stakes.answer == Answer::Present || cache.stakes.has_flash_only();
     let registration = match collector.first_refusal {
         Some((code, reason)) => Registration::Refused { code, reason },
-        None if initialised => Registration::Initialised,
+        None if !cache.device.superblock.as_ref().is_some_and(Superblock::sync) => {
+            Registration::Initialised
+        }
         None => Registration::Accepted,
     };
     Ok(Report {
         registration,
-        data_at_risk,
+        data_at_risk: collector.at_risk || refused && something,
         dirty,
-        incomplete: collector.incomplete,
+        incomplete: collector.incomplete || cache.stakes.answer == Answer::Unknown,
         unread: collector.unread,
         worst: collector.worst,
         findings: collector.findings,
         counts: collector.counts,
+        stakes: cache.stakes,
+        volumes: cache.volumes,
+        advice: cache.advice,
     })
 }
 
-fn read_superblock(device: &dyn ReadDevice) -> Result<(Superblock, Verdict), OpenError> {
-    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    let sb = Superblock::from_bytes(&bytes).ok_or(OpenError::NotBcache)?;
-    if !sb.magic_ok() {
-        return Err(OpenError::NotBcache);
+fn from_inspect(error: InspectError) -> CheckError {
+    match error {
+        InspectError::Device(source) => CheckError::Open(source.into()),
+        InspectError::OutOfMemory { nbuckets, source } => {
+            CheckError::Read(ReadError::OutOfMemory { nbuckets, source })
+        }
     }
-    if sb.kind() == Some(Kind::Backing) {
-        return Err(OpenError::BackingDevice);
-    }
-    let info = device.info();
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size,
-        logical_block_bytes: info.logical_block_bytes,
-    };
-    let verdict = kernel_verdict(&sb, &target);
-    Ok((sb, verdict))
 }
 
-fn check_superblock(verdict: &Verdict, collector: &mut Collector<'_>) {
-    if let Some(refusal) = verdict.refusal {
-        collector.add(Detail::Refusal(refusal));
+fn check_superblock(device: &Device<'_>, cut_off: Option<Sectors>, collector: &mut Collector<'_>) {
+    let Some(verdict) = &device.verdict else { return };
+    let too_small = Some(Refusal::DeviceTooSmall);
+    if let Some(needed) = cut_off {
+        let present = device.handle.info().size();
+        let refusal = verdict.refusal.filter(|refusal| Some(*refusal) == too_small);
+        collector.add(Detail::CutOff { present, needed, refusal });
+    }
+    match verdict.refusal {
+        Some(_) if matches!(device.identity, Identity::MagicWiped(_)) => {
+            collector.add(Detail::MagicWiped);
+        }
+        Some(refusal) if cut_off.is_none() || verdict.refusal != too_small => {
+            collector.add(Detail::Refusal(refusal));
+        }
+        _ => {}
     }
     for &warning in &verdict.warnings {
         // The others are about how well a set works, or about other kernels: for `show`.
-        if matches!(
-            warning,
+        let told = match warning {
+            Warning::PartitionTooSmall { .. } => cut_off.is_none(),
             Warning::ReplacementUnknown { .. }
-                | Warning::PartitionTooSmall { .. }
-                | Warning::NoDataBuckets
-                | Warning::OneBlockBtreeNodes { .. }
-                | Warning::BucketSizeOverflows { .. }
-                | Warning::UnknownFlags { .. }
-        ) {
+            | Warning::NoDataBuckets
+            | Warning::OneBlockBtreeNodes { .. }
+            | Warning::BucketSizeOverflows { .. }
+            | Warning::UnknownFlags { .. } => true,
+            _ => false,
+        };
+        if told {
             collector.add(Detail::Warning(warning));
         }
     }
 }
 
-fn check_set(set: &CacheSet<'_>, options: &CheckOptions<'_>, collector: &mut Collector<'_>) {
+/// Judges what a cache device holds, beyond what the reader told.
+fn check_contents(device: &Device<'_>, collector: &mut Collector<'_>) {
+    // All that the set needs may be there; the data at the end is not.
+    collector.unread |= device.cut_off.is_some();
+    match &device.contents {
+        Contents::Set(contents) => {
+            // Where the superblock is refused, the kernel does not come to look at the flag.
+            if contents.unsynced && device.verdict.as_ref().is_some_and(Verdict::accepts) {
+                collector.add(Detail::Unsynced);
+            }
+            check_set(&contents.set, collector);
+        }
+        Contents::New if device.doubts.contains(&Doubt::OldJournal) => {
+            collector.add(Detail::Warning(Warning::SetUuidReused));
+        }
+        Contents::Unreadable(ReadError::Open(error)) => {
+            (collector.incomplete, collector.unread) = (true, true);
+            if device.verdict.as_ref().is_some_and(Verdict::accepts) && device.cut_off.is_none() {
+                collector.add(Detail::Geometry(error.to_string()));
+            }
+        }
+        // Told as a finding already.
+        Contents::Unreadable(_) | Contents::New | Contents::None => {}
+    }
+}
+
+fn check_set(set: &CacheSet<'_>, collector: &mut Collector<'_>) {
     let gens = crate::cache_set::usage::gen_stats(&set.table, set.geometry());
     if gens.at_limit > 0 {
         let (buckets, span_max) = (gens.at_limit, gens.gen_span_max);
@@ -327,9 +415,6 @@ fn check_set(set: &CacheSet<'_>, options: &CheckOptions<'_>, collector: &mut Col
         if flash_only && clean.0 > 0 {
             collector.add(Detail::FlashClean { slot, clean });
         }
-    }
-    for device in &options.backing {
-        backing::check(set, *device, options.verify_clean, collector);
     }
 }
 

@@ -8,12 +8,12 @@ use crate::cache_set::btree::NodeReadError;
 use crate::cache_set::journal::{Gap, NextBucketRefusal};
 use crate::cache_set::{OpenError, Problem, ReadError};
 use crate::device::DeviceError;
+use crate::inspect::FindVolumeError;
 use crate::layout::bset::NodeErrorAt;
 use crate::layout::verdict::Refusal;
 use crate::ops::plan::ApplyError;
 use crate::ops::verify::VerifyError;
 use crate::units::BucketIndex;
-use uuid::Uuid;
 
 /// Why there is no plan. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -65,20 +65,9 @@ pub enum InvalidateError {
         /// What is missing.
         gap: Gap,
     },
-    /// No volume has the name.
-    #[error("the cache has no volume \"{name}\"; `bcachectl show --uuids` lists them")]
-    NoVolume {
-        /// What was asked for.
-        name: String,
-    },
-    /// Several volumes have the name.
-    #[error("\"{name}\" is the name of several volumes, {}; give the UUID", list(volumes))]
-    AmbiguousVolume {
-        /// What was asked for.
-        name: String,
-        /// Slots and UUIDs of the volumes that it could mean.
-        volumes: Vec<(u32, Uuid)>,
-    },
+    /// The name stands for no volume, or for several.
+    #[error(transparent)]
+    Volume(#[from] FindVolumeError),
     /// Too few unused buckets for the new prio chain.
     #[error(
         "a new prio chain needs {needed} unused buckets that are not to be invalidated, and there \
@@ -140,12 +129,6 @@ pub enum InvalidateError {
     /// The allocator's table, which the policies work on, does not take the device.
     #[error("the replacement policy cannot be applied")]
     Policy(#[from] TableError),
-}
-
-fn list(volumes: &[(u32, Uuid)]) -> String {
-    let volumes: Vec<String> =
-        volumes.iter().map(|(slot, uuid)| format!("{uuid} in slot {slot}")).collect();
-    volumes.join(" and ")
 }
 
 /// What a device holds after a run that failed.

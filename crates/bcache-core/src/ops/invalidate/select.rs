@@ -6,12 +6,12 @@ use crate::allocator::replacement::{PolicyState, victims};
 use crate::allocator::{self, Mark, Policy, TableError};
 use crate::cache_set::btree::WalkOptions;
 use crate::cache_set::{Bucket, CacheSet, GcMark};
+use crate::inspect::find_slot;
 use crate::ops::invalidate::bits::BucketBits;
 use crate::ops::invalidate::refusal::{Reason, is_legal};
-use crate::ops::invalidate::survey::{buckets_of, label_text};
+use crate::ops::invalidate::survey::buckets_of;
 use crate::ops::invalidate::{GaveUp, InvalidateError, writes};
 use crate::units::{BucketIndex, Sectors};
-use uuid::Uuid;
 
 /// Which buckets to invalidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub(super) fn select(
             selected.name(set, bucket(*start), bucket(last));
         }
         Selection::Volume { volume, range } => {
-            let slot = find_volume(set, volume)?;
+            let slot = find_slot(set, volume)?;
             let range = range
                 .map_or((0, u64::MAX), |(start, len)| (start.0, start.0.saturating_add(len.0)));
             let (buckets, dirty) = buckets_of(set, walk, slot, range)?;
@@ -205,35 +205,6 @@ fn clean<'s>(set: &'s CacheSet<'_>) -> impl Iterator<Item = (BucketIndex, &'s Bu
         .map(BucketIndex)
         .zip(set.table.as_slice())
         .filter(|(_, bucket)| bucket.mark() == GcMark::Reclaimable)
-}
-
-/// The slot of the volume that `name` stands for.
-fn find_volume(set: &CacheSet<'_>, name: &str) -> Result<u32, InvalidateError> {
-    let named = || set.uuids.used().filter(|(_, entry)| !entry.is_detached());
-    let mut slots: Vec<u32> = match Uuid::parse_str(name) {
-        Ok(uuid) => named().filter(|(_, entry)| entry.uuid == uuid).map(|(slot, _)| slot).collect(),
-        Err(_) => named()
-            .filter(|(_, entry)| !name.is_empty() && label_text(entry) == name)
-            .map(|(slot, _)| slot)
-            .collect(),
-    };
-    // A slot counts also where the volume is detached: its data may still be there.
-    if let Some(slot) = name.parse().ok().filter(|slot| !slots.contains(slot)) {
-        if set.volumes.contains_key(&slot) || set.uuids.used().any(|(used, _)| used == slot) {
-            slots.push(slot);
-        }
-    }
-    match slots.as_slice() {
-        [] => Err(InvalidateError::NoVolume { name: name.to_owned() }),
-        [slot] => Ok(*slot),
-        _ => Err(InvalidateError::AmbiguousVolume {
-            name: name.to_owned(),
-            volumes: slots
-                .into_iter()
-                .map(|slot| (slot, set.uuids.get(slot).map(|entry| entry.uuid).unwrap_or_default()))
-                .collect(),
-        }),
-    }
 }
 
 /// The table as the allocator has it once replay is over, the buckets of `reserved` pinned.

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, WalkOptions, walk};
 use crate::cache_set::{CacheSet, VolumeUsage};
+use crate::inspect::label_text;
 use crate::layout::bkey::Bkey;
 use crate::layout::uuid_entry::UuidEntry;
 use crate::ops::invalidate::InvalidateError;
@@ -144,16 +145,11 @@ pub fn volume_name(set: &CacheSet<'_>, slot: u32) -> String {
         Some(entry) if entry.is_detached() => "detached".to_owned(),
         Some(entry) if entry.is_empty() => "unknown".to_owned(),
         Some(entry) => {
-            let label = label_text(entry);
+            let label = label_text(&entry.label);
             if label.is_empty() { entry.uuid.to_string() } else { label }
         }
         None => "unknown".to_owned(),
     }
-}
-
-/// The label as people know it: sysfs keeps the newline that `echo` put behind it.
-pub(super) fn label_text(entry: &UuidEntry) -> String {
-    entry.label.to_string().trim_end_matches("\\n").to_owned()
 }
 
 /// The buckets that hold clean data of the volume in `slot`, in its sectors `[start, end)`, and how

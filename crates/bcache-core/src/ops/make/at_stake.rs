@@ -4,10 +4,10 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::cache_set::{CacheDevice, CacheSet, Problem, ReadError, ReadOptions, Visitor};
-use crate::device::{ReadDevice, SuperblockArea};
-use crate::layout::superblock::{BackingState, Kind, Label, Superblock};
-use crate::layout::uuid_entry::UuidEntry;
+use crate::cache_set::{NoVisitor, ReadOptions};
+use crate::device::ReadDevice;
+use crate::inspect::{Answer, BackingDevices, Device, Doubt, Group, InspectError, Stakes, Volumes};
+use crate::layout::superblock::{Kind, Superblock};
 use crate::units::Sectors;
 
 /// What would be lost with a device.
@@ -46,7 +46,7 @@ pub struct VolumeAtStake {
     /// Its UUID; none for keys of a slot that is empty.
     pub uuid: Option<Uuid>,
     /// Its label.
-    pub label: Label,
+    pub label: String,
     /// Whether all of it is on the cache alone.
     pub flash_only: bool,
     /// Its dirty data.
@@ -69,81 +69,51 @@ impl AtStake {
         }
     }
 
-    /// Of a device with this superblock. What cannot be read is unknown, never nothing.
-    pub fn of_device(device: &dyn ReadDevice, area: &SuperblockArea) -> Self {
-        let Some(superblock) = area.superblock() else { return Self::Nothing };
-        let unknown = Self::Unknown { set_uuid: superblock.set_uuid() };
-        if !superblock.csum_ok() {
-            return unknown;
-        }
-        match superblock.kind() {
-            Some(Kind::Backing) => of_backing(superblock),
-            Some(Kind::Cache) if !superblock.sync() => Self::Nothing,
-            // Without its magic the set cannot be opened.
-            Some(Kind::Cache) if !area.is_magic_wiped() => of_cache(device).unwrap_or(unknown),
-            Some(Kind::Cache) | None => unknown,
-        }
-    }
-}
-
-fn of_backing(superblock: &Superblock) -> AtStake {
-    match superblock.state() {
-        BackingState::None | BackingState::Clean => AtStake::Nothing,
-        BackingState::Dirty | BackingState::Stale => {
-            AtStake::Owner { set_uuid: superblock.set_uuid() }
-        }
-    }
-}
-
-/// Remembers whether keys may be missing.
-#[derive(Default)]
-struct Doubts {
-    hides_keys: bool,
-}
-
-impl Visitor for Doubts {
-    fn wants_keys(&self) -> bool {
-        false
-    }
-
-    fn problem(&mut self, problem: Problem) {
-        self.hides_keys |= problem.hides_keys();
-    }
-}
-
-/// `None` where the set cannot be read.
-fn of_cache(device: &dyn ReadDevice) -> Option<AtStake> {
-    let cache = CacheDevice::open(device).ok()?;
-    let set_uuid = cache.superblock().set_uuid();
-    let mut doubts = Doubts::default();
-    let set = match CacheSet::read(cache, &ReadOptions::default(), &mut doubts) {
-        Ok(set) => set,
-        Err(ReadError::Unsynced) => return Some(AtStake::Nothing),
-        Err(_) => return None,
-    };
-    let mut slots: Vec<u32> = set.uuids.used().map(|(slot, _)| slot).collect();
-    slots.extend(set.volumes.keys());
-    slots.sort_unstable();
-    slots.dedup();
-    let volumes: Vec<VolumeAtStake> = slots
-        .into_iter()
-        .map(|slot| {
-            let entry = set.uuids.get(slot).filter(|entry| !entry.is_empty());
-            VolumeAtStake {
-                slot,
-                uuid: entry.map(|entry| entry.uuid),
-                label: entry.map(|entry| entry.label).unwrap_or_default(),
-                flash_only: entry.is_some_and(UuidEntry::flash_only),
-                dirty: set.volumes.get(&slot).map_or(Sectors(0), |usage| usage.dirty_sectors),
+    /// What [`inspect`](crate::inspect) says of `device`. What cannot be read is unknown, never
+    /// nothing.
+    pub fn of_device(device: &dyn ReadDevice) -> Self {
+        let unknown = |set_uuid| Self::Unknown { set_uuid };
+        let read = match Device::read(device, &ReadOptions::default(), &mut NoVisitor) {
+            Ok(read) => read,
+            // Whoever plans reads the superblock as well, and says why it cannot.
+            Err(InspectError::Device(_)) => return Self::Nothing,
+            Err(InspectError::OutOfMemory { .. }) => return unknown(Uuid::nil()),
+        };
+        let Some(set_uuid) = read.superblock.as_ref().map(Superblock::set_uuid) else {
+            return Self::Nothing;
+        };
+        let kind = read.kind();
+        let group = Group::new(vec![(read, false)], &mut BackingDevices::default());
+        let Some(member) = group.members.first() else { return unknown(set_uuid) };
+        let stakes = &member.stakes;
+        match (kind, stakes.answer) {
+            (Some(Kind::Backing), Answer::None) => Self::Nothing,
+            (Some(Kind::Backing), _) if stakes.doubts.contains(&Doubt::Superblock) => {
+                unknown(set_uuid)
             }
+            (Some(Kind::Backing), _) => Self::Owner { set_uuid },
+            (Some(Kind::Cache), _) if stakes.nothing_to_lose() => Self::Nothing,
+            (Some(Kind::Cache), Answer::None | Answer::Present) => Self::Volumes {
+                set_uuid,
+                at_least: stakes.at_most_sectors != Some(stakes.at_least_sectors),
+                volumes: volumes(&member.stakes, &member.volumes),
+            },
+            (Some(Kind::Cache) | None, _) => unknown(set_uuid),
+        }
+    }
+}
+
+fn volumes(stakes: &Stakes, volumes: &Volumes) -> Vec<VolumeAtStake> {
+    let listed = stakes.volumes.iter().filter(|it| it.flash_only || it.at_least_sectors > 0);
+    listed
+        .map(|stake| VolumeAtStake {
+            slot: stake.slot,
+            uuid: stake.uuid,
+            label: volumes.get(stake.slot).map(|it| it.label.clone()).unwrap_or_default(),
+            flash_only: stake.flash_only,
+            dirty: Sectors(stake.at_least_sectors),
         })
-        .filter(|volume| volume.flash_only || volume.dirty > Sectors(0))
-        .collect();
-    Some(match (volumes.is_empty(), doubts.hides_keys) {
-        (true, false) => AtStake::Nothing,
-        (true, true) => AtStake::Unknown { set_uuid },
-        (false, at_least) => AtStake::Volumes { set_uuid, at_least, volumes },
-    })
+        .collect()
 }
 
 impl fmt::Display for AtStake {

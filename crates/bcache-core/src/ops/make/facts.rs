@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::at_stake::AtStake;
 use super::{MakeError, RunError, check_distinct};
+use crate::cache_set::read_superblock;
 use crate::device::holders::holders_of;
 use crate::device::probe::probe;
 use crate::device::sysfs::{BlockDir, Root};
@@ -48,7 +49,7 @@ impl DeviceFacts {
             kind,
             info: device.info().clone(),
             unknown_at: unknown_at(device, &area, &found)?,
-            at_stake: AtStake::of_device(device, &area),
+            at_stake: AtStake::of_device(device),
             found,
             superblock,
             create: false,
@@ -82,18 +83,6 @@ fn unknown_at(
         SB_OFFSET_BYTES + SB_BYTES as u64
     };
     first_nonzero(device, 0, end.min(device.info().size_bytes))
-}
-
-/// Reads the superblock of `device`, if it is long enough to have one.
-pub fn read_superblock(
-    device: &(impl ReadDevice + ?Sized),
-) -> Result<Option<Superblock>, DeviceError> {
-    if device.info().size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
-        return Ok(None);
-    }
-    let mut bytes = crate::device::AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    Ok(Superblock::from_bytes(&bytes))
 }
 
 /// Why the facts about the devices cannot be had.

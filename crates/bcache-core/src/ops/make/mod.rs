@@ -30,14 +30,15 @@ use crate::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BUCKET_SIZE_MAX_V3, BackingParams, CacheMode, CacheParams, Kind,
     Label, Replacement, SB_BYTES, SB_OFFSET_BYTES, Superblock, first_bucket_for,
 };
-use crate::layout::verdict::{NBUCKETS_MIN, Target, Warning, kernel_verdict};
+use crate::layout::verdict::{NBUCKETS_MIN, Warning, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::units::{Geometry, PAGE_BYTES, PAGE_SECTORS, SECTOR_BYTES, Sectors};
 
+pub use crate::cache_set::read_superblock;
 pub use at_stake::{AtStake, VolumeAtStake};
 pub use destroyed::{Destroyed, LoseDirtyData, Override};
 pub use error::{Fit, MakeError, Note, Setting};
-pub use facts::{DeviceFacts, GatherError, facts_of, facts_of_new_image, gather, read_superblock};
+pub use facts::{DeviceFacts, GatherError, facts_of, facts_of_new_image, gather};
 pub use finish::Leftover;
 pub use run::{Opener, Outcome, RunError, check_distinct, open_for_real, run, try_claims};
 
@@ -414,11 +415,7 @@ fn finish(
     journal: Option<(Sectors, Sectors)>,
 ) -> Result<DevicePlan, MakeError> {
     let destroys = check_overrides(options, &facts)?;
-    let target = Target {
-        device_size: facts.info.size(),
-        disk_size: facts.info.disk_size.max(facts.info.size()),
-        logical_block_bytes: facts.info.logical_block_bytes,
-    };
+    let target = facts.info.target();
     let verdict = kernel_verdict(&superblock, &target);
     if let Some(refusal) = verdict.refusal {
         return Err(MakeError::KernelRefuses { path: facts.info.path, refusal });

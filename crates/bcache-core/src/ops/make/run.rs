@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::facts::read_superblock;
 use super::finish::{Leftover, finish};
+use crate::cache_set::read_superblock;
 use crate::device::probe::{ProbeError, probe};
 use crate::device::sysfs::{BlockDir, Root};
 use crate::device::{BlockDevice, DeviceError, DeviceKind, file};
-use crate::layout::verdict::{Refusal, Target, kernel_verdict};
+use crate::layout::verdict::{Refusal, kernel_verdict};
 use crate::ops::make::{DeviceFacts, DevicePlan, MakeError};
 use crate::ops::plan::{ApplyError, apply};
 use crate::ops::verify::{VerifyError, verify};
@@ -203,11 +203,7 @@ fn format(
         .map_err(|source| RunError::Apply { path: path(), source })?;
     verify(&plan.plan, device).map_err(|source| RunError::Verify { path: path(), source })?;
     let info = device.info();
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size.max(info.size()),
-        logical_block_bytes: info.logical_block_bytes,
-    };
+    let target = info.target();
     // Not as an error of the device alone, which would say that nothing was written.
     let written =
         read_superblock(device).map_err(|source| RunError::ReadBack { path: path(), source })?;

@@ -1,43 +1,150 @@
-//! One device, read as far as was asked for.
+//! A device that was inspected, with all that `show` tells of it.
 
 use std::cell::RefCell;
 
 use anyhow::{Result, ensure};
-use bcache_core::cache_set::CacheDevice;
-use bcache_core::device::ReadDevice;
+use bcache_cli::progress::Progress;
+use bcache_core::cache_set::{self, CacheSet, Problem, Visitor};
+use bcache_core::inspect::{Answer, Contents, Group, Member};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::layout::verdict::Warning;
-use bcache_core::ops::make::read_superblock;
 
 use crate::cli::ShowArgs;
 use crate::cli::lists::{BucketList, LookupPlace};
-use crate::deep::reading::{self, Outcome};
-use crate::deep::{Answer, BackingDevices, DirtyAnswer, Reading, VolumeReport, Volumes};
 use crate::render::device::DeviceReport;
+use crate::stakes::{AdviceReport, DirtyAnswer, VolumeReport, advice, find_volume};
 
-/// What a cache device holds.
-pub(super) struct Deep<'d> {
-    pub(super) reading: Box<Reading<'d>>,
-    pub(super) volumes: Volumes,
+/// Most problems that are kept; the rest is counted.
+const PROBLEMS_MAX: usize = 200;
+
+/// What the reader found wrong, and the bar that says how far it is.
+pub(super) struct Problems {
+    progress: Progress,
+    /// The first ones, in words.
+    pub(super) texts: Vec<String>,
+    /// Those beyond.
+    pub(super) more: u64,
 }
 
-/// A device and what was read of it.
-pub(super) struct Examined<'d> {
+impl Problems {
+    pub(super) fn new(path: &std::path::Path) -> Self {
+        let progress = Progress::new(path.display().to_string());
+        Self { progress, texts: Vec::new(), more: 0 }
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.progress.finish();
+    }
+}
+
+impl Visitor for Problems {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, progress: cache_set::Progress) {
+        let (what, done, total) = match progress {
+            cache_set::Progress::Journal { done, total } => ("journal", done, total),
+            cache_set::Progress::Prios { done, total } => ("prios", done, total),
+            cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
+        };
+        self.progress.set(what, done, total);
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        if self.texts.len() < PROBLEMS_MAX {
+            self.texts.push(with_causes(&problem));
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// A problem and what the device said, in one line.
+fn with_causes(problem: &Problem) -> String {
+    let mut text = problem.to_string();
+    let mut cause = std::error::Error::source(problem);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A device and what was found on it.
+pub(super) struct Shown<'a, 'd> {
     pub(super) report: DeviceReport,
+    pub(super) member: &'a Member<'d>,
+    pub(super) problems: &'a Problems,
     /// `None` where it was not asked for, or the question makes no sense.
     pub(super) dirty: Option<DirtyAnswer>,
-    /// `None` where there is no set, or it was not asked for.
-    pub(super) deep: Option<Deep<'d>>,
+    pub(super) advice: Vec<AdviceReport>,
+    /// The volumes of a cache.
+    pub(super) volumes: Vec<VolumeReport>,
     /// What went wrong while lists were made.
     error: RefCell<Option<anyhow::Error>>,
 }
 
-impl Examined<'_> {
+impl<'a, 'd> Shown<'a, 'd> {
+    /// What `show` tells of one device of `group`.
+    pub(super) fn new(
+        args: &ShowArgs,
+        mut report: DeviceReport,
+        group: &'a Group<'d>,
+        member: &'a Member<'d>,
+        problems: &'a Problems,
+    ) -> Result<Self> {
+        let kind = member.device.kind();
+        if let Some(set) = member.device.set() {
+            if let Some(refusal) = set.refusal.filter(|_| report.kernel.accepts) {
+                report.kernel.accepts = false;
+                report.kernel.error = Some(refusal.to_string());
+            }
+            // Its question has been answered.
+            let open = Warning::DependsOnJournal.to_string();
+            report.kernel.warnings.retain(|warning| *warning != open);
+        } else if let Contents::Unreadable(cache_set::ReadError::NoJournal) =
+            &member.device.contents
+        {
+            if report.kernel.accepts {
+                report.kernel.accepts = false;
+                report.kernel.error = Some(cache_set::SetRefusal::NoJournal.to_string());
+            }
+        }
+        report.note_stakes(member);
+        let wanted = kind == Some(Kind::Cache) || args.dirty;
+        let dirty = (wanted && !args.superblock).then(|| DirtyAnswer::of(member));
+        let advice = if args.superblock { Vec::new() } else { advice(&member.advice) };
+        let volumes = member.volumes.0.iter().map(VolumeReport::from).collect();
+        let shown =
+            Self { report, member, problems, dirty, advice, volumes, error: RefCell::default() };
+        let Some(set) = shown.set() else {
+            // Named beside its cache, a backing device is there for its volume to be recognised.
+            if kind != Some(Kind::Backing) || group.members.len() == 1 {
+                shown.wanted_nothing(args);
+            }
+            return Ok(shown);
+        };
+        let nbuckets = set.geometry().nbuckets();
+        if let Some(last) = args.bucket.as_ref().and_then(BucketList::last) {
+            ensure!(last < nbuckets, "there is no bucket {last}; the last is {}", nbuckets - 1);
+        }
+        Ok(shown)
+    }
+
+    /// The set, where there is one and it is to be shown.
+    pub(super) fn set(&self) -> Option<&'a CacheSet<'d>> {
+        self.member.device.set().map(|contents| &contents.set)
+    }
+
     /// Whether the superblock is good and nothing of what was asked for is missing.
     pub(super) fn is_sound(&self) -> bool {
         let unknown = self.dirty.as_ref().is_some_and(|dirty| dirty.answer == Answer::Unknown);
-        let incomplete = self.deep.as_ref().is_some_and(|deep| deep.reading.incomplete);
-        self.report.is_sound() && !unknown && !incomplete
+        let doubtful = self.set().is_some() && !self.member.device.doubts.is_empty();
+        self.report.is_sound() && !unknown && !doubtful
     }
 
     /// Whether it is a cache, and wiping it may lose something.
@@ -53,115 +160,38 @@ impl Examined<'_> {
     pub(super) fn take_error(&self) -> Option<anyhow::Error> {
         self.error.borrow_mut().take()
     }
-}
 
-/// Reads what `args` ask for.
-pub(super) fn examine<'d>(
-    args: &ShowArgs,
-    report: &DeviceReport,
-    device: &'d dyn ReadDevice,
-    backing: &mut BackingDevices,
-) -> Result<Examined<'d>> {
-    let mut examined =
-        Examined { report: report.clone(), dirty: None, deep: None, error: RefCell::default() };
-    if args.superblock {
-        return Ok(examined);
-    }
-    match report.kind {
-        Some(Kind::Cache) => {}
-        Some(Kind::Backing) => {
-            let sb = read_superblock(device)?.filter(|_| args.dirty);
-            examined.dirty = sb.map(|sb| {
-                if sb.csum_ok() {
-                    DirtyAnswer::of_backing(sb.state())
-                } else {
-                    DirtyAnswer::unknown("its superblock has a bad checksum")
+    /// The device holds nothing to list: an error where a list was asked for.
+    fn wanted_nothing(&self, args: &ShowArgs) {
+        let parts = args.parts();
+        if (parts.usage || parts.lists() > 0) && !args.all {
+            let why = match (&self.member.device.contents, self.member.device.kind()) {
+                (_, Some(Kind::Backing)) => {
+                    "a backing device has no buckets and no keys".to_owned()
                 }
-            });
-            // Named beside its cache, a backing device is there for its volume to be recognised.
-            if args.devices.len() > 1 {
-                return Ok(examined);
-            }
-            let why = "a backing device has no buckets and no keys";
-            return Ok(wanted_nothing(args, examined, why));
-        }
-        None => {
-            examined.dirty =
-                args.dirty.then(|| DirtyAnswer::unknown("it carries no bcache superblock"));
-            return Ok(wanted_nothing(args, examined, "no bcache superblock"));
+                (Contents::New, _) => "the device holds no cache set yet".to_owned(),
+                (Contents::Unreadable(error), _) => error.to_string(),
+                _ => "no bcache superblock".to_owned(),
+            };
+            let path = self.report.path.display();
+            self.fail(anyhow::anyhow!("{path}: nothing to list: {why}"));
         }
     }
-    let in_use = !report.in_use.is_empty();
-    let cache = match CacheDevice::open(device) {
-        Ok(cache) => cache,
-        Err(error) => {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            examined.dirty = Some(DirtyAnswer::unknown(&error));
-            return Ok(wanted_nothing(args, examined, &error));
-        }
-    };
-    let checksum_ok = cache.superblock().csum_ok();
-    match reading::read(cache)? {
-        Outcome::Unsynced if !checksum_ok => {
-            let why = "its superblock has a bad checksum and says that the device is new";
-            examined.dirty = Some(DirtyAnswer::unknown(why));
-            Ok(wanted_nothing(args, examined, why))
-        }
-        Outcome::Unsynced => {
-            examined.dirty = Some(DirtyAnswer::of_unsynced(in_use));
-            Ok(wanted_nothing(args, examined, "the device holds no cache set yet"))
-        }
-        Outcome::Nothing { error, refusal } => {
-            examined.refuse(refusal);
-            examined.dirty = Some(DirtyAnswer::unknown(&error));
-            Ok(wanted_nothing(args, examined, &error))
-        }
-        Outcome::Read(reading) => {
-            examined.refuse(reading.refusal);
-            // Its question has been answered.
-            let open = Warning::DependsOnJournal.to_string();
-            examined.report.kernel.warnings.retain(|warning| *warning != open);
-            let volumes = Volumes::new(&reading.set, backing);
-            examined.dirty = Some(DirtyAnswer::of_set(&reading, &volumes, in_use));
-            let nbuckets = reading.set.geometry().nbuckets();
-            if let Some(last) = args.bucket.as_ref().and_then(BucketList::last) {
-                ensure!(last < nbuckets, "there is no bucket {last}; the last is {}", nbuckets - 1);
-            }
-            examined.deep = Some(Deep { reading, volumes });
-            Ok(examined)
-        }
-    }
-}
 
-/// The device holds nothing to list: an error where a list was asked for.
-fn wanted_nothing<'d>(args: &ShowArgs, examined: Examined<'d>, why: &str) -> Examined<'d> {
-    let parts = args.parts();
-    if (parts.usage || parts.lists() > 0) && !args.all {
-        examined
-            .fail(anyhow::anyhow!("{}: nothing to list: {why}", examined.report.path.display()));
-    }
-    examined
-}
-
-impl Examined<'_> {
-    /// Completes the superblock's verdict with what registration would find next.
-    fn refuse(&mut self, refusal: Option<bcache_core::cache_set::SetRefusal>) {
-        if let Some(refusal) = refusal.filter(|_| self.report.kernel.accepts) {
-            self.report.kernel.accepts = false;
-            self.report.kernel.error = Some(refusal.to_string());
-        }
-    }
-}
-
-impl Deep<'_> {
     /// The volumes behind the places that were asked for.
-    pub(super) fn places<'a>(
+    pub(super) fn places<'p>(
         &self,
-        args: &'a ShowArgs,
-    ) -> Result<Vec<(VolumeReport, &'a LookupPlace)>> {
+        args: &'p ShowArgs,
+    ) -> Result<Vec<(VolumeReport, &'p LookupPlace)>> {
+        let Some(set) = self.set() else { return Ok(Vec::new()) };
         args.lookup
             .iter()
-            .map(|place| Ok((self.volumes.find(&place.volume)?.clone(), place)))
+            .map(|place| {
+                let slot = find_volume(set, &place.volume)?;
+                let volume = self.volumes.iter().find(|volume| volume.slot == slot);
+                let volume = volume.ok_or_else(|| anyhow::anyhow!("no volume in slot {slot}"))?;
+                Ok((volume.clone(), place))
+            })
             .collect()
     }
 }

@@ -5,27 +5,28 @@ mod overview;
 mod render;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use bcache_cli::out::Out;
 use bcache_cli::rows::Format;
+use bcache_core::cache_set::ReadOptions;
+use bcache_core::cache_set::reused::set_uuid_reused;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::probe::probe;
 use bcache_core::device::sysfs::{BlockDir, Registered, Root};
-use bcache_core::device::{DeviceError, ReadDevice, file};
-use bcache_core::layout::superblock::{Kind, Superblock};
-use bcache_core::ops::make::read_superblock;
-use bcache_core::ops::reused::set_uuid_reused;
+use bcache_core::device::{ReadDevice, file};
+use bcache_core::inspect::{Answer, BackingDevices, Device, Group, InspectError};
+use bcache_core::layout::superblock::Kind;
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeSeq, Serializer};
-use std::cell::RefCell;
 
+use self::deep::{Problems, Shown};
 use crate::cli::ShowArgs;
-use crate::deep::{Answer, BackingDevices};
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{DeviceReport, RunningReport};
+use crate::scan;
 
 /// A device that could not be shown.
 #[derive(Clone, Debug, Serialize)]
@@ -50,25 +51,26 @@ pub fn run(args: &ShowArgs) -> Result<ExitCode> {
         }
         return overview::run(format == Format::Json);
     }
-    let session = Session::new(args);
-    match format {
-        Format::Table => session.table()?,
-        Format::Json => {
-            let mut out = Out::stdout();
-            out.json(&session)?;
-            out.finish()?;
-        }
-        Format::Ndjson | Format::Csv => session.list(format)?,
+    if matches!(format, Format::Ndjson | Format::Csv) {
+        check_one_list(args)?;
     }
-    session.end()
+    show_named(args, format)
 }
 
-/// The devices that were named, and how showing them goes.
-struct Session<'a> {
-    args: &'a ShowArgs,
-    devices: Vec<(PathBuf, Result<DeviceReport, ErrorReport>)>,
-    backing: RefCell<BackingDevices>,
-    status: RefCell<Status>,
+/// `ndjson` and `csv` have no place for a second list or device.
+fn check_one_list(args: &ShowArgs) -> Result<()> {
+    let usage = |text: &str| Err(ExitError::wrap(Failure::Usage, anyhow!("{text}")));
+    let parts = args.parts();
+    if args.devices.len() != 1 {
+        return usage("--format ndjson and csv are for one device");
+    }
+    if parts.lists() != 1 || parts.usage {
+        return usage(
+            "--format ndjson and csv are for one list: --prios, --journal, --uuids, --btree, --keys \
+             or --lookup",
+        );
+    }
+    Ok(())
 }
 
 /// What the exit status depends on.
@@ -81,147 +83,155 @@ struct Status {
     unsafe_to_wipe: bool,
 }
 
-impl<'a> Session<'a> {
-    fn new(args: &'a ShowArgs) -> Self {
-        let mut backing = BackingDevices::default();
-        let look = |path: &PathBuf| {
-            let found = look_at(path);
-            if let Ok((_, Some(superblock))) = &found {
-                // For people and JSON only.
-                backing.add(Path::new(path.to_string_lossy().as_ref()), superblock);
-            }
-            let report = found
-                .map(|(report, _)| report)
-                .map_err(|error| ErrorReport::new(path, &anyhow::Error::from(error)));
-            (path.clone(), report)
-        };
-        let devices = args.devices.iter().map(look).collect();
-        Self { args, devices, backing: RefCell::new(backing), status: RefCell::default() }
-    }
-
-    /// Opens each device, reads what is asked for and hands it to `shown`.
-    fn each(&self, mut shown: impl FnMut(&deep::Examined<'_>) -> Result<()>) -> Result<()> {
-        for (path, report) in &self.devices {
-            let result = match report {
-                Ok(report) => self.one(path, report, &mut shown)?,
-                Err(error) => Err(error.clone()),
-            };
-            if let Err(error) = result {
-                let mut status = self.status.borrow_mut();
-                status.unknown = true;
-                status.errors.push(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The outer error is one of the output, the inner one of the device.
-    fn one(
-        &self,
-        path: &Path,
-        report: &DeviceReport,
-        shown: &mut dyn FnMut(&deep::Examined<'_>) -> Result<()>,
-    ) -> Result<Result<(), ErrorReport>> {
-        let failed = |error: &anyhow::Error| ErrorReport::new(path, error);
-        let device = match file::open_read(path) {
-            Ok(device) => device,
-            Err(error) => return Ok(Err(failed(&error.into()))),
-        };
-        let examined = deep::examine(self.args, report, &device, &mut self.backing.borrow_mut());
-        let examined = match examined {
-            Ok(examined) => examined,
-            Err(error) => return Ok(Err(failed(&error))),
-        };
-        shown(&examined)?;
-        let mut status = self.status.borrow_mut();
-        status.unsound |= !examined.is_sound();
-        status.unsafe_to_wipe |= examined.is_unsafe_to_wipe();
-        match examined.dirty.as_ref().map(|dirty| dirty.answer) {
-            Some(Answer::Present) => status.dirty = true,
-            Some(Answer::Unknown) => status.unknown = true,
+impl Status {
+    fn add(&mut self, shown: &Shown<'_, '_>) {
+        self.unsound |= !shown.is_sound();
+        self.unsafe_to_wipe |= shown.is_unsafe_to_wipe();
+        match shown.dirty.as_ref().map(|dirty| dirty.answer) {
+            Some(Answer::Present) => self.dirty = true,
+            Some(Answer::Unknown) => self.unknown = true,
             Some(Answer::None) | None => {}
         }
-        Ok(examined.take_error().map_or(Ok(()), |error| Err(failed(&error))))
-    }
-
-    fn table(&self) -> Result<()> {
-        let mut out = Out::stdout();
-        let mut first = true;
-        self.each(|examined| {
-            if !std::mem::take(&mut first) {
-                writeln!(out)?;
-            }
-            render::table(&mut out, self.args, examined)
-        })?;
-        out.finish()
-    }
-
-    /// One list of one device.
-    fn list(&self, format: Format) -> Result<()> {
-        let usage = |text: &str| Err(ExitError::wrap(Failure::Usage, anyhow!("{text}")));
-        let parts = self.args.parts();
-        if self.devices.len() != 1 {
-            return usage("--format ndjson and csv are for one device");
+        if let Some(error) = shown.take_error() {
+            self.fail(ErrorReport::new(&shown.report.path, &error));
         }
-        if parts.lists() != 1 || parts.usage {
-            return usage(
-                "--format ndjson and csv are for one list: --prios, --journal, --uuids, --btree, \
-                 --keys or --lookup",
-            );
-        }
-        let mut out = Out::stdout();
-        self.each(|examined| render::list(&mut out, self.args, format, examined))?;
-        out.finish()
     }
 
-    fn end(&self) -> Result<ExitCode> {
-        let status = self.status.borrow();
-        for error in &status.errors {
+    fn fail(&mut self, error: ErrorReport) {
+        self.unknown = true;
+        self.errors.push(error);
+    }
+
+    fn end(&self, args: &ShowArgs) -> Result<ExitCode> {
+        for error in &self.errors {
             writeln!(io::stderr(), "bcachectl: {}", error.error)?;
         }
-        if self.args.dirty {
-            return Ok(if status.dirty {
+        if args.dirty {
+            return Ok(if self.dirty {
                 Failure::DirtyData.into()
-            } else if status.unknown {
+            } else if self.unknown {
                 Failure::Refused.into()
-            } else if status.unsafe_to_wipe {
+            } else if self.unsafe_to_wipe {
                 Failure::UnsafeToWipe.into()
             } else {
                 ExitCode::SUCCESS
             });
         }
-        let sound = status.errors.is_empty() && !status.unsound;
+        let sound = self.errors.is_empty() && !self.unsound;
         Ok(if sound { ExitCode::SUCCESS } else { Failure::Refused.into() })
     }
 }
 
-/// The devices are read while they are written.
-impl Serialize for Session<'_> {
+/// Shows the devices that were named: each is opened once, then all are looked at together.
+fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
+    let mut status = Status::default();
+    let mut handles = Vec::new();
+    for path in &args.devices {
+        match file::open_read(path) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => status.fail(ErrorReport::new(path, &error.into())),
+        }
+    }
+    let mut devices = Vec::new();
+    let mut problems = Vec::new();
+    let mut reports = Vec::new();
+    for handle in &handles {
+        let path = &handle.info().path;
+        let mut found = Problems::new(path);
+        let device = read(args, handle, &mut found);
+        found.finish();
+        match device {
+            Ok(device) => {
+                let report = report_of_open(handle, &device);
+                devices.push((device, !report.in_use.is_empty()));
+                reports.push(report);
+                problems.push(found);
+            }
+            Err(error) => status.fail(ErrorReport::new(path, &error.into())),
+        }
+    }
+    let mut backing = BackingDevices::with_machine(scan::backing_devices);
+    let group = Group::new(devices, &mut backing);
+    let mut shown = Vec::new();
+    for ((member, report), problems) in group.members.iter().zip(reports).zip(&problems) {
+        match Shown::new(args, report, &group, member, problems) {
+            Ok(device) => shown.push(device),
+            Err(error) => status.fail(ErrorReport::new(member.path(), &error)),
+        }
+    }
+    let mut out = Out::stdout();
+    match format {
+        Format::Table => {
+            for (index, device) in shown.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                render::table(&mut out, args, device)?;
+            }
+        }
+        Format::Json => {
+            let document = Document { args, shown: &shown, opened: &status.errors };
+            out.json(&document)?;
+        }
+        Format::Ndjson | Format::Csv => {
+            for device in &shown {
+                render::list(&mut out, args, format, device)?;
+            }
+        }
+    }
+    out.finish()?;
+    for device in &shown {
+        status.add(device);
+    }
+    status.end(args)
+}
+
+fn read<'d>(
+    args: &ShowArgs,
+    handle: &'d dyn ReadDevice,
+    problems: &mut Problems,
+) -> Result<Device<'d>, InspectError> {
+    if args.superblock {
+        Device::read_superblock(handle)
+    } else {
+        Device::read(handle, &ReadOptions::default(), problems)
+    }
+}
+
+/// All devices in JSON; their lists are made while they are written.
+struct Document<'a> {
+    args: &'a ShowArgs,
+    shown: &'a [Shown<'a, 'a>],
+    /// What could not be opened or read.
+    opened: &'a [ErrorReport],
+}
+
+impl Serialize for Document<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("devices", &Devices(self))?;
-        let errors = &self.status.borrow().errors;
+        map.serialize_entry("devices", &Devices(self.args, self.shown))?;
+        let mut errors = self.opened.to_vec();
+        for device in self.shown {
+            if let Some(error) = device.take_error() {
+                errors.push(ErrorReport::new(&device.report.path, &error));
+                device.fail(error);
+            }
+        }
         if !errors.is_empty() {
-            map.serialize_entry("errors", errors)?;
+            map.serialize_entry("errors", &errors)?;
         }
         map.end()
     }
 }
 
-struct Devices<'a>(&'a Session<'a>);
+struct Devices<'a>(&'a ShowArgs, &'a [Shown<'a, 'a>]);
 
 impl Serialize for Devices<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut seq = serializer.serialize_seq(None)?;
-        let mut result = Ok(());
-        let ended = self.0.each(|examined| {
-            result = render::json(self.0.args, examined, |report| seq.serialize_element(report));
-            anyhow::ensure!(result.is_ok());
-            Ok(())
-        });
-        // The closure's error stands for the serializer's own.
-        drop(ended);
-        result?;
+        let mut seq = serializer.serialize_seq(Some(self.1.len()))?;
+        for device in self.1 {
+            render::json(self.0, device, |report| seq.serialize_element(report))?;
+        }
         seq.end()
     }
 }
@@ -229,33 +239,36 @@ impl Serialize for Devices<'_> {
 /// Shows an open device as the command does, but for what only the machine knows of it: who holds
 /// it, and what else libblkid finds on it. For tests, which have devices in memory.
 pub fn show_device(out: &mut Out, args: &ShowArgs, device: &dyn ReadDevice) -> Result<()> {
-    let superblock = read_superblock(device)?;
-    let report = report_of(device, superblock.as_ref());
-    let examined = deep::examine(args, &report, device, &mut BackingDevices::default())?;
+    let mut problems = Problems::new(&device.info().path);
+    let read = read(args, device, &mut problems)?;
+    problems.finish();
+    let report = report_of(&read);
+    let group = Group::new(vec![(read, false)], &mut BackingDevices::default());
+    let Some(member) = group.members.first() else { return Ok(()) };
+    let shown = Shown::new(args, report, &group, member, &problems)?;
     match args.format() {
-        Format::Table => render::table(out, args, &examined)?,
-        Format::Json => render::json(args, &examined, |report| out.json(report))?,
-        Format::Ndjson | Format::Csv => render::list(out, args, args.format(), &examined)?,
+        Format::Table => render::table(out, args, &shown)?,
+        Format::Json => render::json(args, &shown, |report| out.json(report))?,
+        Format::Ndjson | Format::Csv => render::list(out, args, args.format(), &shown)?,
     }
-    examined.take_error().map_or(Ok(()), Err)
+    shown.take_error().map_or(Ok(()), Err)
 }
 
 /// What the bytes on a device say, and whether an old journal of its set lies there.
-fn report_of(device: &dyn ReadDevice, superblock: Option<&Superblock>) -> DeviceReport {
-    let mut report = DeviceReport::new(device.info(), superblock);
+fn report_of(device: &Device<'_>) -> DeviceReport {
+    let mut report = DeviceReport::new(device);
     // Where the future journal cannot be read, nothing can be said of it; the superblock can be
     // shown all the same.
-    let reused = superblock.and_then(|sb| set_uuid_reused(sb, device).ok().flatten());
+    let reused =
+        device.superblock.as_ref().and_then(|sb| set_uuid_reused(sb, device.handle).ok().flatten());
     report.kernel.warnings.extend(reused.map(|warning| warning.to_string()));
     report
 }
 
-/// Everything that can be told of one device without reading more than its superblock, and of a
-/// new cache where its journal will be; read-only and whether or not it is in use.
-fn look_at(path: &Path) -> Result<(DeviceReport, Option<Superblock>), DeviceError> {
-    let device = file::open_read(path)?;
-    let superblock = read_superblock(&device)?;
-    let mut report = report_of(&device, superblock.as_ref());
+/// The same, and what the machine says of the device.
+fn report_of_open(handle: &dyn ReadDevice, device: &Device<'_>) -> DeviceReport {
+    let path = &handle.info().path;
+    let mut report = report_of(device);
     report.in_use = holders_of(path).iter().map(ToString::to_string).collect();
     // What else is on the device helps where it is no bcache device; failing to tell is no failure
     // to show.
@@ -264,7 +277,15 @@ fn look_at(path: &Path) -> Result<(DeviceReport, Option<Superblock>), DeviceErro
         found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string).collect();
     let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
     report.running = registered.map(|registered| running(&registered));
-    Ok((report, superblock))
+    report
+}
+
+/// Everything that can be told of one device without reading more than its superblock, and of a
+/// new cache where its journal will be; read-only and whether or not it is in use.
+fn look_at(path: &Path) -> Result<DeviceReport> {
+    let handle = file::open_read(path)?;
+    let device = Device::read_superblock(&handle)?;
+    Ok(report_of_open(&handle, &device))
 }
 
 fn running(registered: &Registered) -> RunningReport {

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::table::{self, Cell};
-use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root, devices_of_the_machine};
+use bcache_cli::text::plural;
+use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::layout::verdict::Warning;
 use bcache_core::units::format_bytes;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use super::{ErrorReport, look_at};
 use crate::exit::Failure;
 use crate::render::device::{DeviceReport, label_or_dash};
+use crate::scan;
 
 #[derive(Serialize)]
 struct Report {
@@ -24,37 +26,64 @@ struct Report {
     errors: Vec<ErrorReport>,
 }
 
+impl Report {
+    fn fail(&mut self, device: &MachineDevice, error: String) {
+        self.errors.push(ErrorReport { path: device.path.display().to_string(), error });
+    }
+}
+
 /// Every bcache device of the machine, by set.
 pub(super) fn run(json: bool) -> Result<ExitCode> {
     let mut out = Out::stdout();
     let mut report = Report { devices: Vec::new(), errors: Vec::new() };
-    for device in devices_of_the_machine(&Root::system())? {
-        match look_at(&device.path) {
-            Ok((found, _)) if found.superblock.is_some() || found.running.is_some() => {
-                report.devices.push(found);
-            }
-            Ok(_) => {}
-            Err(_) if is_gone(&device) => {}
-            Err(error) => {
-                let path = device.path.display().to_string();
-                let error = format!("{:#}", anyhow::Error::from(error));
-                report.errors.push(ErrorReport { path, error });
-            }
+    let machine = scan::machine()?;
+    for found in &machine.devices {
+        // Only what carries bcache, or what the kernel runs as such, is opened again.
+        if found.area.superblock().is_none() && found.device.bcache.is_none() {
+            continue;
         }
+        match look_at(&found.device.path) {
+            Ok(found) => report.devices.push(found),
+            Err(_) if is_gone(&found.device) => {}
+            Err(error) => report.fail(&found.device, format!("{error:#}")),
+        }
+    }
+    for failed in &machine.unreadable {
+        report.fail(&failed.device, format!("{:#}", anyhow::Error::msg(failed.error.to_string())));
+    }
+    for silent in &machine.not_answering {
+        let seconds = silent.waited.as_secs();
+        let path = silent.device.path.display();
+        report.fail(&silent.device, format!("{path}: does not answer, waited {seconds} seconds"));
     }
     warn_of_shared_sets(&mut report.devices);
     if json {
         out.json(&report)?;
     } else if report.devices.is_empty() {
-        writeln!(out, "no bcache device found")?;
+        let among = if report.errors.is_empty() { "" } else { " among those that could be read" };
+        writeln!(out, "no bcache device found{among}")?;
     } else {
         render_overview(&mut out, &report.devices)?;
     }
     out.finish()?;
-    if let Some(first) = report.errors.first() {
-        let others = report.errors.len() - 1;
-        let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
-        writeln!(io::stderr(), "bcachectl: not every device could be read: {}{more}", first.error)?;
+    if machine.lacks_permission() {
+        let count = machine.unreadable.iter().filter(|it| it.is_permission()).count();
+        writeln!(
+            io::stderr(),
+            "bcachectl: {} could not be read without the rights of root: run this as root",
+            plural(count as u64, "device")
+        )?;
+    }
+    let others = machine.unreadable.iter().filter(|it| !it.is_permission());
+    for failed in others {
+        writeln!(io::stderr(), "bcachectl: {}: {}", failed.device.path.display(), failed.error)?;
+    }
+    for silent in &machine.not_answering {
+        writeln!(
+            io::stderr(),
+            "bcachectl: {}: does not answer; all other devices are shown",
+            silent.device.path.display()
+        )?;
     }
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { Failure::Refused.into() })
 }
@@ -185,7 +214,7 @@ mod tests {
             zoned: false,
             read_only: false,
         };
-        DeviceReport::new(&info, superblock)
+        DeviceReport::of_superblock(&info, superblock)
     }
 
     fn cache(path: &str, uuid: u128, set_uuid: u128) -> DeviceReport {

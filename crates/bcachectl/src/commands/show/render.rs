@@ -6,9 +6,11 @@ use anyhow::{Result, anyhow};
 use bcache_cli::out::Out;
 use bcache_cli::rows::{Format, Json, write_list};
 use bcache_cli::table::Color;
+use bcache_core::cache_set::CacheSet;
+use bcache_core::inspect::{Answer, Stakes};
 use serde::Serialize;
 
-use super::deep::{Deep, Examined};
+use super::deep::Shown;
 use crate::cli::ShowArgs;
 use crate::deep::btree::{BtreeReport, Nodes, render_levels};
 use crate::deep::buckets::{Buckets, Selection};
@@ -17,8 +19,8 @@ use crate::deep::keys::{KeySelection, Keys};
 use crate::deep::lookup::Lookups;
 use crate::deep::usage::UsageReport;
 use crate::deep::uuids::Uuids;
-use crate::deep::{Answer, DirtyAnswer};
 use crate::render::device::{self, DeviceReport};
+use crate::stakes::{self, AdviceReport, DirtyAnswer};
 
 fn selection(args: &ShowArgs) -> Selection {
     Selection {
@@ -47,6 +49,10 @@ pub(super) struct DeviceJson<'a, 's, 'd> {
     #[serde(skip_serializing_if = "Option::is_none")]
     dirty: Option<&'a DirtyAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    stakes: Option<&'a Stakes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<&'a [AdviceReport]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     problems: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     more_problems: Option<u64>,
@@ -69,12 +75,15 @@ pub(super) struct DeviceJson<'a, 's, 'd> {
 /// Hands the device's JSON to `write`.
 pub(super) fn json<R>(
     args: &ShowArgs,
-    examined: &Examined<'_>,
+    shown: &Shown<'_, '_>,
     mut write: impl FnMut(&DeviceJson<'_, '_, '_>) -> R,
 ) -> R {
+    let judged = shown.report.kind.is_some() && !args.superblock;
     let base = DeviceJson {
-        device: &examined.report,
-        dirty: examined.dirty.as_ref(),
+        device: &shown.report,
+        dirty: shown.dirty.as_ref(),
+        stakes: judged.then_some(&shown.member.stakes),
+        advice: judged.then_some(&shown.advice),
         problems: None,
         more_problems: None,
         usage: None,
@@ -85,27 +94,26 @@ pub(super) fn json<R>(
         keys: None,
         prios: None,
     };
-    let Some(deep) = &examined.deep else { return write(&base) };
+    let Some(set) = shown.set() else { return write(&base) };
     // What cannot be warned of is in the JSON's in_use all the same.
-    let _ = warn_in_use(examined);
+    let _ = warn_in_use(shown);
     let parts = args.parts();
-    let reading = &deep.reading;
-    let set = &reading.set;
     let selection = selection(args);
-    let places = deep.places(args).unwrap_or_else(|error| {
-        examined.fail(error);
+    let places = shown.places(args).unwrap_or_else(|error| {
+        shown.fail(error);
         Vec::new()
     });
-    let uuids = Uuids::new(set, &deep.volumes, args.limit);
+    let uuids = Uuids::new(set, &shown.volumes, args.limit);
     let entries = Entries::new(set, args.limit);
     let nodes = Nodes::new(set, args.limit);
     let lookups = Lookups::new(set, places, args.limit);
     let keys = Keys::new(set, key_selection(args));
     let buckets = Buckets::new(set, &selection);
+    let problems = shown.problems;
     let result = write(&DeviceJson {
-        problems: Some(&reading.problems),
-        more_problems: (reading.more_problems > 0).then_some(reading.more_problems),
-        usage: parts.usage.then(|| UsageReport::new(reading, &deep.volumes)),
+        problems: Some(&problems.texts),
+        more_problems: (problems.more > 0).then_some(problems.more),
+        usage: parts.usage.then(|| UsageReport::new(set, &shown.volumes)),
         uuids: parts.uuids.then_some(Json(&uuids)),
         journal: parts.journal.then(|| JournalReport::new(&entries)),
         btree: parts.btree.then(|| BtreeReport::new(&nodes)),
@@ -114,18 +122,25 @@ pub(super) fn json<R>(
         prios: parts.prios.then_some(Json(&buckets)),
         ..base
     });
-    report_lists(examined, &lookups, &keys);
+    report_lookups(shown, &lookups);
+    report_keys(shown, &keys);
     result
 }
 
-/// Remembers what could not be listed.
-fn report_lists(examined: &Examined<'_>, lookups: &Lookups<'_, '_>, keys: &Keys<'_, '_>) {
-    let path = examined.report.path.display();
+/// Remembers what could not be looked up.
+fn report_lookups(shown: &Shown<'_, '_>, lookups: &Lookups<'_, '_>) {
     if let Some(error) = lookups.failed() {
-        examined.fail(anyhow::Error::from(error).context(format!("{path}: cannot look up")));
+        let path = shown.report.path.display();
+        shown.fail(anyhow::Error::from(error).context(format!("{path}: cannot look up")));
     }
-    if keys.unreadable() > 0 {
-        examined.fail(anyhow!("{path}: {} btree nodes cannot be read", keys.unreadable()));
+}
+
+/// Remembers what keys could not be listed.
+fn report_keys(shown: &Shown<'_, '_>, keys: &Keys<'_, '_>) {
+    let unreadable = keys.unreadable();
+    if unreadable > 0 {
+        let path = shown.report.path.display();
+        shown.fail(anyhow!("{path}: {unreadable} btree nodes cannot be read"));
     }
 }
 
@@ -134,57 +149,52 @@ pub(super) fn list(
     out: &mut Out,
     args: &ShowArgs,
     format: Format,
-    examined: &Examined<'_>,
+    shown: &Shown<'_, '_>,
 ) -> Result<()> {
-    let Some(deep) = &examined.deep else { return Ok(()) };
-    warn_in_use(examined)?;
-    lists(out, args, format, examined, deep)
+    let Some(set) = shown.set() else { return Ok(()) };
+    warn_in_use(shown)?;
+    lists(out, args, format, shown, set)
 }
 
-fn warn_in_use(examined: &Examined<'_>) -> Result<()> {
-    if !examined.report.in_use.is_empty() && examined.deep.is_some() {
+fn warn_in_use(shown: &Shown<'_, '_>) -> Result<()> {
+    if !shown.report.in_use.is_empty() && shown.set().is_some() {
         writeln!(
             io::stderr(),
             "bcachectl: warning: {} is in use: what is read of it may change meanwhile, and not \
              fit together",
-            examined.report.path.display()
+            shown.report.path.display()
         )?;
     }
     Ok(())
 }
 
 /// Writes a device as tables.
-pub(super) fn table(out: &mut Out, args: &ShowArgs, examined: &Examined<'_>) -> Result<()> {
-    warn_in_use(examined)?;
+pub(super) fn table(out: &mut Out, args: &ShowArgs, shown: &Shown<'_, '_>) -> Result<()> {
+    warn_in_use(shown)?;
     if args.dirty {
-        return dirty(out, examined);
+        writeln!(out, "{}:", shown.report.path.display())?;
+        answer(out, shown, "  ")?;
+        return problems(out, shown);
     }
-    device::render(out, &examined.report)?;
-    if let Some(answer) = &examined.dirty {
+    device::render(out, &shown.report)?;
+    if shown.dirty.is_some() || !shown.advice.is_empty() && !args.superblock {
         writeln!(out)?;
-        for line in &answer.text {
-            writeln!(out, "{}", coloured(out, answer.answer, line))?;
-        }
+        answer(out, shown, "")?;
     }
-    let Some(deep) = &examined.deep else { return Ok(()) };
-    problems(out, deep)?;
+    let Some(set) = shown.set() else { return Ok(()) };
+    problems(out, shown)?;
     if args.parts().usage {
         writeln!(out)?;
-        let bucket_bytes = deep.reading.set.geometry().bucket_bytes();
-        UsageReport::new(&deep.reading, &deep.volumes).render(out, bucket_bytes)?;
+        let bucket_bytes = set.geometry().bucket_bytes();
+        UsageReport::new(set, &shown.volumes).render(out, bucket_bytes)?;
     }
-    lists(out, args, Format::Table, examined, deep)
+    lists(out, args, Format::Table, shown, set)
 }
 
-fn dirty(out: &mut Out, examined: &Examined<'_>) -> Result<()> {
-    writeln!(out, "{}:", examined.report.path.display())?;
-    if let Some(answer) = &examined.dirty {
-        for line in &answer.text {
-            writeln!(out, "  {}", coloured(out, answer.answer, line))?;
-        }
-    }
-    if let Some(deep) = &examined.deep {
-        problems(out, deep)?;
+/// What is at stake and what can be done.
+fn answer(out: &mut Out, shown: &Shown<'_, '_>, indent: &str) -> Result<()> {
+    for line in stakes::sentences(shown.member) {
+        writeln!(out, "{indent}{}", coloured(out, shown.member.stakes.answer, &line))?;
     }
     Ok(())
 }
@@ -199,18 +209,18 @@ fn coloured(out: &Out, answer: Answer, line: &str) -> String {
     bcache_cli::out::coloured(out.style(), colour, line)
 }
 
-fn problems(out: &mut Out, deep: &Deep<'_>) -> Result<()> {
-    let reading = &deep.reading;
-    if reading.problems.is_empty() {
+fn problems(out: &mut Out, shown: &Shown<'_, '_>) -> Result<()> {
+    let problems = shown.problems;
+    if problems.texts.is_empty() {
         return Ok(());
     }
     writeln!(out)?;
     writeln!(out, "Problems (bcachectl check says what they mean)")?;
-    for problem in &reading.problems {
+    for problem in &problems.texts {
         writeln!(out, "  {problem}")?;
     }
-    if reading.more_problems > 0 {
-        writeln!(out, "  and {} more", reading.more_problems)?;
+    if problems.more > 0 {
+        writeln!(out, "  and {} more", problems.more)?;
     }
     Ok(())
 }
@@ -220,11 +230,10 @@ fn lists(
     out: &mut Out,
     args: &ShowArgs,
     format: Format,
-    examined: &Examined<'_>,
-    deep: &Deep<'_>,
+    shown: &Shown<'_, '_>,
+    set: &CacheSet<'_>,
 ) -> Result<()> {
     let parts = args.parts();
-    let set = &deep.reading.set;
     let titled = format == Format::Table;
     let title = |out: &mut Out, text: &str| -> Result<()> {
         if titled {
@@ -235,7 +244,7 @@ fn lists(
     };
     if parts.uuids {
         title(out, "Volumes (uuid table)")?;
-        write_list(out, format, &Uuids::new(set, &deep.volumes, args.limit))?;
+        write_list(out, format, &Uuids::new(set, &shown.volumes, args.limit))?;
     }
     if parts.journal {
         let entries = Entries::new(set, args.limit);
@@ -256,9 +265,9 @@ fn lists(
     }
     if parts.lookup {
         title(out, "Lookup (sectors as keys count them: of the backing device)")?;
-        let lookups = Lookups::new(set, deep.places(args)?, args.limit);
+        let lookups = Lookups::new(set, shown.places(args)?, args.limit);
         write_list(out, format, &lookups)?;
-        report_lists(examined, &lookups, &Keys::new(set, KeySelection::default()));
+        report_lookups(shown, &lookups);
     }
     if parts.prios {
         title(out, "Buckets")?;
@@ -269,7 +278,7 @@ fn lists(
         title(out, if args.bucket.is_some() { "Keys that point there" } else { "Keys" })?;
         let keys = Keys::new(set, key_selection(args));
         write_list(out, format, &keys)?;
-        report_lists(examined, &Lookups::new(set, Vec::new(), None), &keys);
+        report_keys(shown, &keys);
     }
     Ok(())
 }

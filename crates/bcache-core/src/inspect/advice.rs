@@ -1,0 +1,396 @@
+//! What a person can do now, from what is at stake. The one table of it.
+//!
+//! Each piece of advice is given only where following it works: nothing that the kernel would
+//! refuse, nothing that loses data.
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use crate::device::DeviceKind;
+use crate::inspect::backing::Standing;
+use crate::inspect::device::{Contents, Identity};
+use crate::inspect::doubt::Doubt;
+use crate::inspect::group::Member;
+use crate::inspect::stakes::Answer;
+use crate::inspect::volume::{Owner, Volume};
+use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::layout::verdict::Verdict;
+use crate::units::Sectors;
+
+/// Why a device must not be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Danger {
+    /// The kernel would initialise the set and lose everything in it.
+    Initialises,
+    /// The kernel would go back to an older state of the set.
+    OlderState,
+    /// The kernel would start garbage as flash-only volumes, and would not find the owners.
+    NoTable,
+    /// A backing device was run without this cache: the kernel drops the dirty data as it attaches.
+    DropsDirty,
+    /// A backing device was detached when the cache failed: attached again, it gets a new slot and
+    /// keeps its older contents.
+    NotReattached,
+}
+
+/// One thing to do, or not to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// The cache can be overwritten.
+    SafeToWipe,
+    /// Somebody holds the device: stop that first.
+    StopFirst,
+    /// Do not register the device.
+    DoNotRegister {
+        /// Why not.
+        why: Danger,
+    },
+    /// Do not overwrite the device.
+    DoNotWipe,
+    /// The partition became smaller than the cache in it: make it as large as it was.
+    GrowBack {
+        /// What it has to have at least.
+        needed: Sectors,
+    },
+    /// Only a part of the device is here: look at all of it.
+    GetWholeDevice {
+        /// What there is.
+        present: Sectors,
+        /// What it was.
+        needed: Sectors,
+    },
+    /// Copy the whole device before anything else.
+    CopyDevice {
+        /// The device.
+        device: PathBuf,
+    },
+    /// Write the dirty data back: register all and detach.
+    RegisterAndDetach {
+        /// The cache.
+        cache: PathBuf,
+        /// The backing devices.
+        backing: Vec<PathBuf>,
+    },
+    /// Write the dirty data back without the kernel.
+    WriteBackOffline {
+        /// The cache.
+        cache: PathBuf,
+        /// The backing devices.
+        backing: Vec<PathBuf>,
+    },
+    /// Save what is readable of a volume to a file.
+    Export {
+        /// The cache.
+        cache: PathBuf,
+        /// The backing device, where it is at hand.
+        backing: Option<PathBuf>,
+        /// Its slot.
+        slot: u32,
+        /// Whether only the dirty data is meant, because the rest is newer on the backing device.
+        dirty_only: bool,
+    },
+    /// Mend the metadata.
+    Repair {
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// Copy a flash-only volume elsewhere while the set runs.
+    CopyFlashOnly {
+        /// Its slot.
+        slot: u32,
+    },
+    /// Bring the backing device of a volume.
+    BringBacking {
+        /// The volume's slot.
+        slot: u32,
+        /// Its UUID.
+        uuid: Uuid,
+    },
+    /// Bring the cache of a backing device.
+    BringCache {
+        /// The set's UUID.
+        set_uuid: Uuid,
+    },
+    /// A backing device still says that it needs the cache, though nothing is dirty: register both
+    /// once, and detach.
+    ClearDirtyState {
+        /// The cache.
+        cache: PathBuf,
+        /// The backing device.
+        backing: PathBuf,
+    },
+    /// Do not use the backing device without its cache.
+    DoNotRunAlone,
+    /// The backing device is missing data that only its cache had; check what is on it.
+    CheckContents,
+    /// Blocks of the set are larger than the backing device's: the kernel does not attach it.
+    BlockSize {
+        /// The set's.
+        set: Sectors,
+        /// The backing device's.
+        backing: Sectors,
+    },
+    /// Name the backing devices: one that is complete settles what cannot be told from the cache.
+    NameBacking,
+}
+
+impl Advice {
+    /// Its code: stable, for scripts.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::SafeToWipe => "safe-to-wipe",
+            Self::StopFirst => "stop-first",
+            Self::DoNotRegister { .. } => "do-not-register",
+            Self::DoNotWipe => "do-not-wipe",
+            Self::GrowBack { .. } => "grow-back",
+            Self::GetWholeDevice { .. } => "get-whole-device",
+            Self::CopyDevice { .. } => "copy-device",
+            Self::RegisterAndDetach { .. } => "register-and-detach",
+            Self::WriteBackOffline { .. } => "write-back-offline",
+            Self::Export { .. } => "export",
+            Self::Repair { .. } => "repair",
+            Self::CopyFlashOnly { .. } => "copy-flash-only",
+            Self::BringBacking { .. } => "bring-backing",
+            Self::BringCache { .. } => "bring-cache",
+            Self::ClearDirtyState { .. } => "clear-dirty-state",
+            Self::DoNotRunAlone => "do-not-run-alone",
+            Self::CheckContents => "check-contents",
+            Self::BlockSize { .. } => "block-size",
+            Self::NameBacking => "name-backing",
+        }
+    }
+}
+
+/// What can be done about `member`, one of `members`.
+pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
+    match member.device.kind() {
+        Some(Kind::Cache) => of_cache(member),
+        Some(Kind::Backing) => of_backing(member, members),
+        None => Vec::new(),
+    }
+}
+
+fn of_cache(member: &Member<'_>) -> Vec<Advice> {
+    let device = &member.device;
+    if let Some(needed) = device.cut_off {
+        return of_cut_off(member, needed);
+    }
+    match member.stakes.answer {
+        Answer::None => nothing_dirty(member),
+        Answer::Present => dirty(member),
+        Answer::Unknown => unknown(member),
+    }
+}
+
+fn of_cut_off(member: &Member<'_>, needed: Sectors) -> Vec<Advice> {
+    let info = member.device.handle.info();
+    let is_partition = info.kind == DeviceKind::Block && info.disk_size >= needed;
+    let whole = if is_partition {
+        Advice::GrowBack { needed }
+    } else {
+        Advice::GetWholeDevice { present: info.size(), needed }
+    };
+    let keep = Some(Advice::DoNotWipe).filter(|_| !member.stakes.nothing_to_lose());
+    keep.into_iter().chain([whole]).collect()
+}
+
+fn nothing_dirty(member: &Member<'_>) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    let cache = member.path();
+    if member.device.registers() {
+        for volume in &member.volumes.0 {
+            if let (Some(device), Some(BackingState::Dirty)) =
+                (volume.backing(), volume.backing_state())
+            {
+                let backing = device.path.clone();
+                advice.push(Advice::ClearDirtyState { cache: cache.clone(), backing });
+            }
+        }
+    }
+    for volume in member.volumes.0.iter().filter(|volume| volume.is_flash_only()) {
+        advice.push(save_flash_only(member, volume));
+    }
+    if member.stakes.nothing_to_lose() {
+        advice.push(if member.in_use { Advice::StopFirst } else { Advice::SafeToWipe });
+    }
+    advice
+}
+
+/// A flash-only volume is copied from the running set, or exported where there will be none.
+fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
+    if member.device.registers() && danger(member).is_none() {
+        Advice::CopyFlashOnly { slot: volume.slot }
+    } else {
+        Advice::Export {
+            cache: member.path().clone(),
+            backing: None,
+            slot: volume.slot,
+            dirty_only: false,
+        }
+    }
+}
+
+/// Why the cache must not be registered, though the kernel would take it.
+fn danger(member: &Member<'_>) -> Option<Danger> {
+    let device = &member.device;
+    let accepted = device.verdict.as_ref().is_some_and(Verdict::accepts);
+    if !accepted {
+        return None;
+    }
+    let unsynced = device.set().is_some_and(|set| set.unsynced);
+    let dirty_owner = |wanted: fn(&Standing, BackingState) -> bool| {
+        member.volumes.0.iter().any(|volume| match &volume.owner {
+            Owner::Present { device, standing } if volume.usage.dirty_sectors.0 > 0 => {
+                wanted(standing, device.superblock.state())
+            }
+            _ => false,
+        })
+    };
+    if unsynced || device.doubts.contains(&Doubt::OldJournal) {
+        Some(Danger::Initialises)
+    } else if device.doubts.contains(&Doubt::Journal) {
+        Some(Danger::OlderState)
+    } else if device.doubts.contains(&Doubt::UuidTable) || device.doubts.contains(&Doubt::UuidSlot)
+    {
+        Some(Danger::NoTable)
+    } else if dirty_owner(|standing, state| {
+        *standing == Standing::Attached && state == BackingState::Stale
+    }) {
+        Some(Danger::DropsDirty)
+    } else if dirty_owner(|standing, _| {
+        matches!(standing, Standing::Released | Standing::Moved { .. })
+    }) {
+        Some(Danger::NotReattached)
+    } else {
+        None
+    }
+}
+
+/// Whether the kernel attaches a volume's backing device and goes on where it stopped.
+fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
+    match &volume.owner {
+        Owner::Present { device, standing: Standing::Attached } => {
+            let sb = &device.superblock;
+            matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+                && sb.block_size() >= set_block
+                && device.size.0 >= volume.usage.end
+        }
+        _ => false,
+    }
+}
+
+fn dirty(member: &Member<'_>) -> Vec<Advice> {
+    let cache = member.path().clone();
+    let device = &member.device;
+    let danger = danger(member);
+    let mut advice = Vec::new();
+    advice.extend(danger.map(|why| Advice::DoNotRegister { why }));
+    advice.push(Advice::DoNotWipe);
+    let set_block = device.superblock.as_ref().map(Superblock::block_size).unwrap_or_default();
+    let volumes = || member.volumes.0.iter().filter(|it| it.usage.dirty_sectors.0 > 0);
+    let path = |volume: &Volume| volume.backing().map(|device| device.path.clone());
+    let whole = volumes().filter(|it| goes_on(it, set_block)).filter_map(path).collect::<Vec<_>>();
+    let sound = device.identity == Identity::Cache
+        && device.doubts.iter().all(|doubt| *doubt == Doubt::TornEntry);
+    let registers = device.registers() && danger.is_none();
+    if !registers {
+        advice.push(Advice::CopyDevice { device: cache.clone() });
+    }
+    if member.in_use {
+        advice.push(Advice::StopFirst);
+    } else if !whole.is_empty() {
+        if registers {
+            let backing = whole.clone();
+            advice.push(Advice::RegisterAndDetach { cache: cache.clone(), backing });
+        }
+        if sound && device.superblock.as_ref().is_some_and(Superblock::sync) {
+            advice.push(Advice::WriteBackOffline { cache: cache.clone(), backing: whole });
+        }
+    }
+    if !sound && matches!(device.contents, Contents::Set(_)) && !member.in_use {
+        advice.push(Advice::Repair { cache: cache.clone() });
+    }
+    for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound) {
+        match (&volume.owner, volume.uuid) {
+            (Owner::FlashOnly, _) => advice.push(save_flash_only(member, volume)),
+            (Owner::Missing, Some(uuid)) => {
+                advice.push(Advice::BringBacking { slot: volume.slot, uuid });
+            }
+            (owner, _) => {
+                if let Owner::Present { device, .. } = owner {
+                    let backing = device.superblock.block_size();
+                    if backing < set_block {
+                        advice.push(Advice::BlockSize { set: set_block, backing });
+                    }
+                }
+                // Of a device that ran alone since, the rest may be newer than what is cached.
+                let dirty_only = !goes_on(volume, set_block);
+                let (backing, slot) = (path(volume), volume.slot);
+                advice.push(Advice::Export { cache: cache.clone(), backing, slot, dirty_only });
+            }
+        }
+    }
+    advice
+}
+
+fn unknown(member: &Member<'_>) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
+    advice.push(Advice::DoNotWipe);
+    let device = member.path().clone();
+    let only_torn = member.stakes.doubts == [Doubt::TornEntry];
+    if !only_torn {
+        advice.push(Advice::CopyDevice { device: device.clone() });
+    }
+    if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
+        advice.push(Advice::NameBacking);
+    }
+    if !only_torn || matches!(member.device.identity, Identity::MagicWiped(_)) {
+        advice.push(Advice::Repair { cache: device });
+    }
+    advice
+}
+
+fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
+    let Some(sb) = member.device.superblock.as_ref().filter(|sb| sb.csum_ok()) else {
+        return vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }];
+    };
+    let mut advice = Vec::new();
+    let state = sb.state();
+    let relation = member.relation.as_ref();
+    if let Some(set) = relation.filter(|it| it.standing != Standing::Unrelated) {
+        if let Some(set) = set.block_too_small {
+            advice.push(Advice::BlockSize { set, backing: sb.block_size() });
+        }
+    }
+    let owner_of_dirty = relation
+        .filter(|it| it.slot.is_some())
+        .filter(|_| member.stakes.answer != Answer::None)
+        .filter(|_| members.len() > 1);
+    match (owner_of_dirty, state) {
+        (Some(relation), _) if relation.standing != Standing::Attached => {
+            advice.push(Advice::DoNotRegister { why: Danger::NotReattached });
+        }
+        (Some(_), BackingState::Stale) => {
+            advice.push(Advice::DoNotRegister { why: Danger::DropsDirty });
+            advice.push(Advice::CheckContents);
+        }
+        (Some(_), _) => advice.push(Advice::DoNotRunAlone),
+        (None, BackingState::Dirty) => {
+            // Where the cache is here and nothing is dirty, what to do is said of the cache.
+            let cleared = relation.is_some_and(|it| it.standing == Standing::Attached)
+                && member.stakes.answer == Answer::None;
+            if !cleared {
+                advice.push(Advice::DoNotRunAlone);
+                advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+            }
+        }
+        (None, BackingState::Stale) => {
+            advice.push(Advice::CheckContents);
+            advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+        }
+        (None, BackingState::None | BackingState::Clean) => {}
+    }
+    advice
+}

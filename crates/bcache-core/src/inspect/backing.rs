@@ -1,0 +1,109 @@
+//! Backing devices: those at hand, and how each stands towards the caches.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::device::DeviceInfo;
+use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::units::Sectors;
+
+/// A backing device that is at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingDevice {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: Sectors,
+    /// Its superblock.
+    pub superblock: Superblock,
+}
+
+/// Lists the backing devices of the machine.
+pub type SearchMachine = fn() -> Vec<BackingDevice>;
+
+/// Backing devices by UUID: those that were named, and those of the machine.
+#[derive(Debug, Default)]
+pub struct BackingDevices {
+    named: HashMap<Uuid, BackingDevice>,
+    /// How to find more; called once, and only where a device is wanted that was not named.
+    search: Option<SearchMachine>,
+    machine: HashMap<Uuid, BackingDevice>,
+}
+
+impl BackingDevices {
+    /// Those that are added, and those that `search` finds.
+    pub fn with_machine(search: SearchMachine) -> Self {
+        Self { search: Some(search), ..Self::default() }
+    }
+
+    /// Adds a device, if it is a backing device whose superblock can be trusted.
+    pub fn add(&mut self, info: &DeviceInfo, superblock: &Superblock) {
+        insert(&mut self.named, &info.path, info.size(), superblock);
+    }
+
+    /// The device with `uuid`.
+    pub fn find(&mut self, uuid: Uuid) -> Option<&BackingDevice> {
+        if self.named.contains_key(&uuid) {
+            return self.named.get(&uuid);
+        }
+        if let Some(search) = self.search.take() {
+            for device in search() {
+                insert(&mut self.machine, &device.path, device.size, &device.superblock);
+            }
+        }
+        self.machine.get(&uuid)
+    }
+}
+
+fn insert(
+    devices: &mut HashMap<Uuid, BackingDevice>,
+    path: &Path,
+    size: Sectors,
+    superblock: &Superblock,
+) {
+    if superblock.magic_ok() && superblock.csum_ok() && superblock.kind() == Some(Kind::Backing) {
+        devices.entry(superblock.uuid()).or_insert_with(|| BackingDevice {
+            path: path.to_owned(),
+            size,
+            superblock: superblock.clone(),
+        });
+    }
+}
+
+/// How a backing device stands towards a cache set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It names the set, and the set has a slot for it.
+    Attached,
+    /// Its superblock says that it is attached to nothing, and the set still has a slot for it: the
+    /// kernel detaches a device so when its cache fails. What the cache holds of it is older than
+    /// whatever was written to the device since.
+    Released,
+    /// The set has a slot for it, and its superblock names another set.
+    Moved {
+        /// The set that it names.
+        set_uuid: Uuid,
+    },
+    /// It names the set, and the set has no slot for it: the set was made anew, or the device was
+    /// never registered with it.
+    Unknown,
+    /// It has nothing to do with the set: it is attached to nothing, or names another set.
+    Unrelated,
+}
+
+impl Standing {
+    /// Of a device with `superblock` towards the set `set_uuid`, which has a slot for it or has not.
+    pub fn of(superblock: &Superblock, set_uuid: Uuid, has_slot: bool) -> Self {
+        let (state, names) = (superblock.state(), superblock.set_uuid());
+        match (has_slot, state) {
+            (true, BackingState::None) => Self::Released,
+            (true, _) if names == set_uuid => Self::Attached,
+            (true, _) => Self::Moved { set_uuid: names },
+            // A device that was made for a set and never registered names it, with state none.
+            (false, _) if names == set_uuid => Self::Unknown,
+            (false, _) => Self::Unrelated,
+        }
+    }
+}

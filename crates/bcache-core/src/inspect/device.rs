@@ -1,0 +1,245 @@
+//! One device, read once: what it is and what it holds.
+
+use std::collections::BTreeSet;
+use std::collections::TryReserveError;
+
+use crate::cache_set::reused::set_uuid_reused;
+use crate::cache_set::{
+    CacheDevice, CacheSet, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
+};
+use crate::device::{DeviceError, ReadDevice, SuperblockArea};
+use crate::inspect::doubt::{Doubt, Watch};
+use crate::layout::superblock::{Kind, Superblock};
+use crate::layout::verdict::{Verdict, kernel_verdict};
+use crate::units::Sectors;
+
+/// Why nothing can be said of a device.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// Its superblock cannot be read.
+    #[error("the superblock cannot be read")]
+    Device(#[from] DeviceError),
+    /// There is not enough memory for the table of buckets.
+    #[error("no memory for a table of {nbuckets} buckets")]
+    OutOfMemory {
+        /// The number of buckets.
+        nbuckets: u64,
+        /// The allocator's answer.
+        source: TryReserveError,
+    },
+}
+
+/// What a device is, by what stands where bcache's superblock goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// A cache device.
+    Cache,
+    /// A backing device.
+    Backing,
+    /// bcache, of a version that no kernel knows.
+    UnknownVersion,
+    /// A superblock of bcache whose magic was overwritten, as `wipefs` does; the rest is whole.
+    MagicWiped(Kind),
+    /// No bcache device.
+    NotBcache,
+}
+
+/// What a device holds.
+#[derive(Debug)]
+pub enum Contents<'d> {
+    /// No cache set: it is no cache device.
+    None,
+    /// A cache that was never registered.
+    New,
+    /// A cache set.
+    Set(Box<SetContents<'d>>),
+    /// A cache device whose set cannot be found.
+    Unreadable(ReadError),
+}
+
+/// A cache set, and what is wrong with it.
+#[derive(Debug)]
+pub struct SetContents<'d> {
+    /// The set.
+    pub set: CacheSet<'d>,
+    /// What the kernel would say instead of bringing it up.
+    pub refusal: Option<SetRefusal>,
+    /// The superblock lacks `CACHE_SYNC`, or says so with a bad checksum: the kernel would
+    /// initialise the set, and everything in it would be lost.
+    pub unsynced: bool,
+}
+
+/// A device and what was read of it.
+pub struct Device<'d> {
+    /// The open device.
+    pub handle: &'d dyn ReadDevice,
+    /// What it is.
+    pub identity: Identity,
+    /// Its superblock, the magic restored where that alone was missing. `None` where it has none.
+    pub superblock: Option<Superblock>,
+    /// What the kernel says of what stands there now.
+    pub verdict: Option<Verdict>,
+    /// What it holds.
+    pub contents: Contents<'d>,
+    /// Where the last bucket ends, if the device is shorter than that.
+    pub cut_off: Option<Sectors>,
+    /// Why what was read may not be all.
+    pub doubts: BTreeSet<Doubt>,
+}
+
+impl<'d> Device<'d> {
+    /// Reads the superblock of `handle`, and of a cache device all of its metadata.
+    pub fn read(
+        handle: &'d dyn ReadDevice,
+        options: &ReadOptions,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Self, InspectError> {
+        let mut device = Self::read_superblock(handle)?;
+        if device.kind() == Some(Kind::Cache) {
+            device.read_set(options, visitor)?;
+        }
+        Ok(device)
+    }
+
+    /// Reads the superblock alone: [`Self::contents`] is [`Contents::None`].
+    pub fn read_superblock(handle: &'d dyn ReadDevice) -> Result<Self, InspectError> {
+        let area = SuperblockArea::read(handle)?;
+        let (identity, superblock) = match &area {
+            SuperblockArea::Bcache(sb) => match sb.kind() {
+                Some(Kind::Cache) => (Identity::Cache, Some(sb.clone())),
+                Some(Kind::Backing) => (Identity::Backing, Some(sb.clone())),
+                None => (Identity::UnknownVersion, Some(sb.clone())),
+            },
+            SuperblockArea::MagicWiped(sb) => match sb.kind() {
+                Some(kind) => (Identity::MagicWiped(kind), Some(sb.clone())),
+                None => (Identity::NotBcache, None),
+            },
+            _ => (Identity::NotBcache, None),
+        };
+        // What the kernel says is about what stands there, not about what can be made of it.
+        let verdict =
+            read_superblock(handle)?.map(|sb| kernel_verdict(&sb, &handle.info().target()));
+        let mut doubts = BTreeSet::new();
+        match &superblock {
+            None => _ = doubts.insert(Doubt::NoSuperblock),
+            Some(sb) if !sb.csum_ok() => _ = doubts.insert(Doubt::Superblock),
+            Some(_) => {}
+        }
+        Ok(Self {
+            handle,
+            identity,
+            superblock,
+            verdict,
+            contents: Contents::None,
+            cut_off: None,
+            doubts,
+        })
+    }
+
+    /// Whether it is a cache or a backing device, be its magic there or not.
+    pub const fn kind(&self) -> Option<Kind> {
+        match self.identity {
+            Identity::Cache => Some(Kind::Cache),
+            Identity::Backing => Some(Kind::Backing),
+            Identity::MagicWiped(kind) => Some(kind),
+            Identity::UnknownVersion | Identity::NotBcache => None,
+        }
+    }
+
+    /// Where the last bucket of a cache ends, if the device is shorter than that.
+    pub fn ends_before_its_buckets(&self) -> Option<Sectors> {
+        let geometry = self.superblock.as_ref()?.geometry()?;
+        let is_cache = self.kind() == Some(Kind::Cache);
+        Some(geometry.size()).filter(|needed| is_cache && *needed > self.handle.info().size())
+    }
+
+    /// The cache set, if there is one.
+    pub fn set(&self) -> Option<&SetContents<'d>> {
+        match &self.contents {
+            Contents::Set(set) => Some(set),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel would register it with what is on it.
+    pub fn registers(&self) -> bool {
+        self.verdict.as_ref().is_some_and(Verdict::accepts)
+            && match &self.contents {
+                Contents::None | Contents::New => true,
+                Contents::Set(set) => set.refusal.is_none() && !set.unsynced,
+                Contents::Unreadable(_) => false,
+            }
+    }
+
+    fn read_set(
+        &mut self,
+        options: &ReadOptions,
+        visitor: &mut dyn Visitor,
+    ) -> Result<(), InspectError> {
+        self.cut_off = self.ends_before_its_buckets();
+        self.doubts.extend(self.cut_off.map(|_| Doubt::CutOff));
+        let Some(sb) = &self.superblock else { return Ok(()) };
+        let cache = match CacheDevice::with_superblock(self.handle, readable(sb)) {
+            Ok(cache) => cache,
+            Err(error) => {
+                self.doubts.insert(Doubt::Geometry);
+                self.contents = Contents::Unreadable(error.into());
+                return Ok(());
+            }
+        };
+        if sb.csum_ok() && !sb.sync() && sb.njournal_buckets() == 0 {
+            self.contents = Contents::New;
+            if set_uuid_reused(sb, self.handle).is_ok_and(|warning| warning.is_none()) {
+                return Ok(());
+            }
+            // What the old journal says may be worth more than the new superblock.
+            self.doubts.insert(Doubt::OldJournal);
+            return Ok(());
+        }
+        // Fewer journal buckets than there are hide the newest entries.
+        let journal_default = cache.geometry().njournal_buckets_default();
+        if !sb.csum_ok() && cache.superblock().njournal_buckets() < journal_default {
+            self.doubts.insert(Doubt::Journal);
+        }
+        let unsynced = !sb.sync();
+        let mut watch = Watch::new(visitor);
+        let set = CacheSet::read(cache, &ReadOptions { ignore_sync: true, ..*options }, &mut watch);
+        let (refusal, doubts) = (watch.refusal, watch.doubts);
+        self.doubts.extend(doubts);
+        self.contents = match set {
+            Ok(set) => Contents::Set(Box::new(SetContents { set, refusal, unsynced })),
+            Err(ReadError::OutOfMemory { nbuckets, source }) => {
+                return Err(InspectError::OutOfMemory { nbuckets, source });
+            }
+            Err(error) => {
+                self.doubts.insert(Doubt::NoJournal);
+                Contents::Unreadable(error)
+            }
+        };
+        Ok(())
+    }
+}
+
+/// The superblock with which the set is read. Where the checksum is wrong and no journal is named,
+/// the journal is looked for where every kernel puts it.
+fn readable(sb: &Superblock) -> Superblock {
+    let mut sb = sb.clone();
+    if !sb.csum_ok() && sb.njournal_buckets() == 0 {
+        if let Some(geometry) = sb.geometry() {
+            sb.edit(|edit| {
+                edit.journal_buckets(geometry.njournal_buckets_default());
+            });
+        }
+    }
+    sb
+}
+
+impl std::fmt::Debug for Device<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("path", &self.handle.info().path)
+            .field("identity", &self.identity)
+            .field("doubts", &self.doubts)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,25 @@
+//! What is on a group of devices: what each is, what belongs together, what would be lost, and what
+//! a person can do now.
+//!
+//! [`Device::read`] opens each device once and keeps what it found. [`Group::new`] puts devices
+//! together: the volumes of each cache get their owners, backing devices get their standing towards
+//! the caches, and from both follow the [`Stakes`] and the [`Advice`]. Whatever has to know whether
+//! data is at stake asks here; nothing else decides it again.
+//!
+//! What cannot be told is said to be unknown. It is never taken for none.
+
+mod advice;
+mod backing;
+mod device;
+mod doubt;
+mod group;
+mod stakes;
+mod volume;
+
+pub use advice::{Advice, Danger};
+pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
+pub use device::{Contents, Device, Identity, InspectError, SetContents};
+pub use doubt::Doubt;
+pub use group::{Group, Member, Relation};
+pub use stakes::{Answer, Stakes, VolumeStakes};
+pub use volume::{FindVolumeError, Owner, Volume, Volumes, find_slot, label_text};

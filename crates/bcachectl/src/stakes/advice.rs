@@ -1,0 +1,223 @@
+//! Advice in words, each with the command that carries it out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bcache_core::inspect::{Advice, Danger};
+use serde::Serialize;
+
+use super::size;
+use crate::render::device::shell_quoted;
+
+/// One thing to do, or not to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AdviceReport {
+    /// Its code: stable, for scripts.
+    pub code: &'static str,
+    /// What to do, and why.
+    pub text: String,
+    /// The command that does it, where there is one.
+    pub command: Option<String>,
+}
+
+impl AdviceReport {
+    /// Text and command as one sentence.
+    pub fn sentence(&self) -> String {
+        match &self.command {
+            Some(command) => format!("{}: {command}", self.text.trim_end_matches('.')),
+            None => self.text.clone(),
+        }
+    }
+}
+
+/// Advice in words, in its order.
+pub fn advice(advice: &[Advice]) -> Vec<AdviceReport> {
+    advice.iter().map(report).collect()
+}
+
+/// Whether this program has a command of that name.
+fn has_command(name: &str) -> bool {
+    crate::cli::command().find_subcommand(name).is_some()
+}
+
+fn report(advice: &Advice) -> AdviceReport {
+    let (text, command) = words(advice);
+    AdviceReport { code: advice.code(), text, command }
+}
+
+fn words(advice: &Advice) -> (String, Option<String>) {
+    let plain = |text: &str| (text.to_owned(), None);
+    match advice {
+        Advice::SafeToWipe => plain("It is safe to wipe this cache."),
+        Advice::StopFirst => plain(
+            "It is not safe to wipe now, because the device is in use and may become dirty at any \
+             time: stop it first.",
+        ),
+        Advice::DoNotRegister { why } => plain(danger(*why)),
+        Advice::DoNotWipe => {
+            plain("Do NOT wipe or format this device: what exists only on it would be lost.")
+        }
+        Advice::GrowBack { needed } => (
+            format!(
+                "The partition is smaller than the cache in it: make it {} sectors ({}) long again, \
+                 at the same start. Nothing else needs to be changed.",
+                needed.0,
+                size(needed.0)
+            ),
+            None,
+        ),
+        Advice::GetWholeDevice { present, needed } => (
+            format!(
+                "Only {} of {} are here: look at the whole device.",
+                size(present.0),
+                size(needed.0)
+            ),
+            None,
+        ),
+        Advice::CopyDevice { device } => (
+            "Before anything else, copy the whole device to another one or to a file".to_owned(),
+            Some(format!("ddrescue {} COPY MAP", shell_quoted(device))),
+        ),
+        Advice::RegisterAndDetach { cache, backing } => register_and_detach(cache, backing),
+        Advice::WriteBackOffline { cache, backing } => offline(
+            "writeback",
+            "Or write the dirty data back without the kernel",
+            &format!("{} {}", shell_quoted(cache), quoted(backing)),
+        ),
+        Advice::Export { cache, backing, slot, dirty_only } => {
+            let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
+            let only = if *dirty_only { " --dirty-only" } else { "" };
+            offline(
+                "export",
+                "Save what is readable of the volume to a file",
+                &format!(
+                    "{} {}--volume {slot}{only} -o FILE",
+                    shell_quoted(cache),
+                    backing.unwrap_or_default()
+                ),
+            )
+        }
+        Advice::Repair { cache } => offline(
+            "repair",
+            "See what can be mended, and what that would lose",
+            &format!("--dry-run {}", shell_quoted(cache)),
+        ),
+        Advice::CopyFlashOnly { slot } => (
+            format!(
+                "Volume {slot} is flash-only: wiping the cache destroys it. Register the cache and \
+                 copy the volume elsewhere first."
+            ),
+            None,
+        ),
+        Advice::BringBacking { slot, uuid } => (
+            format!(
+                "The dirty data of volume {slot} belongs to the backing device with UUID {uuid}: \
+                 bring that device and name it here."
+            ),
+            None,
+        ),
+        Advice::BringCache { set_uuid } => (
+            format!(
+                "Look for the cache device of set {set_uuid}, and do not change it: it holds what \
+                 this device lacks."
+            ),
+            None,
+        ),
+        Advice::ClearDirtyState { cache, backing } => {
+            let (_, command) = register_and_detach(cache, std::slice::from_ref(backing));
+            (
+                format!(
+                    "The superblock of {} still says dirty, so that the kernel waits for this \
+                     cache; register both once, and detach",
+                    backing.display()
+                ),
+                command,
+            )
+        }
+        Advice::DoNotRunAlone => plain(
+            "Do not run or mount this device without its cache: it lacks data, and what is written \
+             to it now is lost when the cache comes back.",
+        ),
+        Advice::CheckContents => plain(
+            "Do not trust what is on this device before its file system was checked: it may lack \
+             data that only its cache had.",
+        ),
+        Advice::BlockSize { set, backing } => (
+            format!(
+                "The kernel does not attach this device: its blocks are of {} bytes, those of the \
+                 set of {}.",
+                backing.bytes(),
+                set.bytes()
+            ),
+            None,
+        ),
+        Advice::NameBacking => plain(
+            "Name the backing devices too: one that says that it is complete settles what this \
+             cache alone cannot tell.",
+        ),
+    }
+}
+
+const fn danger(why: Danger) -> &'static str {
+    match why {
+        Danger::Initialises => {
+            "Do NOT register this device: its superblock does not say that it is in use, so the \
+             kernel would start it as an empty cache, and all data on it would be lost."
+        }
+        Danger::OlderState => {
+            "Do NOT register this device: the kernel would go back to an older state, and lose what \
+             was written after it."
+        }
+        Danger::NoTable => {
+            "Do NOT register this device: without its uuid table the kernel does not find the owners \
+             of the dirty data, and starts garbage as flash-only volumes."
+        }
+        Danger::DropsDirty => {
+            "Do NOT register the cache and the backing device together: the backing device was run \
+             alone (state inconsistent), so the kernel would drop the dirty data as it attaches."
+        }
+        Danger::NotReattached => {
+            "Do NOT register or attach the backing device to this cache: its superblock no longer \
+             says that it belongs there, so the kernel would give up the dirty data and keep the \
+             older contents."
+        }
+    }
+}
+
+/// A command of this program that works on devices that no kernel runs.
+fn offline(command: &str, text: &str, arguments: &str) -> (String, Option<String>) {
+    if has_command(command) {
+        (text.to_owned(), Some(format!("bcachectl {command} {arguments}")))
+    } else {
+        ("Keep the device as it is: it holds the only copy.".to_owned(), None)
+    }
+}
+
+fn quoted(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| shell_quoted(path)).collect::<Vec<_>>().join(" ")
+}
+
+/// Registers `cache` and `backing`, and detaches the latter, which writes everything back.
+fn register_and_detach(cache: &Path, backing: &[PathBuf]) -> (String, Option<String>) {
+    let is_file = |path: &Path| fs::metadata(path).is_ok_and(|it| it.is_file());
+    if is_file(cache) || backing.iter().any(|path| is_file(path)) {
+        return (
+            "Write the dirty data back first: make loop devices of the images, register all of \
+             them, and detach each backing device (echo 1 > /sys/block/bcacheN/bcache/detach)."
+                .to_owned(),
+            None,
+        );
+    }
+    let text = "Write the dirty data back first: register the cache and its backing devices, then \
+                detach; the data is written back as the kernel detaches";
+    let devices: Vec<&Path> = backing.iter().map(PathBuf::as_path).chain([cache]).collect();
+    let register =
+        devices.iter().map(|path| format!("echo {} > /sys/fs/bcache/register", shell_quoted(path)));
+    let detach = backing.iter().map(|path| {
+        // Links such as those of device mapper are not what sysfs calls a device.
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        format!("echo 1 > /sys/class/block/{name}/bcache/detach")
+    });
+    (text.to_owned(), Some(register.chain(detach).collect::<Vec<_>>().join("; ")))
+}
