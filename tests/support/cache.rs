@@ -13,7 +13,7 @@ use bcache_core::layout::uuid_entry::{self, UuidEntry};
 use bcache_core::ops::check::{CheckOptions, check};
 use bcache_core::units::{BucketIndex, Gen};
 use serde::Deserialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 /// What `bcachectl invalidate --json` prints: these keys and no others.
@@ -258,4 +258,33 @@ pub fn bucket_byte(image: &Path, bucket: u64) -> anyhow::Result<u64> {
     let device = open_read(image)?;
     let cache = CacheDevice::open(&device)?;
     Ok(cache.geometry().bucket_to_sector(BucketIndex(bucket)).bytes())
+}
+
+/// Runs `bcachectl writeback` with these devices and arguments.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_writeback(
+    cache: &Path,
+    backing: &[PathBuf],
+    arguments: &[&str],
+) -> anyhow::Result<Output> {
+    let mut command = bcachectl()?;
+    command.arg("writeback").arg(cache).args(backing).args(arguments).arg("--json");
+    command.output().context("run bcachectl")
+}
+
+/// Runs `bcachectl writeback --yes --json` and reads what it prints.
+///
+/// # Errors
+/// When it fails.
+pub fn writeback(
+    cache: &Path,
+    backing: &[PathBuf],
+    arguments: &[&str],
+) -> anyhow::Result<serde_json::Value> {
+    let output = run_writeback(cache, backing, &[arguments, &["--yes"]].concat())?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "writeback {arguments:?}: {message}");
+    serde_json::from_slice(&output.stdout).with_context(|| format!("writeback {arguments:?}"))
 }

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, ensure};
 use bcache_core::cache_set::{Below, CacheSet, VolumeReader};
-use bcache_core::device::{AlignedBuf, ReadDevice};
+use bcache_core::device::{AlignedBuf, ReadDevice, open_read};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Bytes that are read at once.
@@ -26,7 +27,23 @@ pub fn md5_of_flash_only(set: &CacheSet<'_>, slot: u32) -> anyhow::Result<String
     md5(VolumeReader::new(set, slot, Below::Nothing), entry.sectors)
 }
 
+/// The MD5 sum of a backing device's data alone, as if there were no cache.
+pub fn md5_of_device(path: &Path) -> anyhow::Result<String> {
+    let device = open_read(path)?;
+    let sb = read_superblock(&device)?.context("no superblock")?;
+    let start = sb.data_offset();
+    let size = device.info().size() - start;
+    sum(size, &mut |offset, part| Ok(device.read_at(start.bytes() + offset, part)?))
+}
+
 fn md5(mut reader: VolumeReader<'_, '_>, size: Sectors) -> anyhow::Result<String> {
+    sum(size, &mut |offset, part| Ok(reader.read_at(offset, part)?))
+}
+
+fn sum(
+    size: Sectors,
+    read_at: &mut dyn FnMut(u64, &mut [u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
     let mut md5sum = Command::new("md5sum")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -38,7 +55,7 @@ fn md5(mut reader: VolumeReader<'_, '_>, size: Sectors) -> anyhow::Result<String
     while offset < size.bytes() {
         let len = usize::try_from(size.bytes() - offset)?.min(chunk.len());
         let part = chunk.get_mut(..len).context("a part of the chunk")?;
-        reader.read_at(offset, part)?;
+        read_at(offset, part)?;
         pipe.write_all(part).context("write to md5sum")?;
         offset += len as u64;
     }

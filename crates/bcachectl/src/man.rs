@@ -2,6 +2,7 @@
 
 mod export;
 mod text;
+mod writeback;
 
 use std::path::Path;
 
@@ -79,6 +80,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl export",
             before: export::BEFORE,
             after: export::AFTER,
+        },
+        Page {
+            name: "bcachectl-writeback",
+            command: subcommand("writeback")?,
+            synopsis: &["[OPTIONS] CACHE BACKING..."],
+            invocation: "bcachectl writeback",
+            before: writeback::BEFORE,
+            after: writeback::AFTER,
         },
     ];
     pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()

@@ -795,6 +795,12 @@ impl Editor<'_> {
         self.flags(flags | u64::from(sync))
     }
 
+    /// Sets the uuid of the set.
+    pub fn set_uuid(&mut self, set_uuid: Uuid) -> &mut Self {
+        self.raw.set_uuid = set_uuid.into_bytes();
+        self
+    }
+
     /// Sets `BDEV_STATE`.
     pub fn state(&mut self, state: BackingState) -> &mut Self {
         let flags = self.raw.flags.get() & !(BDEV_STATE_MASK << BDEV_STATE_SHIFT);

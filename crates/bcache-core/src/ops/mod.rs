@@ -1,14 +1,17 @@
 //! What the tools do to devices: each operation plans first, and [`plan::apply`] carries it out.
 
 pub mod check;
+mod commit;
 pub mod export;
 pub mod invalidate;
 pub mod make;
 pub mod plan;
 pub mod planned;
+pub mod rebuild;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;
 pub mod verify;
+pub mod writeback;
 
 pub use crate::cache_set::reused;

@@ -6,6 +6,7 @@ pub mod invalidate;
 pub mod lists;
 pub mod make;
 pub mod show;
+pub mod writeback;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -15,6 +16,7 @@ pub use export::ExportArgs;
 pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
 pub use show::ShowArgs;
+pub use writeback::WritebackArgs;
 
 /// Make, show, check and invalidate bcache devices
 #[derive(Debug, Parser)]
@@ -46,6 +48,8 @@ pub enum Command {
     Invalidate(InvalidateArgs),
     /// Copy a volume, read through its cache, into a file or a stream
     Export(ExportArgs),
+    /// Write dirty data back to the backing devices
+    Writeback(WritebackArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -6,6 +6,7 @@ pub mod invalidate;
 pub mod make;
 pub mod show;
 pub mod source;
+pub mod writeback;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         (Command::Check(args), _) => check::run(args),
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
+        (Command::Writeback(args), _) => writeback::run(args),
         (Command::Completions { shell }, _) => PROGRAM.completions(*shell),
         (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),

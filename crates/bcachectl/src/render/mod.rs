@@ -3,3 +3,4 @@
 pub mod device;
 pub mod invalidate;
 pub mod make_words;
+pub mod writeback;

@@ -75,7 +75,7 @@ pub fn join_neighbours(keys: &mut Vec<Bkey>, geometry: &Geometry) {
     keys.dedup_by(|next, last| try_join(last, next, geometry));
 }
 
-pub(super) fn try_join(last: &mut Bkey, next: &mut Bkey, geometry: &Geometry) -> bool {
+pub(crate) fn try_join(last: &mut Bkey, next: &mut Bkey, geometry: &Geometry) -> bool {
     let same_kind = last.pos() == next.start_pos()
         && last.dirty() == next.dirty()
         && last.csum() == next.csum()

@@ -1,56 +1,35 @@
-//! The journal as the kernel will find it once the plan is carried out, looked at before the first
-//! byte is written.
-//!
-//! The kernel's walk of a journal bucket ends at the first thing that is no entry, and what is sound
-//! behind it is not seen (FORMAT.md §2.3). A new entry that takes the place of a damaged one lets the
-//! walk go on into what stands behind: entries that were newer than the damaged one, and name roots
-//! and prio chains in buckets that have been taken for unused since. So the same search that found
-//! the journal runs over the device with the planned writes laid in, and must find the entries that
-//! it found before, and the new one as the newest. It costs one reading of the journal.
+//! Refuses an entry that the kernel would not see as it is meant, before the first byte is written.
 
-use crate::cache_set::journal::{Journal, JournalEntry, JournalProblem};
-use crate::cache_set::{CacheDevice, CacheSet, Problem};
+use crate::cache_set::{CacheSet, Problem};
+use crate::ops::commit::{self, Rehearsal};
 use crate::ops::invalidate::{InvalidateError, Writes};
-use crate::ops::planned::PlannedDevice;
 
-/// Refuses `writes` that the kernel would not see as they are meant.
+/// Refuses `writes` after which the kernel's search of the journal finds other entries than those it
+/// finds now, and the new one as the newest.
 pub(super) fn rehearse(set: &CacheSet<'_>, writes: &Writes) -> Result<(), InvalidateError> {
     let path = || set.cache.device().info().path.clone();
-    let device = PlannedDevice::new(set.cache.device(), writes.steps());
-    let cache = CacheDevice::open(&device)
-        .map_err(|source| InvalidateError::NoCache { path: path(), source: source.into() })?;
-    let mut unreadable = None;
-    let after = Journal::read(&cache, &mut |_| {}, &mut |problem| {
-        if matches!(problem, JournalProblem::Unreadable { .. }) {
-            unreadable.get_or_insert(problem);
+    let kept = &set.journal.entries;
+    match commit::rehearse(set, writes.steps(), &writes.entry, &writes.place, kept) {
+        Rehearsal::AsPlanned => Ok(()),
+        Rehearsal::Otherwise { found } => {
+            let planned = writes.journal_seq;
+            Err(InvalidateError::JournalHidesEntries { path: path(), planned, found })
         }
-    });
-    if let Some(problem) = unreadable {
-        let first = Box::new(Problem::Journal(problem));
-        return Err(InvalidateError::Damaged { path: path(), first, count: 1 });
+        Rehearsal::Unreadable(problem) => {
+            let first = Box::new(Problem::Journal(problem));
+            Err(InvalidateError::Damaged { path: path(), first, count: 1 })
+        }
+        Rehearsal::NoCache(source) => {
+            Err(InvalidateError::NoCache { path: path(), source: source.into() })
+        }
     }
-    let found = after.newest().map_or(0, |entry| entry.jset.seq());
-    let is_as_planned = after.entries.split_last().is_some_and(|(newest, kept)| {
-        newest.jset.as_bytes() == writes.entry.as_bytes()
-            && newest.place == writes.place
-            && kept.len() == set.journal.entries.len()
-            && kept.iter().zip(&set.journal.entries).all(|(now, before)| same(now, before))
-    });
-    if is_as_planned {
-        return Ok(());
-    }
-    Err(InvalidateError::JournalHidesEntries { path: path(), planned: writes.journal_seq, found })
-}
-
-fn same(one: &JournalEntry, other: &JournalEntry) -> bool {
-    one.place == other.place && one.jset.as_bytes() == other.jset.as_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache_set::testkit::SetBuilder;
-    use crate::cache_set::{NoVisitor, ReadOptions};
+    use crate::cache_set::{CacheDevice, NoVisitor, ReadOptions};
     use crate::device::testkit::MemoryDevice;
     use crate::device::{BlockDevice, ReadDevice};
     use crate::ops::invalidate::bits::BucketBits;

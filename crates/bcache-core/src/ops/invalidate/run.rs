@@ -1,8 +1,8 @@
 //! Carrying an invalidation out, and proving that it has come to pass.
 
-use crate::cache_set::journal::Journal;
-use crate::cache_set::{CacheDevice, CacheSet, GcMark, Progress, ReadOptions};
-use crate::device::{BlockDevice, DeviceError, ReadDevice};
+use crate::cache_set::{CacheSet, GcMark, Progress, ReadOptions};
+use crate::device::{BlockDevice, DeviceError};
+use crate::ops::commit::is_unchanged;
 use crate::ops::invalidate::{InvalidatePlan, ProofError, RunError, TrustedSet, Writes};
 use crate::ops::plan::apply;
 use crate::ops::verify::verify;
@@ -29,7 +29,9 @@ pub fn run<D: BlockDevice>(
 ) -> Result<(), RunError> {
     let Some(writes) = &plan.writes else { return Ok(()) };
     let device = open().map_err(RunError::Claim)?;
-    check_unchanged(plan.set(), &device)?;
+    if !is_unchanged(plan.set(), &device).map_err(RunError::Claim)? {
+        return Err(RunError::Changed { path: device.info().path.clone() });
+    }
     let mut written = |bytes| progress(RunProgress::Written(bytes));
     apply(&writes.sets, &device, &mut written).map_err(RunError::Sets)?;
     verify(&writes.sets, &device).map_err(RunError::VerifySets)?;
@@ -38,26 +40,6 @@ pub fn run<D: BlockDevice>(
     let mut proving = |at| progress(RunProgress::Proving(at));
     let result = TrustedSet::read(&device, options, &mut proving).map_err(RunError::Reread)?;
     prove(plan, writes, result.set()).map_err(RunError::Proof)
-}
-
-/// Between plan and claim a kernel may have registered the device, which writes the superblock, or
-/// another invalidation may have run, which writes the journal.
-fn check_unchanged(set: &CacheSet<'_>, device: &dyn ReadDevice) -> Result<(), RunError> {
-    let changed = || RunError::Changed { path: device.info().path.clone() };
-    let cache = match CacheDevice::open(device) {
-        Ok(cache) => cache,
-        Err(crate::cache_set::OpenError::Device(error)) => return Err(RunError::Claim(error)),
-        Err(_) => return Err(changed()),
-    };
-    let journal = Journal::read(&cache, &mut |_| {}, &mut |_| {});
-    let newest = |journal: &Journal| journal.newest().map(|entry| entry.jset.as_bytes().to_vec());
-    let same_size = device.info().size_bytes == set.cache.device().info().size_bytes;
-    let same = same_size
-        && cache.superblock().as_bytes() == set.cache.superblock().as_bytes()
-        && newest(&journal) == newest(&set.journal)
-        // What was looked at beforehand is all of the journal.
-        && journal.buckets == set.journal.buckets;
-    if same { Ok(()) } else { Err(changed()) }
 }
 
 /// Compares the cache set as it is now with what it was and what was planned.

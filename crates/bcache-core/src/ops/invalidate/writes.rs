@@ -1,13 +1,13 @@
 //! The writes of an invalidation: a new prio chain, and the journal entry that makes it current.
 
 use crate::cache_set::journal::{AppendPlaces, JournalPlace};
-use crate::cache_set::{CacheSet, GcMark};
-use crate::device::AlignedBuf;
+use crate::cache_set::{Bucket, CacheSet};
 use crate::layout::jset::Jset;
-use crate::layout::prio_set::{BucketDisk, encode_into};
+use crate::layout::prio_set::BucketDisk;
+use crate::ops::commit::{entry_write, prio_chain, unused_buckets};
 use crate::ops::invalidate::InvalidateError;
 use crate::ops::invalidate::bits::BucketBits;
-use crate::ops::plan::{Plan, Step, WriteKind};
+use crate::ops::plan::{Plan, Step};
 use crate::units::{BucketIndex, Prio};
 
 /// What is written, in two parts with a flush at the end of each.
@@ -43,17 +43,9 @@ pub(super) fn choose_chain(
     targets: &BucketBits,
 ) -> Result<Vec<BucketIndex>, InvalidateError> {
     let needed = set.geometry().prio_buckets();
-    let chain: Vec<BucketIndex> = (0u64..)
-        .map(BucketIndex)
-        .zip(set.table.as_slice())
-        .filter(|(number, bucket)| {
-            bucket.mark() == GcMark::Unused
-                && set.geometry().contains(*number)
-                && !bucket.pinned()
-                && !set.table.is_node(*number)
-                && !targets.contains(*number)
-        })
+    let chain: Vec<BucketIndex> = unused_buckets(set)
         .map(|(number, _)| number)
+        .filter(|number| !targets.contains(*number))
         .take(usize::try_from(needed).unwrap_or(usize::MAX))
         .collect();
     let found = chain.len() as u64;
@@ -67,7 +59,6 @@ pub(super) fn choose_chain(
 pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, InvalidateError> {
     let chain = choose_chain(set, targets)?;
     let geometry = set.geometry();
-    let magic = set.cache.magic();
     let prio_seq = set.prios.seq.wrapping_add(1);
 
     let newest = &set.journal.newest().ok_or(InvalidateError::NoSuccessor { seq: 0 })?.jset;
@@ -85,40 +76,24 @@ pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, I
     for &bucket in &chain {
         reserved.insert(bucket);
     }
-    let image_bytes = usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0);
-    let per_set = usize::try_from(geometry.prios_per_bucket()).unwrap_or(usize::MAX);
+    let disk = |number, bucket: &Bucket| {
+        let (prio, bucket_gen) = (bucket.prio(), bucket.bucket_gen());
+        if targets.contains(number) {
+            BucketDisk { prio: Prio::INITIAL, bucket_gen: bucket_gen.next() }
+        } else if reserved.contains(number) {
+            // As the kernel has a bucket of its own chain. Its gen stays: nothing points to it.
+            BucketDisk { prio: Prio::BTREE, bucket_gen }
+        } else {
+            BucketDisk { prio, bucket_gen }
+        }
+    };
     let mut sets = Plan::default();
-    // The kernel writes the last set first, for each names the next; nothing depends on it here.
-    let parts = chain.iter().zip(set.table.as_slice().chunks(per_set)).enumerate();
-    for (index, (&bucket, buckets)) in parts.rev() {
-        // The last set's is no terminator: kernels leave the head of the chain before in it.
-        let old_head = set.prios.buckets.first().copied().unwrap_or_default();
-        let next = chain.get(index + 1).copied().unwrap_or(old_head);
-        let index = index as u64;
-        let first = index.saturating_mul(geometry.prios_per_bucket());
-        let entries = (first..).map(BucketIndex).zip(buckets).map(|(number, bucket)| {
-            let (prio, bucket_gen) = (bucket.prio(), bucket.bucket_gen());
-            if targets.contains(number) {
-                BucketDisk { prio: Prio::INITIAL, bucket_gen: bucket_gen.next() }
-            } else if reserved.contains(number) {
-                // As the kernel has a bucket of its own chain. Its gen stays: nothing points to it.
-                BucketDisk { prio: Prio::BTREE, bucket_gen }
-            } else {
-                BucketDisk { prio, bucket_gen }
-            }
-        });
-        let mut data = AlignedBuf::zeroed(image_bytes);
-        encode_into(&mut data, magic, prio_seq, next.0, entries);
-        let offset = geometry.bucket_to_sector(bucket).bytes();
-        sets.steps.push(Step::Write { kind: WriteKind::PrioSet { index, bucket }, offset, data });
-    }
-    sets.steps.push(Step::Flush);
-
-    let block_bytes = usize::try_from(geometry.block_bytes()).unwrap_or(0);
-    let data = AlignedBuf::padded(entry.as_bytes(), block_bytes);
-    let offset = geometry.bucket_to_sector(place.bucket).bytes().saturating_add(place.offset);
-    let kind = WriteKind::JournalEntry { seq: entry.seq() };
-    let commit = Plan { steps: vec![Step::Write { kind, offset, data }, Step::Flush] };
+    let mut keep = |step| {
+        sets.steps.push(step);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let Ok(()) = prio_chain(set, &chain, prio_seq, &disk, &mut keep);
+    let commit = Plan { steps: vec![entry_write(set, &entry, &place), Step::Flush] };
     Ok(Writes { sets, commit, chain, prio_seq, journal_seq: entry.seq(), entry, place })
 }
 

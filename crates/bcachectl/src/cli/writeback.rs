@@ -1,0 +1,41 @@
+//! Options of `bcachectl writeback`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Options of `bcachectl writeback`.
+#[derive(Debug, Args)]
+pub struct WritebackArgs {
+    /// The cache device, or an image file of one
+    #[arg(value_name = "CACHE")]
+    pub cache: PathBuf,
+
+    /// The backing devices to write to
+    #[arg(value_name = "BACKING", required = true)]
+    pub backing: Vec<PathBuf>,
+
+    /// Only this volume; can be given several times
+    #[arg(long, value_name = "UUID|LABEL|SLOT")]
+    pub volume: Vec<String>,
+
+    /// Detach the volumes from the cache set afterwards: the backing devices need no cache then
+    #[arg(long)]
+    pub detach: bool,
+
+    /// Read back all that was copied and compare it
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Show what would be written, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not ask; needed where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
