@@ -211,7 +211,9 @@ fn nothing_dirty(member: &Member<'_>) -> Vec<Advice> {
     for volume in member.volumes.0.iter().filter(|volume| volume.is_flash_only()) {
         advice.push(save_flash_only(member, volume));
     }
-    if member.stakes.nothing_to_lose() {
+    if member.claimed {
+        advice.push(Advice::DoNotWipe);
+    } else if member.stakes.nothing_to_lose() {
         advice.push(if member.in_use { Advice::StopFirst } else { Advice::SafeToWipe });
     }
     advice

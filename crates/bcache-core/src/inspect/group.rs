@@ -9,7 +9,7 @@ use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
 use crate::inspect::stakes::Stakes;
 use crate::inspect::volume::Volumes;
-use crate::layout::superblock::Kind;
+use crate::layout::superblock::{BackingState, Kind};
 use crate::units::Sectors;
 
 /// A device, and what the others say of it.
@@ -25,6 +25,9 @@ pub struct Member<'d> {
     pub relation: Option<Relation>,
     /// What exists only here; of a backing device, what exists only on its cache.
     pub stakes: Stakes,
+    /// Of a cache: a backing device names its set and lacks data that the set no longer has. The set
+    /// was made anew, and what is left of the old one on the device is all there is.
+    pub claimed: bool,
     /// What a person can do, most urgent first.
     pub advice: Vec<Advice>,
 }
@@ -39,6 +42,7 @@ impl Member<'_> {
     pub fn safe_to_wipe(&self) -> bool {
         self.device.kind() == Some(Kind::Cache)
             && self.device.cut_off.is_none()
+            && !self.claimed
             && !self.in_use
             && self.stakes.nothing_to_lose()
     }
@@ -87,7 +91,15 @@ impl<'d> Group<'d> {
                     Some(Kind::Cache) => Stakes::of_cache(&device, &volumes),
                     None => Stakes::unknown(device.doubts.iter().copied().collect()),
                 };
-                Member { device, in_use, volumes, relation: None, stakes, advice: Vec::new() }
+                Member {
+                    device,
+                    in_use,
+                    volumes,
+                    relation: None,
+                    stakes,
+                    claimed: false,
+                    advice: Vec::new(),
+                }
             })
             .collect();
         let relations: Vec<Option<Relation>> =
@@ -107,6 +119,10 @@ impl<'d> Group<'d> {
                 member.stakes = stakes;
             }
         }
+        let claimed: Vec<PathBuf> = members.iter().filter_map(claim).collect();
+        for member in &mut members {
+            member.claimed = claimed.contains(member.path());
+        }
         for index in 0..members.len() {
             let advice = members.get(index).map(|member| advice::advise(member, &members));
             if let (Some(member), Some(advice)) = (members.get_mut(index), advice) {
@@ -115,6 +131,13 @@ impl<'d> Group<'d> {
         }
         Self { members }
     }
+}
+
+/// The cache whose set `member` names and lacks data of, though the set has no slot for it.
+fn claim(member: &Member<'_>) -> Option<PathBuf> {
+    let relation = member.relation.as_ref().filter(|it| it.standing == Standing::Unknown)?;
+    let state = member.device.superblock.as_ref()?.state();
+    matches!(state, BackingState::Dirty | BackingState::Stale).then(|| relation.cache.clone())
 }
 
 /// How `member`, if it is a backing device, goes with a cache among `members`: the one whose uuid

@@ -90,7 +90,7 @@ codes! {
         "Compare with `bcachectl show`; a superblock of the same device saved earlier can be written back.";
     SuperblockHazard = 102, "superblock-hazard", DataAtRisk,
         "The kernel accepts the superblock and comes to grief over it.",
-        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
+        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
     SuperblockUnknownFlags = 103, "superblock-unknown-flags", Untidy,
         "The superblock has flags that no kernel knows.",
         "Nothing needs to be done.";
@@ -111,7 +111,7 @@ codes! {
         "After a power failure this is normal: the kernel goes on from the entry before. Otherwise the last changes to the cache are lost.";
     JournalGap = 203, "journal-gap", KernelRefuses,
         "A journal entry that replay needs is missing.",
-        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
     JournalSearch = 204, "journal-search", DataAtRisk,
         "The kernel's search of the journal does not find its newest entry.",
         "Do not register the device: the kernel would go back to an older state.";
@@ -123,10 +123,10 @@ codes! {
         "Do not register the device; the kernel would read past the entry's end.";
     JournalLastSeq = 207, "journal-last-seq", KernelRefuses,
         "A journal entry needs entries that come after it.",
-        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
     JournalEmpty = 208, "journal-empty", KernelRefuses,
         "The journal holds no entries.",
-        "Without a journal the btree cannot be found; the cache has to be made anew and its dirty data is lost.";
+        "Do not format the device: its data is still there, and its btree would have to be searched for. Copy the whole device first.";
     JournalBadKey = 209, "journal-bad-key", KernelRefuses,
         "A key of the journal's replay range cannot be an extent.",
         "Do not register the device: replay would insert the key, or stop the kernel.";
@@ -138,13 +138,13 @@ codes! {
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     PrioDamaged = 302, "prio-damaged", KernelRefuses,
         "A prio set is damaged, or is not one of this set.",
-        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
     PrioOutOfRange = 303, "prio-out-of-range", KernelRefuses,
         "The prio chain leads to a bucket that the device does not have.",
-        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
     PrioInJournal = 304, "prio-in-journal", DataAtRisk,
         "The prio chain leads to a bucket of the journal.",
-        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
+        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
     PrioRepeated = 305, "prio-repeated", DataAtRisk,
         "The prio chain leads to one bucket twice.",
         "Do not register the device: the gens of some buckets are wrong.";
@@ -153,7 +153,7 @@ codes! {
         "Do not register the device: the gens of some buckets are older than they were.";
     UuidPointer = 401, "uuid-pointer", KernelRefuses,
         "The journal does not tell where the uuid table is.",
-        "The set cannot be registered. Copy the whole device; `bcachectl show --keys` lists where its dirty data is. Then make the cache anew.";
+        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
     UuidUnreadable = 402, "uuid-unreadable", KernelRefuses,
         "The uuid table cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -171,19 +171,19 @@ codes! {
         "The data of the volumes in higher slots is still there. Copy it before the cache is changed.";
     BtreeRoot = 501, "btree-root", KernelRefuses,
         "The journal does not tell where the btree is.",
-        "The set cannot be registered; its dirty data can only be searched for by hand.";
+        "The set cannot be registered, and its btree would have to be searched for. Copy the whole device; do not format it.";
     BtreeUnreadable = 502, "btree-unreadable", KernelRefuses,
         "A btree node cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     BtreeNode = 503, "btree-node", KernelRefuses,
         "A btree node is damaged.",
-        "The set cannot be registered. `bcachectl show --keys` lists what the other nodes name; what this one named is lost.";
+        "The set cannot be registered. Copy the whole device, then save what the other nodes name (bcachectl export).";
     BtreeBadExtent = 504, "btree-bad-extent", KernelRefuses,
         "A key in a leaf cannot be an extent.",
-        "The kernel gives the set up when it reads the node. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
+        "The kernel gives the set up when it reads the node. Copy the whole device, then save its dirty data (bcachectl export).";
     BtreeBadPointer = 505, "btree-bad-pointer", KernelRefuses,
         "A key in an interior node cannot point to a node.",
-        "The kernel gives the set up when it reads the node. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
+        "The kernel gives the set up when it reads the node. Copy the whole device, then save its dirty data (bcachectl export).";
     BtreeOrder = 506, "btree-order", DataAtRisk,
         "The keys of a set in a btree node are not in order, or one is cut off.",
         "Do not register the device: the kernel does not notice and reads wrong data.";
@@ -192,7 +192,7 @@ codes! {
         "The kernel gives up at such a node, unless it is almost empty.";
     BtreeRevisited = 508, "btree-revisited", DataAtRisk,
         "Two keys of the btree lead to one node.",
-        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
+        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
     BtreeBeforeNode = 509, "btree-before-node", DataAtRisk,
         "A btree node holds keys that belong to the node before it.",
         "Do not register the device: what is found depends on where one looks.";
@@ -204,19 +204,19 @@ codes! {
         "The data is lost. Check the filesystem on the volume.";
     KeyTooStale = 602, "key-too-stale", KernelRefuses,
         "A pointer is more than 96 gens behind its bucket.",
-        "The kernel gives the set up when it meets the key. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
+        "The kernel gives the set up when it meets the key. Copy the whole device, then save its dirty data (bcachectl export).";
     KeyNewer = 603, "key-newer", Untidy,
         "An extent is of a newer gen than the prio set knows.",
         "The kernel takes the extent's gen. Nothing needs to be done.";
     KeyInconsistent = 604, "key-inconsistent", KernelRefuses,
         "Keys for data and for the btree point into one bucket.",
-        "The kernel gives the set up. Copy the whole device; `bcachectl show --keys` lists where its dirty data is.";
+        "The kernel gives the set up. Copy the whole device, then save its dirty data (bcachectl export).";
     KeyNoVolume = 605, "key-no-volume", DataAtRisk,
         "An extent is of a volume that the uuid table does not have.",
         "Clean data is of no use any more; dirty data cannot be reached through the kernel.";
     BucketShared = 606, "bucket-shared", DataAtRisk,
         "A bucket of journal, prios or uuids is used for something else too.",
-        "Do not register the device. Copy the whole of it; `bcachectl show --keys` lists where its dirty data is.";
+        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
     BucketOverused = 607, "bucket-overused", DataAtRisk,
         "The extents in a bucket are longer than the bucket: some overlap.",
         "Some of the data is wrong. Compare clean data with the backing device (--verify-clean).";
@@ -243,7 +243,7 @@ codes! {
         "Do not run the device without the cache: data would be lost.";
     BackingStateStale = 706, "backing-state-stale", DataAtRisk,
         "A backing device was run without its cache while the cache held dirty data of it.",
-        "The dirty data in the cache was given up, and the kernel does not attach the device.";
+        "Do not register the two together: the kernel attaches the device and drops the dirty data. Save that first (bcachectl export --dirty-only).";
     BackingTooSmall = 707, "backing-too-small", DataAtRisk,
         "The cache holds data past the end of a backing device.",
         "Name the right device, or undo its shrinking.";

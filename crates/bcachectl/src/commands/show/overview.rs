@@ -9,7 +9,7 @@ use bcache_cli::out::Out;
 use bcache_cli::table::{self, Cell};
 use bcache_cli::text::plural;
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
-use bcache_core::layout::superblock::Kind;
+use bcache_core::layout::superblock::{BackingState, Kind};
 use bcache_core::layout::verdict::Warning;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
@@ -147,7 +147,19 @@ fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
     for (set, mut devices) in by_set(devices) {
         devices.sort_by_key(|device| kind_of(device) != Some(Kind::Cache));
         let has_cache = devices.iter().any(|device| kind_of(device) == Some(Kind::Cache));
-        let title = if has_cache { set.to_owned() } else { format!("{set} (no cache present)") };
+        // A set UUID that was made up for a device alone says nothing.
+        let attached = |device: &&DeviceReport| {
+            let backing = device.superblock.as_ref().and_then(|sb| sb.backing.as_ref());
+            backing.is_none_or(|backing| backing.state != BackingState::None.name())
+                || device.running.as_ref().is_some_and(|it| it.set_uuid.is_some())
+        };
+        let title = if has_cache {
+            set.to_owned()
+        } else if devices.iter().any(attached) {
+            format!("{set} (no cache present)")
+        } else {
+            "(not attached to a set)".to_owned()
+        };
         for (index, device) in devices.iter().enumerate() {
             let sb = device.superblock.as_ref();
             // What the kernel knows is newer than what it last wrote.
