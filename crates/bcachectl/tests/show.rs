@@ -190,7 +190,7 @@ fn what_is_wrong_is_said() {
     );
     let sb = &document["devices"][0]["superblock"];
     assert_eq!((&sb["checksum"], &sb["njournal_buckets"]), (&value!("bad"), &value!(65535)));
-    check("magic", &|image| write_at(image, 4096 + 24, &[0]), &["no bcache device"], bad_magic);
+    check("magic", &|image| write_at(image, 4096 + 24, &[0]), &["magic was wiped"], bad_magic);
     let bad_offset = Some("Not a bcache superblock (bad offset)");
     check("zeroes", &|image| write_at(image, 4096, &[0; 4096]), &["no bcache device"], bad_offset);
     check("garbage", &|image| write_at(image, 0, &[0xa5; 16384]), &["no bcache"], bad_offset);

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use anyhow::{Result, ensure};
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::{self, CacheSet, Problem, Visitor};
-use bcache_core::inspect::{Answer, Contents, Group, Member};
+use bcache_core::inspect::{Answer, Contents, Group, Identity, Member};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::layout::verdict::Warning;
 
@@ -144,7 +144,8 @@ impl<'a, 'd> Shown<'a, 'd> {
     pub(super) fn is_sound(&self) -> bool {
         let unknown = self.dirty.as_ref().is_some_and(|dirty| dirty.answer == Answer::Unknown);
         let doubtful = self.set().is_some() && !self.member.device.doubts.is_empty();
-        self.report.is_sound() && !unknown && !doubtful
+        let wiped = matches!(self.member.device.identity, Identity::MagicWiped(_));
+        self.report.is_sound() && !wiped && !unknown && !doubtful
     }
 
     /// Whether it is a cache, and wiping it may lose something.

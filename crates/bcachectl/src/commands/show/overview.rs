@@ -66,7 +66,8 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
         render_overview(&mut out, &report.devices)?;
     }
     out.finish()?;
-    if machine.lacks_permission() {
+    let is_root = nix::unistd::geteuid().is_root();
+    if machine.lacks_permission() && !is_root {
         let count = machine.unreadable.iter().filter(|it| it.is_permission()).count();
         writeln!(
             io::stderr(),
@@ -74,7 +75,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
             plural(count as u64, "device")
         )?;
     }
-    let others = machine.unreadable.iter().filter(|it| !it.is_permission());
+    let others = machine.unreadable.iter().filter(|it| is_root || !it.is_permission());
     for failed in others {
         writeln!(io::stderr(), "bcachectl: {}: {}", failed.device.path.display(), failed.error)?;
     }
