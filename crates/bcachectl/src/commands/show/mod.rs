@@ -273,8 +273,7 @@ fn report_of_open(handle: &dyn ReadDevice, device: &Device<'_>) -> DeviceReport 
     // What else is on the device helps where it is no bcache device; failing to tell is no failure
     // to show.
     let found = probe(path).unwrap_or_default();
-    report.found =
-        found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string).collect();
+    report.found.extend(found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string));
     let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
     report.running = registered.map(|registered| running(&registered));
     report
