@@ -6,9 +6,14 @@ DESTDIR ?=
 INSTALL ?= install
 
 sbindir = $(DESTDIR)$(PREFIX)/sbin
-mandir = $(DESTDIR)$(PREFIX)/share/man/man8
+libdir = $(DESTDIR)$(PREFIX)/lib
+udevdir = $(libdir)/udev
+mandir = $(DESTDIR)$(PREFIX)/share/man
 sharedir = $(DESTDIR)$(PREFIX)/share
 bins = bcachectl bcache-bench
+# Names of bcache-tools, all of them bcachectl: commands, and what udev's rules call.
+old_names = make-bcache bcache-super-show
+old_helpers = probe-bcache bcache-register bcache-export-cached
 
 .PHONY: all demo check fuzz bench man install deps kernels
 
@@ -47,19 +52,24 @@ man:
 	$(CARGO) run -q -p bcachectl -- man man
 	$(CARGO) run -q -p bcache-bench -- man man
 
+# With PREFIX=/usr, udev rules of bcache-tools find what they call.
 install: all
-	$(INSTALL) -d $(sbindir) $(mandir) $(sharedir)/bash-completion/completions \
-		$(sharedir)/zsh/site-functions $(sharedir)/fish/vendor_completions.d
+	$(INSTALL) -d $(sbindir) $(udevdir) $(mandir)/man7 $(mandir)/man8 \
+		$(sharedir)/bash-completion/completions $(sharedir)/zsh/site-functions \
+		$(sharedir)/fish/vendor_completions.d
 	for bin in $(bins); do \
 		$(INSTALL) -m 755 target/release/$$bin $(sbindir)/ && \
-		target/release/$$bin completions bash \
-			>$(sharedir)/bash-completion/completions/$$bin && \
-		target/release/$$bin completions zsh \
-			>$(sharedir)/zsh/site-functions/_$$bin && \
-		target/release/$$bin completions fish \
-			>$(sharedir)/fish/vendor_completions.d/$$bin.fish || exit 1; \
+		packaging/completions.sh "target/release/$$bin" "$$bin" '' $(sharedir) || exit 1; \
 	done
-	$(INSTALL) -m 644 man/*.8 $(mandir)/
+	for name in $(old_names); do \
+		ln -sf bcachectl $(sbindir)/$$name && \
+		packaging/completions.sh target/release/bcachectl "$$name" "$$name" $(sharedir) || exit 1; \
+	done
+	for name in $(old_helpers); do \
+		ln -sf ../../sbin/bcachectl $(udevdir)/$$name || exit 1; \
+	done
+	$(INSTALL) -m 644 man/*.7 $(mandir)/man7/
+	$(INSTALL) -m 644 man/*.8 $(mandir)/man8/
 
 # What building and testing need of the machine (Debian packages).
 deps:

@@ -25,7 +25,7 @@ enum Source {
 }
 
 /// The script for `shell`. Hidden commands and options are not completed.
-pub fn script(command: &Command, name: &'static str, shell: Shell) -> Vec<u8> {
+pub fn script(command: &Command, name: &str, shell: Shell) -> Vec<u8> {
     let mut visible = visible(command);
     if shell == Shell::Bash {
         visible.build();
@@ -46,6 +46,7 @@ fn visible(command: &Command) -> Command {
     let mut shown = Command::new(command.get_name().to_owned())
         .args(arguments)
         .groups(command.get_groups().cloned())
+        .disable_help_flag(command.is_disable_help_flag_set())
         .disable_help_subcommand(true)
         .subcommands(command.get_subcommands().filter(|it| !it.is_hide_set()).map(visible));
     if let Some(version) = command.get_version() {

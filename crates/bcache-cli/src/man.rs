@@ -91,6 +91,46 @@ impl Page {
     }
 }
 
+/// A page about a subject rather than a command: text alone.
+pub struct Overview {
+    /// Its name and the file's.
+    pub name: &'static str,
+    /// The manual's section, such as 7.
+    pub section: u8,
+    /// What it is about, for the line under NAME.
+    pub about: &'static str,
+    /// Its sections.
+    pub sections: &'static [(&'static str, &'static str)],
+}
+
+impl Overview {
+    /// File name of the page.
+    pub fn file_name(&self) -> String {
+        format!("{}.{}", self.name, self.section)
+    }
+
+    /// The page in roff.
+    pub fn render(&self) -> io::Result<Vec<u8>> {
+        let version = env!("CARGO_PKG_VERSION");
+        let man = Man::new(Command::new(self.name))
+            .title(self.name.to_uppercase())
+            .section(self.section.to_string())
+            .date(DATE)
+            .source(format!("bcache-tools-rs {version}"))
+            .manual("Miscellaneous Information");
+        let mut page = Vec::new();
+        man.render_title(&mut page)?;
+        let mut roff = Roff::new();
+        roff.control("SH", ["NAME"]);
+        roff.text([roman(format!("{} \\- {}", self.name, self.about))]);
+        for (title, text) in self.sections {
+            section(&mut roff, title, text);
+        }
+        page.extend_from_slice(roff.render().replace("\\\\\\-", "\\-").as_bytes());
+        Ok(tidy(&page))
+    }
+}
+
 /// Options in bold, placeholders in italics, as man(7) wants them.
 fn synopsis(line: &str) -> Vec<Inline> {
     let mut inlines = Vec::new();

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod compat;
 pub mod deep;
 pub mod exit;
 pub mod man;

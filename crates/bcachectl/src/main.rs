@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    bcachectl::commands::main()
+    bcachectl::compat::main().unwrap_or_else(bcachectl::commands::main)
 }

@@ -90,5 +90,9 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             after: writeback::AFTER,
         },
     ];
-    pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
+    let mut files = crate::compat::pages()?;
+    for page in pages {
+        files.push((page.file_name(), page.render()?));
+    }
+    Ok(files)
 }

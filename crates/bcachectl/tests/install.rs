@@ -21,7 +21,9 @@ fn make_install_honours_prefix_and_destdir() {
         let program = assert_cmd::cargo::cargo_bin("bcachectl");
         std::os::unix::fs::symlink(program, release.join(name)).unwrap();
     }
-    std::os::unix::fs::symlink(top.join("man"), tree.path().join("man")).unwrap();
+    for folder in ["man", "packaging"] {
+        std::os::unix::fs::symlink(top.join(folder), tree.path().join(folder)).unwrap();
+    }
     let root = tree.path().join("root");
     let output = Command::new("make")
         .arg("--file")
@@ -42,7 +44,7 @@ fn make_install_honours_prefix_and_destdir() {
     };
     assert_eq!(entries(&root), ["opt"]);
     let prefix = root.join("opt/bcache");
-    for name in ["bcachectl", "bcache-bench"] {
+    for name in ["bcachectl", "bcache-bench", "make-bcache", "bcache-super-show"] {
         let program = fs::metadata(prefix.join("sbin").join(name)).unwrap();
         assert_eq!(program.permissions().mode() & 0o777, 0o755, "{name}");
         for completions in [
@@ -54,9 +56,42 @@ fn make_install_honours_prefix_and_destdir() {
             assert!(!script.is_empty(), "{completions}");
         }
     }
-    let pages = entries(&prefix.join("share/man/man8"));
-    assert_eq!(pages.len(), entries(&top.join("man")).len(), "{pages:?}");
-    assert!(pages.iter().any(|page| page == "bcachectl-make.8"), "{pages:?}");
+    let pages: usize =
+        ["man7", "man8"].iter().map(|it| entries(&prefix.join("share/man").join(it)).len()).sum();
+    assert_eq!(pages, entries(&top.join("man")).len());
+    for page in ["man8/bcachectl-make.8", "man8/make-bcache.8", "man7/bcache-tools-compat.7"] {
+        assert!(prefix.join("share/man").join(page).is_file(), "{page}");
+    }
+    // The helpers of udev's rules are links that lead to the program.
+    for name in ["probe-bcache", "bcache-register", "bcache-export-cached"] {
+        let helper = prefix.join("lib/udev").join(name);
+        assert_eq!(fs::read_link(&helper).unwrap(), Path::new("../../sbin/bcachectl"));
+        assert!(helper.is_file(), "{name}");
+    }
+}
+
+/// An installed link is the command of its name.
+#[test]
+fn links_are_the_old_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("bcache-super-show");
+    std::os::unix::fs::symlink(assert_cmd::cargo::cargo_bin("bcachectl"), &link).unwrap();
+    let output = Command::new(&link).output().unwrap();
+    assert_eq!(stderr(&output), "Usage: bcache-super-show [-f] <device>\n");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn old_names_have_completions() {
+    for (shell, line) in [("bash", "complete -F _make_bcache"), ("fish", "complete -c make-bcache")]
+    {
+        let output =
+            bcachectl().args(["completions", shell, "--for", "make-bcache"]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains(line) && script.contains("wipe-bcache"), "{script}");
+    }
+    let output = bcachectl().args(["completions", "bash", "--for", "mkfs"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

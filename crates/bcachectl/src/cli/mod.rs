@@ -54,6 +54,9 @@ pub enum Command {
     Completions {
         /// The shell
         shell: Shell,
+        /// One of the old names instead of bcachectl
+        #[arg(long = "for", value_name = "NAME")]
+        old_name: Option<String>,
     },
     /// Read superblocks for the command that started this one, as `device::scan` asks
     #[command(hide = true)]

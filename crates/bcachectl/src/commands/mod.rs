@@ -14,6 +14,7 @@ use bcache_cli::program::Program;
 use clap::FromArgMatches;
 
 use crate::cli::{self, Cli, Command};
+use crate::compat;
 use crate::exit::Failure;
 use crate::{man, scan};
 
@@ -38,8 +39,11 @@ pub fn main() -> ExitCode {
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
         (Command::Writeback(args), _) => writeback::run(args),
-        (Command::Completions { shell }, _) => PROGRAM.completions(*shell),
         (Command::ReadSuperblocks, _) => scan::serve(),
+        (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),
+        (Command::Completions { shell, old_name: Some(name) }, _) => {
+            compat::completions(name, *shell)
+        }
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
         (Command::Make(_), None) => Ok(Failure::Usage.into()),
     };
