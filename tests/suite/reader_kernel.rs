@@ -114,14 +114,13 @@ const PLANS: [Plan; 6] = [
         backing_bytes: &[64 * MIB],
         work: "
             mode writethrough
-            fill() {
+            for pass in 1 2 3 4; do
                 at=0
                 while [ $at -lt 15 ]; do
                     dd if=/data of=$first bs=1M seek=$((at * 4)) count=4 oflag=direct 2>/dev/null
                     at=$((at + 1))
                 done
-            }
-            until_so fill written_mib -ge 240",
+            done",
         gen_min: 4,
         ..PLAIN
     },
@@ -223,13 +222,6 @@ const FUNCTIONS: &str = "
         for disk in $backing; do echo $1 >/sys/block/$disk/bcache/cache_mode; done
     }
     tree_depth() { cat /sys/fs/bcache/$set/tree_depth; }
-    # MiB written to the cache, rounded down.
-    written_mib() {
-        written=$(cat /sys/fs/bcache/$set/cache0/written)
-        mib=${written%?}
-        mib=${mib%.*}
-        case $written in *M) echo $mib ;; *G) echo $((mib * 1024)) ;; *) echo 0 ;; esac
-    }
     # until_so WORK FIGURE TEST NUMBER: does WORK, again and again until FIGURE is what it has to be.
     # Once is not always enough: in writethrough mode the kernel does not wait for a bucket. A write
     # for which none is ready goes past the cache, and on a busy host that is many.
