@@ -1,6 +1,7 @@
 //! The man pages of bcachectl.
 
 mod export;
+mod image;
 mod text;
 mod writeback;
 
@@ -88,6 +89,17 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl writeback",
             before: writeback::BEFORE,
             after: writeback::AFTER,
+        },
+        Page {
+            name: "bcachectl-image",
+            command: subcommand("image")?,
+            synopsis: &[
+                "create [--anonymize] [--force] [--json] CACHE -o FILE|-",
+                "restore [--force] [--json] FILE DEV",
+            ],
+            invocation: "bcachectl image",
+            before: image::BEFORE,
+            after: image::AFTER,
         },
     ];
     let mut files = crate::compat::pages()?;

@@ -24,6 +24,7 @@ use nix::libc;
 use nix::unistd::{AccessFlags, access};
 
 use super::holders::{self, Holder};
+use super::packed::{PackedError, PackedReader, is_packed};
 use super::sysfs::{BlockDir, DeviceNumber, Root};
 use super::{
     AlignedBuf, BlockDevice, DeviceError, DeviceInfo, DeviceKind, Operation, ReadDevice,
@@ -48,7 +49,14 @@ const IMAGE_PHYSICAL_BLOCK_MAX: u64 = 4096;
 /// A device or image that can only be read.
 #[derive(Debug)]
 pub struct FileReader {
-    handle: Handle,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Plain(Handle),
+    /// A metadata image, which reads as the device that it is of.
+    Packed(Box<PackedReader<FileReader>>),
 }
 
 /// A device or image claimed for writing.
@@ -65,16 +73,59 @@ pub struct FileDevice {
 }
 
 /// Opens a block device or an image for reading, whether or not it is in use.
+///
+/// A metadata image reads as the device that it is of, as far as it goes.
 pub fn open_read(path: impl AsRef<Path>) -> Result<FileReader, DeviceError> {
-    Ok(FileReader { handle: Handle::open(path.as_ref(), Access::Read, Direct::WherePossible)? })
+    let path = path.as_ref();
+    let plain = open_plain(path)?;
+    if plain.info().kind != DeviceKind::Image || !is_packed(&plain) {
+        return Ok(plain);
+    }
+    let packed = PackedReader::open(plain).map_err(|error| match error {
+        PackedError::Device(error) => error,
+        other => DeviceError::Open {
+            path: path.to_owned(),
+            source: io::Error::new(io::ErrorKind::InvalidData, other),
+        },
+    })?;
+    Ok(FileReader { source: Source::Packed(Box::new(packed)) })
+}
+
+impl FileReader {
+    /// Whether it is a metadata image, in which there is no data of volumes.
+    pub const fn is_metadata_image(&self) -> bool {
+        matches!(self.source, Source::Packed(_))
+    }
+}
+
+/// Opens a packed image for its parts.
+pub fn open_packed(path: impl AsRef<Path>) -> Result<PackedReader<FileReader>, PackedError> {
+    PackedReader::open(open_plain(path.as_ref())?)
+}
+
+fn open_plain(path: &Path) -> Result<FileReader, DeviceError> {
+    let handle = Handle::open(path, Access::Read, Direct::WherePossible)?;
+    Ok(FileReader { source: Source::Plain(handle) })
 }
 
 /// Opens a block device or an image for writing, and claims it.
 ///
 /// What is mounted, used as swap, held by another device, registered with bcache, or read by a loop
 /// device is [`DeviceError::Busy`]; an image also when another process has locked it.
+///
+/// A metadata image cannot be written.
 pub fn open_write(path: impl AsRef<Path>) -> Result<FileDevice, DeviceError> {
-    let handle = Handle::open(path.as_ref(), Access::Write, Direct::WherePossible)?;
+    let path = path.as_ref();
+    // Looked at before the claim, which a device cannot have twice.
+    if fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) && is_packed(&open_plain(path)?)
+    {
+        let source = io::Error::new(
+            io::ErrorKind::ReadOnlyFilesystem,
+            "a metadata image is read-only; restore it first",
+        );
+        return Err(DeviceError::Open { path: path.to_owned(), source });
+    }
+    let handle = Handle::open(path, Access::Write, Direct::WherePossible)?;
     Ok(FileDevice { handle, flush_failed: AtomicBool::new(false) })
 }
 
@@ -103,11 +154,17 @@ pub fn check_new_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<(), De
 
 impl ReadDevice for FileReader {
     fn info(&self) -> &DeviceInfo {
-        &self.handle.info
+        match &self.source {
+            Source::Plain(handle) => &handle.info,
+            Source::Packed(image) => image.info(),
+        }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        self.handle.read_at(offset, buf)
+        match &self.source {
+            Source::Plain(handle) => handle.read_at(offset, buf),
+            Source::Packed(image) => image.read_at(offset, buf),
+        }
     }
 }
 

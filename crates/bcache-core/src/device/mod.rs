@@ -10,6 +10,7 @@ mod content;
 pub mod file;
 pub mod holders;
 mod ioctl;
+pub mod packed;
 pub mod probe;
 pub mod same_uuid;
 pub mod scan;
@@ -228,6 +229,16 @@ pub enum DeviceError {
         /// Size of the device in bytes.
         size_bytes: u64,
     },
+    /// A metadata image does not hold this part of the device.
+    #[error("{}: {len} bytes at byte {offset} are not in the image", path.display())]
+    Absent {
+        /// The image.
+        path: PathBuf,
+        /// Start of the part in bytes.
+        offset: u64,
+        /// Length of the part in bytes.
+        len: u64,
+    },
     /// A write or discard is not aligned to the device's logical block.
     #[error(
         "{}: {len} bytes at byte {offset} do not fit logical blocks of {logical_block_bytes} bytes",
@@ -302,6 +313,7 @@ impl DeviceError {
             | Self::NotADevice { path }
             | Self::Geometry { path, .. }
             | Self::OutOfRange { path, .. }
+            | Self::Absent { path, .. }
             | Self::Misaligned { path, .. }
             | Self::Partitions { path, .. }
             | Self::Io { path, .. } => path,
@@ -322,6 +334,7 @@ impl DeviceError {
             Self::Busy { .. }
             | Self::NotADevice { .. }
             | Self::OutOfRange { .. }
+            | Self::Absent { .. }
             | Self::Misaligned { .. } => false,
         }
     }

@@ -3,6 +3,7 @@
 pub mod check;
 mod commit;
 pub mod export;
+pub mod image;
 pub mod invalidate;
 pub mod make;
 pub mod plan;

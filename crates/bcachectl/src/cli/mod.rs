@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod export;
+pub mod image;
 pub mod invalidate;
 pub mod lists;
 pub mod make;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 
 pub use check::CheckArgs;
 pub use export::ExportArgs;
+pub use image::ImageArgs;
 pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
 pub use show::ShowArgs;
@@ -50,6 +52,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Write dirty data back to the backing devices
     Writeback(WritebackArgs),
+    /// Keep the metadata of a cache device in a small file, and write it back
+    Image(ImageArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -65,7 +65,7 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode> {
 }
 
 /// Refuses what must not be overwritten: sources under any name, devices, and files without --force.
-fn check_target(target: &Path, force: bool, sources: &[PathBuf]) -> Result<()> {
+pub(super) fn check_target(target: &Path, force: bool, sources: &[PathBuf]) -> Result<()> {
     let metadata = match std::fs::metadata(target) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -86,7 +86,7 @@ fn check_target(target: &Path, force: bool, sources: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn create(path: &Path, force: bool) -> Result<File> {
+pub(super) fn create(path: &Path, force: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.write(true);
     if force {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod export;
+pub mod image;
 pub mod invalidate;
 pub mod make;
 pub mod show;
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
         (Command::Writeback(args), _) => writeback::run(args),
+        (Command::Image(args), _) => image::run(args),
         (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),
         (Command::Completions { shell, old_name: Some(name) }, _) => {

@@ -104,6 +104,9 @@ pub fn with_volume<T>(
 ) -> Result<T> {
     let cache_path = &args.cache;
     let device = open_unused(cache_path)?;
+    if device.is_metadata_image() {
+        bail!("{} is a metadata image: it holds no data of volumes", cache_path.display());
+    }
     let named = args.backing.as_deref().map(open_backing).transpose()?;
     let context = || cache_path.display().to_string();
     let cache = CacheDevice::open(&device).with_context(context)?;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use bcache_cli::text::plural;
 use bcache_core::layout::superblock::BackingState;
 use bcache_core::ops::plan::Step;
 use bcache_core::ops::writeback::{
@@ -218,11 +219,11 @@ pub fn text(
     for volume in &plan.volumes {
         writeln!(
             out,
-            "  {} to {}: {} in {} extents",
+            "  {} to {}: {} in {}",
             name(volume),
             backing(&args.backing, volume).display(),
             format_bytes(volume.dirty_sectors.bytes()),
-            volume.dirty_extents
+            plural(volume.dirty_extents, "extent")
         )?;
     }
     for kept in &plan.kept {
@@ -233,15 +234,16 @@ pub fn text(
             Method::Nothing => {}
             Method::Rebuild(rebuild) => writeln!(
                 out,
-                "Then the cache gets new metadata ({} btree nodes, {} prio sets, journal entry {}).",
-                rebuild.nodes.len(),
-                rebuild.chain.len(),
+                "Then the cache gets new metadata ({}, {}, journal entry {}).",
+                plural(rebuild.nodes.len() as u64, "btree node"),
+                plural(rebuild.chain.len() as u64, "prio set"),
                 rebuild.entry.seq()
             )?,
             Method::InvalidateFirst { buckets } => writeln!(
                 out,
-                "The cache is full: {buckets} buckets with clean data are invalidated first, to make \
-                 room for new metadata."
+                "The cache is full: clean data of {} is invalidated first, to make room for new \
+                 metadata.",
+                plural(*buckets, "bucket")
             )?,
             Method::Journal(journal) => writeln!(
                 out,
@@ -254,8 +256,8 @@ pub fn text(
         if done.invalidated_buckets > 0 {
             writeln!(
                 out,
-                "  {} buckets with clean data were invalidated to make room",
-                done.invalidated_buckets
+                "  clean data of {} was invalidated to make room",
+                plural(done.invalidated_buckets, "bucket")
             )?;
         }
         if plan.kept.is_empty() {

@@ -1,0 +1,66 @@
+//! Options of `bcachectl image`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Options of `bcachectl image`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+/// The commands of `bcachectl image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Write the metadata of a cache device to a file
+    Create(ImageCreateArgs),
+    /// Write a metadata image to a sparse file or a device
+    Restore(ImageRestoreArgs),
+}
+
+/// Options of `bcachectl image create`.
+#[derive(Debug, Args)]
+pub struct ImageCreateArgs {
+    /// The cache device, or an image file of it
+    #[arg(value_name = "CACHE")]
+    pub cache: PathBuf,
+
+    /// Where to: a new file, or - for standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Replace UUIDs and labels, the same ones by the same
+    #[arg(long)]
+    pub anonymize: bool,
+
+    /// Replace a file that is there already
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print JSON about what is in the image
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bcachectl image restore`.
+#[derive(Debug, Args)]
+pub struct ImageRestoreArgs {
+    /// The metadata image
+    #[arg(value_name = "FILE")]
+    pub image: PathBuf,
+
+    /// Where to: a new sparse file, or with --force a file or device that is there
+    #[arg(value_name = "DEV")]
+    pub target: PathBuf,
+
+    /// Overwrite a file or a device that is there: what a bcache device on it holds is lost
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,190 @@
+//! `bcachectl image`: the metadata of a cache device in a small file, and back.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use bcache_cli::is_broken_pipe;
+use bcache_cli::out::Out;
+use bcache_cli::progress::Progress;
+use bcache_core::cache_set;
+use bcache_core::device::file::open_packed;
+use bcache_core::device::holders::holders_of;
+use bcache_core::device::packed::PackedError;
+use bcache_core::device::{DeviceError, FileDevice, create_image, open_read, open_write};
+use bcache_core::ops::image::{self, ImageProgress, ImageReport};
+use bcache_core::units::format_bytes;
+use serde::Serialize;
+
+use crate::cli::image::{ImageArgs, ImageCommand, ImageCreateArgs, ImageRestoreArgs};
+use crate::commands::export::{check_target, create as create_file};
+use crate::exit::{ExitError, Failure};
+
+/// What `image create --json` prints; the man page documents the keys.
+#[derive(Serialize)]
+struct Created<'a> {
+    path: &'a Path,
+    output: &'a Path,
+    anonymized: bool,
+    #[serde(flatten)]
+    report: &'a ImageReport,
+}
+
+/// What `image restore --json` prints.
+#[derive(Serialize)]
+struct Restored<'a> {
+    image: &'a Path,
+    path: &'a Path,
+    created: bool,
+    device_bytes: u64,
+    metadata_bytes: u64,
+}
+
+/// Runs `bcachectl image`.
+pub fn run(args: &ImageArgs) -> Result<ExitCode> {
+    match &args.command {
+        ImageCommand::Create(args) => create(args),
+        ImageCommand::Restore(args) => restore(args),
+    }
+}
+
+fn create(args: &ImageCreateArgs) -> Result<ExitCode> {
+    let stream = args.output == Path::new("-");
+    if stream && args.json {
+        let error = anyhow::anyhow!("--json and the image cannot both go to standard output");
+        return Err(ExitError::wrap(Failure::Usage, error));
+    }
+    let device = open_read(&args.cache)?;
+    let holders = holders_of(&args.cache);
+    if !holders.is_empty() {
+        // What changes while it is read does not fit together.
+        return Err(DeviceError::Busy { path: args.cache.clone(), holders }.into());
+    }
+    let mut bar = Progress::new(args.cache.display().to_string());
+    let mut progress = |progress| match progress {
+        ImageProgress::Reading(cache_set::Progress::Journal { done, total }) => {
+            bar.set("journal", done, total);
+        }
+        ImageProgress::Reading(cache_set::Progress::Prios { done, total }) => {
+            bar.set("prios", done, total);
+        }
+        ImageProgress::Reading(cache_set::Progress::Btree { done, known }) => {
+            bar.set("btree nodes", done, known);
+        }
+        ImageProgress::Writing { done, total } => bar.set("bytes", done, total),
+    };
+    let context = || args.cache.display().to_string();
+    let report = if stream {
+        let out = BufWriter::new(io::stdout());
+        image::create(&device, args.anonymize, out, &mut progress).with_context(context)?.0
+    } else {
+        check_target(&args.output, args.force, std::slice::from_ref(&args.cache))?;
+        // Nothing is left behind that is no image.
+        cache_set::CacheDevice::open(&device).with_context(context)?;
+        let out = BufWriter::new(create_file(&args.output, args.force)?);
+        let made = image::create(&device, args.anonymize, out, &mut progress)
+            .map_err(anyhow::Error::from)
+            .and_then(|(report, out)| sync(out).map(|()| report));
+        match made {
+            Ok(report) => report,
+            Err(error) if is_broken_pipe(&error) => return Err(error),
+            Err(error) => {
+                let what = format!("{} is incomplete", args.output.display());
+                return Err(ExitError::wrap(Failure::Partial, error.context(what)));
+            }
+        }
+    };
+    bar.finish();
+    if args.json {
+        let mut out = Out::stdout();
+        out.json(&Created {
+            path: &args.cache,
+            output: &args.output,
+            anonymized: args.anonymize,
+            report: &report,
+        })?;
+        out.finish()?;
+    } else {
+        writeln!(
+            io::stderr(),
+            "{}: {} of metadata: {} journal buckets, {} prio sets, {} btree nodes",
+            args.cache.display(),
+            format_bytes(report.metadata_bytes),
+            report.journal_buckets,
+            report.prio_sets,
+            report.btree_nodes
+        )?;
+    }
+    if report.unreadable > 0 {
+        writeln!(
+            io::stderr(),
+            "bcachectl: {}: {} structures cannot be read and are not in the image",
+            args.cache.display(),
+            report.unreadable
+        )?;
+        return Ok(Failure::LeftOut.into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sync(out: BufWriter<File>) -> Result<()> {
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(())
+}
+
+fn restore(args: &ImageRestoreArgs) -> Result<ExitCode> {
+    let context = || args.image.display().to_string();
+    let image = open_packed(&args.image).map_err(anyhow::Error::from).with_context(context)?;
+    let (device, created) = target(args, image.header().device_bytes)?;
+    let mut bar = Progress::new(args.target.display().to_string());
+    let done = image::restore(&image, &device, &mut |done, total| bar.set("bytes", done, total));
+    bar.finish();
+    if let Err(error) = done {
+        let written = error.may_have_written();
+        let error = anyhow::Error::from(error).context(context());
+        if created {
+            drop(device);
+            std::fs::remove_file(&args.target)?;
+            return Err(error.context(format!("{} was removed", args.target.display())));
+        }
+        let failure = if written { Failure::Partial } else { Failure::Refused };
+        return Err(ExitError::wrap(failure, error));
+    }
+    let metadata_bytes = image.chunks().iter().map(|chunk| u64::from(chunk.len)).sum();
+    if args.json {
+        let mut out = Out::stdout();
+        out.json(&Restored {
+            image: &args.image,
+            path: &args.target,
+            created,
+            device_bytes: image.header().device_bytes,
+            metadata_bytes,
+        })?;
+        out.finish()?;
+    } else {
+        let (target, size) = (args.target.display(), format_bytes(metadata_bytes));
+        writeln!(io::stderr(), "{target}: {size} of metadata written and read back")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The device to write to, and whether it was made for that.
+fn target(args: &ImageRestoreArgs, size: u64) -> Result<(FileDevice, bool)> {
+    if !args.target.try_exists()? {
+        return Ok((create_image(&args.target, size)?, true));
+    }
+    if !args.force {
+        bail!(
+            "{} exists: --force writes the image over it, and what a bcache device on it holds is \
+             lost",
+            args.target.display()
+        );
+    }
+    match open_packed(&args.target) {
+        Err(PackedError::NotPacked) => {}
+        _ => bail!("{} is an image itself", args.target.display()),
+    }
+    Ok((open_write(&args.target)?, false))
+}

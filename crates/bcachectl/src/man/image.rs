@@ -1,0 +1,70 @@
+//! What the page of `bcachectl image` says beside its options.
+
+use super::text::{FILES, SEE_ALSO, Sections};
+
+pub(super) const BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl image create writes the metadata of a cache device to a small file: superblock, \
+     journal, prio sets, uuid table and btree nodes. Cached data is not in it. What is left of former \
+     uses of a bucket behind a structure is blanked, as it may be data. The file is for reports of \
+     damage, and for trying on a copy what a command would do.
+
+A metadata image opens like a device in bcachectl-show(8), bcachectl-check(8) and \
+     bcachectl-invalidate(8) with --dry-run, which read from it only. Whatever is not in it is said \
+     to be absent. It cannot be written to; restore it first.
+
+With --anonymize, UUIDs and labels are replaced: the same ones by the same, and with them the magics \
+     and checksums that depend on them. A wrong checksum stays wrong. Sizes, sectors and times stay.
+
+bcachectl image restore writes an image back: to a new sparse file of the size of the device, or with \
+     --force over a file or device that is there. Only the metadata is written. On the device that the \
+     image is of, it takes the cache back to the state of the image, which loses data if the cache was \
+     used since. The superblock is zeroed first and written last, and all is read back. After a power \
+     cut the device has no superblock, or is whole; restoring once more completes it.",
+)];
+
+pub(super) const AFTER: Sections = &[
+    (
+        "FORMAT",
+        "docs/metadata-image.md in the source describes the format. Every part of an image has a \
+         checksum; a damaged image is refused.",
+    ),
+    (
+        "JSON",
+        "image create --json prints one object with path, output, anonymized (true or false), \
+         device_bytes, metadata_bytes, journal_buckets, prio_sets, uuid_table (true or false), \
+         btree_nodes and unreadable (structures that are not in the image).
+
+image restore --json prints one object with image, path, created (true or false), device_bytes and \
+         metadata_bytes.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: All went well.
+
+1 :: Refused, or failed before anything was written.
+
+2 :: The command line makes no sense.
+
+3 :: Writing failed: the image is incomplete, or the device has no superblock.
+
+4 :: Some structures cannot be read, and are not in the image.",
+    ),
+    (
+        "EXAMPLES",
+        "For a bug report:
+
+    bcachectl image create --anonymize /dev/nvme0n1 -o cache.bci
+
+What would check say?
+
+    bcachectl check cache.bci
+
+A copy to try a command on:
+
+    bcachectl image restore cache.bci try.img
+    bcachectl invalidate --all-clean --yes try.img",
+    ),
+    FILES,
+    SEE_ALSO,
+];
