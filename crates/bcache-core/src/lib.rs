@@ -9,6 +9,7 @@
 //! - [`cache_set`]: what a device holds, read-only.
 //! - [`inspect`]: a group of devices: what belongs together, what would be lost, what can be done.
 //! - [`allocator`]: buckets, reserves, replacement policies, open buckets, the thread.
+//! - [`running`]: what the running kernel says of its sets, and telling it what to do.
 //! - [`model`]: a cache set in memory: what bcache would do with the requests of a trace.
 //! - [`ops`]: make, invalidate, check; each plans first and applies after.
 
@@ -28,4 +29,5 @@ pub mod inspect;
 pub mod layout;
 pub mod model;
 pub mod ops;
+pub mod running;
 pub mod units;

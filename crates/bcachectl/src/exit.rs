@@ -21,6 +21,12 @@ pub enum Failure {
     Unreported,
     /// `export`: something was left out, or is not certain; the map says what.
     LeftOut,
+    /// The kernel was told, and was not done in time.
+    NotDone,
+    /// `status`: a device is in a state that loses data.
+    Danger,
+    /// The user wanted no more waiting.
+    Interrupted,
     /// `show --dirty`: there is dirty data.
     DirtyData,
     /// `show --dirty`: there is none, and wiping the cache would do harm all the same.
@@ -34,9 +40,10 @@ impl Failure {
             Self::Refused => 1,
             Self::Usage => 2,
             Self::Partial => 3,
-            Self::Unproven | Self::LeftOut | Self::DirtyData => 4,
+            Self::Unproven | Self::LeftOut | Self::DirtyData | Self::NotDone | Self::Danger => 4,
             Self::Undefined | Self::UnsafeToWipe => 5,
             Self::Unreported => 6,
+            Self::Interrupted => 130,
         }
     }
 }

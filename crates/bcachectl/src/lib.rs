@@ -8,6 +8,7 @@ pub mod commands;
 pub mod compat;
 pub mod deep;
 pub mod exit;
+mod interrupt;
 pub mod man;
 pub mod render;
 pub mod scan;

@@ -2,6 +2,7 @@
 
 mod export;
 mod image;
+mod running;
 mod text;
 mod writeback;
 
@@ -103,7 +104,7 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
         },
     ];
     let mut files = crate::compat::pages()?;
-    for page in pages {
+    for page in pages.into_iter().chain(running::pages(&subcommand)?) {
         files.push((page.file_name(), page.render()?));
     }
     Ok(files)

@@ -312,7 +312,7 @@ pub enum BackingState {
 }
 
 impl BackingState {
-    fn from_sysfs(text: &str) -> Self {
+    pub(crate) fn from_sysfs(text: &str) -> Self {
         match text {
             "no cache" => Self::NoCache,
             "clean" => Self::Clean,

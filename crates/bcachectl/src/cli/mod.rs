@@ -6,6 +6,7 @@ pub mod image;
 pub mod invalidate;
 pub mod lists;
 pub mod make;
+pub mod running;
 pub mod show;
 pub mod writeback;
 
@@ -20,7 +21,7 @@ pub use make::MakeArgs;
 pub use show::ShowArgs;
 pub use writeback::WritebackArgs;
 
-/// Make, show, check and invalidate bcache devices
+/// Make, inspect and control bcache devices
 #[derive(Debug, Parser)]
 #[command(
     name = "bcachectl",
@@ -54,6 +55,32 @@ pub enum Command {
     Writeback(WritebackArgs),
     /// Keep the metadata of a cache device in a small file, and write it back
     Image(ImageArgs),
+    /// Register devices with the kernel
+    Register(running::RegisterArgs),
+    /// Attach a backing device to a cache set
+    Attach(running::AttachArgs),
+    /// Detach a backing device from its cache set
+    Detach(running::DetachArgs),
+    /// Write dirty data back until a device is clean
+    Flush(running::FlushArgs),
+    /// Stop a backing device or a cache set
+    Stop(running::StopArgs),
+    /// Write everything back and take a cache set out of use
+    Unregister(running::UnregisterArgs),
+    /// Start a backing device without its cache
+    Run(running::RunArgs),
+    /// Label a backing device or a flash-only volume
+    Label(running::LabelArgs),
+    /// Make and remove flash-only volumes
+    Volume(running::VolumeArgs),
+    /// Let a grown backing device take its new size
+    Resize(running::ResizeArgs),
+    /// Change settings of a running device or set
+    Set(running::SetArgs),
+    /// Show the settings of a running device or set
+    Get(running::GetArgs),
+    /// Tell how running sets and devices are
+    Status(running::StatusArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

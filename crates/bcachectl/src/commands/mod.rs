@@ -5,6 +5,7 @@ pub mod export;
 pub mod image;
 pub mod invalidate;
 pub mod make;
+pub mod running;
 pub mod show;
 pub mod source;
 pub mod writeback;
@@ -41,6 +42,19 @@ pub fn main() -> ExitCode {
         (Command::Export(args), _) => export::run(args),
         (Command::Writeback(args), _) => writeback::run(args),
         (Command::Image(args), _) => image::run(args),
+        (Command::Register(args), _) => running::register(args),
+        (Command::Attach(args), _) => running::attach(args),
+        (Command::Detach(args), _) => running::detach(args),
+        (Command::Flush(args), _) => running::flush(args),
+        (Command::Stop(args), _) => running::stop(args),
+        (Command::Unregister(args), _) => running::unregister(args),
+        (Command::Run(args), _) => running::run(args),
+        (Command::Label(args), _) => running::label(args),
+        (Command::Volume(args), _) => running::volume(args),
+        (Command::Resize(args), _) => running::resize(args),
+        (Command::Set(args), _) => running::set(args),
+        (Command::Get(args), _) => running::get(args),
+        (Command::Status(args), _) => running::status(args),
         (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),
         (Command::Completions { shell, old_name: Some(name) }, _) => {

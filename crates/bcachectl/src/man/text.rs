@@ -6,7 +6,7 @@ pub(super) const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
     "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), \
      bcachectl-invalidate(8), bcachectl-export(8), bcachectl-writeback(8), bcachectl-image(8), \
-     bcache-bench(8), blkid(8), losetup(8), wipefs(8)
+     bcachectl-register(8), bcachectl-status(8), bcache-bench(8), blkid(8), losetup(8), wipefs(8)
 
 The kernel's own text is Documentation/admin-guide/bcache.rst.",
 );
@@ -26,8 +26,9 @@ pub(super) const MAIN_BEFORE: Sections = &[(
     "bcachectl formats, inspects and repairs the devices of bcache, the block cache of the Linux \
      kernel: an SSD (the cache device) in front of disks (backing devices).
 
-It works on devices that the kernel does not run at the moment, and on image files of them; looking \
-     is possible on devices in use, too. Whatever it writes is planned and shown first, and the \
+make, check and invalidate work on devices that the kernel does not run at the moment, and on image \
+     files of them; looking is possible on devices in use, too. register, attach and the others tell \
+     the running kernel what to do, and status tells how it goes. Whatever it writes is planned and shown first, and the \
      stock kernel agrees with the result.",
 )];
 

@@ -1,6 +1,7 @@
 //! Advice in words, each with the command that carries it out.
 
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use bcache_core::inspect::{Advice, Danger};
@@ -203,21 +204,18 @@ fn register_and_detach(cache: &Path, backing: &[PathBuf]) -> (String, Option<Str
     if is_file(cache) || backing.iter().any(|path| is_file(path)) {
         return (
             "Write the dirty data back first: make loop devices of the images, register all of \
-             them, and detach each backing device (echo 1 > /sys/block/bcacheN/bcache/detach)."
+             them with `bcachectl register`, and detach each backing device with `bcachectl detach \
+             --wait`."
                 .to_owned(),
             None,
         );
     }
     let text = "Write the dirty data back first: register the cache and its backing devices, then \
                 detach; the data is written back as the kernel detaches";
-    let devices: Vec<&Path> = backing.iter().map(PathBuf::as_path).chain([cache]).collect();
-    let register =
-        devices.iter().map(|path| format!("echo {} > /sys/fs/bcache/register", shell_quoted(path)));
-    let detach = backing.iter().map(|path| {
-        // Links such as those of device mapper are not what sysfs calls a device.
-        let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        format!("echo 1 > /sys/class/block/{name}/bcache/detach")
-    });
-    (text.to_owned(), Some(register.chain(detach).collect::<Vec<_>>().join("; ")))
+    let devices: Vec<String> =
+        backing.iter().map(PathBuf::as_path).chain([cache]).map(shell_quoted).collect();
+    let register = format!("bcachectl register {}", devices.join(" "));
+    let detach =
+        backing.iter().map(|path| format!("bcachectl detach --wait {}", shell_quoted(path)));
+    (text.to_owned(), Some(iter::once(register).chain(detach).collect::<Vec<_>>().join(" && ")))
 }

@@ -1,0 +1,28 @@
+//! Sets that the kernel runs: what it says of them, and how to tell it what to do.
+//!
+//! Everything is read through one [`Root`](crate::device::sysfs::Root), so that a tree recorded from
+//! a machine ([`recorded`]) stands in for the machine. What is written is written once, after all
+//! that could be checked was checked, and is done only when the kernel's files prove it ([`control`]).
+//! The facts about the kernel are in docs/running.md.
+
+mod attributes;
+pub mod control;
+mod deadline;
+mod findings;
+mod kmsg;
+pub mod recorded;
+mod rounded;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod tunables;
+mod view;
+
+pub use attributes::Attributes;
+pub use deadline::{Blocked, Late, within};
+pub use findings::{DeviceState, Finding, IN_USE_MAX_PERCENT, OnDevice, Severity, findings};
+pub use kmsg::{Mark, reason};
+pub use rounded::{Rounded, RoundedError, as_the_kernel_prints};
+pub use stats::{DiskStats, EVENTS_PER_TICK_MAX, Stats, TICK_SECONDS, byte_hit_ratio};
+pub use tunables::{FP_TERMS, Scope, TUNABLES, Tunable, Unit, ValueError};
+pub use view::{Attached, Backing, Cache, Closing, Set, View, Volume};

@@ -1,0 +1,330 @@
+//! Options of the commands that control and watch what the kernel runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bcache_cli::size::parse_bytes;
+use clap::{Args, Subcommand};
+
+/// Options of all commands that change something.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ControlArgs {
+    /// Check everything and say what would be written, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Wait at most so long: 90, 90s, 5m or 1h; 0 for as long as it takes
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub timeout: Option<Duration>,
+}
+
+/// Options of `bcachectl register`.
+#[derive(Debug, Args)]
+pub struct RegisterArgs {
+    /// Cache and backing devices
+    #[arg(value_name = "DEV", required = true)]
+    pub devices: Vec<PathBuf>,
+
+    /// Register a cache, though a backing device was started without it and the kernel drops its
+    /// dirty data on that cache
+    #[arg(long)]
+    pub lose_dirty_data: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The backing device, or the bcache device it runs as
+    #[arg(value_name = "DEV")]
+    pub device: String,
+
+    /// The set, by its UUID or its cache device
+    #[arg(value_name = "SET")]
+    pub set: String,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The backing device, or the bcache device it runs as
+    #[arg(value_name = "DEV")]
+    pub device: String,
+
+    /// Wait until everything is written back and the device is detached
+    #[arg(long)]
+    pub wait: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl flush`.
+#[derive(Debug, Args)]
+pub struct FlushArgs {
+    /// A backing device or the bcache device it runs as; or a set, for all of its devices
+    #[arg(value_name = "DEV|SET")]
+    pub target: String,
+
+    /// Wait until it is clean: flush always does, for it has settings to put back
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Turn writeback to writethrough for the time, so that new writes do not keep it dirty
+    #[arg(long)]
+    pub writethrough: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// A backing device or the bcache device it runs as; or a set, with all of its devices
+    #[arg(value_name = "DEV|SET")]
+    pub target: String,
+
+    /// Stop it though it is in use: it ends at the last close, which cannot be called off
+    #[arg(long)]
+    pub lazy: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl unregister`.
+#[derive(Debug, Args)]
+pub struct UnregisterArgs {
+    /// The set, by its UUID or its cache device
+    #[arg(value_name = "SET")]
+    pub set: String,
+
+    /// Wipe the superblock of the cache device when all is written back
+    #[arg(long)]
+    pub wipe: bool,
+
+    /// Do not ask before wiping; needed where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The backing device
+    #[arg(value_name = "DEV")]
+    pub device: String,
+
+    /// Start it though its cache may hold data that is nowhere else
+    #[arg(long)]
+    pub lose_dirty_data: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl label`.
+#[derive(Debug, Args)]
+pub struct LabelArgs {
+    /// A backing device, or the bcache device that it or a volume runs as
+    #[arg(value_name = "DEV")]
+    pub device: String,
+
+    /// The label, of at most 31 bytes; an empty one takes the label away
+    #[arg(value_name = "LABEL")]
+    pub label: String,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl volume`.
+#[derive(Debug, Args)]
+pub struct VolumeArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: VolumeCommand,
+}
+
+/// What can be done with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a flash-only volume
+    Create {
+        /// The set, by its UUID or its cache device
+        #[arg(value_name = "SET")]
+        set: String,
+
+        /// Its size, such as 20G
+        #[arg(value_name = "SIZE", value_parser = parse_bytes)]
+        size: u64,
+
+        /// Its label, of at most 31 bytes
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
+
+        /// What all of these commands have
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Remove a flash-only volume and its data
+    Remove {
+        /// The bcache device that it runs as
+        #[arg(value_name = "DEV")]
+        device: String,
+
+        /// Do not ask; needed where standard input is no terminal
+        #[arg(short, long)]
+        yes: bool,
+
+        /// What all of these commands have
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+}
+
+/// Options of `bcachectl resize`.
+#[derive(Debug, Args)]
+pub struct ResizeArgs {
+    /// The backing device, or the bcache device it runs as
+    #[arg(value_name = "DEV")]
+    pub device: String,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// A backing device or the bcache device it runs as; or a set, by its UUID or cache device
+    #[arg(value_name = "DEV|SET")]
+    pub target: String,
+
+    /// Settings and their values, such as sequential_cutoff=4M
+    #[arg(value_name = "NAME=VALUE", required = true)]
+    pub assignments: Vec<String>,
+
+    /// Allow values that lose data or stop the machine
+    #[arg(long)]
+    pub dangerous: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Options of `bcachectl get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// A backing device or the bcache device it runs as; or a set, by its UUID or cache device
+    #[arg(value_name = "DEV|SET")]
+    pub target: String,
+
+    /// Settings; by default all
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Wait at most so long for the kernel's answer
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+    pub timeout: Duration,
+}
+
+/// Options of `bcachectl status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// A backing device, a bcache device, a cache device or a set; by default everything
+    #[arg(value_name = "DEV|SET")]
+    pub target: Option<String>,
+
+    /// Say which of the kernel's tests sends I/O past the cache
+    #[arg(long)]
+    pub why: bool,
+
+    /// Measure for so long, and show rates: 10, 10s or 1m
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["prometheus", "record", "recorded"])]
+    pub interval: Option<Duration>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print metrics as Prometheus reads them
+    #[arg(long, conflicts_with_all = ["json", "why", "target"])]
+    pub prometheus: bool,
+
+    /// Record what the kernel says in a file, for a bug report; - for standard output
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why", "prometheus", "target", "recorded"])]
+    pub record: Option<PathBuf>,
+
+    /// Take a file that --record wrote for the kernel
+    #[arg(long, value_name = "FILE")]
+    pub recorded: Option<PathBuf>,
+
+    /// Wait at most so long for the kernel's answer
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+    pub timeout: Duration,
+}
+
+/// Why a time is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no time; write a whole number of seconds, or one with s, m or h")]
+pub struct TimeError(String);
+
+/// A time such as `90`, `90s`, `5m`, `1h`.
+pub fn parse_time(text: &str) -> Result<Duration, TimeError> {
+    let parse = || {
+        let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+        let unit = match text.get(digits.len()..)? {
+            "" | "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        let plain = !digits.is_empty() && digits.bytes().all(|it| it.is_ascii_digit());
+        let seconds = plain.then(|| digits.parse::<u64>().ok()).flatten()?.checked_mul(unit)?;
+        Some(Duration::from_secs(seconds))
+    };
+    parse().ok_or_else(|| TimeError(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600), ("0", 0)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "s", "5d", "-5", "1.5m", "5 m", "99999999999999999999"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Findings in words, each with the way out that was seen to work on stock kernels
+//! (docs/running.md §6).
+
+use bcache_core::running::{Finding, View};
+use uuid::Uuid;
+
+use super::Only;
+use super::report::FindingReport;
+
+fn name_of(set: Option<Uuid>) -> String {
+    set.map_or_else(|| "its cache".to_owned(), |set| format!("the cache of the set {set}"))
+}
+
+/// The way out of running without a cache: make it say so on the device before the cache returns.
+fn give_up_the_cache(device: &str, bcache: Option<&str>) -> Vec<String> {
+    let bcache = bcache.unwrap_or(device);
+    vec![
+        format!("keep the cache away, and unmount /dev/{bcache}"),
+        format!("bcachectl stop {bcache}"),
+        format!("bcachectl register /dev/{device}"),
+        format!("bcachectl run {device}"),
+        "then the cache may return, registered with --lose-dirty-data: the kernel drops its old contents"
+            .to_owned(),
+    ]
+}
+
+pub(super) fn report(finding: &Finding) -> FindingReport {
+    let (text, way_out) = words(finding);
+    FindingReport { code: finding.code(), severity: finding.severity(), text, way_out }
+}
+
+fn words(finding: &Finding) -> (String, Vec<String>) {
+    match finding {
+        Finding::CacheLost { device, bcache, set } => (
+            format!(
+                "{device} runs without a cache, and its superblock does not say so: the cache \
+                 failed. When {} comes back, reads return its old contents.",
+                name_of(*set)
+            ),
+            give_up_the_cache(device, bcache.as_deref()),
+        ),
+        Finding::Forced { device, set, .. } => (
+            format!(
+                "{device} was started without its cache. When {} is registered, the kernel drops \
+                 what it holds of {device}, dirty data included.",
+                name_of(*set)
+            ),
+            vec![
+                format!(
+                    "if {device} is right as it is: wipe that cache before it is seen again, or \
+                     register it with --lose-dirty-data"
+                ),
+                "if the dirty data counts more: keep that cache away, and stop using the device"
+                    .to_owned(),
+            ],
+        ),
+        Finding::OtherSet { device, attached, named } => (
+            format!(
+                "{device} is attached to the set {attached}, and its superblock names {named}. If \
+                 it was attached to {attached} before, reads may return the contents of that time."
+            ),
+            vec![
+                "compare what it holds with a backup before you trust it".to_owned(),
+                format!("bcachectl detach --wait {device}"),
+            ],
+        ),
+        Finding::Waiting { device, dirty, set } => {
+            let what =
+                if *dirty { "holds data that is nowhere else" } else { "holds no dirty data" };
+            let mut way_out = vec!["register its cache: it attaches by itself".to_owned()];
+            if !dirty {
+                way_out.push(format!("or start it without: bcachectl run {device}"));
+            }
+            (format!("{device} waits for {}, which {what}.", name_of(*set)), way_out)
+        }
+        Finding::IoDisabled { what } => (
+            format!("All I/O to {what} fails: the kernel has given it up."),
+            vec!["stop it and register it again".to_owned()],
+        ),
+        Finding::NotSynchronous { set } => (
+            format!(
+                "The set {set} is not synchronous: its next registration throws away all that is \
+                 on the cache, dirty data too."
+            ),
+            vec![format!("bcachectl set {set} synchronous=1")],
+        ),
+        Finding::Panics { set } => (
+            format!("The kernel panics at the first fatal error of the set {set} (errors=panic)."),
+            Vec::new(),
+        ),
+        Finding::IoErrors { device, errors, limit } => {
+            let limit = limit.map(|it| format!("; at {it} it is given up")).unwrap_or_default();
+            (format!("{device} has had {errors} I/O errors{limit}."), Vec::new())
+        }
+        Finding::Full { set, available_percent } => (
+            format!(
+                "Only {available_percent} % of the cache of {set} is available: nothing new is \
+                 cached until garbage collection frees something."
+            ),
+            Vec::new(),
+        ),
+        Finding::WritebackStopped { device } => (
+            format!("{device} has dirty data, and writeback is switched off."),
+            vec![format!("bcachectl set {device} writeback_running=1")],
+        ),
+        Finding::Closing { bcache } => (
+            format!("{bcache} was stopped and is still open; it ends at the last close."),
+            Vec::new(),
+        ),
+        Finding::Unknown { device } => {
+            (format!("The kernel's files about {device} do not fit together."), Vec::new())
+        }
+    }
+}
+
+/// Whether the finding is about what was asked for.
+pub(super) fn is_about(finding: &Finding, only: Option<&Only>, view: &View) -> bool {
+    let Some(only) = only else { return true };
+    let of_device = |device: &String| match only {
+        Only::Backing(name) => name == device,
+        Only::Set(uuid) => {
+            view.backing_of(*uuid).any(|it| it.name == *device)
+                || view.set_of_cache(device).is_some_and(|set| set.uuid == *uuid)
+        }
+        Only::Volume(_) => false,
+    };
+    let of_set = |set: &Uuid| match only {
+        Only::Set(uuid) => uuid == set,
+        Only::Backing(name) => view.backing_of(*set).any(|it| it.name == *name),
+        Only::Volume(name) => {
+            view.set(*set).is_some_and(|set| set.volumes.iter().any(|it| it.bcache == *name))
+        }
+    };
+    match finding {
+        Finding::CacheLost { device, .. }
+        | Finding::Forced { device, .. }
+        | Finding::OtherSet { device, .. }
+        | Finding::Waiting { device, .. }
+        | Finding::IoErrors { device, .. }
+        | Finding::WritebackStopped { device }
+        | Finding::Unknown { device } => of_device(device),
+        Finding::NotSynchronous { set } | Finding::Panics { set } | Finding::Full { set, .. } => {
+            of_set(set)
+        }
+        Finding::IoDisabled { what } => {
+            of_device(what) || Uuid::try_parse(what).is_ok_and(|set| of_set(&set))
+        }
+        Finding::Closing { bcache } => matches!(only, Only::Volume(name) if name == bcache),
+    }
+}

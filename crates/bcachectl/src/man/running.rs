@@ -1,0 +1,389 @@
+//! The sections of the pages about running devices.
+
+use anyhow::Result;
+use bcache_cli::man::Page;
+use clap::Command;
+
+use super::text::{FILES, SEE_ALSO};
+
+type Sections = &'static [(&'static str, &'static str)];
+
+/// The statuses that the commands share.
+const STATUS: (&str, &str) = (
+    "EXIT STATUS",
+    "0 :: It is done, and the kernel's files prove it; or it was so already; or --dry-run found no \
+     objection.
+
+1 :: Refused, and nothing was written; or the kernel did not take it.
+
+2 :: The command line makes no sense.
+
+3 :: The kernel was told, and something else came of it; the message says what.
+
+4 :: The kernel was told, and it was not done in the time of --timeout. It may still be at it.
+
+130 :: Interrupted while the kernel was at it. What cannot be called off goes on.",
+);
+
+const JSON: (&str, &str) = (
+    "JSON",
+    "With --json the output is one object with dry_run and results, a list of objects with action, \
+     target, state (planned, done, already-so, refused, failed), writes (a list of objects with file \
+     and value), notes (a list of objects, each with a code), bcache (the bcache device it led to), \
+     took_ms, error and kernel_log (what bcache logged meanwhile). It is printed when a command \
+     fails, too.",
+);
+
+const NAMES: (&str, &str) = (
+    "DEVICES",
+    "A backing device is named by its path, by the path or name of the bcache device \
+                     it runs as, or by its UUID; a set by its UUID or by its cache device.",
+);
+
+const REGISTER_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl register tells the kernel to take devices into use. A backing device whose superblock \
+     names a set attaches to it by itself as soon as both are registered; the order does not matter. \
+     A device that is registered already is no failure.
+
+The superblock is judged before, as the kernel would. Refused are a device that is held, read-only \
+     or a copy of one that is registered. Refused is also a cache whose backing device went on \
+     without it: its reads would return old contents, or its dirty data would be dropped. The message \
+     says what to do first.
+
+Registering a large cache takes minutes, in which the kernel answers nobody who asks about bcache, \
+     and cannot be interrupted.",
+)];
+const REGISTER_AFTER: Sections = &[
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "A cache and its disk:
+
+    bcachectl register /dev/nvme0n1 /dev/sdb",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const ATTACH_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl attach gives a running backing device a cache. Its bcache device may be mounted. It is \
+     done when the device is attached and its superblock says so.
+
+Attached is only a device that needs no other cache. The kernel itself would also attach one that \
+     waits for its set, and read old contents if the other set knew it from before; that is refused. \
+     So is a set whose blocks are larger than those of the device.",
+)];
+const ATTACH_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "By the cache device, and by the set's UUID:
+
+    bcachectl attach /dev/sdb /dev/nvme0n1
+    bcachectl attach bcache0 0bd1bca4-7a2e-4d5c-9a39-f2b0a3a17b15",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const DETACH_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl detach takes a backing device from its cache. The kernel writes the dirty data back \
+     first, at full speed, and this cannot be called off. The bcache device stays, may be mounted, \
+     and runs on without a cache. Without --wait the command ends when the kernel has been told.",
+)];
+const DETACH_AFTER: Sections =
+    &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl detach --wait bcache0"), FILES, SEE_ALSO];
+
+const FLUSH_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl flush writes dirty data back to the last sector and waits until the superblock of the \
+     backing device says clean. For the time it sets writeback_delay and writeback_percent to 0 and \
+     writeback_running to 1, and puts them back afterwards, also when it fails or is interrupted by \
+     SIGINT, SIGTERM or SIGHUP. After SIGKILL the settings stay changed.
+
+In writeback mode new writes make the device dirty again. With --writethrough the mode is \
+     writethrough for the time.",
+)];
+const FLUSH_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "All devices of a set, for at most ten minutes:
+
+    bcachectl flush --writethrough --timeout 10m /dev/nvme0n1",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const STOP_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl stop ends a backing device, or a set with all of its backing devices and flash-only \
+     volumes. It is done when the devices can be opened by others. Dirty data stays on the cache, and \
+     is there when both are registered again.
+
+A bcache device that is mounted, held or used as swap is refused, and the users are named. With \
+     --lazy it is stopped all the same: it goes on for those who have it open, nobody else can open \
+     it, and it ends at the last close. That cannot be called off.",
+)];
+const STOP_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    ("EXAMPLES", "    umount /home\n    bcachectl stop bcache0"),
+    FILES,
+    SEE_ALSO,
+];
+
+const UNREGISTER_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl unregister takes a cache set out of use: the kernel writes all dirty data back and \
+     detaches the backing devices, which run on, mounted or not. Flash-only volumes stop; their data \
+     stays on the cache.
+
+With --wipe the cache device is claimed as soon as the kernel lets go of it, so that udev does not \
+     register it again. All of it is read, and its superblock is zeroed if it holds no dirty data and \
+     no flash-only volume.",
+)];
+const UNREGISTER_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "Take the SSD away for good:
+
+    bcachectl unregister --wipe /dev/nvme0n1",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const RUN_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl run starts a backing device that waits for its cache, without it. The superblock then \
+     says \"inconsistent\", and whatever that cache holds of the device no longer counts.
+
+If the device is clean, nothing is lost. If it is dirty, what was written last is only on the cache, \
+     and is lost for good as soon as the kernel sees both again: it drops it without a word. Then run \
+     wants the words \"lose dirty data\" typed on a terminal, or --lose-dirty-data. Wipe the old cache \
+     before it is seen again.",
+)];
+const RUN_AFTER: Sections =
+    &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl run /dev/sdb"), FILES, SEE_ALSO];
+
+const LABEL_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl label gives a running backing device or a flash-only volume a label. It is kept in the \
+     superblock, or in the cache. udev makes a link of the label of a backing device.",
+)];
+const LABEL_AFTER: Sections =
+    &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl label bcache0 home"), FILES, SEE_ALSO];
+
+const VOLUME_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl volume create makes a flash-only volume: a block device that is on the cache alone. Its \
+     data counts as dirty for ever and exists nowhere else. Its size is at least a bucket and at most \
+     what the cache has available; the kernel would take anything, and keeps a slot for ever for a \
+     volume of size 0, which hides all volumes after it.
+
+bcachectl volume remove takes it and its data away. The volume must not be in use.",
+)];
+const VOLUME_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "    bcachectl volume create --label scratch /dev/nvme0n1 20G
+    bcachectl volume remove bcache1",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const RESIZE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl resize lets a backing device that has grown take its new size. No kernel does so while \
+     it runs: the device is stopped, which needs it unmounted, and registered again. Dirty data stays \
+     on the cache meanwhile. The file system on it is grown afterwards.",
+)];
+const RESIZE_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "    lvextend -L +100G vg/slow
+    umount /home
+    bcachectl resize bcache0",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const SET_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl set changes settings of a running backing device or set. All values are checked before \
+     the first is written. Each is read back: a value that the kernel changed or ignored is an error, \
+     where the kernel itself reports success.
+
+Numbers are in the kernel's unit, which bcachectl-get(8) shows, or have a unit of their own: 4M, 30s, \
+     10%. Sizes and rates are powers of 1024. Settings that limit each other are written in the order \
+     that works.
+
+Most settings are lost when the device stops or the machine reboots.",
+)];
+const SET_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "    bcachectl set bcache0 sequential_cutoff=0 writeback_percent=20
+    bcachectl set /dev/nvme0n1 congested_read_threshold_us=0",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const GET_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl get lists the settings of a running backing device or set: value, default, unit, range, \
+     and whether the value is kept when the device stops. Sizes are as the kernel prints them, cut \
+     off after one decimal; with --json, bytes has the least and the most that the value can be.",
+)];
+const GET_AFTER: Sections = &[
+    NAMES,
+    (
+        "EXIT STATUS",
+        "0 :: All went well.
+
+1 :: No such device, set or setting, or the kernel did not answer.
+
+2 :: The command line makes no sense.",
+    ),
+    ("EXAMPLES", "    bcachectl get bcache0 sequential_cutoff"),
+    FILES,
+    SEE_ALSO,
+];
+
+const STATUS_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl status tells how running sets and devices are. What must not stay as it is comes first, \
+     with the way out. It only reads, and never what makes the kernel work hard (priority_stats).
+
+A backing device is attached-clean, attached-dirty, plain (it needs no cache), waiting (for the set \
+     that its superblock names), forced (it was started without its cache), or cache-lost: it runs \
+     without the cache that its superblock names, because that failed. The last two are dangers: when \
+     the cache comes back, the kernel drops dirty data or returns old contents without a word. A device \
+     that is being detached looks attached until the last sector is written.
+
+Hits and misses are the kernel's counts of reads since registration. They change every 13.6 seconds, \
+     and are too low where there were more than 4,800 a second; what went past the cache is a lower \
+     bound. With --interval, rates and the share of the bytes that came from the cache are measured, \
+     from the block layer's exact counts.
+
+While the kernel registers a cache it answers nobody; status says so after a second and waits, at most \
+     --timeout.",
+)];
+const STATUS_AFTER: Sections = &[
+    NAMES,
+    (
+        "JSON",
+        "With --json the output is one object with sets, unattached (backing devices of no set) and \
+     findings. Numbers that the kernel rounds are objects with low and high, the least and the most \
+     that the true value can be.
+
+sets :: uuid, cache, cache_bytes, bucket_bytes, nbuckets, available_percent, replacement, io_errors, \
+     gc_age_seconds, hits, misses, hit_ratio, backing, volumes.
+
+backing, unattached :: device, bcache, uuid, label, set, state, superblock_state, cache_mode, bytes, \
+     dirty_bytes, dirty_target_bytes, writeback_rate_bytes, clean_in (when: clean, never, full-speed, \
+     when-idle, or seconds with seconds), io_errors, hits, misses, hit_ratio, bypassed_bytes, rates \
+     (with --interval), why (with --why).
+
+volumes :: bcache, slot, label, bytes.
+
+findings :: code, severity (danger, warning, note), text, way_out (a list of steps). The codes: \
+     cache-lost, forced, other-set, waiting, io-disabled, not-synchronous, panics, io-errors, full, \
+     writeback-stopped, closing, unknown.",
+    ),
+    (
+        "METRICS",
+        "With --prometheus the names are those of node_exporter's bcache collector where the meaning \
+     is the same. Of a rounded number the middle of what it can be is given. \
+     node_bcache_average_key_size_bytes is in bytes, and node_exporter's average_key_size_sectors, \
+     which is in bytes too, is left out. bcache_backing_info and bcache_cache_info join the slot \
+     numbers to names; bcache_backing_state is 1 for the state that a device is in.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: Nothing is in danger. Warnings and notes may be there.
+
+1 :: The kernel's files could not be read, it did not answer in time, or there is no such device.
+
+2 :: The command line makes no sense.
+
+4 :: A device or set is in a state that loses data, or has returned wrong data; the way out is told.",
+    ),
+    (
+        "EXAMPLES",
+        "What goes past the cache, and how well does it work now?
+
+    bcachectl status --why --interval 30s bcache0
+
+For node_exporter's textfile collector:
+
+    bcachectl status --prometheus >/var/lib/node_exporter/bcache.prom",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+/// The pages; `subcommand` gives what the parser knows of a command.
+pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<Page>> {
+    macro_rules! page {
+        ($name:literal, $synopsis:expr, $before:expr, $after:expr) => {
+            Page {
+                name: concat!("bcachectl-", $name),
+                command: subcommand($name)?,
+                synopsis: $synopsis,
+                invocation: concat!("bcachectl ", $name),
+                before: $before,
+                after: $after,
+            }
+        };
+    }
+    Ok(vec![
+        page!("register", &["[OPTIONS] DEV..."], REGISTER_BEFORE, REGISTER_AFTER),
+        page!("attach", &["[OPTIONS] DEV SET"], ATTACH_BEFORE, ATTACH_AFTER),
+        page!("detach", &["[OPTIONS] [ --wait ] DEV"], DETACH_BEFORE, DETACH_AFTER),
+        page!("flush", &["[OPTIONS] DEV|SET"], FLUSH_BEFORE, FLUSH_AFTER),
+        page!("stop", &["[OPTIONS] DEV|SET"], STOP_BEFORE, STOP_AFTER),
+        page!("unregister", &["[OPTIONS] [ --wipe ] SET"], UNREGISTER_BEFORE, UNREGISTER_AFTER),
+        page!("run", &["[OPTIONS] DEV"], RUN_BEFORE, RUN_AFTER),
+        page!("label", &["[OPTIONS] DEV LABEL"], LABEL_BEFORE, LABEL_AFTER),
+        page!(
+            "volume",
+            &[
+                "create [ --dry-run ] [ --json ] [ --timeout TIME ] [ --label TEXT ] SET SIZE",
+                "remove [ --dry-run ] [ --json ] [ --timeout TIME ] [ --yes ] DEV",
+            ],
+            VOLUME_BEFORE,
+            VOLUME_AFTER
+        ),
+        page!("resize", &["[OPTIONS] DEV"], RESIZE_BEFORE, RESIZE_AFTER),
+        page!("set", &["[OPTIONS] DEV|SET NAME=VALUE..."], SET_BEFORE, SET_AFTER),
+        page!("get", &["[OPTIONS] DEV|SET [NAME...]"], GET_BEFORE, GET_AFTER),
+        page!("status", &["[OPTIONS] [DEV|SET]"], STATUS_BEFORE, STATUS_AFTER),
+    ])
+}

@@ -1,0 +1,389 @@
+//! `bcachectl` tells stock kernels what to do: each command through its whole life cycle, what it
+//! refuses, and the states in which the kernel itself returns wrong data.
+
+use anyhow::{Context as _, ensure};
+use bcache_tests::need::find_program;
+use bcache_tests::tool::make;
+use bcache_tests::{Guest, GuestRun, Kernel, Need, Scratch, binary, main_with, trial};
+use serde_json::Value;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let mut trials = Vec::new();
+    for kernel in Kernel::ALL {
+        trials.push(trial(format!("life_cycle_{kernel}"), &[Need::Guest], move || {
+            life_cycle(kernel)
+        }));
+        trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
+        let needs = &[Need::Guest, Need::Program("dmsetup", "dmsetup")];
+        trials.push(trial(format!("cache_lost_{kernel}"), needs, move || cache_lost(kernel)));
+    }
+    main_with(trials)
+}
+
+/// The shell's part of each guest: `ctl NAME ARGUMENTS` runs bcachectl and keeps what it said.
+const CTL: &str = "
+    ctl() {
+        ctl_name=$1
+        shift
+        capture $ctl_name /bin/bcachectl \"$@\"
+    }
+    pattern() {
+        dd if=/dev/$1 of=/dev/$2 bs=1M count=$3 oflag=direct conv=fsync 2>/dev/null
+    }";
+
+/// A guest with a backing device on vda, its cache on vdb, a second pair on vdc and vdd.
+fn guest(kernel: Kernel, scratch: &Scratch) -> anyhow::Result<Guest> {
+    let mut guest = Guest::new(kernel).binary(binary("bcachectl")?).script(CTL);
+    for (backing, cache) in [("back0", "cache0"), ("back1", "cache1")] {
+        let backing = scratch.sparse(backing, 256 << 20)?;
+        let cache = scratch.sparse(cache, 256 << 20)?;
+        let path = |path: &std::path::Path| path.to_str().map(str::to_owned).context("UTF-8");
+        make(["--bucket", "128k", "--cache", &path(&cache)?, "--bdev", &path(&backing)?])?;
+        guest = guest.disk(backing).disk(cache);
+    }
+    Ok(guest.timeout(Duration::from_secs(300)))
+}
+
+/// What the command `name` said and how it ended.
+fn said<'r>(run: &'r GuestRun, name: &str) -> anyhow::Result<(&'r str, i32)> {
+    let capture = run.log.capture(name).with_context(|| format!("no {name}\n{}", run.tail()))?;
+    Ok((&capture.output, capture.status.unwrap_or(-1)))
+}
+
+/// The command ended with `status`, and said each of `words`.
+fn expect(run: &GuestRun, name: &str, status: i32, words: &[&str]) -> anyhow::Result<()> {
+    let (output, ended) = said(run, name)?;
+    ensure!(
+        ended == status,
+        "{name}: status {ended} instead of {status}: {output}\n{}",
+        run.tail()
+    );
+    for word in words {
+        ensure!(output.contains(word), "{name}: no {word:?} in {output}");
+    }
+    Ok(())
+}
+
+fn json(run: &GuestRun, name: &str) -> anyhow::Result<Value> {
+    let (output, _) = said(run, name)?;
+    serde_json::from_str(output).with_context(|| format!("{name}: {output}"))
+}
+
+fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let script = r#"
+        ctl none status
+        ctl dry register --dry-run /dev/vda
+        ctl register register /dev/vda /dev/vdb
+        ctl again register /dev/vda
+        set=$(sets)
+        ctl status status
+        ctl json status --json
+        ctl label label bcache0 "my data"
+        ctl why status --why vda
+        ctl metrics status --prometheus
+        ctl set_dry set --dry-run vda sequential_cutoff=1000k
+        ctl set_many set vda sequential_cutoff=1000k writeback_delay=2m writeback_rate_fp_term_low=20 writeback_rate_fp_term_mid=30 writeback_metadata=off
+        ctl get get vda sequential_cutoff writeback_delay writeback_rate_fp_term_low writeback_rate_fp_term_mid writeback_metadata
+        ctl set_back set vda writeback_rate_fp_term_mid=5 writeback_rate_fp_term_low=1 writeback_delay=30
+        ctl set_set set /dev/vdb congested_read_threshold_us=5ms cache_replacement_policy=fifo journal_delay_ms=50
+        ctl get_set get --json $set
+        ctl set_high set vda writeback_percent=41
+        ctl set_terms set vda writeback_rate_fp_term_low=2000
+        ctl set_danger set $set synchronous=0
+        ctl set_none set $set io_disable=1
+        echo writeback >/sys/block/vda/bcache/cache_mode
+        echo 0 >/sys/block/vda/bcache/sequential_cutoff
+        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
+        echo 33 >/sys/block/vda/bcache/writeback_percent
+        echo 0 >/sys/block/vda/bcache/writeback_running
+        pattern urandom bcache0 10
+        ctl dirty status --json
+        stage before
+        md5 /dev/bcache0 10485760
+        ctl flush_dry flush --dry-run vda
+        ctl flush flush --json $set
+        figure percent /sys/block/vda/bcache/writeback_percent
+        figure delay /sys/block/vda/bcache/writeback_delay
+        figure wb_running /sys/block/vda/bcache/writeback_running
+        figure state /sys/block/vda/bcache/state
+        pattern urandom bcache0 5
+        ctl stop stop bcache0
+        ctl stopped status
+        ctl set_stays status --json $set
+        ctl back register /dev/vda
+        stage detached
+        md5 /dev/bcache0 10485760
+        ctl detach detach --wait /dev/bcache0
+        figure state_detached /sys/block/vda/bcache/state
+        md5 /dev/bcache0 10485760
+        ctl attach attach vda /dev/vdb
+        ctl attached attach vda $set
+        pattern urandom bcache0 8
+        md5 /dev/bcache0 10485760
+        ctl unregister unregister --wipe --yes $set
+        md5 /dev/bcache0 10485760
+        ctl wiped register /dev/vdb
+        ctl plain status --json
+        ctl register_second register /dev/vdc /dev/vdd
+        set=$(sets)
+        ctl volume volume create $set 32M --label flash
+        ctl volume_label status --json
+        flash=$(basename $(dirname $(readlink -f /sys/fs/bcache/$set/volume*)))
+        figure flash_label /sys/block/$flash/bcache/label
+        ctl no_wipe unregister --wipe --yes $set
+        ctl no_yes volume remove $flash
+        ctl remove volume remove --yes $flash
+        ctl stop_set stop $set
+        ctl waiting_register register /dev/vdc
+        ctl waiting status
+        ctl run run vdc
+        ctl forced status
+        ctl resize resize vda
+        ctl record status --record -
+        stop_all"#;
+    let run = guest(kernel, &scratch)?.script(script).run()?;
+    expect(&run, "unregister", 0, &["unregistered"])?;
+    let run = run.ok()?;
+    expect(&run, "none", 0, &["runs no bcache set"])?;
+    expect(&run, "dry", 0, &["vda: would be registered", "/dev/vda > /sys/fs/bcache/register"])?;
+    expect(&run, "register", 0, &["vda: registered", "vdb: registered"])?;
+    expect(&run, "again", 0, &["registered already"])?;
+    expect(&run, "status", 0, &["cache vdb", "bcache0 on vda: attached-clean, writethrough"])?;
+    let report = json(&run, "json")?;
+    ensure!(report["sets"][0]["backing"][0]["state"] == "attached-clean", "{report}");
+    expect(&run, "label", 0, &["vda: labelled"])?;
+    expect(&run, "why", 0, &["\"my data\"", "streams, once they are longer than about 4 MiB"])?;
+    expect(
+        &run,
+        "metrics",
+        0,
+        &[
+            "node_bcache_dirty_data_bytes{uuid=",
+            "bcache_backing_state{device=\"vda\",state=\"attached-clean\"} 1",
+            "label=\"my data\"",
+        ],
+    )?;
+    expect(&run, "set_dry", 0, &["1024000 > "])?;
+    expect(&run, "set_many", 0, &["vda: set"])?;
+    let get = said(&run, "get")?.0;
+    for (name, value) in [
+        ("sequential_cutoff", "0.9M"),
+        ("writeback_delay", "120"),
+        ("fp_term_low", "20"),
+        ("fp_term_mid", "30"),
+        ("writeback_metadata", "0"),
+    ] {
+        let line = get.lines().find(|line| line.contains(name)).context("a line")?;
+        ensure!(line.split_whitespace().nth(1) == Some(value), "{name}: {get}");
+    }
+    expect(&run, "set_back", 0, &["vda: set"])?;
+    expect(&run, "set_set", 0, &[": set"])?;
+    expect(&run, "get_set", 0, &["\"fifo\"", "\"5000\"", "\"50\""])?;
+    expect(&run, "set_high", 1, &["out of range: 0 to 40"])?;
+    expect(&run, "set_terms", 1, &["have to ascend"])?;
+    expect(&run, "set_danger", 1, &["throws away", "--dangerous"])?;
+    expect(&run, "set_none", 1, &["no setting"])?;
+    let dirty = json(&run, "dirty")?;
+    let backing = &dirty["sets"][0]["backing"][0];
+    ensure!(
+        backing["state"] == "attached-dirty" && backing["clean_in"]["when"] == "never",
+        "{dirty}"
+    );
+    let (low, high) = (&backing["dirty_bytes"]["low"], &backing["dirty_bytes"]["high"]);
+    ensure!(low.as_u64() <= Some(10 << 20) && high.as_u64() >= Some(10 << 20), "{dirty}");
+    ensure!(dirty["findings"][0]["code"] == "writeback-stopped", "{dirty}");
+
+    expect(&run, "flush_dry", 0, &["would be flushed", "0 > ", "writeback_percent"])?;
+    expect(&run, "flush", 0, &["\"state\": \"done\""])?;
+    for (figure, value) in
+        [("percent", "33"), ("delay", "30"), ("wb_running", "0"), ("state", "clean")]
+    {
+        ensure!(run.log.figure(figure).map(str::trim) == Some(value), "{figure} after the flush");
+    }
+    expect(&run, "stop", 0, &["vda: stopped", "dirty data stays on the cache"])?;
+    expect(&run, "stopped", 0, &["set "])?;
+    expect(&run, "back", 0, &["vda: registered, runs as bcache0"])?;
+    expect(&run, "detach", 0, &["vda: detached", "is written back first"])?;
+    ensure!(run.log.figure("state_detached").map(str::trim) == Some("no cache"));
+    expect(&run, "attach", 0, &["vda: attached"])?;
+    expect(&run, "attached", 0, &["attached already"])?;
+    // Stopped and registered, detached, unregistered: what is read never changes but by our writes.
+    let sums = run.log.stage("detached").context("stage")?;
+    let sums = sums.md5s("/dev/bcache0:10485760");
+    ensure!(sums.len() == 4 && sums[0] == sums[1] && sums[2] == sums[3], "{sums:?}");
+    expect(&run, "wiped", 1, &["Not a bcache superblock"])?;
+    let plain = json(&run, "plain")?;
+    ensure!(plain["unattached"][0]["state"] == "plain", "{plain}");
+    ensure!(plain["sets"].as_array().is_some_and(Vec::is_empty), "{plain}");
+
+    expect(&run, "volume", 0, &["volume made, runs as bcache"])?;
+    ensure!(run.log.figure("flash_label") == Some("flash"), "{:?}", run.log.figure("flash_label"));
+    let volumes = json(&run, "volume_label")?;
+    ensure!(volumes["sets"][0]["volumes"][0]["bytes"] == 32 << 20, "{volumes}");
+    expect(&run, "no_wipe", 1, &["flash-only volumes"])?;
+    expect(&run, "no_yes", 1, &["--yes"])?;
+    expect(&run, "remove", 0, &["volume removed"])?;
+    expect(&run, "stop_set", 0, &["stopped"])?;
+    expect(&run, "waiting", 0, &["vdc waits for the cache of the set", "vdc: waiting"])?;
+    expect(&run, "run", 0, &["started without its cache", "inconsistent"])?;
+    expect(&run, "forced", 4, &["DANGER", "vdc was started without its cache"])?;
+    expect(&run, "resize", 0, &["vda: stopped", "vda: registered"])?;
+    keep(&run, "record", &format!("forced-{kernel}"))?;
+    Ok(())
+}
+
+/// Keeps a tree that a guest recorded, where the environment asks for it; else nothing.
+fn keep(run: &GuestRun, capture: &str, name: &str) -> anyhow::Result<()> {
+    let (output, status) = said(run, capture)?;
+    ensure!(status == 0 && output.contains("sys/fs/bcache/"), "{output}");
+    if let Some(folder) = std::env::var_os("BCACHE_KEEP_RECORDED") {
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(
+            std::path::Path::new(&folder).join(name),
+            format!("{}\n", output.trim_end()),
+        )?;
+    }
+    Ok(())
+}
+
+fn refusals(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let script = r"
+        ctl no_device register /dev/nonsense
+        ctl no_block register /init
+        register /dev/vdb
+        register /dev/vda
+        wait_for 10 test -b /dev/bcache0
+        set=$(sets)
+        echo writeback >/sys/block/vda/bcache/cache_mode
+        echo 0 >/sys/block/vda/bcache/writeback_running
+        pattern urandom bcache0 4
+        ctl dirty_record status --record -
+        ctl no_set attach vdc $set
+        mkdir -p /mnt
+        mke2fs -b 4096 /dev/bcache0 >/dev/null
+        mount -t ext2 /dev/bcache0 /mnt
+        ctl mounted stop vda
+        ctl mounted_set stop $set
+        ctl lazy stop --lazy vda
+        capture closing_files ls -l /sys/class/block /sys/block/bcache0/ /sys/block/bcache0/slaves
+        ctl closing status
+        ctl closing_stop stop bcache0
+        umount /mnt
+        wait_for 20 test ! -e /sys/block/bcache0
+        echo 1 >/sys/fs/bcache/$set/stop
+        wait_for 20 test ! -e /sys/fs/bcache/$set
+        wait_free /dev/vdb
+        ctl wait register /dev/vda
+        ctl dirty_run run vda
+        ctl elsewhere register /dev/vdd
+        other=$(sets)
+        ctl dirty_attach attach vda $other
+        ctl lose run --lose-dirty-data vda
+        ctl forced_status status
+        ctl cache_back register /dev/vdb
+        ctl attach_forced attach vda $other
+        ctl after status
+        stop_all";
+    let guest = guest(kernel, &scratch)?.module("ext4");
+    let run = guest.script(script).run()?.ok()?;
+    expect(&run, "no_device", 1, &["cannot open /dev/nonsense"])?;
+    expect(&run, "no_block", 1, &["/init is no block device"])?;
+    expect(&run, "no_set", 1, &["no registered device"])?;
+    expect(&run, "mounted", 1, &["mounted at /mnt", "--lazy"])?;
+    expect(&run, "mounted_set", 1, &["mounted at /mnt"])?;
+    expect(&run, "lazy", 0, &["goes on until the last user closes it"])?;
+    expect(&run, "closing", 0, &["bcache0 was stopped and is still open"])?;
+    expect(&run, "closing_stop", 1, &["still open"])?;
+    expect(&run, "wait", 0, &["vda: registered"])?;
+    expect(&run, "dirty_run", 1, &["is lost", "--lose-dirty-data"])?;
+    expect(&run, "elsewhere", 0, &["vdd: registered"])?;
+    expect(&run, "dirty_attach", 1, &["waits for its set"])?;
+    expect(&run, "lose", 0, &["started without its cache", "wipe it"])?;
+    expect(&run, "forced_status", 4, &["DANGER", "drops"])?;
+    expect(&run, "cache_back", 1, &["--lose-dirty-data"])?;
+    expect(&run, "attach_forced", 0, &["vda: attached"])?;
+    expect(&run, "after", 0, &["attached-clean"])?;
+    keep(&run, "dirty_record", &format!("dirty-{kernel}"))?;
+    Ok(())
+}
+
+/// A cache fails while it is clean, its backing device goes on, and the cache comes back. The kernel
+/// alone returns the old contents then; the command refuses, and its advice leads out.
+fn cache_lost(kernel: Kernel) -> anyhow::Result<()> {
+    let fail = r#"
+        size=$(blockdev --getsz /dev/vdb)
+        table() {
+            echo "0 $size $1" | /bin/dmsetup $2 --noudevsync --noudevrules cache
+        }
+        table "linear /dev/vdb 0" create
+        register /dev/dm-0
+        register /dev/vda
+        wait_for 10 test -b /dev/bcache0
+        set=$(sets)
+        echo 0 >/sys/block/vda/bcache/sequential_cutoff
+        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
+        pattern urandom bcache0 8
+        md5 /dev/bcache0 8388608
+        table error reload
+        /bin/dmsetup suspend --noudevsync cache
+        /bin/dmsetup resume --noudevsync cache
+        given_up() {
+            dd if=/dev/bcache0 of=/dev/null bs=4k count=200 iflag=direct || true
+            dd if=/dev/zero of=/dev/bcache0 bs=4k count=1 seek=5000 oflag=direct || true
+            test ! -e /sys/block/vda/bcache/cache
+        }
+        wait_for 60 given_up
+        wait_for 30 test ! -e /sys/fs/bcache/$set
+        pattern urandom bcache0 8
+        md5 /dev/bcache0 8388608
+        table "linear /dev/vdb 0" reload
+        /bin/dmsetup suspend --noudevsync cache
+        /bin/dmsetup resume --noudevsync cache
+        wait_for 30 /bin/dmsetup info cache"#;
+    let by_hand = r"
+        register /dev/dm-0
+        wait_for 10 test -e /sys/block/vda/bcache/cache
+        md5 /dev/bcache0 8388608";
+    let with_advice = r"
+        ctl lost status
+        ctl lost_record status --record -
+        ctl refused register /dev/dm-0
+        ctl attach_refused attach vda /dev/vdd
+        ctl stop stop bcache0
+        ctl register register /dev/vda
+        ctl run run vda
+        ctl returns register --lose-dirty-data /dev/dm-0
+        wait_for 10 test -e /sys/block/vda/bcache/cache
+        md5 /dev/bcache0 8388608
+        ctl healthy status";
+    let run = |script: &str| {
+        let scratch = Scratch::new()?;
+        let dmsetup = find_program("dmsetup").context("dmsetup")?;
+        let guest = guest(kernel, &scratch)?.module("dm_mod").binary(dmsetup);
+        guest.script(fail).script(script).run()?.ok()
+    };
+    let sums = |run: &GuestRun| -> anyhow::Result<[String; 3]> {
+        let sums = run.log.md5s("/dev/bcache0:8388608");
+        let sums: Vec<String> = sums.into_iter().map(str::to_owned).collect();
+        sums.try_into().map_err(|sums| anyhow::anyhow!("{sums:?}\n{}", run.tail()))
+    };
+    let control = run(by_hand)?;
+    let [old, new, read] = sums(&control)?;
+    // Not all of the old contents were on the cache any more; what was is read again.
+    ensure!(old != new && read != new, "the kernel alone gets it right: {old} {new} {read}");
+
+    let led_out = run(with_advice)?;
+    let [old, new, read] = sums(&led_out)?;
+    ensure!(old != new && read == new, "with the advice followed: {old} {new} {read}");
+    expect(&led_out, "lost", 4, &["DANGER", "runs without a cache", "bcachectl run vda"])?;
+    expect(&led_out, "refused", 1, &["old contents", "bcachectl stop bcache0"])?;
+    expect(&led_out, "attach_refused", 1, &[])?;
+    for command in ["stop", "register", "run", "returns", "healthy"] {
+        expect(&led_out, command, 0, &[])?;
+    }
+    keep(&led_out, "lost_record", &format!("cache-lost-{kernel}"))
+}
