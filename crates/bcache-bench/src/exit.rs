@@ -16,6 +16,8 @@ pub enum Failure {
     Partial = 3,
     /// `compare` found something that has become worse.
     Worse = 4,
+    /// Interrupted: what was done until then is in the report.
+    Interrupted = 130,
 }
 
 impl From<Failure> for u8 {

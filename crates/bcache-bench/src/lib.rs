@@ -14,6 +14,7 @@ pub mod progress;
 pub mod record;
 pub mod replay;
 pub mod report;
+pub mod size;
 pub mod trace;
 pub mod warnings;
 pub mod watch;

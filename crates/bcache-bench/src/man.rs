@@ -1,5 +1,6 @@
 //! The man page of bcache-bench.
 
+mod replay;
 mod text;
 
 use std::path::Path;
@@ -39,6 +40,22 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcache-bench device",
             before: text::DEVICE_BEFORE,
             after: text::DEVICE_AFTER,
+        },
+        Page {
+            name: "bcache-bench-replay",
+            command: subcommand("replay")?,
+            synopsis: &["[OPTIONS] TRACE..."],
+            invocation: "bcache-bench replay",
+            before: replay::REPLAY_BEFORE,
+            after: replay::REPLAY_AFTER,
+        },
+        Page {
+            name: "bcache-bench-size",
+            command: subcommand("size")?,
+            synopsis: &["[OPTIONS] DEV|SIZE"],
+            invocation: "bcache-bench size",
+            before: replay::SIZE_BEFORE,
+            after: replay::SIZE_AFTER,
         },
         Page {
             name: "bcache-bench-compare",

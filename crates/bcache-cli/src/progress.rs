@@ -35,9 +35,10 @@ impl Progress {
         }
         let prefix = &self.prefix;
         let bar = self.bar.get_or_insert_with(|| {
-            let style =
-                ProgressStyle::with_template("{prefix} {msg} {wide_bar} {human_pos}/{human_len}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(
+                "{prefix} {msg} {wide_bar} {human_pos}/{human_len}, {eta} left",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(total).with_style(style).with_prefix(prefix.clone())
         });
         bar.set_message(what);

@@ -3,6 +3,8 @@
 pub mod compare;
 pub mod device;
 pub mod plot;
+pub mod replay;
+pub mod size;
 
 use std::path::PathBuf;
 
@@ -12,6 +14,8 @@ use clap_complete::Shell;
 pub use compare::CompareArgs;
 pub use device::DeviceArgs;
 pub use plot::PlotArgs;
+pub use replay::ReplayArgs;
+pub use size::SizeArgs;
 
 /// Drive bcache's allocator, and measure it
 #[derive(Debug, Parser)]
@@ -35,6 +39,10 @@ pub struct Cli {
 pub enum Command {
     /// Make a cache set on devices and drive the allocator against them
     Device(Box<DeviceArgs>),
+    /// Replay a block trace through modelled caches: which bucket size, which policy, how large an SSD
+    Replay(Box<ReplayArgs>),
+    /// Say what a cache of a size costs before it is made
+    Size(SizeArgs),
     /// Say what changed between two reports, noise considered
     Compare(CompareArgs),
     /// Draw the latencies of reports into one picture

@@ -3,6 +3,8 @@
 pub mod compare;
 pub mod device;
 pub mod plot;
+pub mod replay;
+pub mod size;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,8 @@ pub fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Device(args) => device::run(args, &mut OnDevices::default()),
+        Command::Replay(args) => replay::run(args),
+        Command::Size(args) => size::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Completions { shell } => PROGRAM.completions(*shell),

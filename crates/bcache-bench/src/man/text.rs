@@ -1,10 +1,11 @@
 //! The sections that no parser knows.
 
-type Sections = &'static [(&'static str, &'static str)];
+pub(super) type Sections = &'static [(&'static str, &'static str)];
 
-const SEE_ALSO: (&str, &str) = (
+pub(super) const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
-    "bcache-bench(8), bcache-bench-compare(8), bcache-bench-device(8), bcache-bench-plot(8), bcachectl(8)",
+    "bcache-bench(8), bcache-bench-compare(8), bcache-bench-device(8), bcache-bench-plot(8), \
+     bcache-bench-replay(8), bcache-bench-size(8), bcachectl(8)",
 );
 
 pub(super) const MAIN_BEFORE: Sections = &[(
@@ -12,8 +13,9 @@ pub(super) const MAIN_BEFORE: Sections = &[(
     "bcache-bench drives the allocator of bcache, the block cache of the Linux kernel, and measures \
      how long it takes: not on the average only, but up to the slowest one in ten thousand.
 
-device makes a cache set on a device and runs writers on it. compare and plot work on the reports that \
-     it writes as JSON, which hold whole histograms.",
+replay takes a trace of block requests and says which cache would serve it best; size says what a cache \
+     costs before it is made. device makes a cache set on a device and runs writers on it. compare and plot \
+     work on the reports that device writes as JSON, which hold whole histograms.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
@@ -117,7 +119,9 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 
 3 :: Failed after a device was written to.
 
-4 :: compare found something that has become worse.",
+4 :: compare found something that has become worse.
+
+130 :: replay was interrupted; its report has what was done by then.",
     ),
     (
         "EXAMPLES",

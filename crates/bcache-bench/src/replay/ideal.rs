@@ -4,6 +4,7 @@
 //! for all sizes at once from stack distances (Mattson), FIFO for the sizes that are asked for.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
@@ -89,12 +90,20 @@ impl Marks {
 impl LruCurve {
     /// The curve of these requests; discards are not looked at.
     pub fn of(requests: &[Request], unit: Unit) -> Self {
+        Self::of_until(requests, unit, &AtomicBool::new(false)).unwrap_or_default()
+    }
+
+    /// The same; `None` when it was stopped.
+    pub fn of_until(requests: &[Request], unit: Unit, stop: &AtomicBool) -> Option<Self> {
         let mut curve = Self::default();
         let mut last_use: FxHashMap<u64, usize> = FxHashMap::default();
         let mut now = 0;
         let mut marks = Marks::with(1 << 16);
         for request in requests.iter().filter(|request| request.op != Op::Discard) {
             let is_read = request.op == Op::Read;
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
             for key in references(request, unit) {
                 if now + 1 >= marks.0.len() {
                     (marks, now) = compact(&mut last_use);
@@ -110,7 +119,7 @@ impl LruCurve {
                 curve.count(distance, is_read);
             }
         }
-        curve
+        Some(curve)
     }
 
     /// `distance`: other blocks since the last use; `None` for the first.

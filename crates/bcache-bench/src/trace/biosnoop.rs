@@ -4,15 +4,13 @@
 //! request was made its latency earlier.
 
 use super::blkparse::rwbs;
+use super::by_line::LineFormat;
 use super::number::{decimal_ns, seconds_ns, unsigned, unsigned32};
-use super::records::{Devices, Lines};
-use super::skipped::{SkipReason, Skipped};
-use super::source::Input;
-use super::{Reader, Request, TraceError, checked, sectors_of};
+use super::skipped::SkipReason;
+use super::{Request, sectors_of};
 
+#[derive(Default)]
 pub(super) struct Biosnoop {
-    lines: Lines,
-    devices: Devices,
     /// With a column of time in the queue.
     queue: bool,
 }
@@ -43,37 +41,12 @@ fn parse(line: &str, queue: bool) -> Option<(&str, Request)> {
     Some((device, request))
 }
 
-impl Biosnoop {
-    pub(super) fn new(input: Input) -> Self {
-        Self { lines: Lines::new(input), devices: Devices::default(), queue: false }
-    }
-}
-
-impl Reader for Biosnoop {
-    fn next_request(&mut self) -> Result<Option<Request>, TraceError> {
-        while let Some((line, skipped)) = self.lines.next()? {
-            if is_heading(line) {
-                self.queue = line.contains("QUE");
-                skipped.add(SkipReason::Heading);
-                continue;
-            }
-            let Some((device, request)) = parse(line, self.queue) else {
-                skipped.add(SkipReason::NotUnderstood);
-                continue;
-            };
-            let device = self.devices.number(device)?;
-            if let Some(request) = checked(Request { device, ..request }, skipped) {
-                return Ok(Some(request));
-            }
+impl LineFormat for Biosnoop {
+    fn parse<'a>(&mut self, line: &'a str) -> Result<(&'a str, Request), SkipReason> {
+        if is_heading(line) {
+            self.queue = line.contains("QUE");
+            return Err(SkipReason::Heading);
         }
-        Ok(None)
-    }
-
-    fn skipped(&self) -> &Skipped {
-        &self.lines.skipped
-    }
-
-    fn devices(&self) -> Vec<String> {
-        self.devices.names()
+        parse(line, self.queue).ok_or(SkipReason::NotUnderstood)
     }
 }

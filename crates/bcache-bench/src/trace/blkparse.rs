@@ -3,16 +3,12 @@
 //!
 //! A request is one Q. A remap before it, and all that follows it, is the same request.
 
+use super::by_line::LineFormat;
 use super::number::{seconds_ns, unsigned, unsigned32};
-use super::records::{Devices, Lines};
-use super::skipped::{SkipReason, Skipped};
-use super::source::Input;
-use super::{Flags, Op, Reader, Request, TraceError, checked};
+use super::skipped::SkipReason;
+use super::{Flags, Op, Request};
 
-pub(super) struct Blkparse {
-    lines: Lines,
-    devices: Devices,
-}
+pub(super) struct Blkparse;
 
 /// Direction and flags of an rwbs field; `None` where it moves no data.
 pub(super) fn rwbs(text: &str) -> Option<(Op, Flags)> {
@@ -33,12 +29,8 @@ pub(super) fn rwbs(text: &str) -> Option<(Op, Flags)> {
     op.map(|op| (op, flags))
 }
 
-enum Line<'a> {
-    Queued { device: &'a str, request: Request },
-    Skip(SkipReason),
-}
-
-fn parse(line: &str) -> Option<Line<'_>> {
+/// `None` when it is no line of blkparse.
+fn parse(line: &str) -> Option<Result<(&str, Request), SkipReason>> {
     let mut words = line.split_ascii_whitespace();
     let device = words.next()?;
     let (major, minor) = device.split_once(',')?;
@@ -51,64 +43,34 @@ fn parse(line: &str) -> Option<Line<'_>> {
     match words.next()? {
         "Q" => {}
         "A" | "M" | "F" | "G" | "I" | "D" | "C" | "X" | "B" | "R" | "S" => {
-            return Some(Line::Skip(SkipReason::OtherStage));
+            return Some(Err(SkipReason::OtherStage));
         }
-        "P" | "U" | "UT" | "T" | "m" => return Some(Line::Skip(SkipReason::Notice)),
+        "P" | "U" | "UT" | "T" | "m" => return Some(Err(SkipReason::Notice)),
         _ => return None,
     }
     let kind = words.next()?;
-    let Some(sector) = words.next() else { return Some(Line::Skip(SkipReason::NoData)) };
+    let Some(sector) = words.next() else { return Some(Err(SkipReason::NoData)) };
     let Some(sector) = unsigned(sector) else {
-        return sector.starts_with('[').then_some(Line::Skip(SkipReason::NoData));
+        return sector.starts_with('[').then_some(Err(SkipReason::NoData));
     };
     if words.next() != Some("+") {
         return None;
     }
     let sectors = unsigned32(words.next()?)?;
     let Some((op, flags)) = rwbs(kind) else {
-        return Some(Line::Skip(if sectors == 0 {
-            SkipReason::NoData
-        } else {
-            SkipReason::OtherCommand
-        }));
+        return Some(Err(if sectors == 0 { SkipReason::NoData } else { SkipReason::OtherCommand }));
     };
     let process = Some(process);
     let request = Request { time_ns, sector, process, sectors, op, flags, device: 0 };
-    Some(Line::Queued { device, request })
+    Some(Ok((device, request)))
 }
 
 pub(super) fn looks_like(line: &str) -> bool {
     parse(line).is_some()
 }
 
-impl Blkparse {
-    pub(super) fn new(input: Input) -> Self {
-        Self { lines: Lines::new(input), devices: Devices::default() }
-    }
-}
-
-impl Reader for Blkparse {
-    fn next_request(&mut self) -> Result<Option<Request>, TraceError> {
-        while let Some((line, skipped)) = self.lines.next()? {
-            match parse(line) {
-                None => skipped.add(SkipReason::NotUnderstood),
-                Some(Line::Skip(reason)) => skipped.add(reason),
-                Some(Line::Queued { device, request }) => {
-                    let device = self.devices.number(device)?;
-                    if let Some(request) = checked(Request { device, ..request }, skipped) {
-                        return Ok(Some(request));
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn skipped(&self) -> &Skipped {
-        &self.lines.skipped
-    }
-
-    fn devices(&self) -> Vec<String> {
-        self.devices.names()
+impl LineFormat for Blkparse {
+    fn parse<'a>(&mut self, line: &'a str) -> Result<(&'a str, Request), SkipReason> {
+        parse(line).unwrap_or(Err(SkipReason::NotUnderstood))
     }
 }

@@ -7,6 +7,7 @@ use super::arc::{self, Arc};
 use super::biosnoop::{self, Biosnoop};
 use super::blkparse::{self, Blkparse};
 use super::blktrace::{self, Blktrace, Order};
+use super::by_line::ByLine;
 use super::columns::Columns;
 use super::csv::{self, Csv};
 use super::disksim::{self, DiskSim};
@@ -51,6 +52,13 @@ pub enum Format {
     Arc,
     /// DiskSim's and MQSim's ASCII
     DiskSim,
+}
+
+impl Format {
+    /// Whether it says which writes somebody waits for (`REQ_SYNC`), which are metadata, and so on.
+    pub const fn has_flags(self) -> bool {
+        matches!(self, Self::Blkparse | Self::Blktrace | Self::Perf)
+    }
 }
 
 /// Lines of the beginning that a guess may look at: a trace can begin with messages.
@@ -132,6 +140,15 @@ pub(super) fn requests(opened: Vec<Opened>, source: &Source) -> Result<Requests,
             return Err(TraceError::SeveralFiles { path: second.clone() });
         }
     }
+    // Every one has to be one of those that go together.
+    let alien = opened
+        .iter()
+        .zip(&source.paths)
+        .skip(1)
+        .find(|(it, _)| detect(&it.beginning) != Some(Format::Iolog));
+    if let Some((_, path)) = alien {
+        return Err(TraceError::SeveralFiles { path: path.clone() });
+    }
     let mut readers: Vec<Box<dyn Reader>> =
         opened.into_iter().map(|it| reader(it, format, source.columns.as_ref())).collect();
     let reader = match readers.len() {
@@ -145,7 +162,7 @@ fn reader(opened: Opened, format: Format, columns: Option<&Columns>) -> Box<dyn 
     let Opened { beginning, input } = opened;
     let text = String::from_utf8_lossy(&beginning);
     match format {
-        Format::Blkparse => Box::new(Blkparse::new(input)),
+        Format::Blkparse => Box::new(ByLine::new(input, Blkparse)),
         // Read above, with all its files.
         Format::Blktrace | Format::Iolog => {
             let version = text.lines().next().and_then(iolog::version).unwrap_or(2);
@@ -156,10 +173,10 @@ fn reader(opened: Opened, format: Format, columns: Option<&Columns>) -> Box<dyn 
         Format::Alibaba => Box::new(Csv::new(input, Columns::alibaba())),
         Format::Spc => Box::new(Csv::new(input, Columns::spc())),
         Format::Csv => Box::new(Csv::new(input, columns.cloned().unwrap_or_else(Columns::msr))),
-        Format::Biosnoop => Box::new(Biosnoop::new(input)),
+        Format::Biosnoop => Box::new(ByLine::new(input, Biosnoop::default())),
         Format::Perf => {
             let event = ftrace::event(&text).unwrap_or(Event::BioQueue);
-            Box::new(Ftrace::new(input, event))
+            Box::new(ByLine::new(input, Ftrace(event)))
         }
         Format::Vscsi => {
             let version = vscsi::version(&beginning).unwrap_or(vscsi::Version::V1);
@@ -167,7 +184,7 @@ fn reader(opened: Opened, format: Format, columns: Option<&Columns>) -> Box<dyn 
         }
         Format::OracleGeneral => Box::new(Oracle::new(input)),
         Format::Arc => Box::new(Arc::new(input)),
-        Format::DiskSim => Box::new(DiskSim::new(input)),
+        Format::DiskSim => Box::new(ByLine::new(input, DiskSim)),
     }
 }
 

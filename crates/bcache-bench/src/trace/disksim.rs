@@ -1,15 +1,11 @@
 //! DiskSim's and MQSim's ASCII: `time device sector sectors type`, 0 write, 1 read, time in ns.
 
+use super::by_line::LineFormat;
 use super::number::{decimal_ns, unsigned, unsigned32};
-use super::records::{Devices, Lines};
-use super::skipped::{SkipReason, Skipped};
-use super::source::Input;
-use super::{Op, Reader, Request, TraceError, checked};
+use super::skipped::SkipReason;
+use super::{Op, Request};
 
-pub(super) struct DiskSim {
-    lines: Lines,
-    devices: Devices,
-}
+pub(super) struct DiskSim;
 
 fn parse(line: &str) -> Option<(&str, Request)> {
     let mut words = line.split_ascii_whitespace();
@@ -30,32 +26,8 @@ pub(super) fn looks_like(line: &str) -> bool {
     parse(line).is_some()
 }
 
-impl DiskSim {
-    pub(super) fn new(input: Input) -> Self {
-        Self { lines: Lines::new(input), devices: Devices::default() }
-    }
-}
-
-impl Reader for DiskSim {
-    fn next_request(&mut self) -> Result<Option<Request>, TraceError> {
-        while let Some((line, skipped)) = self.lines.next()? {
-            let Some((device, request)) = parse(line) else {
-                skipped.add(SkipReason::NotUnderstood);
-                continue;
-            };
-            let device = self.devices.number(device)?;
-            if let Some(request) = checked(Request { device, ..request }, skipped) {
-                return Ok(Some(request));
-            }
-        }
-        Ok(None)
-    }
-
-    fn skipped(&self) -> &Skipped {
-        &self.lines.skipped
-    }
-
-    fn devices(&self) -> Vec<String> {
-        self.devices.names()
+impl LineFormat for DiskSim {
+    fn parse<'a>(&mut self, line: &'a str) -> Result<(&'a str, Request), SkipReason> {
+        parse(line).ok_or(SkipReason::NotUnderstood)
     }
 }

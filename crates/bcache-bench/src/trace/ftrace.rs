@@ -4,12 +4,11 @@
 //! `block_bio_queue` is a request as it enters the device. A trace that has only `block_rq_issue` is
 //! read by those, which have bytes in front of the sector.
 
+use super::Request;
 use super::blkparse::rwbs;
+use super::by_line::LineFormat;
 use super::number::{seconds_ns, unsigned, unsigned32};
-use super::records::{Devices, Lines};
-use super::skipped::{SkipReason, Skipped};
-use super::source::Input;
-use super::{Reader, Request, TraceError, checked};
+use super::skipped::SkipReason;
 
 /// The events that are requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +26,7 @@ impl Event {
     }
 }
 
-pub(super) struct Ftrace {
-    lines: Lines,
-    devices: Devices,
-    event: Event,
-}
+pub(super) struct Ftrace(pub(super) Event);
 
 /// Which event a trace that begins so is to be read by.
 pub(super) fn event(beginning: &str) -> Option<Event> {
@@ -73,38 +68,16 @@ fn parse(line: &str, event: Event) -> Option<(&str, Request)> {
     Some((device, Request { time_ns, sector, process, sectors, device: 0, op, flags }))
 }
 
-impl Ftrace {
-    pub(super) fn new(input: Input, event: Event) -> Self {
-        Self { lines: Lines::new(input), devices: Devices::default(), event }
-    }
-}
-
-impl Reader for Ftrace {
-    fn next_request(&mut self) -> Result<Option<Request>, TraceError> {
-        while let Some((line, skipped)) = self.lines.next()? {
-            let Some((device, request)) = parse(line, self.event) else {
-                skipped.add(if line.contains("block_") {
-                    SkipReason::OtherStage
-                } else if line.starts_with('#') || line.starts_with("cpus=") {
-                    SkipReason::Heading
-                } else {
-                    SkipReason::NotUnderstood
-                });
-                continue;
-            };
-            let device = self.devices.number(device)?;
-            if let Some(request) = checked(Request { device, ..request }, skipped) {
-                return Ok(Some(request));
+impl LineFormat for Ftrace {
+    fn parse<'a>(&mut self, line: &'a str) -> Result<(&'a str, Request), SkipReason> {
+        parse(line, self.0).ok_or_else(|| {
+            if line.contains("block_") {
+                SkipReason::OtherStage
+            } else if line.starts_with('#') || line.starts_with("cpus=") {
+                SkipReason::Heading
+            } else {
+                SkipReason::NotUnderstood
             }
-        }
-        Ok(None)
-    }
-
-    fn skipped(&self) -> &Skipped {
-        &self.lines.skipped
-    }
-
-    fn devices(&self) -> Vec<String> {
-        self.devices.names()
+        })
     }
 }

@@ -1,12 +1,13 @@
 //! A whole trace in memory, in the order of its times: decoded once for all cells.
 
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustc_hash::FxHasher;
 use serde::Serialize;
 
 use super::skipped::{SkipReason, Skipped};
-use super::{Format, Op, Request, Requests, TraceError};
+use super::{Flags, Format, Op, Request, Requests, TraceError};
 
 /// Requests that are kept in memory at most: 32 bytes each.
 const REQUESTS_MAX: usize = 200_000_000;
@@ -14,17 +15,22 @@ const REQUESTS_MAX: usize = 200_000_000;
 const REGION_SECTORS: u64 = 2048;
 
 /// What to load of a trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoadOptions {
     /// The part of the addresses to keep, 0 to 1.
     pub sample: f64,
     /// As if the requests had been made as fast as possible: one each 100 µs.
     pub ignore_times: bool,
+    /// As if one task had made all requests.
+    pub one_task: bool,
+    /// Nobody waits for writes where the format does not tell; otherwise all are synchronous there, as
+    /// those of direct I/O are.
+    pub async_writes: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { sample: 1.0, ignore_times: false }
+        Self { sample: 1.0, ignore_times: false, one_task: false, async_writes: false }
     }
 }
 
@@ -97,14 +103,37 @@ fn is_sampled(request: &Request, sample: f64) -> bool {
 ///
 /// # Errors
 /// As the reader; [`TraceError::Empty`] without a single request.
-pub fn load(mut requests: Requests, options: &LoadOptions) -> Result<Trace, TraceError> {
+pub fn load(requests: Requests, options: &LoadOptions) -> Result<Trace, TraceError> {
+    load_until(requests, options, &AtomicBool::new(false))
+}
+
+/// The same until it is told to stop: what was read by then is the trace. So Ctrl-C ends a recording
+/// that is piped in, and its replay begins.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_until(
+    mut requests: Requests,
+    options: &LoadOptions,
+    stop: &AtomicBool,
+) -> Result<Trace, TraceError> {
     let mut kept: Vec<Request> = Vec::new();
     let mut left_out = 0;
+    let sync_writes = !requests.format().has_flags() && !options.async_writes;
     for request in requests.by_ref() {
-        let request = request?;
+        let mut request = request?;
+        if sync_writes && request.op == Op::Write {
+            request.flags = request.flags.with(Flags::SYNC);
+        }
+        if options.one_task {
+            request.process = None;
+        }
         if options.sample < 1.0 && !is_sampled(&request, options.sample) {
             left_out += 1;
             continue;
+        }
+        if stop.load(Ordering::Relaxed) {
+            break;
         }
         if kept.len() == REQUESTS_MAX {
             return Err(TraceError::TooManyRequests { max: REQUESTS_MAX });

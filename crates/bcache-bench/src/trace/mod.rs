@@ -7,6 +7,7 @@ mod arc;
 mod biosnoop;
 mod blkparse;
 mod blktrace;
+mod by_line;
 mod columns;
 mod csv;
 mod detect;
@@ -26,7 +27,7 @@ mod tests;
 
 pub use columns::{Column, Columns, ColumnsError};
 pub use detect::Format;
-pub use load::{Counted, LoadOptions, Summary, Trace, load};
+pub use load::{Counted, LoadOptions, Summary, Trace, load, load_until};
 pub use skipped::{SkipReason, Skipped};
 pub use source::{Source, from_reader, open};
 

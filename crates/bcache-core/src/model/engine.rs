@@ -158,10 +158,23 @@ impl Allocator {
     /// When there is no memory for its table, or the device has too few buckets.
     pub fn new(geometry: Geometry, policy: Policy, seed: u64) -> Result<Self, AllocError> {
         let journal = BtreeReserve::JournalBuckets(Some(geometry.njournal_buckets_default()));
+        Self::with_btree_reserve(geometry, policy, seed, journal)
+    }
+
+    /// The same with a Btree reserve of another size, in which kernels differ.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_btree_reserve(
+        geometry: Geometry,
+        policy: Policy,
+        seed: u64,
+        btree_reserve: BtreeReserve,
+    ) -> Result<Self, AllocError> {
         let mut config = AllocatorConfig::new(geometry);
         config.policy = policy;
         config.seed = Some(seed);
-        config.btree_reserve = journal;
+        config.btree_reserve = btree_reserve;
         config.reclaim_in_gc = true;
         let cache = CacheAllocator::new(config).map_err(|error| match error {
             NewAllocatorError::Table(error) => AllocError::Table(error),

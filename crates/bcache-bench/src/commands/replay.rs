@@ -1,0 +1,115 @@
+//! `bcache-bench replay`.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bcache_cli::out::Out;
+use bcache_cli::progress::Progress;
+
+use crate::cli::ReplayArgs;
+use crate::exit::Failure;
+use crate::interrupt;
+use crate::num::{float, whole};
+use crate::replay::cells::Cell;
+use crate::replay::plan;
+use crate::replay::report::ReplayReport;
+use crate::replay::run::{Live, RunOptions, run as run_cells};
+use crate::replay::{picture, render};
+use crate::report::export::Target;
+use crate::trace::{LoadOptions, Source, Trace, load_until, open};
+
+/// How often progress is looked at.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Runs `bcache-bench replay`.
+pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
+    // Before anything takes time.
+    let svg = args.svg.as_deref().map(Target::open).transpose()?;
+    if let Some(svg) = &svg {
+        svg.check_apart_from(&args.traces)?;
+    }
+    let stop = interrupt::install().context("cannot catch signals")?;
+    let trace = read(args, &stop)?;
+    // Ctrl-C while the trace was read ended the trace, not the replay.
+    stop.store(false, Ordering::Relaxed);
+    let cells = plan::cells(&args.wanted(), footprint(&trace, args.sample));
+    let (results, interrupted) = replay(&trace, &cells, args, &stop)?;
+    let report = ReplayReport::new(&trace, results, &args.settings(), interrupted);
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&report)?;
+    } else if args.csv {
+        render::csv(&report, &mut out)?;
+    } else if args.markdown {
+        render::markdown(&report, &mut out)?;
+    } else {
+        render::text(&report, &mut out)?;
+    }
+    out.finish()?;
+    if let Some(svg) = svg {
+        if !interrupted || !report.cells.is_empty() {
+            let picture = picture::svg(&report)?;
+            svg.write(|out| out.write_all(picture.as_bytes()))?;
+        }
+    }
+    Ok(if interrupted { Failure::Interrupted.into() } else { ExitCode::SUCCESS })
+}
+
+fn read(args: &ReplayArgs, stop: &AtomicBool) -> Result<Trace> {
+    let source =
+        Source { paths: args.traces.clone(), format: args.format, columns: args.columns.clone() };
+    let name = || args.traces.first().map_or_else(String::new, |path| path.display().to_string());
+    let requests = open(&source).with_context(name)?;
+    let options = LoadOptions {
+        sample: args.sample,
+        ignore_times: args.ignore_times,
+        one_task: args.one_task,
+        async_writes: args.async_writes,
+    };
+    load_until(requests, &options, stop).with_context(name)
+}
+
+/// The footprint of the whole trace, of which a part was kept.
+fn footprint(trace: &Trace, sample: f64) -> u64 {
+    whole(float(trace.summary.footprint_bytes) / sample)
+}
+
+fn replay(
+    trace: &Trace,
+    cells: &[Cell],
+    args: &ReplayArgs,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Vec<crate::replay::cells::CellResult>, bool)> {
+    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok());
+    let options = RunOptions {
+        block_bytes: args.block,
+        sample: args.sample,
+        tbw_bytes: args.tbw,
+        seeds: args.seeds,
+        jobs: jobs.map_or(1, NonZeroUsize::get),
+    };
+    let live = Live::default();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut progress = Progress::new("replay");
+            while !ended.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    live.stop.store(true, Ordering::Relaxed);
+                }
+                let done = live.done.load(Ordering::Relaxed);
+                progress.set("requests", done, live.total.load(Ordering::Relaxed));
+                std::thread::sleep(PERIOD);
+            }
+            progress.finish();
+        });
+        let results = run_cells(trace, cells, &options, &live);
+        ended.store(true, Ordering::Relaxed);
+        results
+    })
+}

@@ -1,0 +1,106 @@
+//! The sections of `replay` and `size` that no parser knows.
+
+use super::text::{SEE_ALSO, Sections};
+
+pub(super) const REPLAY_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcache-bench replay makes the requests of a block trace to caches that it models in memory, many \
+     at a time, and says which of them would have served the trace best: how large, with which bucket size, \
+     policy and sequential cutoff. It needs neither root nor a device.
+
+The allocator is the one of bcache-core, which does what the kernel's does; around it is modelled which \
+     requests bypass the cache and why, what a read that misses puts into it, what a write does in each mode, \
+     and garbage collection. The answer comes first, in words: the smallest cache that is within a point of \
+     the best. Then a table of all that were tried, and what to know about it.",
+    ),
+    (
+        "TRACES",
+        "The format is told by the content; zstd and gzip are looked through. Ctrl-C while a trace is \
+     piped in ends the trace, and what came until then is replayed. \
+     What is no request is counted by kind.
+
+blktrace :: The binary files of blktrace(8), one a CPU, given by name or as NAME for NAME.blktrace.0 and \
+         on, or one stream: blktrace -d /dev/sdb -o - | bcache-bench replay -. They are merged by time.
+
+blkparse :: What blkparse(1) prints. Its lines of action Q are requests.
+
+iolog :: fio's, version 2 and 3. Several files are several devices.
+
+msr, tencent, alibaba, spc :: CSV files of well-known collections. Other ones with --columns.
+
+biosnoop, perf :: What biosnoop of bcc prints, and the text of perf script and trace-cmd report with the \
+         event block_bio_queue (or block_rq_issue).
+
+vscsi, oraclegeneral, arc, disksim :: Formats that other simulators use.",
+    ),
+    (
+        "TABLE",
+        "hits :: Reads of which every sector was cached, of all reads. by bytes: sectors that came from the \
+         cache, of all sectors read. kernel's: the cache_hit_ratio of sysfs, which leaves out what bypasses.
+
+LRU blocks :: Blocks read that exact LRU of 4 KiB blocks would have, in a cache of the same size without \
+         buckets, bypass or metadata. The distance to it is their price.
+
+bypassed :: Of all bytes, those that went past the cache.
+
+to SSD :: Bytes written to the SSD: data and prio sets. Journal and btree are not counted.
+
+sample too small :: --sample leaves fewer than 513 buckets, which cannot be modelled.
+
+refused :: The kernel takes no cache of fewer than 513 buckets.",
+    ),
+];
+
+pub(super) const REPLAY_AFTER: Sections = &[
+    (
+        "WHAT IS NOT MODELLED",
+        "Congestion, allocations that fail because the allocator thread is late, and how long a garbage \
+     collection takes. Background writeback is an estimate from the trace's times. Kernels since 6.10 choose \
+     by position while a garbage collection runs, older ones wait for its end; with policy lru a \
+     kernel's hit ratio differs from the model's by about a point for it.
+
+A trace that names no processes is taken for the requests of one task. Sequential I/O counts by task, so \
+     that one stream sends other requests past the cache for a while: a cutoff of 0 shows how much that is.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: All went well.
+
+1 :: The trace could not be read.
+
+2 :: Usage error.
+
+130 :: Interrupted; the report has the cells that were finished.",
+    ),
+    (
+        "EXAMPLES",
+        "How large an SSD?
+
+    blktrace -d /dev/sdb -w 3600 -o - | bcache-bench replay --svg curve.svg -
+
+Which bucket size, if it is to be 256 GiB and in writeback mode?
+
+    bcache-bench replay --cache-size 256G --bucket 64k,256k,1M --mode writeback --tbw 600T sdb",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const SIZE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-bench size says what a cache of a size costs for each bucket size, before it is made: memory of \
+     the kernel, space for metadata, prio sets written beside the data, what is read at registration, and the \
+     limits that the bucket size meets. It writes nothing.",
+)];
+
+pub(super) const SIZE_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: All went well.
+
+1 :: The device could not be opened.
+
+2 :: Usage error.",
+    ),
+    SEE_ALSO,
+];

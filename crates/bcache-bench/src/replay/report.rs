@@ -1,0 +1,77 @@
+//! What a replay found, as it is written to JSON.
+
+use serde::Serialize;
+
+use super::answer::{self, Answer};
+use super::cells::CellResult;
+use super::warning::{self, Warning};
+use crate::trace::{Format, Skipped, Summary, Trace};
+
+/// Version of the JSON.
+const FORMAT: u32 = 1;
+
+/// How a trace was replayed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Settings {
+    /// Block size of the caches.
+    pub block_bytes: u64,
+    /// Part of the addresses that was replayed.
+    pub sample: f64,
+    /// What the SSD's maker lets be written to it.
+    pub tbw_bytes: Option<u64>,
+    /// Requests came as fast as possible.
+    pub ignore_times: bool,
+    /// One task made them.
+    pub one_task: bool,
+    /// Nobody waited for writes where the trace does not tell.
+    pub async_writes: bool,
+}
+
+/// A replay's report.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplayReport {
+    /// Version of this layout.
+    pub format: u32,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Format of the trace.
+    pub trace_format: Format,
+    /// What is in the trace.
+    pub trace: Summary,
+    /// What of it is no request.
+    pub skipped: Skipped,
+    /// How it was replayed.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// Whether it was ended early: cells that were not finished are missing.
+    pub interrupted: bool,
+    /// Which cache to make.
+    pub answer: Answer,
+    /// All caches that were tried.
+    pub cells: Vec<CellResult>,
+    /// What to know about these figures.
+    pub warnings: Vec<Warning>,
+}
+
+impl ReplayReport {
+    /// The report of these cells.
+    pub fn new(
+        trace: &Trace,
+        cells: Vec<CellResult>,
+        settings: &Settings,
+        interrupted: bool,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION"),
+            trace_format: trace.format,
+            trace: trace.summary.clone(),
+            skipped: trace.skipped.clone(),
+            settings: *settings,
+            interrupted,
+            answer: answer::answer(&cells, interrupted),
+            warnings: warning::warnings(trace, &cells, settings),
+            cells,
+        }
+    }
+}
