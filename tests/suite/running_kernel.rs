@@ -87,8 +87,11 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
         ctl set_dry set --dry-run vda sequential_cutoff=1000k
         ctl set_many set vda sequential_cutoff=1000k writeback_delay=2m writeback_rate_fp_term_low=20 writeback_rate_fp_term_mid=30 writeback_metadata=off
         ctl get get vda sequential_cutoff writeback_delay writeback_rate_fp_term_low writeback_rate_fp_term_mid writeback_metadata
-        ctl set_back set vda writeback_rate_fp_term_mid=5 writeback_rate_fp_term_low=1 writeback_delay=30
+        ctl save settings save /settings
+        capture saved cat /settings
         ctl set_set set /dev/vdb congested_read_threshold_us=5ms cache_replacement_policy=fifo journal_delay_ms=50
+        ctl save settings save /settings
+        ctl set_back set vda writeback_rate_fp_term_mid=5 writeback_rate_fp_term_low=1 writeback_delay=30
         ctl get_set get --json $set
         ctl set_high set vda writeback_percent=41
         ctl set_terms set vda writeback_rate_fp_term_low=2000
@@ -114,6 +117,15 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
         ctl stopped status
         ctl set_stays status --json $set
         ctl back register /dev/vda
+        ctl forgotten get vda sequential_cutoff writeback_rate_fp_term_mid
+        ctl apply_dry settings apply --dry-run /settings
+        ctl apply settings apply --device bcache0 /settings
+        ctl applied get vda sequential_cutoff writeback_rate_fp_term_mid
+        ctl applied_set get $set congested_write_threshold_us
+        echo version = 1 >/bad
+        echo \[backing.\"$(cat /sys/block/vda/bcache/backing_dev_uuid)\"\] >>/bad
+        echo writeback_percent = 99 >>/bad
+        ctl apply_bad settings apply /bad
         stage detached
         md5 /dev/bcache0 10485760
         ctl detach detach --wait /dev/bcache0
@@ -206,6 +218,20 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
     expect(&run, "stop", 0, &["vda: stopped", "dirty data stays on the cache"])?;
     expect(&run, "stopped", 0, &["set "])?;
     expect(&run, "back", 0, &["vda: registered, runs as bcache0"])?;
+    let value = |capture: &str, name: &str| -> anyhow::Result<String> {
+        let text = said(&run, capture)?.0;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        Ok(value.with_context(|| format!("{capture}: {text}"))?.to_owned())
+    };
+    expect(&run, "save", 0, &[])?;
+    ensure!(value("forgotten", "sequential_cutoff")? == "4.0M", "a stop forgets it");
+    expect(&run, "apply_dry", 0, &["vda: would be set", "sequential_cutoff"])?;
+    expect(&run, "apply", 0, &["vda: set", ": set"])?;
+    ensure!(value("applied", "sequential_cutoff")? == "0.9M");
+    ensure!(value("applied", "writeback_rate_fp_term_mid")? == "30");
+    ensure!(value("applied_set", "congested_write_threshold_us")? == "20000");
+    expect(&run, "apply_bad", 3, &["out of range: 0 to 40"])?;
     expect(&run, "detach", 0, &["vda: detached", "is written back first"])?;
     ensure!(run.log.figure("state_detached").map(str::trim) == Some("no cache"));
     expect(&run, "attach", 0, &["vda: attached"])?;

@@ -79,6 +79,8 @@ pub enum Command {
     Set(running::SetArgs),
     /// Show the settings of a running device or set
     Get(running::GetArgs),
+    /// Keep settings in a file, and set them again
+    Settings(running::SettingsArgs),
     /// Tell how running sets and devices are
     Status(running::StatusArgs),
     /// Print completions for a shell

@@ -256,6 +256,46 @@ pub struct GetArgs {
     pub timeout: Duration,
 }
 
+/// Where settings are kept.
+pub const SETTINGS_FILE: &str = "/etc/bcachectl.toml";
+
+/// Options of `bcachectl settings`.
+#[derive(Debug, Args)]
+pub struct SettingsArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: SettingsCommand,
+}
+
+/// What can be done with a file of settings.
+#[derive(Debug, Subcommand)]
+pub enum SettingsCommand {
+    /// Write the settings that a stop loses to a file
+    Save {
+        /// The file; - for standard output
+        #[arg(value_name = "FILE", default_value = SETTINGS_FILE)]
+        file: PathBuf,
+
+        /// Wait at most so long for the kernel's answer
+        #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+        timeout: Duration,
+    },
+    /// Set what a file says of the devices and sets that are registered
+    Apply {
+        /// The file
+        #[arg(value_name = "FILE", default_value = SETTINGS_FILE)]
+        file: PathBuf,
+
+        /// Of this device and its set alone
+        #[arg(long, value_name = "DEV|SET")]
+        device: Option<String>,
+
+        /// What all of these commands have
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+}
+
 /// Options of `bcachectl status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {

@@ -54,6 +54,7 @@ pub fn main() -> ExitCode {
         (Command::Resize(args), _) => running::resize(args),
         (Command::Set(args), _) => running::set(args),
         (Command::Get(args), _) => running::get(args),
+        (Command::Settings(args), _) => running::settings(args),
         (Command::Status(args), _) => running::status(args),
         (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),

@@ -276,6 +276,54 @@ const GET_AFTER: Sections = &[
     SEE_ALSO,
 ];
 
+const SETTINGS_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "The kernel forgets most settings of bcache when a device stops. bcachectl settings save writes \
+     those of all registered devices and sets to a file, /etc/bcachectl.toml by default; settings apply \
+     sets them again. What a superblock keeps (such as cache_mode and label) is left out.
+
+A device or set that is not registered is passed over, and so is a setting that this kernel does not \
+     have. One that cannot be set keeps no other from being set.",
+    ),
+    (
+        "AT BOOT",
+        "Where /etc/bcachectl.toml exists, the udev rules start bcachectl-settings@.service, or \
+     settings apply itself where there is no systemd, for each bcache device that appears. What udev \
+     is not told, such as an attach to a running device, is not seen: call settings apply afterwards.",
+    ),
+    (
+        "FILE",
+        "The file is TOML. version is 1. Tables are named backing.\"UUID\" by the UUID of a backing \
+     device, and set.\"UUID\" by that of a set; each has settings by the names that bcachectl get lists. \
+     Values are numbers, true and false, or texts as bcachectl set takes them, such as \"4M\".
+
+Of a size the kernel shows one decimal, cut off. The file gets the roundest number that looks like \
+     this, and a comment with the range: correct it if you had set another one.",
+    ),
+];
+const SETTINGS_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "Try settings, keep them, and see what a boot would set:
+
+    bcachectl set bcache0 sequential_cutoff=16M writeback_percent=20
+    bcachectl settings save
+    bcachectl settings apply --dry-run
+
+    # /etc/bcachectl.toml, shortened by hand
+    version = 1
+    [backing.\"59d7e240-1d9f-4595-b7c7-753e909e7196\"]
+    sequential_cutoff = \"16M\"
+    writeback_percent = 20",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
 const STATUS_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl status tells how running sets and devices are. What must not stay as it is comes first, \
@@ -384,6 +432,15 @@ pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<
         page!("resize", &["[OPTIONS] DEV"], RESIZE_BEFORE, RESIZE_AFTER),
         page!("set", &["[OPTIONS] DEV|SET NAME=VALUE..."], SET_BEFORE, SET_AFTER),
         page!("get", &["[OPTIONS] DEV|SET [NAME...]"], GET_BEFORE, GET_AFTER),
+        page!(
+            "settings",
+            &[
+                "save [ --timeout TIME ] [FILE]",
+                "apply [ --dry-run ] [ --json ] [ --timeout TIME ] [ --device DEV|SET ] [FILE]",
+            ],
+            SETTINGS_BEFORE,
+            SETTINGS_AFTER
+        ),
         page!("status", &["[OPTIONS] [DEV|SET]"], STATUS_BEFORE, STATUS_AFTER),
     ])
 }
