@@ -27,6 +27,8 @@ pub enum Failure {
     Danger,
     /// The user wanted no more waiting.
     Interrupted,
+    /// `repair`: damage is left.
+    DamageLeft,
     /// `show --dirty`: there is dirty data.
     DirtyData,
     /// `show --dirty`: there is none, and wiping the cache would do harm all the same.
@@ -40,7 +42,12 @@ impl Failure {
             Self::Refused => 1,
             Self::Usage => 2,
             Self::Partial => 3,
-            Self::Unproven | Self::LeftOut | Self::DirtyData | Self::NotDone | Self::Danger => 4,
+            Self::Unproven
+            | Self::LeftOut
+            | Self::DamageLeft
+            | Self::DirtyData
+            | Self::NotDone
+            | Self::Danger => 4,
             Self::Undefined | Self::UnsafeToWipe => 5,
             Self::Unreported => 6,
             Self::Interrupted => 130,

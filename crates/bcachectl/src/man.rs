@@ -2,6 +2,7 @@
 
 mod export;
 mod image;
+mod repair;
 mod running;
 mod text;
 mod writeback;
@@ -101,6 +102,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl image",
             before: image::BEFORE,
             after: image::AFTER,
+        },
+        Page {
+            name: "bcachectl-repair",
+            command: subcommand("repair")?,
+            synopsis: &["[OPTIONS] CACHE [BACKING...]"],
+            invocation: "bcachectl repair",
+            before: repair::BEFORE,
+            after: repair::AFTER,
         },
     ];
     let mut files = crate::compat::pages()?;

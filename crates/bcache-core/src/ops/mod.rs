@@ -9,6 +9,7 @@ pub mod make;
 pub mod plan;
 pub mod planned;
 pub mod rebuild;
+pub mod repair;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;

@@ -6,6 +6,7 @@ pub mod image;
 pub mod invalidate;
 pub mod lists;
 pub mod make;
+pub mod repair;
 pub mod running;
 pub mod show;
 pub mod writeback;
@@ -18,6 +19,7 @@ pub use export::ExportArgs;
 pub use image::ImageArgs;
 pub use invalidate::InvalidateArgs;
 pub use make::MakeArgs;
+pub use repair::RepairArgs;
 pub use show::ShowArgs;
 pub use writeback::WritebackArgs;
 
@@ -83,6 +85,8 @@ pub enum Command {
     Settings(running::SettingsArgs),
     /// Tell how running sets and devices are
     Status(running::StatusArgs),
+    /// Mend a damaged cache set where that can be done
+    Repair(RepairArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -5,6 +5,7 @@ pub mod export;
 pub mod image;
 pub mod invalidate;
 pub mod make;
+pub mod repair;
 pub mod running;
 pub mod show;
 pub mod source;
@@ -61,6 +62,7 @@ pub fn main() -> ExitCode {
         (Command::Completions { shell, old_name: Some(name) }, _) => {
             compat::completions(name, *shell)
         }
+        (Command::Repair(args), _) => repair::run(args),
         (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
         (Command::Make(_), None) => Ok(Failure::Usage.into()),
     };

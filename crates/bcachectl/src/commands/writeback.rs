@@ -102,7 +102,7 @@ fn dry_run(args: &WritebackArgs, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn claim(path: &Path) -> Result<FileDevice> {
+pub(super) fn claim(path: &Path) -> Result<FileDevice> {
     file::open_write(path).map_err(|error| match error {
         error @ DeviceError::Busy { .. } => in_use(error),
         error => anyhow::Error::from(error).context("nothing was written"),
@@ -151,7 +151,7 @@ fn confirm(args: &WritebackArgs, plan: &WritebackPlan<'_>) -> Result<bool> {
 }
 
 /// A device in use, and how to stop what uses it.
-fn in_use(error: DeviceError) -> anyhow::Error {
+pub(super) fn in_use(error: DeviceError) -> anyhow::Error {
     let DeviceError::Busy { holders, .. } = &error else { return error.into() };
     match holders.iter().find_map(how_to_stop) {
         Some(how) => anyhow::anyhow!("{error}; {how}; nothing was written"),

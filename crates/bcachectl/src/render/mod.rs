@@ -3,4 +3,5 @@
 pub mod device;
 pub mod invalidate;
 pub mod make_words;
+pub mod repair;
 pub mod writeback;

@@ -102,7 +102,7 @@ codes! {
         "Do not register the device: the kernel would initialise it, and all that it holds would be lost. Copy the whole device first.";
     SuperblockMagic = 106, "superblock-magic", KernelRefuses,
         "The magic of the superblock is overwritten; everything else is in place.",
-        "Nothing is lost yet. Do not format the device; restoring the magic makes it whole again.";
+        "Nothing is lost yet. Do not format the device; restore the magic (bcachectl repair).";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";

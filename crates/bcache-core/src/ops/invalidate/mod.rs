@@ -47,7 +47,7 @@ pub use run::{RunProgress, run};
 pub use select::{Amount, Selection};
 pub use survey::{DIRTY_DETAILS_MAX, Survey, volume_name};
 pub use trust::TrustedSet;
-pub(in crate::ops) use trust::{Unsound, read_sound};
+pub(in crate::ops) use trust::{Unsound, blocks, read_sound};
 pub use writes::Writes;
 
 use crate::cache_set::CacheSet;

@@ -120,7 +120,7 @@ impl Visitor for Watch<'_> {
 /// torn journal entries (a power cut; the kernel passes over them, and so did we), pointers newer
 /// than the prio set (the effective gen counts), stale dirty keys (that data was lost before),
 /// leftovers of volumes that are gone, and untidy sums.
-fn blocks(problem: &Problem) -> bool {
+pub(in crate::ops) fn blocks(problem: &Problem) -> bool {
     use crate::cache_set::journal::JournalProblem;
     use crate::cache_set::uuids::UuidProblem;
     match problem {

@@ -1,0 +1,483 @@
+//! Mending a damaged cache set where what was there before can be told.
+//!
+//! Everything here restores bytes that were on the device: a bit that was flipped in a structure with a
+//! checksum, a superblock's magic that was wiped, a superblock's checksum whose contents the rest of the
+//! set vouches for. Nothing is made up, and nothing readable is lost.
+//!
+//! Each change is one write within a logical block. They do not depend on each other, so that a power cut
+//! leaves some of them done, and the command run again completes them. The superblock comes last, after a
+//! flush: without it the kernel does not touch the device, and with it the kernel may register a set
+//! that is not mended yet.
+//!
+//! A journal entry is mended only where no other entry has its number: the kernel may have gone on from the
+//! entry before it, and then the mended one would be of a state that is gone.
+
+mod bits;
+mod flip;
+mod superblock;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use crate::cache_set::{
+    BucketProblem, CacheDevice, CacheSet, Journal, OpenError, Problem, Progress, ReadError,
+    ReadOptions, Visitor,
+};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
+use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
+use crate::layout::verdict::{Refusal, Target, Verdict, kernel_verdict};
+use crate::ops::invalidate::blocks;
+use crate::ops::plan::{ApplyError, Plan, Step, WriteKind, apply};
+use crate::ops::planned::PlannedDevice;
+use crate::ops::verify::{VerifyError, verify};
+use crate::units::{BucketIndex, Sectors};
+
+/// How often the set is read: damage may hide other damage.
+const ROUNDS: usize = 16;
+
+/// Problems that are kept, at most.
+const PROBLEMS_MAX: usize = 4096;
+
+/// What is mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The magic of a superblock was wiped, and its checksum proves that nothing else was.
+    SuperblockMagic,
+    /// One bit was flipped, which the checksum names.
+    FlippedBit,
+    /// The checksum of a superblock is wrong, and all that it says is true of the device.
+    SuperblockChecksum,
+}
+
+impl Code {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::SuperblockMagic, Self::FlippedBit, Self::SuperblockChecksum];
+
+    /// Its name, which does not change.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SuperblockMagic => "superblock-magic",
+            Self::FlippedBit => "flipped-bit",
+            Self::SuperblockChecksum => "superblock-checksum",
+        }
+    }
+}
+
+/// How sure it is that a change restores what was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// A checksum proves it.
+    Certain,
+    /// Everything speaks for it, and no checksum proves it; or the set is still damaged afterwards, and
+    /// the kernel could register it.
+    Likely,
+}
+
+/// Where a change is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The superblock.
+    Superblock,
+    /// A journal entry.
+    JournalEntry {
+        /// Its bucket.
+        bucket: BucketIndex,
+        /// Its number.
+        seq: u64,
+    },
+    /// A prio set.
+    PrioSet {
+        /// Its place in the chain.
+        index: u64,
+        /// Its bucket.
+        bucket: BucketIndex,
+    },
+    /// A btree node.
+    BtreeNode {
+        /// Its bucket.
+        bucket: BucketIndex,
+        /// Its level.
+        level: u16,
+    },
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Superblock => f.write_str("superblock"),
+            Self::JournalEntry { bucket, seq } => {
+                write!(f, "journal entry {seq} in bucket {bucket}")
+            }
+            Self::PrioSet { index, bucket } => write!(f, "prio set {index} in bucket {bucket}"),
+            Self::BtreeNode { bucket, level } => {
+                write!(f, "btree node in bucket {bucket} (level {level})")
+            }
+        }
+    }
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub struct Fix {
+    /// What is mended.
+    pub code: Code,
+    /// How sure it is.
+    pub class: Class,
+    /// The backing device, counted in the order given; `None` for the cache.
+    pub backing: Option<usize>,
+    /// Where.
+    pub place: Place,
+    /// The first byte that changes, from the start of the device.
+    pub byte: u64,
+    step: Step,
+}
+
+/// Why there is no plan. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// A device could not be read.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// There is no cache superblock, nor what is left of one.
+    #[error("{}: no cache set that could be repaired", path.display())]
+    NoCache {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: OpenError,
+    },
+    /// There is not enough memory to read the set.
+    #[error("{}: the cache set cannot be read", path.display())]
+    NotRead {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: ReadError,
+    },
+}
+
+/// What repair leaves as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Left {
+    /// Damage.
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    /// The kernel would not accept the superblock.
+    #[error("the kernel refuses the superblock: {0}")]
+    Superblock(Refusal),
+    /// The set cannot be read at all.
+    #[error(transparent)]
+    NoSet(ReadError),
+}
+
+/// A repair that is decided and not carried out.
+#[derive(Debug)]
+pub struct RepairPlan {
+    /// The changes, in the order in which they were found.
+    pub fixes: Vec<Fix>,
+    /// What is wrong with the set once all of them are made, as far as it keeps the kernel or these tools
+    /// from it, or dirty data from being found.
+    pub left: Vec<Left>,
+    /// How many such problems there were before; where the superblock had to be mended first, after that.
+    pub problems_before: usize,
+    /// Dirty sectors that can be found now; `None` where the set cannot be read.
+    pub dirty_sectors_before: Option<Sectors>,
+    /// Dirty sectors that can be found once all changes are made; `None` where it cannot be read.
+    pub dirty_sectors_after: Option<Sectors>,
+}
+
+impl Fix {
+    /// Whether it is made where likely changes of these codes are accepted.
+    pub fn is_accepted(&self, accepted: &BTreeSet<Code>) -> bool {
+        self.class == Class::Certain || accepted.contains(&self.code)
+    }
+}
+
+impl RepairPlan {
+    /// The changes that are made when those of `accepted` are.
+    pub fn accepted<'p>(&'p self, accepted: &'p BTreeSet<Code>) -> impl Iterator<Item = &'p Fix> {
+        self.fixes.iter().filter(|fix| fix.is_accepted(accepted))
+    }
+
+    /// The writes to one device, the superblock last; `None` is the cache.
+    pub fn steps(&self, accepted: &BTreeSet<Code>, backing: Option<usize>) -> Plan {
+        let mut steps = Vec::new();
+        for superblock in [false, true] {
+            let before = steps.len();
+            let these = self
+                .accepted(accepted)
+                .filter(|fix| fix.backing == backing)
+                .filter(|fix| (fix.place == Place::Superblock) == superblock);
+            steps.extend(these.map(|fix| fix.step.clone()));
+            if steps.len() > before {
+                steps.push(Step::Flush);
+            }
+        }
+        Plan { steps }
+    }
+}
+
+/// Plans the repair of the set on `cache`, and of the superblocks of `backing`.
+pub fn plan(
+    cache: &dyn ReadDevice,
+    backing: &[&dyn ReadDevice],
+    options: &ReadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<RepairPlan, RepairError> {
+    let mut fixes = Vec::new();
+    let found = superblock::read(cache)?;
+    let mended = superblock::mended(&found);
+    if let Some((code, sb)) = &mended {
+        fixes.push(superblock_fix(*code, None, &found, sb));
+    }
+    let first = read(cache, &fixes, options, progress)?;
+    let problems_before = first.problems.len();
+    let dirty_sectors_before = if mended.is_none() { first.dirty_sectors } else { None };
+    let mut last = first;
+    for _ in 0..ROUNDS {
+        let before = fixes.len();
+        mend_bits(cache, &mut fixes, &last, options, progress)?;
+        if fixes.len() == before {
+            break;
+        }
+        last = read(cache, &fixes, options, progress)?;
+    }
+    let mended_journal =
+        |fix: &Fix| matches!(fix.place, Place::JournalEntry { .. }) && fix.backing.is_none();
+    if fixes.iter().any(mended_journal) && !is_one_journal(cache, &fixes)? {
+        fixes.retain(|fix| !mended_journal(fix));
+        last = read(cache, &fixes, options, progress)?;
+    }
+    let sb = mended.map_or(found, |(_, sb)| sb);
+    let (dirty_sectors_after, uuids) = (last.dirty_sectors, std::mem::take(&mut last.uuids));
+    let left = last.left(&verdict(cache, &sb));
+    let vouched = left.is_empty() && dirty_sectors_after.is_some();
+    fixes.retain(|fix| fix.code != Code::SuperblockChecksum || vouched);
+    if !left.is_empty() {
+        for fix in fixes.iter_mut().filter(|fix| fix.place == Place::Superblock) {
+            fix.class = Class::Likely;
+        }
+    }
+    for (index, device) in backing.iter().enumerate() {
+        let found = superblock::read(*device)?;
+        let Some((code, mended)) = superblock::mended(&found) else { continue };
+        let is_backing =
+            mended.kind() == Some(Kind::Backing) && verdict(*device, &mended).accepts();
+        // What vouches for one without a checksum is that the cache knows it.
+        let known = mended.set_uuid() == sb.set_uuid() && uuids.contains(&mended.uuid());
+        if is_backing && (code != Code::SuperblockChecksum || known) {
+            fixes.push(superblock_fix(code, Some(index), &found, &mended));
+        }
+    }
+    Ok(RepairPlan { fixes, left, problems_before, dirty_sectors_before, dirty_sectors_after })
+}
+
+fn superblock_fix(
+    code: Code,
+    backing: Option<usize>,
+    found: &Superblock,
+    mended: &Superblock,
+) -> Fix {
+    let differs = found.as_bytes().iter().zip(mended.as_bytes()).position(|(old, new)| old != new);
+    Fix {
+        code,
+        class: if code == Code::SuperblockChecksum { Class::Likely } else { Class::Certain },
+        backing,
+        place: Place::Superblock,
+        byte: SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64),
+        step: Step::Write {
+            kind: WriteKind::Superblock,
+            offset: SB_OFFSET_BYTES,
+            data: AlignedBuf::copy_of(mended.as_bytes()),
+        },
+    }
+}
+
+fn verdict(device: &dyn ReadDevice, sb: &Superblock) -> Verdict {
+    let info = device.info();
+    let target = Target {
+        device_size: info.size(),
+        disk_size: info.disk_size,
+        logical_block_bytes: info.logical_block_bytes,
+    };
+    kernel_verdict(sb, &target)
+}
+
+/// Finds flipped bits behind the problems of the last reading.
+fn mend_bits(
+    cache: &dyn ReadDevice,
+    fixes: &mut Vec<Fix>,
+    last: &Reading,
+    options: &ReadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), RepairError> {
+    let mut found = Vec::new();
+    {
+        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
+        let device = PlannedDevice::new(cache, steps.iter());
+        let Ok(opened) = CacheDevice::open(&device) else { return Ok(()) };
+        let mut watch = Watch { progress, problems: Vec::new() };
+        let set = CacheSet::read(opened.clone(), options, &mut watch).ok();
+        for problem in last.problems.iter().chain(&last.torn) {
+            found.extend(bits::explain(&opened, set.as_ref(), problem));
+        }
+    }
+    for flip in found {
+        if fixes.iter().any(|fix| fix.backing.is_none() && fix.byte == flip.byte) {
+            continue;
+        }
+        // Over what is mended already: two bits can be in one block.
+        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
+        let step = bits::write_of(&PlannedDevice::new(cache, steps.iter()), &flip)?;
+        let (code, class) = (Code::FlippedBit, Class::Certain);
+        fixes.push(Fix { code, class, backing: None, place: flip.place, byte: flip.byte, step });
+    }
+    Ok(())
+}
+
+/// What a reading found.
+struct Reading {
+    problems: Vec<Problem>,
+    /// Torn entries, which stand in nobody's way.
+    torn: Vec<Problem>,
+    dirty_sectors: Option<Sectors>,
+    uuids: Vec<uuid::Uuid>,
+    /// Why there is no set.
+    no_set: Option<ReadError>,
+}
+
+impl Reading {
+    fn left(self, verdict: &Verdict) -> Vec<Left> {
+        let no_set = self.no_set.filter(|_| self.problems.is_empty());
+        let refused = verdict.refusal.map(Left::Superblock);
+        let problems = self.problems.into_iter().map(Left::Problem);
+        refused.into_iter().chain(no_set.map(Left::NoSet)).chain(problems).collect()
+    }
+}
+
+fn read(
+    cache: &dyn ReadDevice,
+    fixes: &[Fix],
+    options: &ReadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Reading, RepairError> {
+    let path = || cache.info().path.clone();
+    let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
+    let opened = CacheDevice::open(&device)
+        .map_err(|source| RepairError::NoCache { path: path(), source })?;
+    let mut watch = Watch { progress, problems: Vec::new() };
+    let set = match CacheSet::read(opened, options, &mut watch) {
+        Ok(set) => Ok(set),
+        Err(error @ (ReadError::Unsynced | ReadError::NoJournal)) => Err(error),
+        Err(source) => return Err(RepairError::NotRead { path: path(), source }),
+    };
+    let (set, no_set) = match set {
+        Ok(set) => (Some(set), None),
+        Err(error) => (None, Some(error)),
+    };
+    // A stale dirty key with nothing newer for its sectors: data that the kernel does not show any more.
+    let in_the_way = |problem: &Problem| {
+        blocks(problem)
+            || matches!(
+                problem,
+                Problem::Bucket(BucketProblem::StaleDirty { superseded: false, .. })
+            )
+    };
+    let (problems, others): (Vec<Problem>, Vec<Problem>) =
+        watch.problems.into_iter().partition(in_the_way);
+    let torn = others.into_iter().filter(|it| matches!(it, Problem::Journal(_))).collect();
+    let uuids = set
+        .iter()
+        .flat_map(|set| set.uuids.used().map(|(_, entry)| entry.uuid).collect::<Vec<_>>())
+        .collect();
+    let dirty_sectors = set.map(|set| set.dirty_sectors());
+    Ok(Reading { problems, torn, dirty_sectors, uuids, no_set })
+}
+
+struct Watch<'p> {
+    progress: &'p mut dyn FnMut(Progress),
+    problems: Vec<Problem>,
+}
+
+impl Visitor for Watch<'_> {
+    fn wants_keys(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        (self.progress)(progress);
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// Whether all entries that count after mending are of one history: each number once, none newer than
+/// the newest.
+fn is_one_journal(cache: &dyn ReadDevice, fixes: &[Fix]) -> Result<bool, RepairError> {
+    let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
+    let opened = CacheDevice::open(&device)
+        .map_err(|source| RepairError::NoCache { path: cache.info().path.clone(), source })?;
+    let journal = Journal::read(&opened, &mut |_| {}, &mut |_| {});
+    let Some((first, newest)) = journal.replay_range() else { return Ok(false) };
+    let mut times: HashMap<u64, u32> = HashMap::new();
+    let all = journal.buckets.iter().flat_map(|it| it.entries.iter().chain(&it.behind));
+    for entry in all {
+        *times.entry(entry.seq).or_default() += 1;
+    }
+    Ok(times.iter().all(|(&seq, &count)| seq < first || (seq <= newest && count == 1)))
+}
+
+/// Why a plan was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairRunError {
+    /// A write or flush failed. The changes before it are made, and each stands by itself.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// What was written does not read back.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The set, read again, is not as planned.
+    #[error("the cache set still has {found} problems, {expected} were expected")]
+    Proof {
+        /// Problems now.
+        found: usize,
+        /// Problems that were to be left.
+        expected: usize,
+    },
+    /// The set could not be read again.
+    #[error("the cache set could not be read again")]
+    Reread(#[source] RepairError),
+}
+
+/// Carries out the certain changes of `plan` and those of `accepted`, on the devices that it was made from,
+/// claimed by this process. The same can be planned and run again, whatever failed.
+pub fn run(
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+    cache: &dyn BlockDevice,
+    backing: &[&dyn BlockDevice],
+    options: &ReadOptions,
+) -> Result<(), RepairRunError> {
+    let devices = std::iter::once((None, cache))
+        .chain(backing.iter().enumerate().map(|(index, device)| (Some(index), *device)));
+    for (index, device) in devices {
+        let steps = plan.steps(accepted, index);
+        apply(&steps, device, &mut |_| {})?;
+        verify(&steps, device)?;
+    }
+    if plan.accepted(accepted).count() < plan.fixes.len() {
+        return Ok(());
+    }
+    let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
+    let sb = superblock::read(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
+    let (found, expected) = (after.left(&verdict(&cache, &sb)).len(), plan.left.len());
+    if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
+}

@@ -1,0 +1,116 @@
+//! Superblocks: a magic that was wiped, a bit that was flipped, a checksum that is wrong.
+
+use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::layout::superblock::{BCACHE_MAGIC, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::ops::repair::Code;
+use crate::ops::repair::flip::flipped_bit;
+
+/// Bytes of the magic, from the start of the superblock.
+const MAGIC: std::ops::Range<usize> = 24..40;
+
+/// Bytes of the number of journal buckets, on which the length depends that the checksum covers.
+const KEYS: std::ops::Range<usize> = 206..208;
+
+/// Byte at which the journal's bucket numbers start.
+const KEYS_START: usize = 208;
+
+pub(super) fn read(device: &dyn ReadDevice) -> Result<Superblock, DeviceError> {
+    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
+    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
+    Superblock::from_bytes(&bytes).ok_or_else(|| DeviceError::OutOfRange {
+        path: device.info().path.clone(),
+        offset: SB_OFFSET_BYTES,
+        len: SB_BYTES as u64,
+        size_bytes: device.info().size_bytes,
+    })
+}
+
+/// A superblock as it was, where that can be told; `None` for one that is sound, or cannot be told.
+///
+/// Of [`Code::SuperblockChecksum`] the contents are as they are, and somebody has to vouch for them.
+pub(super) fn mended(found: &Superblock) -> Option<(Code, Superblock)> {
+    if found.magic_ok() && found.csum_ok() {
+        return None;
+    }
+    if !found.magic_ok() {
+        let with_magic = with_magic(found)?;
+        // The checksum covers the magic: where it is right again, nothing else was changed.
+        if with_magic.csum_ok() {
+            return Some((Code::SuperblockMagic, with_magic));
+        }
+    }
+    if let Some(flipped) = without_flip(found) {
+        return Some((Code::FlippedBit, flipped));
+    }
+    if !found.magic_ok() {
+        return None;
+    }
+    let mut resealed = found.clone();
+    resealed.update_checksum();
+    resealed.csum_ok().then_some((Code::SuperblockChecksum, resealed))
+}
+
+fn with_magic(found: &Superblock) -> Option<Superblock> {
+    let mut bytes = found.as_bytes().to_vec();
+    bytes.get_mut(MAGIC)?.copy_from_slice(&BCACHE_MAGIC);
+    Superblock::from_bytes(&bytes)
+}
+
+fn without_flip(found: &Superblock) -> Option<Superblock> {
+    let covered = KEYS_START + 8 * usize::from(found.njournal_buckets());
+    let named = found
+        .csum_expected()
+        .and_then(|expected| flipped_bit(covered, found.csum(), expected))
+        .map(|flip| (flip.byte, flip.mask));
+    // Where the length itself was changed, the checksum of another length was computed.
+    let of_length = KEYS.flat_map(|byte| (0..8).map(move |bit| (byte, 1 << bit)));
+    named.into_iter().chain(of_length).find_map(|(byte, mask)| {
+        let mut bytes = found.as_bytes().to_vec();
+        *bytes.get_mut(byte)? ^= mask;
+        Superblock::from_bytes(&bytes).filter(|sb| sb.magic_ok() && sb.csum_ok())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache_set::testkit::SetBuilder;
+
+    proptest! {
+        /// Any flipped bit under the checksum is flipped back, and a magic that was wiped returns.
+        #[test]
+        fn a_bit_or_the_magic_is_restored(bit in 0usize..(208 + 64) * 8, wiped: bool) {
+            let sound = SetBuilder::default().superblock();
+            prop_assert_eq!(sound.njournal_buckets(), 8);
+            let mut bytes = sound.as_bytes().to_vec();
+            if wiped {
+                bytes[MAGIC].fill(0);
+            } else {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            let found = Superblock::from_bytes(&bytes).unwrap();
+            let (code, mended) = mended(&found).unwrap();
+            let in_magic = wiped || MAGIC.contains(&(bit / 8));
+            let expected = if in_magic { Code::SuperblockMagic } else { Code::FlippedBit };
+            prop_assert_eq!(code, expected);
+            prop_assert_eq!(mended.as_bytes(), sound.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_not_mended() {
+        let sound = SetBuilder::default().superblock();
+        assert!(mended(&sound).is_none());
+        assert!(mended(&Superblock::from_bytes(&[0; SB_BYTES]).unwrap()).is_none());
+        // The checksum is gone: the rest may be right.
+        let mut bytes = sound.as_bytes().to_vec();
+        bytes[..8].fill(0x55);
+        let (code, resealed) = mended(&Superblock::from_bytes(&bytes).unwrap()).unwrap();
+        assert_eq!((code, resealed.as_bytes()), (Code::SuperblockChecksum, sound.as_bytes()));
+        // Neither magic nor anything that vouches for the rest.
+        bytes[MAGIC].fill(0);
+        assert!(mended(&Superblock::from_bytes(&bytes).unwrap()).is_none());
+    }
+}

@@ -1,0 +1,41 @@
+//! Options of `bcachectl repair`.
+
+use std::path::PathBuf;
+
+use bcache_core::ops::repair::Code;
+use clap::Args;
+
+/// Options of `bcachectl repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The cache device, or an image file of one
+    #[arg(value_name = "CACHE")]
+    pub cache: PathBuf,
+
+    /// Backing devices of the set, whose superblocks are repaired, too
+    #[arg(value_name = "BACKING")]
+    pub backing: Vec<PathBuf>,
+
+    /// Also make changes of this kind that are likely right, and not certain; can be given several times
+    #[arg(long, value_name = "CODE", value_parser = parse_code)]
+    pub accept: Vec<Code>,
+
+    /// Show what would be changed, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not ask; needed where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+fn parse_code(text: &str) -> Result<Code, String> {
+    Code::ALL.into_iter().find(|code| code.name() == text).ok_or_else(|| {
+        let names: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
+        format!("one of {}", names.join(", "))
+    })
+}

@@ -1,0 +1,113 @@
+//! `bcachectl repair`: claim, read, plan, show, confirm, write, read again.
+
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use bcache_cli::out::Out;
+use bcache_core::cache_set::ReadOptions;
+use bcache_core::device::holders::holders_of;
+use bcache_core::device::{BlockDevice, DeviceError, FileDevice, FileReader, ReadDevice, file};
+use bcache_core::ops::repair::{self, Code, RepairPlan, RepairRunError};
+use bcache_core::ops::verify::VerifyError;
+
+use crate::cli::RepairArgs;
+use crate::commands::writeback::{claim, in_use};
+use crate::exit::{ExitError, Failure};
+use crate::render::repair as render;
+
+/// Runs `bcachectl repair`.
+pub fn run(args: &RepairArgs) -> Result<ExitCode> {
+    let options = ReadOptions::default();
+    let accepted: BTreeSet<Code> = args.accept.iter().copied().collect();
+    if args.dry_run {
+        let open = |path: &PathBuf| -> Result<FileReader> {
+            let holders = holders_of(path);
+            if !holders.is_empty() {
+                return Err(in_use(DeviceError::Busy { path: path.clone(), holders }));
+            }
+            Ok(file::open_read(path)?)
+        };
+        let cache = open(&args.cache)?;
+        let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
+        let backing: Vec<&dyn ReadDevice> =
+            backing.iter().map(|it| it as &dyn ReadDevice).collect();
+        let plan = repair::plan(&cache, &backing, &options, &mut |_| {})?;
+        show(args, &plan, &accepted, render::Outcome::DryRun)?;
+        return Ok(status(&plan, &accepted));
+    }
+    if !args.yes && !io::stdin().is_terminal() {
+        bail!(
+            "standard input is no terminal where one could be asked: give --yes to repair, or \
+             --dry-run to see what would be changed; nothing was written"
+        );
+    }
+    // Held from here on, so that nothing changes between plan and run.
+    let cache = claim(&args.cache)?;
+    let backing: Vec<FileDevice> =
+        args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
+    let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
+    let plan = repair::plan(&cache, &readers, &options, &mut |_| {})?;
+    if plan.accepted(&accepted).next().is_none() {
+        show(args, &plan, &accepted, render::Outcome::Nothing)?;
+        return Ok(status(&plan, &accepted));
+    }
+    if !args.yes {
+        let mut stderr = io::stderr();
+        render::text(&mut stderr, args, &plan, &accepted, render::Outcome::DryRun)?;
+        write!(stderr, "Go on? [y/N] ")?;
+        stderr.flush()?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            bail!("nothing was written");
+        }
+    }
+    let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
+    if let Err(error) = repair::run(&plan, &accepted, &cache, &writers, &options) {
+        return Err(failed(error));
+    }
+    show(args, &plan, &accepted, render::Outcome::Done)?;
+    Ok(status(&plan, &accepted))
+}
+
+/// Whether anything is left that this command did not mend.
+fn status(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> ExitCode {
+    let all = plan.accepted(accepted).count() == plan.fixes.len() && plan.left.is_empty();
+    if all { ExitCode::SUCCESS } else { Failure::DamageLeft.into() }
+}
+
+fn show(
+    args: &RepairArgs,
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+    outcome: render::Outcome,
+) -> Result<()> {
+    let mut out = Out::stdout();
+    if args.json {
+        render::json(&mut out, args, plan, accepted, outcome)?;
+    } else {
+        render::text(&mut out, args, plan, accepted, outcome)?;
+    }
+    out.finish()
+}
+
+fn failed(error: RepairRunError) -> anyhow::Error {
+    let (failure, what) = match &error {
+        RepairRunError::Apply(error) if !error.may_have_written => {
+            (Failure::Refused, "nothing was written")
+        }
+        RepairRunError::Apply(_)
+        | RepairRunError::Reread(_)
+        | RepairRunError::Verify(VerifyError::Read { .. }) => (
+            Failure::Partial,
+            "some of the changes are made, and each of them stands by itself; run the command again",
+        ),
+        RepairRunError::Verify(VerifyError::Differs { .. }) | RepairRunError::Proof { .. } => {
+            (Failure::Undefined, "what was read back is not what was planned: a device is failing")
+        }
+    };
+    ExitError::wrap(failure, anyhow::Error::from(error).context(what))
+}
