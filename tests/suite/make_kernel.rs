@@ -427,16 +427,11 @@ const ONE_BLOCK: &str = "
 fn one_block_nodes_crash(kernel: Kernel) -> anyhow::Result<()> {
     let whole = with_btree_nodes_of(2, kernel, Duration::from_secs(180))?;
     ensure!(whole.end == ScriptEnd::Exited(0), "{:?}\n{}", whole.end, whole.tail());
-    // It copies over whatever lies behind the node: often the kernel can still report it and stop,
-    // sometimes its reports fault in their turn without end, and sometimes it just stands still.
+    // It copies over whatever lies behind the node, so it may die anywhere: in the btree, in the
+    // allocator, in its own reports, or it just stands still. The run above shows that nothing else does it.
     let run = with_btree_nodes_of(1, kernel, Duration::from_secs(60))?;
     let crashed = matches!(run.end, ScriptEnd::Died | ScriptEnd::TimedOut);
     ensure!(crashed, "{:?} after {:?}\n{}", run.end, run.took, run.tail());
-    let says = |what: &[&str]| what.iter().any(|what| run.console.contains(what));
-    // Where the trace and the queue's name are overwritten too, the work's name is left.
-    let of_btree = ["btree_split", "Workqueue: bcache", "cache_lookup [bcache]"];
-    let elsewhere = says(&["Oops", "BUG: "]) && !says(&of_btree);
-    ensure!(!elsewhere, "died of something else\n{}", run.tail());
     Ok(())
 }
 
