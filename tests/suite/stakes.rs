@@ -3,15 +3,20 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use bcache_core::cache_set::MetadataRole;
 use bcache_core::device::{ReadDevice as _, open_read};
 use bcache_core::layout::superblock::{BackingState, SB_BYTES, SB_OFFSET_BYTES, Superblock};
-use bcache_tests::cache::{bucket_byte, with_cache_set};
+use bcache_core::layout::uuid_entry::UuidEntry;
+use bcache_core::units::BucketIndex;
+use bcache_tests::cache::{bucket_byte, flip, with_cache_set};
 use bcache_tests::fixture::Fixture;
 use bcache_tests::image::write_at;
 use bcache_tests::{Scratch, tool};
+use proptest::prelude::*;
 use serde_json::Value;
 
 /// Dirty data of the fixture `dirty-61`, in sectors.
@@ -360,4 +365,181 @@ fn every_command_that_is_advised_exists() {
         let help = tool::bcachectl().unwrap().args([name, "--help"]).output().unwrap();
         assert!(help.status.success(), "{command}");
     }
+}
+
+/// A place in a cache device where metadata is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Superblock,
+    Journal,
+    Prios,
+    Uuids,
+    Btree,
+}
+
+/// What happened to it.
+#[derive(Clone, Debug)]
+enum Damage {
+    /// Bytes from somewhere in it on became others.
+    Overwritten {
+        place: Place,
+        at: prop::sample::Index,
+        len: usize,
+        byte: u8,
+    },
+    Flipped {
+        place: Place,
+        at: prop::sample::Index,
+        bit: u32,
+    },
+    /// The device ends here.
+    CutOff {
+        at: prop::sample::Index,
+    },
+    BackingState(BackingState),
+}
+
+fn damages() -> impl Strategy<Value = Vec<Damage>> {
+    let place = prop::sample::select(vec![
+        Place::Superblock,
+        Place::Journal,
+        Place::Prios,
+        Place::Uuids,
+        Place::Btree,
+    ]);
+    let at = any::<prop::sample::Index>;
+    let len = prop::sample::select(vec![1usize, 8, 512, 4096, 32768]);
+    // Not clean: that would be a lie that nothing can tell.
+    let states = vec![BackingState::None, BackingState::Stale, BackingState::Dirty];
+    let one = prop_oneof![
+        4 => (place.clone(), at(), len, any::<u8>())
+            .prop_map(|(place, at, len, byte)| Damage::Overwritten { place, at, len, byte }),
+        3 => (place, at(), 0..8u32).prop_map(|(place, at, bit)| Damage::Flipped { place, at, bit }),
+        1 => at().prop_map(|at| Damage::CutOff { at }),
+        1 => prop::sample::select(states).prop_map(Damage::BackingState),
+    ];
+    prop::collection::vec(one, 1..4)
+}
+
+/// Where the metadata of a set is, as far as it is written, and what is dirty in it.
+struct Truth {
+    places: Vec<(Place, Range<u64>)>,
+    dirty: u64,
+    has_flash_only: bool,
+}
+
+impl Truth {
+    fn of(cache: &Path) -> Self {
+        let bytes = fs::read(cache).unwrap();
+        let written = |start: usize, len: usize| {
+            let area = &bytes[start..start + len];
+            let end = start + area.iter().rposition(|&byte| byte != 0).map_or(1, |at| at + 1);
+            start as u64..end as u64
+        };
+        with_cache_set(cache, |set| {
+            let superblock = written(usize::try_from(SB_OFFSET_BYTES).unwrap(), SB_BYTES);
+            let mut places = vec![(Place::Superblock, superblock)];
+            let bucket_bytes = usize::try_from(set.geometry().bucket_size().bytes()).unwrap();
+            for bucket in 0..set.geometry().nbuckets() {
+                let place = match set.metadata_role(BucketIndex(bucket)) {
+                    None => continue,
+                    Some(MetadataRole::Journal) => Place::Journal,
+                    Some(MetadataRole::Prios) => Place::Prios,
+                    Some(MetadataRole::Uuids) => Place::Uuids,
+                    Some(MetadataRole::Btree) => Place::Btree,
+                };
+                let start = usize::try_from(bucket).unwrap() * bucket_bytes;
+                places.push((place, written(start, bucket_bytes)));
+            }
+            Ok(Self {
+                places,
+                dirty: set.dirty_sectors().0,
+                has_flash_only: set.uuids.slots.iter().any(UuidEntry::flash_only),
+            })
+        })
+        .unwrap()
+    }
+
+    /// A byte within metadata of this kind.
+    fn byte(&self, wanted: Place, at: prop::sample::Index) -> u64 {
+        let places: Vec<_> = self.places.iter().filter(|(place, _)| *place == wanted).collect();
+        let sizes = |range: &Range<u64>| usize::try_from(range.end - range.start).unwrap();
+        let mut left = at.index(places.iter().map(|(_, range)| sizes(range)).sum());
+        for (_, range) in places {
+            match left.checked_sub(sizes(range)) {
+                Some(rest) => left = rest,
+                None => return range.start + left as u64,
+            }
+        }
+        unreachable!("the index is smaller than the sum");
+    }
+
+    fn damage(&self, damage: &Damage, fixture: &Fixture) {
+        let cache = &fixture.cache;
+        match damage {
+            Damage::Overwritten { place, at, len, byte } => {
+                let end = fs::metadata(cache).unwrap().len();
+                let start = self.byte(*place, *at);
+                let len = usize::try_from(end.saturating_sub(start)).unwrap().min(*len);
+                // Zeroes where the newest journal entries were look as if those were never written:
+                // nothing on the device tells the difference.
+                let byte = if *place == Place::Journal { *byte | 1 } else { *byte };
+                write_at(cache, start, &vec![byte; len]).unwrap();
+            }
+            Damage::Flipped { place, at, bit } => {
+                let start = self.byte(*place, *at);
+                if start < fs::metadata(cache).unwrap().len() {
+                    flip(cache, start, 1 << bit).unwrap();
+                }
+            }
+            Damage::CutOff { at } => {
+                let file = fs::OpenOptions::new().write(true).open(cache).unwrap();
+                let sectors = file.metadata().unwrap().len() / 512;
+                file.set_len(at.index(usize::try_from(sectors).unwrap()) as u64 * 512).unwrap();
+            }
+            Damage::BackingState(state) => set_state(&fixture.backing[0], *state),
+        }
+    }
+}
+
+/// Whatever happens to metadata: check, show and their JSON agree, nothing at stake is called none, and
+/// the limits hold.
+#[test]
+fn no_damage_makes_the_answers_wrong_or_contradict_each_other() {
+    let truths: Vec<(String, Truth)> = Fixture::names()
+        .unwrap()
+        .into_iter()
+        .map(|name| {
+            let truth = Truth::of(&Fixture::unpack(&name).unwrap().cache);
+            (name, truth)
+        })
+        .collect();
+    let judge = |which: prop::sample::Index, damages: &[Damage], with_backing: bool| {
+        let (name, truth) = which.get(&truths);
+        let fixture = Fixture::unpack(name).unwrap();
+        damages.iter().for_each(|damage| truth.damage(damage, &fixture));
+        let backing = with_backing.then(|| fixture.backing[0].as_path());
+        let devices: Vec<&Path> = [fixture.cache.as_path()].into_iter().chain(backing).collect();
+        // Nothing but zeroes, or less than a superblock, is no bcache device at all.
+        if run(&["check"], &devices[..1]).status.code() == Some(8) {
+            return;
+        }
+        let said = Said::of(&devices);
+        let stakes = &said.check_json["stakes"];
+        assert!(said.answer() != "none" || truth.dirty == 0, "{name}: {}", said.check);
+        let at_least = stakes["at_least_sectors"].as_u64().unwrap();
+        assert!(at_least <= truth.dirty, "{name}: {stakes}, but {} are dirty", truth.dirty);
+        if let Some(at_most) = stakes["at_most_sectors"].as_u64() {
+            assert!(at_most >= truth.dirty, "{name}: {stakes}, but {} are dirty", truth.dirty);
+        }
+        let is_safe = said.advice().contains(&"safe-to-wipe");
+        assert!(!is_safe || (truth.dirty == 0 && !truth.has_flash_only), "{name}: {}", said.check);
+    };
+    let cases =
+        ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(cases, |(
+        which in any::<prop::sample::Index>(),
+        damages in damages(),
+        with_backing in any::<bool>(),
+    )| judge(which, &damages, with_backing));
 }

@@ -159,7 +159,7 @@ fn fill(device: &MemoryDevice) {
 }
 
 fn facts(kind: Kind, device: &dyn ReadDevice, found: Vec<Signature>) -> DeviceFacts {
-    let mut facts = DeviceFacts::of_device(kind, device, found).unwrap();
+    let mut facts = DeviceFacts::of_device(kind, device, found, None).unwrap();
     // What these devices are filled with may go.
     facts.unknown_at = None;
     facts.at_stake = AtStake::Nothing;
@@ -525,7 +525,7 @@ fn a_signature_that_appears_after_the_look_stops_the_run() {
     let new_image = folder.path().join("new");
     let facts = vec![
         facts_of_new_image(Kind::Backing, &new_image, DEVICE_BYTES),
-        facts_of(Kind::Backing, &path).unwrap(),
+        facts_of(Kind::Backing, &path, None).unwrap(),
     ];
     let plans = plan(&Options::default(), facts, &mut uuids(1)).unwrap();
     try_claims(&plans).unwrap();

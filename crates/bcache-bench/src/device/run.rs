@@ -137,7 +137,7 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
             (vec![(Kind::Cache, path.clone())], Some(*size_bytes))
         }
     };
-    let facts = make::gather(&devices, new_size).map_err(|error| match error {
+    let facts = make::gather(&devices, new_size, None).map_err(|error| match error {
         GatherError::Exists { .. } => {
             anyhow!("{error}; give it without --image and --size to run on it")
         }

@@ -79,6 +79,16 @@ pub enum Advice {
         /// The backing devices.
         backing: Vec<PathBuf>,
     },
+    /// Write the dirty data back to a backing device that was detached or run without the cache, if
+    /// nothing was written to it since, and detach it.
+    WriteBackRanAlone {
+        /// The cache.
+        cache: PathBuf,
+        /// The backing device.
+        backing: PathBuf,
+        /// Its slot.
+        slot: u32,
+    },
     /// Save what is readable of a volume to a file.
     Export {
         /// The cache.
@@ -148,6 +158,7 @@ impl Advice {
             Self::CopyDevice { .. } => "copy-device",
             Self::RegisterAndDetach { .. } => "register-and-detach",
             Self::WriteBackOffline { .. } => "write-back-offline",
+            Self::WriteBackRanAlone { .. } => "write-back-ran-alone",
             Self::Export { .. } => "export",
             Self::Repair { .. } => "repair",
             Self::CopyFlashOnly { .. } => "copy-flash-only",
@@ -282,6 +293,19 @@ fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
     }
 }
 
+/// Whether a volume's backing device was detached with its data still in the cache, or was run without
+/// the cache.
+fn ran_alone(volume: &Volume) -> bool {
+    match &volume.owner {
+        Owner::Present { device, standing } => match standing {
+            Standing::Released => true,
+            Standing::Attached => device.superblock.state() == BackingState::Stale,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 fn dirty(member: &Member<'_>) -> Vec<Advice> {
     let cache = member.path().clone();
     let device = &member.device;
@@ -295,6 +319,8 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
     let whole = volumes().filter(|it| goes_on(it, set_block)).filter_map(path).collect::<Vec<_>>();
     let sound = device.identity == Identity::Cache
         && device.doubts.iter().all(|doubt| *doubt == Doubt::TornEntry);
+    let can_write_back =
+        sound && !member.in_use && device.superblock.as_ref().is_some_and(Superblock::sync);
     let registers = device.registers() && danger.is_none();
     if !registers {
         advice.push(Advice::CopyDevice { device: cache.clone() });
@@ -306,14 +332,16 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
             let backing = whole.clone();
             advice.push(Advice::RegisterAndDetach { cache: cache.clone(), backing });
         }
-        if sound && device.superblock.as_ref().is_some_and(Superblock::sync) {
+        if can_write_back {
             advice.push(Advice::WriteBackOffline { cache: cache.clone(), backing: whole });
         }
     }
-    if !sound && matches!(device.contents, Contents::Set(_)) && !member.in_use {
+    // Where neither the kernel nor a writeback takes the set as it is, a copy is what can be had.
+    let takes_none = !registers && !can_write_back && !member.in_use;
+    if (!sound || takes_none) && matches!(device.contents, Contents::Set(_)) && !member.in_use {
         advice.push(Advice::Repair { cache: cache.clone() });
     }
-    for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound) {
+    for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
         match (&volume.owner, volume.uuid) {
             (Owner::FlashOnly, _) => advice.push(save_flash_only(member, volume)),
             (Owner::Missing, Some(uuid)) => {
@@ -329,7 +357,13 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
                 // Of a device that ran alone since, the rest may be newer than what is cached.
                 let dirty_only = !goes_on(volume, set_block);
                 let (backing, slot) = (path(volume), volume.slot);
+                let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
                 advice.push(Advice::Export { cache: cache.clone(), backing, slot, dirty_only });
+                advice.extend(back.map(|backing| Advice::WriteBackRanAlone {
+                    cache: cache.clone(),
+                    backing,
+                    slot,
+                }));
             }
         }
     }

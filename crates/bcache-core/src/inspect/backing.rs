@@ -50,6 +50,11 @@ impl BackingDevices {
         }
         if let Some(search) = self.search.take() {
             for device in search() {
+                // Of copies with one UUID, the one that lacks data is the one that counts.
+                let known = self.machine.get(&device.superblock.uuid());
+                if known.is_some_and(|it| it.superblock.state() == BackingState::Clean) {
+                    self.machine.remove(&device.superblock.uuid());
+                }
                 insert(&mut self.machine, &device.path, device.size, &device.superblock);
             }
         }

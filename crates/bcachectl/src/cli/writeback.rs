@@ -23,6 +23,12 @@ pub struct WritebackArgs {
     #[arg(long)]
     pub detach: bool,
 
+    /// Write to backing devices, too, that were detached from this cache or run without it (states
+    /// none and inconsistent): where the cache holds dirty data, it replaces what was written to
+    /// them since
+    #[arg(long, requires = "detach")]
+    pub ran_alone: bool,
+
     /// Read back all that was copied and compare it
     #[arg(long)]
     pub verify: bool,

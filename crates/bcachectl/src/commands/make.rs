@@ -25,6 +25,7 @@ use crate::cli::MakeArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{self, DeviceReport, KernelReport};
 use crate::render::make_words;
+use crate::scan;
 
 /// Bars appear for plans of at least this many bytes to discard or write.
 const PROGRESS_BYTES: u64 = 64 << 20;
@@ -94,7 +95,7 @@ impl From<&Step> for StepReport {
 pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let usage = |error: anyhow::Error| ExitError::wrap(Failure::Usage, error);
     let devices = args.devices(matches).map_err(|error| usage(error.into()))?;
-    let facts = gather(&devices, args.size).map_err(|error| {
+    let facts = gather(&devices, args.size, Some(scan::backing_devices)).map_err(|error| {
         let is_usage = matches!(error, GatherError::Devices(_));
         let error = make_words::gathering(error);
         if is_usage { usage(error) } else { error }
@@ -149,7 +150,7 @@ fn set_block_size(options: &Options, devices: &[(Kind, PathBuf)]) -> Option<Sect
     if devices.iter().any(|(kind, _)| *kind == Kind::Cache) {
         return None;
     }
-    let scan = crate::scan::machine().ok()?;
+    let scan = scan::machine().ok()?;
     scan.devices
         .iter()
         .filter_map(|device| device.area.superblock())

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::{
-    self, Below, CacheDevice, CacheSet, NewestEntry, Problem, ReadOptions, Visitor, VolumeReader,
+    self, Below, CacheSet, NewestEntry, Problem, ReadOptions, Visitor, VolumeReader,
 };
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{DeviceError, FileReader, ReadDevice, open_read};
-use bcache_core::inspect::{BackingDevices, Volumes};
+use bcache_core::inspect::{BackingDevices, Contents, Device, Doubt, Identity, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
@@ -109,14 +109,22 @@ pub fn with_volume<T>(
     }
     let named = args.backing.as_deref().map(open_backing).transpose()?;
     let context = || cache_path.display().to_string();
-    let cache = CacheDevice::open(&device).with_context(context)?;
     let options = ReadOptions { newest: NewestEntry::Greatest, ..ReadOptions::default() };
     let mut problems = Problems { progress: Some(Progress::new(context())), ..Problems::default() };
-    let set = CacheSet::read(cache, &options, &mut problems).with_context(context)?;
+    // Whatever the superblock lacks: where a set can be read, it is.
+    let read = Device::read(&device, &options, &mut problems).with_context(context);
     if let Some(mut bar) = problems.progress.take() {
         bar.finish();
     }
+    let read = read?;
+    problems.told.splice(0..0, superblock_problems(&read));
     tell(cache_path, &problems)?;
+    let set = match read.contents {
+        Contents::Set(found) => found.set,
+        Contents::New => bail!("{}: a new cache, which no volume was attached to", context()),
+        Contents::Unreadable(error) => return Err(error).with_context(context),
+        Contents::None => bail!("{}: no cache device", context()),
+    };
     let mut backing = BackingDevices::with_machine(scan::backing_devices);
     if let Some(named) = &named {
         backing.add(named.device.info(), &named.superblock);
@@ -170,6 +178,24 @@ pub fn with_volume<T>(
     };
     let reader = VolumeReader::new(&set, report.slot, below);
     with(Volume { reader, size, report, sources, problems: problems.told })
+}
+
+/// What is wrong with a superblock that was read all the same.
+fn superblock_problems(device: &Device<'_>) -> Vec<String> {
+    let mut problems = Vec::new();
+    if matches!(device.identity, Identity::MagicWiped(_)) {
+        problems.push("the magic of the superblock is wiped".to_owned());
+    }
+    if device.doubts.contains(&Doubt::Superblock) {
+        problems.push("the superblock has a bad checksum: its fields may be wrong".to_owned());
+    }
+    if device.set().is_some_and(|set| set.unsynced) {
+        problems.push(
+            "the superblock does not say that the cache is in use: the kernel would start it empty"
+                .to_owned(),
+        );
+    }
+    problems
 }
 
 fn open_backing(path: &Path) -> Result<Named> {

@@ -28,6 +28,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     let options = Options {
         volumes: args.volume.clone(),
         detach: args.detach,
+        ran_alone: args.ran_alone,
         verify: args.verify,
         seconds: seconds_now(),
         seed: uuid::Uuid::new_v4().as_u64_pair().0,
@@ -185,8 +186,9 @@ fn refused(error: WritebackError) -> anyhow::Error {
         }
         WritebackError::Backing { reason, .. } => match reason {
             BackingRefusal::NotAttached | BackingRefusal::RanAlone => Some(
-                "writing the cache's data over it could destroy newer data; keep copies of both before \
-                 anything else",
+                "copy both devices before anything else; `bcachectl export --dirty-only` saves the dirty \
+                 data to a file, and --detach --ran-alone writes it back all the same, over what may be \
+                 newer",
             ),
             BackingRefusal::TooSmall { .. } => {
                 Some("grow the device or partition back to its old size")

@@ -214,7 +214,7 @@ fn format(request: &Request) -> Result<(), Refused> {
     let paths: Vec<PathBuf> = devices.iter().map(|(_, path)| PathBuf::from(path)).collect();
     let mut facts = Vec::new();
     for (kind, path) in devices {
-        facts.push(facts_of(kind, path).map_err(cannot_open)?);
+        facts.push(facts_of(kind, path, Some(crate::scan::backing_devices)).map_err(cannot_open)?);
     }
     check_distinct(&paths)?;
     let mut options = request.options.clone();

@@ -225,6 +225,13 @@ pub fn text(
             format_bytes(volume.dirty_sectors.bytes()),
             plural(volume.dirty_extents, "extent")
         )?;
+        if outcome == Outcome::DryRun && volume.may_be_newer() {
+            writeln!(
+                out,
+                "    The device was detached from this cache or run without it. What was written to it \
+                 since is replaced where the cache holds dirty data: check its file system afterwards."
+            )?;
+        }
     }
     for kept in &plan.kept {
         stays(out, kept)?;

@@ -85,6 +85,16 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             "Or write the dirty data back without the kernel",
             &format!("{} {}", shell_quoted(cache), quoted(backing)),
         ),
+        Advice::WriteBackRanAlone { cache, backing, slot } => (
+            "Only if nothing was written to the backing device since it was used with this cache (it \
+             was not mounted): write the dirty data back to it, and take it off the cache"
+                .to_owned(),
+            Some(format!(
+                "bcachectl writeback --detach --ran-alone --volume {slot} {} {}",
+                shell_quoted(cache),
+                shell_quoted(backing)
+            )),
+        ),
         Advice::Export { cache, backing, slot, dirty_only } => {
             let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
             let only = if *dirty_only { " --dirty-only" } else { "" };

@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use crate::cache_set::{NoVisitor, ReadOptions};
 use crate::device::ReadDevice;
-use crate::inspect::{Answer, BackingDevices, Device, Doubt, Group, InspectError, Stakes, Volumes};
+use crate::inspect::{
+    Answer, BackingDevices, Device, Doubt, Group, InspectError, SearchMachine, Stakes, Volumes,
+};
 use crate::layout::superblock::{Kind, Superblock};
 use crate::units::Sectors;
 
@@ -70,8 +72,8 @@ impl AtStake {
     }
 
     /// What [`inspect`](crate::inspect) says of `device`. What cannot be read is unknown, never
-    /// nothing.
-    pub fn of_device(device: &dyn ReadDevice) -> Self {
+    /// nothing. `search` finds backing devices that are complete.
+    pub fn of_device(device: &dyn ReadDevice, search: Option<SearchMachine>) -> Self {
         let unknown = |set_uuid| Self::Unknown { set_uuid };
         let read = match Device::read(device, &ReadOptions::default(), &mut NoVisitor) {
             Ok(read) => read,
@@ -83,7 +85,8 @@ impl AtStake {
             return Self::Nothing;
         };
         let kind = read.kind();
-        let group = Group::new(vec![(read, false)], &mut BackingDevices::default());
+        let mut backing = search.map_or_else(BackingDevices::default, BackingDevices::with_machine);
+        let group = Group::new(vec![(read, false)], &mut backing);
         let Some(member) = group.members.first() else { return unknown(set_uuid) };
         let stakes = &member.stakes;
         match (kind, stakes.answer) {

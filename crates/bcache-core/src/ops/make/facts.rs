@@ -12,6 +12,7 @@ use crate::device::sysfs::{BlockDir, Root};
 use crate::device::{
     DeviceError, DeviceInfo, DeviceKind, ReadDevice, Signature, SuperblockArea, file, first_nonzero,
 };
+use crate::inspect::SearchMachine;
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::units::Sectors;
 
@@ -37,11 +38,13 @@ pub struct DeviceFacts {
 }
 
 impl DeviceFacts {
-    /// Of an open device on which `found` was found.
+    /// Of an open device on which `found` was found. Backing devices of a cache that is damaged are
+    /// looked for with `search`: those that are complete show that nothing is lost.
     pub fn of_device(
         kind: Kind,
         device: &dyn ReadDevice,
         found: Vec<Signature>,
+        search: Option<SearchMachine>,
     ) -> Result<Self, DeviceError> {
         let superblock = read_superblock(device)?;
         let area = area_of(superblock.as_ref());
@@ -49,7 +52,7 @@ impl DeviceFacts {
             kind,
             info: device.info().clone(),
             unknown_at: unknown_at(device, &area, &found)?,
-            at_stake: AtStake::of_device(device),
+            at_stake: AtStake::of_device(device, search),
             found,
             superblock,
             create: false,
@@ -118,23 +121,26 @@ pub enum GatherError {
 
 /// Looks at each of `devices` without writing; refuses what is in use, and devices that are one.
 ///
-/// With `new_size_bytes`, all of them are image files to be made of that size.
+/// With `new_size_bytes`, all of them are image files to be made of that size. See
+/// [`DeviceFacts::of_device`] for `search`.
 pub fn gather(
     devices: &[(Kind, PathBuf)],
     new_size_bytes: Option<u64>,
+    search: Option<SearchMachine>,
 ) -> Result<Vec<DeviceFacts>, GatherError> {
     let paths: Vec<PathBuf> = devices.iter().map(|(_, path)| path.clone()).collect();
     if paths.is_empty() {
         return Err(GatherError::Devices(MakeError::NoDevices));
     }
     check_distinct(&paths).map_err(GatherError::Devices)?;
-    devices.iter().map(|(kind, path)| gather_one(*kind, path, new_size_bytes)).collect()
+    devices.iter().map(|(kind, path)| gather_one(*kind, path, new_size_bytes, search)).collect()
 }
 
 fn gather_one(
     kind: Kind,
     path: &Path,
     new_size_bytes: Option<u64>,
+    search: Option<SearchMachine>,
 ) -> Result<DeviceFacts, GatherError> {
     let path_buf = || path.to_owned();
     match (new_size_bytes, path.try_exists()) {
@@ -142,18 +148,22 @@ fn gather_one(
         (Some(size_bytes), Ok(false)) => Ok(facts_of_new_image(kind, path, size_bytes)),
         (Some(_), Ok(true)) => Err(GatherError::Exists { path: path_buf() }),
         (None, Ok(false)) => Err(GatherError::Missing { path: path_buf() }),
-        (None, Ok(true)) => Ok(facts_of(kind, path)?),
+        (None, Ok(true)) => Ok(facts_of(kind, path, search)?),
     }
 }
 
 /// Looks at `path` without writing; refuses what is in use.
-pub fn facts_of(kind: Kind, path: &Path) -> Result<DeviceFacts, RunError> {
+pub fn facts_of(
+    kind: Kind,
+    path: &Path,
+    search: Option<SearchMachine>,
+) -> Result<DeviceFacts, RunError> {
     let device = file::open_read(path)?;
     let holders = holders_of(path);
     if !holders.is_empty() {
         return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
     }
-    let mut facts = DeviceFacts::of_device(kind, &device, probe(path)?)?;
+    let mut facts = DeviceFacts::of_device(kind, &device, probe(path)?, search)?;
     let block = BlockDir::of_path(&Root::system(), path);
     facts.is_bcache_volume = block.is_some_and(|block| block.is_bcache_volume());
     Ok(facts)

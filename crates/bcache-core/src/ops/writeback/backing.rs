@@ -63,11 +63,27 @@ pub(super) fn superblock(device: &dyn ReadDevice) -> Result<Superblock, BackingR
 /// The slot of the device in the cache's uuid table, if the cache's data is its data.
 ///
 /// `None` is a device that the cache does not know and that needs nothing of it: detached, as detaching
-/// leaves it, or clean, as it is between the two writes of detaching.
-pub(super) fn slot_of(set: &CacheSet<'_>, sb: &Superblock) -> Result<Option<u32>, BackingRefusal> {
-    let is_known = set.uuids.find(sb.uuid()).is_some();
-    if sb.state() == BackingState::None && sb.set_uuid().is_nil() && !is_known {
+/// leaves it, or clean (inconsistent if it was run alone), as it is between the two writes of
+/// detaching.
+///
+/// With `ran_alone`, a device that was detached or run without the cache is its owner all the same.
+pub(super) fn slot_of(
+    set: &CacheSet<'_>,
+    sb: &Superblock,
+    ran_alone: bool,
+) -> Result<Option<u32>, BackingRefusal> {
+    let known = set.uuids.find(sb.uuid());
+    if sb.state() == BackingState::None && sb.set_uuid().is_nil() && known.is_none() {
         return Ok(None);
+    }
+    let is_of_set =
+        sb.state() == BackingState::None || sb.set_uuid() == set.cache.superblock().set_uuid();
+    if ran_alone && is_of_set && BackingRefusal::of_state(sb.state()).is_some() {
+        match known {
+            Some((slot, _)) => return Ok(Some(slot)),
+            None if sb.state() == BackingState::Stale => return Ok(None),
+            None => {}
+        }
     }
     if let Some(refusal) = BackingRefusal::of_state(sb.state()) {
         return Err(refusal);

@@ -121,7 +121,7 @@ pub enum BackingRefusal {
     NotAttached,
     /// It ran without its cache while data was dirty.
     #[error(
-        "it ran without its cache (state \"stale\"): what it holds may be newer than the cache"
+        "it ran without its cache (state \"inconsistent\"): what it holds may be newer than the cache"
     )]
     RanAlone,
     /// It belongs to another set.

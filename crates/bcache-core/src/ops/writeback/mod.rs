@@ -55,6 +55,10 @@ pub struct Options {
     pub volumes: Vec<String>,
     /// Whether the volumes are detached from the set afterwards.
     pub detach: bool,
+    /// Whether backing devices are written that were detached from the cache, or were run without it
+    /// (states none and inconsistent): where the cache holds dirty data, it replaces what was written
+    /// to them since. Such devices can only be detached: what the cache holds clean of them is old.
+    pub ran_alone: bool,
     /// Whether all that was copied is read back and compared.
     pub verify: bool,
     /// The time, in seconds since 1970: when volumes were detached.
@@ -83,6 +87,14 @@ pub struct VolumePlan {
     /// Extents that they lie in.
     pub dirty_extents: u64,
     superblock: Superblock,
+}
+
+impl VolumePlan {
+    /// Whether what is written replaces what may be newer: the device was detached from the cache with
+    /// this data in it, or was run without the cache.
+    pub fn may_be_newer(&self) -> bool {
+        self.dirty_sectors.0 > 0 && matches!(self.state, BackingState::None | BackingState::Stale)
+    }
 }
 
 /// A volume whose dirty data stays in the cache.
@@ -192,9 +204,10 @@ impl<'d> WritebackPlan<'d> {
     }
 }
 
+/// A device that was run alone stays inconsistent until it is detached: called clean, it would be
+/// attached again, and the old clean data of the cache would be read in place of its own.
 fn is_clean(volumes: &[VolumePlan]) -> bool {
-    let is_clean = |state| matches!(state, BackingState::Clean | BackingState::None);
-    volumes.iter().all(|it| it.dirty_sectors.0 == 0 && is_clean(it.state))
+    volumes.iter().all(|it| it.dirty_sectors.0 == 0 && it.state != BackingState::Dirty)
 }
 
 /// Plans the writeback from `cache` to `backing`, or refuses it.
@@ -225,7 +238,8 @@ fn plan_for<'d>(
             let first = backing.get(first).map(|it| it.info().path.clone()).unwrap_or_default();
             return Err(refused(BackingRefusal::Repeated { first }));
         }
-        let slot = backing::slot_of(&set, &sb).map_err(refused)?;
+        let ran_alone = options.ran_alone && options.detach;
+        let slot = backing::slot_of(&set, &sb, ran_alone).map_err(refused)?;
         if slot.is_none() && !options.detach {
             let unknown = BackingRefusal::Unknown { uuid: sb.uuid() };
             return Err(refused(BackingRefusal::of_state(sb.state()).unwrap_or(unknown)));

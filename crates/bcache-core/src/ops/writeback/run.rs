@@ -270,7 +270,7 @@ impl<'r> Run<'r> {
         sb.edit(|edit| {
             if detaching {
                 edit.state(BackingState::None).set_uuid(Uuid::nil());
-            } else {
+            } else if volume.state == BackingState::Dirty {
                 edit.state(BackingState::Clean);
             }
         });
