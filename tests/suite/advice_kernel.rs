@@ -230,12 +230,13 @@ const FOLLOWED: &[Case] = &[
     },
 ];
 
-/// States in which a cache may be wiped. No other device of the machine has the backing device's UUID.
+/// States in which a cache may be wiped. The first is settled by its backing device, so that no copy of
+/// that is in the machine which says something else.
 const SAFE: &[Case] = &[
     Case {
-        name: "clean",
+        name: "clean-broken",
         fixture: "clean-612",
-        damage: nothing,
+        damage: no_root,
         advice: &["safe-to-wipe"],
         script: "bcachectl make --wipe-bcache --yes -C $c >/dev/null; register $b; register $c
             wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
@@ -243,9 +244,9 @@ const SAFE: &[Case] = &[
         outcome: Outcome::Complete,
     },
     Case {
-        name: "clean-broken",
+        name: "clean",
         fixture: "clean-612",
-        damage: no_root,
+        damage: nothing,
         advice: &["safe-to-wipe"],
         script: "bcachectl make --wipe-bcache --yes -C $c >/dev/null; register $b; register $c
             wait_for 10 test -e /sys/block/$(basename $b)/bcache/running

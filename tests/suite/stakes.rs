@@ -536,7 +536,7 @@ fn no_damage_makes_the_answers_wrong_or_contradict_each_other() {
         assert!(!is_safe || (truth.dirty == 0 && !truth.has_flash_only), "{name}: {}", said.check);
     };
     let cases =
-        ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() };
+        ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(cases, |(
         which in any::<prop::sample::Index>(),
         damages in damages(),

@@ -4,6 +4,7 @@
 
 use anyhow::{Context as _, ensure};
 use bcache_core::device::{ReadDevice as _, open_read};
+use bcache_core::layout::superblock::BackingState;
 use bcache_core::layout::uuid_entry::UuidEntry;
 use bcache_core::ops::make::read_superblock;
 use bcache_tests::cache::{check_clean, run_writeback, with_cache_set, writeback};
@@ -178,4 +179,35 @@ fn refusals_write_nothing_and_name_the_way_out() -> anyhow::Result<()> {
     let root = with_cache_set(cache, |set| Ok(set.root.ptrs()[0].offset().bytes()))?;
     write_at(cache, root + 8, &[0xff; 8])?;
     refused(backing, &[], 1, &["damaged", "bcachectl check"])
+}
+
+/// A device that was detached or run without the cache is written to only where that is said, and is
+/// detached then: what the cache holds clean of it is old.
+#[test]
+fn a_device_that_ran_alone_is_written_to_by_name_only() -> anyhow::Result<()> {
+    for state in [BackingState::None, BackingState::Stale] {
+        let fixture = Fixture::unpack("dirty-61")?;
+        let (cache, backing) = (&fixture.cache, &fixture.backing);
+        let before = sums(cache, backing)?;
+        let mut sb = read_superblock(&open_read(&backing[0])?)?.context("no superblock")?;
+        sb.edit(|edit| {
+            edit.state(state);
+            if state == BackingState::None {
+                edit.set_uuid(uuid::Uuid::nil());
+            }
+        });
+        write_at(&backing[0], 4096, sb.as_bytes())?;
+        let alone = run_writeback(cache, backing, &["--ran-alone", "--dry-run"])?;
+        assert_eq!(alone.status.code(), Some(2), "--ran-alone needs --detach: {alone:?}");
+        let output = run_writeback(cache, backing, &["--detach", "--yes"])?;
+        assert_eq!(output.status.code(), Some(1), "{state}: {output:?}");
+        let report = writeback(cache, backing, &["--detach", "--ran-alone", "--verify"])?;
+        assert_eq!(report["state"], "done", "{report}");
+        let sb = read_superblock(&open_read(&backing[0])?)?.context("no superblock")?;
+        ensure!(sb.state() == BackingState::None && sb.set_uuid().is_nil(), "{state}");
+        assert_eq!(md5_of_device(&backing[0])?, before[0], "{state}");
+        ensure!(dirty(cache)?.is_empty(), "{state}");
+        check_clean(cache)?;
+    }
+    Ok(())
 }

@@ -10,10 +10,13 @@ use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
 use bcache_core::cache_set;
+use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
 use bcache_core::inspect::Answer;
-use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
+use bcache_core::ops::check::{
+    CheckError, CheckOptions, CheckProgress, Registration, Report, Severity, check,
+};
 use serde::Serialize;
 
 use crate::cli::CheckArgs;
@@ -79,8 +82,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
         CheckProgress::Comparing { done, total } => progress.set("clean data", done, total),
     });
     progress.finish();
-    let report = report
-        .map_err(|error| anyhow::Error::from(error).context(args.device.display().to_string()))?;
+    let report = report.map_err(|error| unchecked(args, error))?;
     let status = exit_status(&report);
     let mut out = Out::stdout();
     if args.json {
@@ -98,6 +100,18 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
     }
     out.finish()?;
     Ok(ExitCode::from(status))
+}
+
+/// Why there is no report; of a backing device, how it is judged.
+fn unchecked(args: &CheckArgs, error: CheckError) -> anyhow::Error {
+    let path = args.device.display();
+    match error {
+        CheckError::Open(OpenError::BackingDevice) => anyhow::anyhow!(
+            "{path}: a backing device, which holds no cache set: name its cache before it, or see \
+             what it says of itself with `bcachectl show --dirty {path}`"
+        ),
+        error => anyhow::Error::from(error).context(path.to_string()),
+    }
 }
 
 /// As fsck(8) has it: a sum. What is only untidy is no error.

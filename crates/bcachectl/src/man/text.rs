@@ -225,7 +225,8 @@ superblock :: null, or an object with checksum (ok or bad), version, uuid, set_u
 kernel :: An object with accepts (true or false), error (null, or the kernel's message) and warnings \
          (a list of text).
 
-data :: For a backing device: offset_bytes, losetup, mount, needs_cache.
+data :: For a backing device: offset_bytes, losetup, mount, needs_cache, contents (what the data is, \
+         as text, or null), commands (a list of commands that reach it without bcache).
 
 found :: What else libblkid finds on the device; absent where there is nothing.
 
@@ -248,7 +249,8 @@ stakes :: What exists nowhere else, of a backing device: what only its cache has
 
 advice :: What can be done, most urgent first: a list of objects with code, text and command (or \
          null). The codes are stable: safe-to-wipe, stop-first, do-not-register, do-not-wipe, \
-         grow-back, get-whole-device, copy-device, register-and-detach, write-back-offline, export, \
+         grow-back, get-whole-device, copy-device, register-and-detach, write-back-offline, \
+         write-back-ran-alone, export, \
          repair, copy-flash-only, bring-backing, bring-cache, clear-dirty-state, do-not-run-alone, \
          check-contents, block-size, name-backing. Backing devices have stakes and advice, too.
 

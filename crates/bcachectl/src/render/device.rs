@@ -80,8 +80,12 @@ pub struct DataReport {
     pub offset_bytes: u64,
     /// A command that makes it a device of its own, read-only.
     pub losetup: String,
-    /// A command that mounts what the one before printed.
+    /// A command that mounts it, where it is a file system.
     pub mount: String,
+    /// What it is, in words; null where that is not known.
+    pub contents: Option<String>,
+    /// The commands that reach it, read-only, one after the other.
+    pub commands: Vec<String>,
     /// Whether the data is incomplete without the cache.
     pub needs_cache: bool,
 }
@@ -291,7 +295,8 @@ impl DataReport {
         );
         let mount = format!("mount -o ro,loop,offset={offset_bytes} {} /mnt", shell_quoted(path));
         let needs_cache = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
-        Self { offset_bytes, losetup, mount, needs_cache }
+        let commands = vec![losetup.clone(), mount.clone()];
+        Self { offset_bytes, losetup, mount, contents: None, commands, needs_cache }
     }
 }
 
@@ -424,8 +429,12 @@ pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
             let text = "INCOMPLETE: it may lack data that only its cache has";
             rows.push(("warning", Cell::prose(text)));
         }
-        rows.push(("data without bcache", Cell::new(&data.losetup)));
-        rows.push(("", Cell::new(&data.mount)));
+        if let Some(contents) = &data.contents {
+            rows.push(("data", Cell::prose(contents)));
+        }
+        for (index, command) in data.commands.iter().enumerate() {
+            rows.push((if index == 0 { "data without bcache" } else { "" }, Cell::new(command)));
+        }
     }
     if let Some(sb) = &report.superblock {
         let (text, colour) =

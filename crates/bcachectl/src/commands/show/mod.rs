@@ -1,6 +1,7 @@
 //! `bcachectl show`: what bcache devices hold. Never writes.
 
 mod deep;
+mod inside;
 mod overview;
 mod render;
 
@@ -150,6 +151,7 @@ fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
             Err(error) => status.fail(ErrorReport::new(path, &error.into())),
         }
     }
+    inside::warn_of_same_uuid(&mut reports);
     let mut backing = BackingDevices::with_machine(scan::backing_devices);
     let group = Group::new(devices, &mut backing);
     let mut shown = Vec::new();
@@ -276,6 +278,8 @@ fn report_of_open(handle: &dyn ReadDevice, device: &Device<'_>) -> DeviceReport 
     report.found.extend(found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string));
     let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
     report.running = registered.map(|registered| running(&registered));
+    inside::note_contents(&mut report, handle);
+    inside::warn_of_udev(&mut report);
     report
 }
 

@@ -14,6 +14,7 @@ use bcache_core::layout::verdict::Warning;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
+use super::inside::warn_of_same_uuid;
 use super::{ErrorReport, look_at};
 use crate::exit::Failure;
 use crate::render::device::{DeviceReport, label_or_dash};
@@ -57,6 +58,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
         report.fail(&silent.device, format!("{path}: does not answer, waited {seconds} seconds"));
     }
     warn_of_shared_sets(&mut report.devices);
+    warn_of_same_uuid(&mut report.devices);
     if json {
         out.json(&report)?;
     } else if report.devices.is_empty() {
