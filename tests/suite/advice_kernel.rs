@@ -28,13 +28,16 @@ fn main() -> ExitCode {
     main_with(trials)
 }
 
+/// What is done to a cache and its backing device.
+type Damage = fn(cache: &Path, backing: &Path) -> anyhow::Result<()>;
+
 /// A state of a cache and its backing device, and what is done about it.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     fixture: &'static str,
     /// Brings the images into the state.
-    damage: fn(cache: &Path, backing: &Path) -> anyhow::Result<()>,
+    damage: Option<Damage>,
     /// The advice, in its order.
     advice: &'static [&'static str],
     /// What the guest does then; `$c` is the cache, `$b` the backing device.
@@ -109,7 +112,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "dirty",
         fixture: "dirty-61",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
         script: "follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
@@ -117,7 +120,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "dirty-offline",
         fixture: "dirty-61",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
         script: "follow write-back-offline --yes; both; volume; state_is clean",
         outcome: Outcome::Complete,
@@ -125,7 +128,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "crashed",
         fixture: "crash-612",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
         script: "follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
@@ -133,7 +136,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "crashed-offline",
         fixture: "crashhot-61",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
         script: "follow write-back-offline --yes; both; volume",
         outcome: Outcome::Complete,
@@ -141,7 +144,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "released",
         fixture: "dirty-61",
-        damage: released,
+        damage: Some(released),
         advice: &[
             "do-not-register",
             "do-not-wipe",
@@ -155,7 +158,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "released-offline",
         fixture: "dirty-61",
-        damage: released,
+        damage: Some(released),
         advice: &[
             "do-not-register",
             "do-not-wipe",
@@ -169,7 +172,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "ran-alone",
         fixture: "dirty-61",
-        damage: inconsistent,
+        damage: Some(inconsistent),
         advice: &[
             "do-not-register",
             "do-not-wipe",
@@ -183,7 +186,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "unsynced",
         fixture: "dirty-61",
-        damage: unsynced,
+        damage: Some(unsynced),
         advice: &["do-not-register", "do-not-wipe", "copy-device", "export"],
         script: FROM_FILE,
         outcome: Outcome::Exported,
@@ -191,7 +194,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "no-prios",
         fixture: "dirty-61",
-        damage: no_prios,
+        damage: Some(no_prios),
         advice: &["do-not-wipe", "copy-device", "export"],
         script: LIKELY,
         outcome: Outcome::Exported,
@@ -199,7 +202,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "no-magic",
         fixture: "dirty-61",
-        damage: no_magic,
+        damage: Some(no_magic),
         advice: &["do-not-wipe", "copy-device", "export"],
         script: FROM_FILE,
         outcome: Outcome::Exported,
@@ -207,7 +210,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "no-checksum",
         fixture: "crash-612",
-        damage: no_checksum,
+        damage: Some(no_checksum),
         advice: &["do-not-wipe", "copy-device", "export"],
         script: FROM_FILE,
         outcome: Outcome::Exported,
@@ -215,7 +218,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "says-dirty",
         fixture: "clean-612",
-        damage: says_dirty,
+        damage: Some(says_dirty),
         advice: &["clear-dirty-state", "safe-to-wipe"],
         script: "follow clear-dirty-state; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
@@ -223,7 +226,7 @@ const FOLLOWED: &[Case] = &[
     Case {
         name: "flash-only",
         fixture: "multi-612",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe"],
         script: "register $c; wait_for 30 test -b /dev/bcache0; md5 /dev/bcache0",
         outcome: Outcome::FlashOnly,
@@ -236,7 +239,7 @@ const SAFE: &[Case] = &[
     Case {
         name: "clean-broken",
         fixture: "clean-612",
-        damage: no_root,
+        damage: Some(no_root),
         advice: &["safe-to-wipe"],
         script: "bcachectl make --wipe-bcache --yes -C $c >/dev/null; register $b; register $c
             wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
@@ -246,7 +249,7 @@ const SAFE: &[Case] = &[
     Case {
         name: "clean",
         fixture: "clean-612",
-        damage: nothing,
+        damage: None,
         advice: &["safe-to-wipe"],
         script: "bcachectl make --wipe-bcache --yes -C $c >/dev/null; register $b; register $c
             wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
@@ -260,7 +263,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "released",
         fixture: "dirty-61",
-        damage: released,
+        damage: Some(released),
         advice: &["do-not-register", "do-not-wipe"],
         script: "both; attach $b; volume",
         outcome: Outcome::Lost,
@@ -268,7 +271,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "ran-alone",
         fixture: "dirty-61",
-        damage: inconsistent,
+        damage: Some(inconsistent),
         advice: &["do-not-register", "do-not-wipe"],
         script: WHOLE,
         outcome: Outcome::Lost,
@@ -276,7 +279,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "unsynced",
         fixture: "dirty-61",
-        damage: unsynced,
+        damage: Some(unsynced),
         advice: &["do-not-register", "do-not-wipe"],
         script: "both; wait_for 30 test -e /sys/block/$(basename $c)/bcache/set
             sleep 1; test -b /dev/bcache0 || echo 1 >/sys/block/$(basename $b)/bcache/running; volume",
@@ -285,7 +288,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "no-table",
         fixture: "dirty-61",
-        damage: no_table,
+        damage: Some(no_table),
         advice: &["do-not-register", "do-not-wipe"],
         script: "register $b || true; register $c || true; sleep 3; figure state \
             /sys/block/$(basename $b)/bcache/state; ls /dev/bcache* || true",
@@ -294,7 +297,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "alone",
         fixture: "dirty-61",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe", "register-and-detach"],
         script: "register $b; wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
             echo 1 >/sys/block/$(basename $b)/bcache/running; volume",
@@ -303,7 +306,7 @@ const WARNED: &[Case] = &[
     Case {
         name: "wiped",
         fixture: "dirty-61",
-        damage: nothing,
+        damage: None,
         advice: &["do-not-wipe"],
         script: "bcachectl make --wipe-bcache --lose-dirty-data --yes -C $c >/dev/null; both
             wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
@@ -311,10 +314,6 @@ const WARNED: &[Case] = &[
         outcome: Outcome::Lost,
     },
 ];
-
-fn nothing(_: &Path, _: &Path) -> anyhow::Result<()> {
-    Ok(())
-}
 
 fn edit(image: &Path, change: impl FnOnce(&mut Superblock)) -> anyhow::Result<()> {
     let mut bytes = vec![0; SB_BYTES];
@@ -374,7 +373,7 @@ fn overwrite(cache: &Path, bucket: u64, bytes: &[u8]) -> anyhow::Result<()> {
 
 fn no_prios(cache: &Path, _: &Path) -> anyhow::Result<()> {
     let bucket = with_cache_set(cache, |set| Ok(set.prios.buckets.first().map(|it| it.0)))?;
-    overwrite(cache, bucket.context("a prio bucket")?, &[0; 65536])
+    overwrite(cache, bucket.context("a prio bucket")?, &vec![0; 65536])
 }
 
 fn no_table(cache: &Path, _: &Path) -> anyhow::Result<()> {
@@ -408,7 +407,9 @@ fn prepare(scratch: &Scratch, case: Case) -> anyhow::Result<Prepared> {
         anyhow::Ok(to)
     };
     let (cache, backing) = (kept("cache", &fixture.cache)?, kept("backing", backing)?);
-    (case.damage)(&cache, &backing).with_context(|| format!("damage {}", case.name))?;
+    if let Some(damage) = case.damage {
+        damage(&cache, &backing).with_context(|| format!("damage {}", case.name))?;
+    }
     Ok(Prepared { case, cache, backing, sum })
 }
 

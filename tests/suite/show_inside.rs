@@ -12,13 +12,16 @@ use serde_json::Value;
 /// Where the data of a backing device starts.
 const DATA: u64 = 8192;
 
+/// Bytes, and where they go.
+type Pieces<'p> = &'p [(u64, &'p [u8])];
+
 fn backing(scratch: &Scratch, name: &str) -> PathBuf {
     let path = scratch.sparse(name, 64 << 20).unwrap();
     make(["-B", path.to_str().unwrap()]).unwrap();
     path
 }
 
-fn put(image: &Path, pieces: &[(u64, &[u8])]) {
+fn put(image: &Path, pieces: Pieces<'_>) {
     for (at, bytes) in pieces {
         write_at(image, DATA + at, bytes).unwrap();
     }
@@ -31,23 +34,23 @@ fn warnings(shown: &Value) -> String {
 
 #[test]
 fn the_data_is_named_with_the_command_that_reaches_it() {
-    let ext2: &[(u64, &[u8])] = &[
+    let ext2: Pieces<'_> = &[
         (1024, &64u32.to_le_bytes()),
         (1028, &512u32.to_le_bytes()),
         (1080, &0xef53u16.to_le_bytes()),
         (1100, &1u32.to_le_bytes()),
         (1144, b"my-files"),
     ];
-    let mbr: &[(u64, &[u8])] = &[
+    let mbr: Pieces<'_> = &[
         (440, &[0xde, 0xad, 0xbe, 0xef]),
         (450, &[0x83]),
         (454, &2048u32.to_le_bytes()),
         (458, &2048u32.to_le_bytes()),
         (510, &[0x55, 0xaa]),
     ];
-    let luks: &[(u64, &[u8])] =
+    let luks: Pieces<'_> =
         &[(0, b"LUKS\xba\xbe\0\x01"), (168, b"22222222-2222-2222-2222-222222222222\0")];
-    let cases: [(&[(u64, &[u8])], &str, &str); 5] = [
+    let cases: [(Pieces<'_>, &str, &str); 5] = [
         (ext2, "a file system (ext2), label \"my-files\"", "mount -o ro,loop,offset=8192"),
         (mbr, "a partition table (dos)", "--partscan"),
         (luks, "an encrypted volume (crypto_LUKS)", "cryptsetup open --readonly /dev/loopN"),

@@ -517,7 +517,9 @@ fn no_damage_makes_the_answers_wrong_or_contradict_each_other() {
     let judge = |which: prop::sample::Index, damages: &[Damage], with_backing: bool| {
         let (name, truth) = which.get(&truths);
         let fixture = Fixture::unpack(name).unwrap();
-        damages.iter().for_each(|damage| truth.damage(damage, &fixture));
+        for damage in damages {
+            truth.damage(damage, &fixture);
+        }
         let backing = with_backing.then(|| fixture.backing[0].as_path());
         let devices: Vec<&Path> = [fixture.cache.as_path()].into_iter().chain(backing).collect();
         // Nothing but zeroes, or less than a superblock, is no bcache device at all.
