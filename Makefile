@@ -12,10 +12,10 @@ mandir = $(DESTDIR)$(PREFIX)/share/man
 sharedir = $(DESTDIR)$(PREFIX)/share
 bins = bcachectl bcache-bench
 # Names of bcache-tools, all of them bcachectl: commands, and what udev's rules call.
-old_names = make-bcache bcache-super-show
+old_names = make-bcache bcache-super-show bcache
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz bench man install deps kernels
+.PHONY: all demo check fuzz bench man install deb deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -52,11 +52,13 @@ man:
 	$(CARGO) run -q -p bcachectl -- man man
 	$(CARGO) run -q -p bcache-bench -- man man
 
-# With PREFIX=/usr, udev rules of bcache-tools find what they call.
+# With PREFIX=/usr udev, systemd, initramfs-tools, dracut and mkinitcpio find what is theirs.
 install: all
-	$(INSTALL) -d $(sbindir) $(udevdir) $(mandir)/man7 $(mandir)/man8 \
+	$(INSTALL) -d $(sbindir) $(udevdir)/rules.d $(mandir)/man7 $(mandir)/man8 \
 		$(sharedir)/bash-completion/completions $(sharedir)/zsh/site-functions \
-		$(sharedir)/fish/vendor_completions.d
+		$(sharedir)/fish/vendor_completions.d $(sharedir)/initramfs-tools/hooks \
+		$(libdir)/dracut/modules.d/90bcache $(libdir)/initcpio/install \
+		$(libdir)/systemd/system
 	for bin in $(bins); do \
 		$(INSTALL) -m 755 target/release/$$bin $(sbindir)/ && \
 		packaging/completions.sh "target/release/$$bin" "$$bin" '' $(sharedir) || exit 1; \
@@ -68,8 +70,24 @@ install: all
 	for name in $(old_helpers); do \
 		ln -sf ../../sbin/bcachectl $(udevdir)/$$name || exit 1; \
 	done
+	sed 's,@udevdir@,$(PREFIX)/lib/udev,; s,@prefix@,$(PREFIX),' packaging/69-bcache.rules \
+		>$(udevdir)/rules.d/69-bcache.rules
+	sed 's,@prefix@,$(PREFIX),' packaging/bcachectl-settings@.service \
+		>$(libdir)/systemd/system/bcachectl-settings@.service
+	chmod 644 $(libdir)/systemd/system/bcachectl-settings@.service
+	sed 's,@prefix@,$(PREFIX),' packaging/initramfs-tools-hook >$(sharedir)/initramfs-tools/hooks/bcache
+	chmod 644 $(udevdir)/rules.d/69-bcache.rules
+	chmod 755 $(sharedir)/initramfs-tools/hooks/bcache
+	$(INSTALL) -m 755 packaging/dracut-module-setup.sh \
+		$(libdir)/dracut/modules.d/90bcache/module-setup.sh
+	sed 's,@prefix@,$(PREFIX),' packaging/mkinitcpio-install >$(libdir)/initcpio/install/bcache
+	chmod 644 $(libdir)/initcpio/install/bcache
 	$(INSTALL) -m 644 man/*.7 $(mandir)/man7/
 	$(INSTALL) -m 644 man/*.8 $(mandir)/man8/
+
+# A Debian package of all that, in the place of bcache-tools, under target/debian.
+deb: all
+	packaging/deb.sh
 
 # What building and testing need of the machine (Debian packages).
 deps:

@@ -378,6 +378,8 @@ fn cache_lost(kernel: Kernel) -> anyhow::Result<()> {
         ctl lost status
         ctl lost_record status --record -
         ctl refused register /dev/dm-0
+        ln -s /bin/bcachectl /bin/bcache-register
+        capture udev_refused /bin/bcache-register /dev/dm-0
         ctl attach_refused attach vda /dev/vdd
         ctl stop stop bcache0
         ctl register register /dev/vda
@@ -407,6 +409,8 @@ fn cache_lost(kernel: Kernel) -> anyhow::Result<()> {
     ensure!(old != new && read == new, "with the advice followed: {old} {new} {read}");
     expect(&led_out, "lost", 4, &["DANGER", "runs without a cache", "bcachectl run vda"])?;
     expect(&led_out, "refused", 1, &["old contents", "bcachectl stop bcache0"])?;
+    // As udev's rules call it.
+    expect(&led_out, "udev_refused", 1, &["Error registering /dev/dm-0", "old contents"])?;
     expect(&led_out, "attach_refused", 1, &[])?;
     for command in ["stop", "register", "run", "returns", "healthy"] {
         expect(&led_out, command, 0, &[])?;

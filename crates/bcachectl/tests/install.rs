@@ -44,7 +44,7 @@ fn make_install_honours_prefix_and_destdir() {
     };
     assert_eq!(entries(&root), ["opt"]);
     let prefix = root.join("opt/bcache");
-    for name in ["bcachectl", "bcache-bench", "make-bcache", "bcache-super-show"] {
+    for name in ["bcachectl", "bcache-bench", "make-bcache", "bcache-super-show", "bcache"] {
         let program = fs::metadata(prefix.join("sbin").join(name)).unwrap();
         assert_eq!(program.permissions().mode() & 0o777, 0o755, "{name}");
         for completions in [
@@ -62,11 +62,31 @@ fn make_install_honours_prefix_and_destdir() {
     for page in ["man8/bcachectl-make.8", "man8/make-bcache.8", "man7/bcache-tools-compat.7"] {
         assert!(prefix.join("share/man").join(page).is_file(), "{page}");
     }
-    // The helpers of udev's rules are links that lead to the program.
+    // The helpers of udev's rules are links that lead to the program, and the rules name them.
+    let rules = fs::read_to_string(prefix.join("lib/udev/rules.d/69-bcache.rules")).unwrap();
+    for name in ["lib/udev/bcache-register", "lib/udev/bcache-export-cached", "sbin/bcachectl"] {
+        assert!(rules.contains(&format!("/opt/bcache/{name} ")), "{rules}");
+    }
+    assert!(!rules.contains("@prefix@") && !rules.contains("@udevdir@"), "{rules}");
+    let unit = prefix.join("lib/systemd/system/bcachectl-settings@.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    assert!(unit.contains("ExecStart=/opt/bcache/sbin/bcachectl settings apply"), "{unit}");
     for name in ["probe-bcache", "bcache-register", "bcache-export-cached"] {
         let helper = prefix.join("lib/udev").join(name);
         assert_eq!(fs::read_link(&helper).unwrap(), Path::new("../../sbin/bcachectl"));
         assert!(helper.is_file(), "{name}");
+    }
+    for (hook, mode) in [
+        ("share/initramfs-tools/hooks/bcache", 0o755),
+        ("lib/dracut/modules.d/90bcache/module-setup.sh", 0o755),
+        ("lib/initcpio/install/bcache", 0o644),
+    ] {
+        let path = prefix.join(hook);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{hook}");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("@prefix@"), "{hook}: {text}");
+        let read = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+        assert!(read.status.success(), "{}", stderr(&read));
     }
 }
 

@@ -20,7 +20,7 @@ fn command(name: &'static str, about: &'static str) -> Command {
 
 /// All of them.
 pub fn commands() -> Vec<Command> {
-    vec![make_bcache(), super_show(), probe(), register(), export_cached()]
+    vec![make_bcache(), super_show(), bcache(), probe(), register(), export_cached()]
 }
 
 fn make_bcache() -> Command {
@@ -71,6 +71,50 @@ fn super_show() -> Command {
                 .help("Go on where the checksum is wrong"),
         )
         .arg(device("A block device or an image file"))
+}
+
+fn bcache() -> Command {
+    let subcommand = |name: &'static str, about: &'static str| {
+        Command::new(name).about(about).disable_help_flag(true)
+    };
+    let backing = || device("A backing device");
+    command("bcache", "Show and control bcache devices")
+        .disable_help_subcommand(true)
+        .subcommand(subcommand("make", "Format devices; takes the options of make-bcache(8)"))
+        .subcommand(
+            subcommand("show", "List bcache devices")
+                .arg(flag("more", "Print UUIDs, too").short('m'))
+                .arg(value("device", "DEV", "Print the superblock of one device").short('d'))
+                .arg(flag("help", "Print a summary").short('h')),
+        )
+        .subcommand(subcommand("tree", "List running caches and what is attached to them"))
+        .subcommand(subcommand("register", "Register a device").arg(device("A device")))
+        .subcommand(
+            subcommand(
+                "unregister",
+                "Stop a backing device, or flush and detach all of a cache's and stop it",
+            )
+            .arg(device("A device")),
+        )
+        .subcommand(
+            subcommand("attach", "Attach a backing device to a cache set")
+                .arg(Arg::new("set").value_name("SET").help("A set's UUID or its cache device"))
+                .arg(backing()),
+        )
+        .subcommand(subcommand("detach", "Flush and detach a backing device").arg(backing()))
+        .subcommand(
+            subcommand("set-cachemode", "Set how a backing device is cached").arg(backing()).arg(
+                Arg::new("mode")
+                    .value_name("MODE")
+                    .help("writethrough, writeback, writearound or none"),
+            ),
+        )
+        .subcommand(
+            subcommand("set-label", "Label a backing device")
+                .arg(backing())
+                .arg(Arg::new("label").value_name("LABEL").help("At most 31 bytes")),
+        )
+        .subcommand(subcommand("version", "Print the version of bcache-tools that this stands for"))
 }
 
 fn probe() -> Command {

@@ -58,9 +58,20 @@ fn refused<T>(message: impl Into<String>) -> Result<T, Refused> {
     Err(Refused(message.into()))
 }
 
+/// Whose habits to follow.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Style {
+    /// `make-bcache` of 1.0.8.
+    #[default]
+    MakeBcache,
+    /// `bcache make` of 1.1.
+    BcacheMake,
+}
+
 /// What the command line asks for.
 #[derive(Default)]
 struct Request {
+    style: Style,
     options: Options,
     /// Whether bcache superblocks may go where no dirty data goes with them.
     force: bool,
@@ -69,7 +80,17 @@ struct Request {
 }
 
 pub(super) fn run(call: &Call) -> ExitCode {
-    match parse(call).and_then(|request| format(&request)) {
+    run_as(call, Style::MakeBcache)
+}
+
+/// Runs `bcache make` with these arguments.
+pub(super) fn run_subcommand(arguments: &[OsString]) -> ExitCode {
+    let call = Call { program: "make".to_owned(), arguments: arguments.to_vec() };
+    run_as(&call, Style::BcacheMake)
+}
+
+fn run_as(call: &Call, style: Style) -> ExitCode {
+    match parse(call, style).and_then(|request| format(&request)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refused(lines)) => {
             eprintln!("{}", lines.trim_end());
@@ -78,8 +99,9 @@ pub(super) fn run(call: &Call) -> ExitCode {
     }
 }
 
-fn parse(call: &Call) -> Result<Request, Refused> {
+fn parse(call: &Call, style: Style) -> Result<Request, Refused> {
     let mut request = Request {
+        style,
         // What a device too small for 513 of them gets is for the user to say.
         options: Options { bucket_bytes: Some(BUCKET_SIZE_DEFAULT.bytes()), ..Options::default() },
         ..Request::default()
@@ -125,8 +147,15 @@ fn option(request: &mut Request, name: &str, value: Option<OsString>) -> Result<
     let text = value.to_string_lossy();
     let options = &mut request.options;
     match name {
-        "bucket" => options.bucket_bytes = Some(size(&text, "bucket size")?),
-        "block" => options.block_bytes = Some(size(&text, "block size")?),
+        "bucket" => {
+            let most = match request.style {
+                Style::MakeBcache => SIZE_MAX_SECTORS,
+                // A superblock of version 5 tells larger ones; what the kernel takes is known later.
+                Style::BcacheMake => u64::MAX,
+            };
+            options.bucket_bytes = Some(size(&text, "bucket size", most)?);
+        }
+        "block" => options.block_bytes = Some(size(&text, "block size", SIZE_MAX_SECTORS)?),
         "data_offset" => options.data_offset = Some(data_offset(&text)?),
         "cset-uuid" => options.set_uuid = Some(set_uuid(&text)?),
         "label" => options.label = label(&value)?,
@@ -141,7 +170,7 @@ fn option(request: &mut Request, name: &str, value: Option<OsString>) -> Result<
     Ok(())
 }
 
-fn size(text: &str, what: &str) -> Result<u64, Refused> {
+fn size(text: &str, what: &str, sectors_max: u64) -> Result<u64, Refused> {
     let bytes = match parse_bytes(text) {
         Ok(bytes) => bytes,
         Err(SizeError::Zero) => return refused(format!("{what} too small")),
@@ -153,7 +182,7 @@ fn size(text: &str, what: &str) -> Result<u64, Refused> {
     }
     match bytes / SECTOR_BYTES {
         0 => refused(format!("{what} too small")),
-        sectors if sectors > SIZE_MAX_SECTORS => refused(format!("{what} too large")),
+        sectors if sectors > sectors_max => refused(format!("{what} too large")),
         _ => Ok(bytes),
     }
 }
@@ -225,7 +254,11 @@ fn format(request: &Request) -> Result<(), Refused> {
     let formatted: Vec<&DevicePlan> =
         plans.iter().filter(|it| outcome.formatted.contains(&it.facts.info.path)).collect();
     for plan in &formatted {
-        super::print(&made(&plan.superblock));
+        let made = match request.style {
+            Style::MakeBcache => made(&plan.superblock),
+            Style::BcacheMake => made_by_1_1(&plan.facts.info.path, &plan.superblock),
+        };
+        super::print(&made);
     }
     if formatted.iter().any(|plan| plan.facts.info.kind == DeviceKind::Block) {
         wait_for_udev();
@@ -303,6 +336,19 @@ fn made(sb: &Superblock) -> String {
             format!("{uuids}block_size:\t\t{block_size}\ndata_offset:\t\t{}\n", sb.data_offset().0)
         }
     }
+}
+
+/// The same as `bcache make` of 1.1 prints it.
+fn made_by_1_1(path: &Path, sb: &Superblock) -> String {
+    let kind = match sb.kind() {
+        Some(Kind::Cache) => "cache",
+        _ => "data",
+    };
+    let lines = made(sb)
+        .replace("block_size:\t\t", "block_size_in_sectors:\t")
+        .replace("bucket_size:\t\t", "bucket_size_in_sectors:\t")
+        .replace("data_offset:\t\t", "data_offset_in_sectors:\t");
+    format!("Name\t\t\t{}\nLabel\t\t\t{}\nType\t\t\t{kind}\n{lines}\n", path.display(), sb.label())
 }
 
 /// Returns when udev is through with the devices: it registers them, and whoever called wants to

@@ -85,6 +85,43 @@ const SHOW_AFTER: Sections = &[
     SEE_ALSO,
 ];
 
+const BCACHE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache lists bcache devices and controls those that the kernel runs. It wants root.
+
+This is bcachectl(8) under an old name: the command of bcache-tools 1.1, with its subcommands, output \
+     and exit statuses; bcache-tools-compat(7) lists what differs.
+
+show prints a line for each device with a bcache superblock: name, version and role, state, the \
+     volume that it runs as, and the cache that it is attached to. -m adds UUIDs; -d prints one \
+     superblock as bcache-super-show(8) does. Flash-only volumes are not listed.
+
+unregister, attach and detach return when the kernel has begun; the states in \
+     /sys/block/DEV/bcache tell when it is done.",
+)];
+
+const BCACHE_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: Done. Also: a subcommand that is not known, after a summary of those that are.
+
+1 :: Not done, or a command line that makes no sense.",
+    ),
+    (
+        "EXAMPLES",
+        "A disk for a cache that runs:
+
+    bcache make -B /dev/sdc
+    bcache attach /dev/nvme0n1 /dev/sdc
+    bcache set-cachemode /dev/sdc writeback
+
+What is attached to what:
+
+    bcache tree",
+    ),
+    SEE_ALSO,
+];
+
 const PROBE_BEFORE: Sections = &[("DESCRIPTION", "probe-bcache prints a line for each of the \
      devices that is a bcache device and nothing else, and passes over the others without a word.
 
@@ -150,11 +187,11 @@ const OVERVIEW: Sections = &[
     (
         "DESCRIPTION",
         "The commands of bcache-tools are here under their old names, and are all the one program \
-         bcachectl(8): make-bcache(8), bcache-super-show(8), probe-bcache(8), bcache-register(8), \
-         bcache-export-cached(8).
+         bcachectl(8): make-bcache(8), bcache-super-show(8), bcache(8), probe-bcache(8), \
+         bcache-register(8), bcache-export-cached(8).
 
 Their options, their output on both streams and their exit statuses are those of bcache-tools \
-         1.0.8, so that programs which call them and read what they print work as before. What \
+         1.0.8 (those of bcache: of 1.1), so that programs which call them and read what they print work as before. What \
          differs is listed here. It differs where the old command destroys data, writes what the \
          kernel refuses, or crashes.",
     ),
@@ -219,6 +256,19 @@ Labels :: Bytes over 127 are printed as %c3, not as %ffffffc3.
 Devices in use :: are read past the page cache, so that what is printed is what the kernel wrote.",
     ),
     (
+        "BCACHE",
+        "attach :: refuses a device that waits for its own set where another one is named: the kernel \
+         would attach it, and where that set has data of old of it, give that.
+
+register :: is as bcache-register.
+
+unregister :: takes backing devices with a data offset, too.
+
+show -d :: prints what bcache-super-show prints.
+
+Paths :: of any form are taken. Devices are listed by name.",
+    ),
+    (
         "PROBE-BCACHE",
         "Prints a line for bcache devices. 1.0.8 passes over what libblkid knows, and so over \
          everything today.",
@@ -226,7 +276,9 @@ Devices in use :: are read past the page cache, so that what is printed is what 
     (
         "BCACHE-REGISTER",
         "Succeeds for a device that is registered already, without asking the kernel again. Refuses \
-         read-only devices, to which kernel 6.12 would write.",
+         read-only devices, to which kernel 6.12 would write, and a cache that failed and comes back \
+         while its backing device went on without it: the kernel would attach it, and reads would \
+         return its old contents. `bcachectl status` tells the way out.",
     ),
     (
         "SEE ALSO",
@@ -253,6 +305,22 @@ pub fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
             MAKE_AFTER,
         ),
         page("bcache-super-show", &["[ -f ] DEV"], SHOW_BEFORE, SHOW_AFTER),
+        page(
+            "bcache",
+            &[
+                "make [OPTIONS] DEV...",
+                "show [ -m ] [ -d DEV ]",
+                "tree",
+                "register|unregister DEV",
+                "attach SET DEV",
+                "detach DEV",
+                "set-cachemode DEV MODE",
+                "set-label DEV LABEL",
+                "version",
+            ],
+            BCACHE_BEFORE,
+            BCACHE_AFTER,
+        ),
         page("probe-bcache", &["[ -o udev ] DEV..."], PROBE_BEFORE, PROBE_AFTER),
         page("bcache-register", &["DEV"], REGISTER_BEFORE, REGISTER_AFTER),
         page("bcache-export-cached", &["DEV"], EXPORT_BEFORE, EXPORT_AFTER),

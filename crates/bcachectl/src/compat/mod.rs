@@ -5,6 +5,7 @@
 //! `bcache` those of 1.1. Programs parse them, so they stay as they are, tabs included. What differs,
 //! and why, is in bcache-tools-compat(7); nothing outside this folder uses it.
 
+mod bcache;
 mod cached;
 mod definition;
 mod getopt;
@@ -47,6 +48,7 @@ pub fn main() -> Option<ExitCode> {
 fn command(name: &OsStr) -> Option<fn(&Call) -> ExitCode> {
     Some(match name.to_str()? {
         "make-bcache" => make_bcache::run,
+        "bcache" => bcache::run,
         "bcache-super-show" => super_show::run,
         "probe-bcache" => probe::run,
         "bcache-register" => register::run,

@@ -6,7 +6,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use bcache_core::device::open_read;
 use bcache_core::device::sysfs::{BlockDir, Root};
+use bcache_core::layout::superblock::Kind;
+use bcache_core::ops::make::read_superblock;
+use bcache_core::running::View;
+use bcache_core::running::control::{Refusal, returns_to};
 use nix::errno::Errno;
 
 use super::{Call, reason};
@@ -19,7 +24,11 @@ pub(super) fn run(call: &Call) -> ExitCode {
         eprintln!("bcache-register takes exactly one argument");
         return 1.into();
     };
-    let device = Path::new(device);
+    register(Path::new(device))
+}
+
+/// Registers the device at a path.
+pub(super) fn register(device: &Path) -> ExitCode {
     let mut file = match OpenOptions::new().write(true).open(REGISTER) {
         Ok(file) => file,
         Err(error) => {
@@ -32,6 +41,10 @@ pub(super) fn run(call: &Call) -> ExitCode {
     if registered(device) {
         return ExitCode::SUCCESS;
     }
+    if let Err(refusal) = returns(device) {
+        eprintln!("Error registering {} with bcache: {refusal}", device.display());
+        return 1.into();
+    }
     match write(&mut file, device) {
         Ok(()) => ExitCode::SUCCESS,
         // Somebody else was faster.
@@ -41,6 +54,19 @@ pub(super) fn run(call: &Call) -> ExitCode {
             1.into()
         }
     }
+}
+
+/// Refuses a cache that failed and comes back while its backing device went on: the kernel would
+/// attach it again, and reads would return its old contents.
+fn returns(device: &Path) -> Result<(), Refusal> {
+    let superblock = open_read(device).ok().and_then(|it| read_superblock(&it).ok().flatten());
+    let Some(cache) = superblock.filter(|it| it.kind() == Some(Kind::Cache)) else {
+        return Ok(());
+    };
+    // A view that cannot be read keeps nobody from booting.
+    let Ok(view) = View::read(&Root::system()) else { return Ok(()) };
+    // What was started without its cache on purpose has given up the dirty data.
+    returns_to(&view, cache.set_uuid(), true)
 }
 
 fn write(file: &mut std::fs::File, device: &Path) -> io::Result<()> {

@@ -52,6 +52,16 @@ fn usage() -> ExitCode {
     1.into()
 }
 
+/// Prints the superblock of one device, for `bcache show`; an error is the line for standard error.
+pub(super) fn print(path: &Path) -> Result<(), String> {
+    let shown = show(path, false);
+    super::print(&shown.output);
+    match (shown.error, shown.status) {
+        (None, 0) => Ok(()),
+        (error, _) => Err(error.unwrap_or("Failed to detail device").to_owned()),
+    }
+}
+
 /// Shows the superblock of the device at `path`; with `force`, one whose checksum is wrong, too.
 fn show(path: &Path, force: bool) -> Shown {
     if let Err(error) = File::open(path) {

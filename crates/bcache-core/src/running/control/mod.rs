@@ -31,7 +31,7 @@ pub use claim::claimable;
 pub use flush::{FlushOptions, Flushed, flush, plan_flush};
 pub use plans::{
     plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_stop, plan_stop_set,
-    plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, users_of,
+    plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, returns_to, users_of,
 };
 pub use proof::Proof;
 pub use refusal::Refusal;

@@ -148,8 +148,12 @@ pub fn plan_register(
     Ok(plan("register", &name, writes, Proof::Registered { device: name.clone() }))
 }
 
-/// Refuses the return of the cache of `set` to backing devices that went on without it.
-fn returns_to(view: &View, set: Uuid, lose_dirty_data: bool) -> Result<(), Refusal> {
+/// Refuses the return of the cache of `set` to backing devices that went on without it. Where one was
+/// started without it on purpose, `lose_dirty_data` allows the loss of what the cache has of it.
+///
+/// # Errors
+/// When reads would return old contents, or dirty data would be dropped.
+pub fn returns_to(view: &View, set: Uuid, lose_dirty_data: bool) -> Result<(), Refusal> {
     for backing in &view.backing {
         let state = DeviceState::of(backing);
         if !matches!(state, DeviceState::CacheLost | DeviceState::Forced) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::out::Out;
-use bcache_core::device::sysfs::Root;
+use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::running::control::{Change, most_of};
 use bcache_core::running::{
     Attributes, DeviceState, Rounded, Scope, TUNABLES, Tunable, Unit, View,
@@ -216,24 +216,25 @@ fn apply(file: &File, device: Option<&str>, mut session: Session) -> Result<Exit
     }
 }
 
-/// How long an attach may lack its link to the set.
-const LINKED: Duration = Duration::from_secs(5);
+/// How long a device that appears may lack a part of its files.
+const APPEARS: Duration = Duration::from_secs(5);
 
-/// The view in which `device` has its link to the set.
+/// The view in which `device` is whole.
 ///
-/// As the kernel attaches a device that waited for its set, its volume appears, and udev hears of it,
-/// before the link to the set is there.
+/// As the kernel starts a device, udev hears of it before its directory of bcache and its link to the
+/// set are there.
 fn settled(session: &Session, device: Option<&str>) -> Result<View> {
     let begun = Instant::now();
     loop {
         let view = session.view()?;
-        let lacks_link = match device.map(|name| target(&session.root, &view, name)) {
-            Some(Ok(Target::Backing(backing))) => {
-                DeviceState::of(backing) == DeviceState::CacheLost
+        let appears = device.is_some_and(|name| match target(&session.root, &view, name) {
+            Ok(Target::Backing(backing)) => DeviceState::of(backing) == DeviceState::CacheLost,
+            Ok(_) => false,
+            Err(_) => {
+                name.starts_with("bcache") && BlockDir::by_name(&session.root, name).is_some()
             }
-            _ => false,
-        };
-        if !lacks_link || begun.elapsed() >= LINKED {
+        });
+        if !appears || begun.elapsed() >= APPEARS {
             return Ok(view);
         }
         std::thread::sleep(Duration::from_millis(50));
