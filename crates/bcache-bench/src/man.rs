@@ -58,6 +58,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             after: replay::SIZE_AFTER,
         },
         Page {
+            name: "bcache-bench-record",
+            command: subcommand("record")?,
+            synopsis: &["[OPTIONS] --output FILE DEV"],
+            invocation: "bcache-bench record",
+            before: replay::RECORD_BEFORE,
+            after: replay::RECORD_AFTER,
+        },
+        Page {
             name: "bcache-bench-compare",
             command: subcommand("compare")?,
             synopsis: &["[OPTIONS] A.json B.json"],

@@ -83,6 +83,42 @@ fn pictures_csv_markdown_and_standard_input() {
 }
 
 #[test]
+fn a_device_gets_the_same_requests_only_if_its_data_may_be_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    std::fs::write(&trace, "0 0 16 8 0\n1000 0 16 8 1\n2000 0 2047 1 1\n").unwrap();
+    let image = folder.path().join("image");
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let (trace, disk) = (path(&trace), path(&image));
+    let run = |more: &[&str]| {
+        let all = [
+            "replay",
+            &trace,
+            "--cache-size",
+            "64M",
+            "--bucket",
+            "64k",
+            "--jobs",
+            "1",
+            "--device",
+            &disk,
+        ];
+        bench(&[&all[..], more].concat())
+    };
+    std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+    assert_eq!(run(&[]).status.code(), Some(1), "not without --yes");
+    assert_eq!(std::fs::read(&image).unwrap(), vec![7; 1 << 20]);
+    let report: Value = serde_json::from_str(&stdout(&run(&["--yes", "--json"]))).unwrap();
+    assert_eq!(report["device"]["reads"]["count"], 2);
+    assert_eq!(report["device"]["writes"]["count"], 1);
+    let written = std::fs::read(&image).unwrap();
+    assert!(written[16 * 512..24 * 512].iter().any(|byte| *byte != 7));
+    assert!(written[..16 * 512].iter().chain(&written[24 * 512..]).all(|byte| *byte == 7));
+    std::fs::write(&image, vec![7; 1 << 19]).unwrap();
+    assert_eq!(run(&["--yes"]).status.code(), Some(1), "too small");
+}
+
+#[test]
 fn bad_input_is_refused_in_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let nonsense = folder.path().join("nonsense");
@@ -96,6 +132,7 @@ fn bad_input_is_refused_in_a_line() {
         (&["replay", TRACE, "--columns", "sector"], 2, "is no column"),
         (&["replay", TRACE, path], 1, "read together"),
         (&["size", "/nonexistent"], 1, "neither a device nor a size"),
+        (&["record", "/nonexistent", "-o", "/nonexistent/file"], 1, "cannot make"),
     ] {
         let output = bench(arguments);
         let said = String::from_utf8_lossy(&output.stderr);

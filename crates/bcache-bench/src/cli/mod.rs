@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod device;
 pub mod plot;
+pub mod record;
 pub mod replay;
 pub mod size;
 
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 pub use compare::CompareArgs;
 pub use device::DeviceArgs;
 pub use plot::PlotArgs;
+pub use record::RecordArgs;
 pub use replay::ReplayArgs;
 pub use size::SizeArgs;
 
@@ -43,6 +45,8 @@ pub enum Command {
     Replay(Box<ReplayArgs>),
     /// Say what a cache of a size costs before it is made
     Size(SizeArgs),
+    /// Record the requests of a device, to be replayed
+    Record(RecordArgs),
     /// Say what changed between two reports, noise considered
     Compare(CompareArgs),
     /// Draw the latencies of reports into one picture

@@ -104,6 +104,14 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
     pub svg: Option<PathBuf>,
 
+    /// Make the requests on a device, too: everything on it is lost
+    #[arg(long, value_name = "DEV", help_heading = "Device")]
+    pub device: Option<PathBuf>,
+
+    /// Do not ask whether the data on the device may be lost
+    #[arg(short, long, requires = "device", help_heading = "Device")]
+    pub yes: bool,
+
     /// Threads [default: as many as there are CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Output")]
     pub jobs: Option<NonZeroUsize>,

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod device;
 pub mod plot;
+pub mod record;
 pub mod replay;
 pub mod size;
 
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Device(args) => device::run(args, &mut OnDevices::default()),
         Command::Replay(args) => replay::run(args),
         Command::Size(args) => size::run(args),
+        Command::Record(args) => record::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Completions { shell } => PROGRAM.completions(*shell),

@@ -1,25 +1,29 @@
 //! `bcache-bench replay`.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 
+use bcache_core::device::{FileDevice, open_write};
+
 use crate::cli::ReplayArgs;
-use crate::exit::Failure;
+use crate::exit::{ExitError, Failure};
 use crate::interrupt;
 use crate::num::{float, whole};
 use crate::replay::cells::Cell;
+use crate::replay::device::DeviceFigures;
 use crate::replay::plan;
 use crate::replay::report::ReplayReport;
 use crate::replay::run::{Live, RunOptions, run as run_cells};
-use crate::replay::{picture, render};
+use crate::replay::{device, picture, render};
 use crate::report::export::Target;
 use crate::trace::{LoadOptions, Source, Trace, load_until, open};
 
@@ -38,8 +42,12 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
     // Ctrl-C while the trace was read ended the trace, not the replay.
     stop.store(false, Ordering::Relaxed);
     let cells = plan::cells(&args.wanted(), footprint(&trace, args.sample));
+    let device = args.device.as_deref().map(|path| claim(path, &trace, args.yes)).transpose()?;
     let (results, interrupted) = replay(&trace, &cells, args, &stop)?;
-    let report = ReplayReport::new(&trace, results, &args.settings(), interrupted);
+    let mut report = ReplayReport::new(&trace, results, &args.settings(), interrupted);
+    if let (Some(device), false) = (&device, interrupted) {
+        report.device = Some(on_device(&trace, device, args, &stop)?);
+    }
     let mut out = Out::stdout();
     if args.json {
         out.json(&report)?;
@@ -77,6 +85,39 @@ fn read(args: &ReplayArgs, stop: &AtomicBool) -> Result<Trace> {
 /// The footprint of the whole trace, of which a part was kept.
 fn footprint(trace: &Trace, sample: f64) -> u64 {
     whole(float(trace.summary.footprint_bytes) / sample)
+}
+
+/// Opens a device for requests, after asking where some of them write.
+fn claim(path: &Path, trace: &Trace, yes: bool) -> Result<FileDevice> {
+    let device = open_write(path)?;
+    device::check_fits(trace, &device)?;
+    let summary = &trace.summary;
+    if yes || summary.writes.requests + summary.discards.requests == 0 {
+        return Ok(device);
+    }
+    if !io::stdin().is_terminal() {
+        bail!("everything on {} would be lost; --yes goes on without asking", path.display());
+    }
+    let mut stderr = io::stderr();
+    write!(stderr, "Everything on {} will be lost. Go on? [y/N] ", path.display())?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was done");
+    }
+    Ok(device)
+}
+
+fn on_device(
+    trace: &Trace,
+    device: &FileDevice,
+    args: &ReplayArgs,
+    stop: &AtomicBool,
+) -> Result<DeviceFigures> {
+    let timed = trace.summary.has_times && !args.ignore_times;
+    device::replay(trace, device, timed, stop)
+        .map_err(|error| ExitError::wrap(Failure::Partial, error))
 }
 
 fn replay(

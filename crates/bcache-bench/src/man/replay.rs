@@ -64,12 +64,20 @@ A trace that names no processes is taken for the requests of one task. Sequentia
      that one stream sends other requests past the cache for a while: a cutoff of 0 shows how much that is.",
     ),
     (
+        "DEVICE",
+        "With --device the requests are also made on a device, one at a time through direct I/O: at the \
+     trace's times, or with --ignore-times as fast as possible. All data on it is lost, unless the trace only reads. On a bcache device \
+     the kernel's own counters can then be read: sysfs has them 14 seconds later at most.",
+    ),
+    (
         "EXIT STATUS",
         "0 :: All went well.
 
-1 :: The trace could not be read.
+1 :: The trace could not be read, or a device was refused.
 
 2 :: Usage error.
+
+3 :: A device failed after it was written to.
 
 130 :: Interrupted; the report has the cells that were finished.",
     ),
@@ -101,6 +109,36 @@ pub(super) const SIZE_AFTER: Sections = &[
 1 :: The device could not be opened.
 
 2 :: Usage error.",
+    ),
+    SEE_ALSO,
+];
+
+pub(super) const RECORD_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-bench record writes down which requests are made on a device, through the kernel's block trace, \
+     so that bcache-bench-replay(8) can replay them. It wants root and debugfs, and reads nothing of the \
+     data. The file is what blktrace writes, with the CPUs' records one after the other, compressed with zstd. \
+     Record the device that would become the backing device, in its busy hours.
+
+Where debugfs is locked down, biosnoop -Q of bcc and perf record -e block:block_bio_queue record what replay \
+     reads as well.",
+)];
+
+pub(super) const RECORD_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: All went well, also when it was ended with Ctrl-C.
+
+1 :: The device could not be traced, no request was made, or the kernel dropped some.
+
+2 :: Usage error.",
+    ),
+    (
+        "EXAMPLES",
+        "An hour of /dev/sdb, and then the answer:
+
+    bcache-bench record /dev/sdb --for 1h --output sdb.zst
+    bcache-bench replay sdb.zst",
     ),
     SEE_ALSO,
 ];

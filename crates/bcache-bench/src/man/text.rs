@@ -5,7 +5,7 @@ pub(super) type Sections = &'static [(&'static str, &'static str)];
 pub(super) const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
     "bcache-bench(8), bcache-bench-compare(8), bcache-bench-device(8), bcache-bench-plot(8), \
-     bcache-bench-replay(8), bcache-bench-size(8), bcachectl(8)",
+     bcache-bench-record(8), bcache-bench-replay(8), bcache-bench-size(8), bcachectl(8)",
 );
 
 pub(super) const MAIN_BEFORE: Sections = &[(

@@ -25,8 +25,8 @@ pub enum Answer {
     NoHelp {
         /// Hits of all reads in the best cell.
         hit_ratio: f64,
-        /// What the best cell would write to the SSD for it.
-        ssd_bytes: u64,
+        /// What the cells would write to the SSD for it, from the least to the most.
+        ssd_bytes: (u64, u64),
         /// Exact LRU of blocks at the largest size: hits of all blocks read.
         lru_hit_ratio: Option<f64>,
     },
@@ -49,6 +49,8 @@ pub struct Advice {
     pub best_hit_ratio: f64,
     /// The next size in the table, and the best hit ratio there.
     pub next: Option<(u64, f64)>,
+    /// Whether all that the trace touches fits.
+    pub holds_footprint: bool,
     /// What another cutoff does to the same cache, if that is much: hits with the greatest cutoff.
     pub cutoff: Option<CutoffEffect>,
     /// Best hit ratio of each bucket size at that cache size, with the same cutoff and mode.
@@ -82,7 +84,7 @@ fn lru_hits(result: &CellResult) -> Option<f64> {
 }
 
 /// Draws the answer from a table.
-pub fn answer(results: &[CellResult], interrupted: bool) -> Answer {
+pub fn answer(results: &[CellResult], interrupted: bool, footprint_bytes: u64) -> Answer {
     let ran: Vec<&CellResult> = results.iter().filter(|it| !it.runs.is_empty()).collect();
     let Some(first) = ran.first() else {
         return if interrupted { Answer::Unfinished } else { Answer::NoCells };
@@ -92,10 +94,10 @@ pub fn answer(results: &[CellResult], interrupted: bool) -> Answer {
     }
     let most = best(&ran);
     if most < NO_HELP {
-        let best = ran.iter().max_by(|a, b| a.hit().total_cmp(&b.hit())).unwrap_or(first);
+        let bytes = || ran.iter().map(|it| it.ssd_bytes);
         return Answer::NoHelp {
             hit_ratio: most,
-            ssd_bytes: best.ssd_bytes,
+            ssd_bytes: (bytes().min().unwrap_or(0), bytes().max().unwrap_or(0)),
             lru_hit_ratio: ran.last().and_then(|it| lru_hits(it)),
         };
     }
@@ -150,6 +152,7 @@ pub fn answer(results: &[CellResult], interrupted: bool) -> Answer {
         lru_hit_ratio: lru_hits(chosen),
         best_hit_ratio: most,
         next,
+        holds_footprint: cell.cache_bytes > footprint_bytes,
         cutoff,
         by_bucket,
         by_policy,

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod cells;
+pub mod device;
 pub mod ideal;
 pub mod picture;
 pub mod plan;

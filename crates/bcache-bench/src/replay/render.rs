@@ -11,9 +11,10 @@ use bcache_core::model::BypassReason;
 use bcache_core::units::format_bytes;
 
 use super::cells::{Cell, CellResult};
+use super::device::DeviceFigures;
 use super::report::ReplayReport;
 use super::words::{answer_text, warning_text};
-use crate::num::{float, format_count, ratio, whole};
+use crate::num::{float, format_count, format_ns, ratio, whole};
 
 /// `12.3 %`.
 pub fn percent(ratio: f64) -> String {
@@ -59,6 +60,9 @@ pub fn text(report: &ReplayReport, out: &mut Out) -> Result<()> {
     writeln!(out)?;
     cells_table(report, out)?;
     bars(report, out)?;
+    if let Some(device) = &report.device {
+        device_table(device, out)?;
+    }
     for warning in &report.warnings {
         out.prose(&format!("Note: {}.", warning_text(warning)))?;
     }
@@ -66,6 +70,31 @@ pub fn text(report: &ReplayReport, out: &mut Out) -> Result<()> {
         "Not simulated: congestion, allocations that fail because the allocator is late, and how long a \
          garbage collection takes. Journal and btree writes are not counted.",
     )?;
+    Ok(())
+}
+
+fn device_table(device: &DeviceFigures, out: &mut Out) -> Result<()> {
+    let pace = if device.timed { "at the trace's times" } else { "as fast as possible" };
+    writeln!(out, "The same requests on {}, one at a time, {pace}:\n", device.device)?;
+    let style = out.style();
+    let mut cells = table(style, &["", "requests", "mean", "p50", "p99", "p99.9", "max"]);
+    let kinds =
+        [("reads", &device.reads), ("writes", &device.writes), ("discards", &device.discards)];
+    for (name, it) in kinds.into_iter().filter(|(_, it)| it.count > 0) {
+        let times =
+            [it.mean_ns, float(it.p50_ns), float(it.p99_ns), float(it.p99_9_ns), float(it.max_ns)];
+        let mut row = vec![number(name), number(format_count(it.count))];
+        row.extend(times.map(|ns| number(format_ns(ns))));
+        cells.add_row(row);
+    }
+    writeln!(out, "{cells}\n")?;
+    if device.late > 0 {
+        let late = format_count(device.late);
+        writeln!(out, "{late} requests began more than a millisecond late.\n")?;
+    }
+    if device.stopped {
+        writeln!(out, "Interrupted: these are the requests that were made by then.\n")?;
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::answer::{self, Answer};
 use super::cells::CellResult;
+use super::device::DeviceFigures;
 use super::warning::{self, Warning};
 use crate::trace::{Format, Skipped, Summary, Trace};
 
@@ -49,6 +50,9 @@ pub struct ReplayReport {
     pub answer: Answer,
     /// All caches that were tried.
     pub cells: Vec<CellResult>,
+    /// What a device did with the same requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceFigures>,
     /// What to know about these figures.
     pub warnings: Vec<Warning>,
 }
@@ -69,9 +73,10 @@ impl ReplayReport {
             skipped: trace.skipped.clone(),
             settings: *settings,
             interrupted,
-            answer: answer::answer(&cells, interrupted),
+            answer: answer::answer(&cells, interrupted, trace.summary.footprint_bytes),
             warnings: warning::warnings(trace, &cells, settings),
             cells,
+            device: None,
         }
     }
 }

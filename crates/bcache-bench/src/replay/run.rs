@@ -180,7 +180,7 @@ mod tests {
         assert!(interrupted);
         // Those that are refused need no run.
         assert!(results.iter().all(|it| it.refused));
-        assert_eq!(answer(&results, interrupted), Answer::Unfinished);
+        assert_eq!(answer(&results, interrupted, 0), Answer::Unfinished);
         let (results, interrupted) = run(&trace, &cells, &options, &Live::default()).unwrap();
         assert_eq!((results.len(), interrupted), (cells.len(), false));
     }

@@ -31,8 +31,9 @@ pub fn answer_text(answer: &Answer) -> String {
             }
             let _ = write!(
                 text,
-                ". It would write {} to the SSD for that. Without a cache nothing is lost.",
-                format_bytes(*ssd_bytes)
+                ". For that, {} to {} would be written to the SSD. Without a cache nothing is lost.",
+                format_bytes(ssd_bytes.0),
+                format_bytes(ssd_bytes.1)
             );
             text
         }
@@ -66,6 +67,9 @@ fn advice_text(advice: &Advice) -> String {
         }
         Some((bytes, _)) => {
             let _ = write!(text, " The next size, {}, would bring nothing.", format_bytes(bytes));
+        }
+        None if advice.holds_footprint => {
+            text.push_str(" All that the trace touches fits: a larger cache would bring nothing.");
         }
         None => text.push_str(" It is the largest size tried: a larger one may be better."),
     }

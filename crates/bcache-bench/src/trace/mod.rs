@@ -13,6 +13,7 @@ mod csv;
 mod detect;
 mod disksim;
 mod ftrace;
+pub mod fuzz;
 mod iolog;
 mod load;
 mod number;

@@ -26,6 +26,10 @@ mod raw {
     ioctl_none_bad!(blkflsbuf, request_code_none!(0x12, 97));
     ioctl_read_bad!(blksszget, request_code_none!(0x12, 104), c_int);
     ioctl_write_ptr_bad!(blkdiscard, request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_readwrite!(blktracesetup, 0x12, 115, super::BlkUserTraceSetup);
+    ioctl_none_bad!(blktracestart, request_code_none!(0x12, 116));
+    ioctl_none_bad!(blktracestop, request_code_none!(0x12, 117));
+    ioctl_none_bad!(blktraceteardown, request_code_none!(0x12, 118));
     ioctl_read_bad!(blkpbszget, request_code_none!(0x12, 123), c_uint);
 }
 
@@ -80,5 +84,60 @@ pub(super) fn reread_partitions(disk: &File) -> io::Result<()> {
 pub(super) fn flush_buffers(device: &File) -> io::Result<()> {
     // SAFETY: BLKFLSBUF takes no argument; the fd is open.
     unsafe { raw::blkflsbuf(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `struct blk_user_trace_setup`.
+#[repr(C)]
+pub(super) struct BlkUserTraceSetup {
+    name: [u8; 32],
+    act_mask: u16,
+    buf_size: u32,
+    buf_nr: u32,
+    start_lba: u64,
+    end_lba: u64,
+    pid: u32,
+}
+
+/// Sets up a trace of these categories; the name under which debugfs has its files.
+pub(super) fn blktrace_setup(
+    device: &File,
+    act_mask: u16,
+    buf_size: u32,
+    buf_nr: u32,
+) -> io::Result<String> {
+    let mut setup = BlkUserTraceSetup {
+        name: [0; 32],
+        act_mask,
+        buf_size,
+        buf_nr,
+        start_lba: 0,
+        end_lba: u64::MAX,
+        pid: 0,
+    };
+    // SAFETY: BLKTRACESETUP reads and stores one such structure, and `setup` is one; the fd is open.
+    unsafe { raw::blktracesetup(device.as_raw_fd(), &raw mut setup) }?;
+    let name: Vec<u8> = setup.name.iter().copied().take_while(|byte| *byte != 0).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Starts a trace that was set up.
+pub(super) fn blktrace_start(device: &File) -> io::Result<()> {
+    // SAFETY: BLKTRACESTART takes no argument; the fd is open.
+    unsafe { raw::blktracestart(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Stops it.
+pub(super) fn blktrace_stop(device: &File) -> io::Result<()> {
+    // SAFETY: BLKTRACESTOP takes no argument; the fd is open.
+    unsafe { raw::blktracestop(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Takes away what was set up.
+pub(super) fn blktrace_teardown(device: &File) -> io::Result<()> {
+    // SAFETY: BLKTRACETEARDOWN takes no argument; the fd is open.
+    unsafe { raw::blktraceteardown(device.as_raw_fd()) }?;
     Ok(())
 }

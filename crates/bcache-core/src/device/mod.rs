@@ -5,6 +5,7 @@
 //! are in bytes. Decorators for tests are in [`testkit`] (feature `testkit`).
 
 mod bcachefs;
+pub mod blktrace;
 pub mod buffer;
 mod content;
 pub mod file;
