@@ -85,6 +85,9 @@ pub struct ReadOptions {
     pub ignore_sync: bool,
     /// Which journal entry is the newest.
     pub newest: NewestEntry,
+    /// Take gens from the pointers where the prio set that has them is damaged, not from what is left
+    /// of it.
+    pub distrust_prios: bool,
 }
 
 /// Which journal entry to take for the newest.

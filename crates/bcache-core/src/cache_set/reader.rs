@@ -34,6 +34,12 @@ pub(super) fn read<'d>(
         .map_err(|source| ReadError::OutOfMemory { nbuckets: geometry.nbuckets(), source })?;
     let head = newest.prio_bucket(cache.superblock().nr_this_dev());
     let prios = read_prios(&cache, head, &mut table, visitor);
+    if options.distrust_prios {
+        let per_set = geometry.prios_per_bucket();
+        for (index, _) in (0u64..).zip(&prios.sound).filter(|(_, sound)| !**sound) {
+            table.forget(index.saturating_mul(per_set), per_set);
+        }
+    }
     let uuids = UuidTable::read(&cache, newest.uuid_bucket(), newest.version(), &mut |p| {
         visitor.problem(p.into());
     });

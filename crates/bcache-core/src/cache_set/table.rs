@@ -233,6 +233,16 @@ impl BucketTable {
         }
     }
 
+    /// Forgets what is known of `count` buckets from `first` on.
+    pub(super) fn forget(&mut self, first: u64, count: u64) {
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let buckets = self.buckets.get_mut(first..).unwrap_or_default();
+        for bucket in buckets.iter_mut().take(count) {
+            *bucket = Bucket { flags: FLAG_GEN_UNKNOWN, ..Bucket::default() };
+        }
+    }
+
     /// Brings what is known of the buckets behind `ptrs` into the processor's caches.
     ///
     /// Neighbours on a volume lie anywhere on the cache. When each key waits for its bucket's entry

@@ -10,6 +10,7 @@ use bcache_cli::out::Out;
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{BlockDevice, DeviceError, FileDevice, FileReader, ReadDevice, file};
+use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
 
@@ -50,7 +51,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
     let plan = repair::plan(&cache, &readers, &options, &mut |_| {})?;
-    if plan.accepted(&accepted).next().is_none() {
+    if plan.is_nothing(&accepted) {
         show(args, &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
     }
@@ -65,8 +66,9 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
             bail!("nothing was written");
         }
     }
+    let seed = uuid::Uuid::new_v4().as_u64_pair().0;
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
-    if let Err(error) = repair::run(&plan, &accepted, &cache, &writers, &options) {
+    if let Err(error) = repair::run(&plan, &accepted, &cache, &writers, &options, seed) {
         return Err(failed(error));
     }
     show(args, &plan, &accepted, render::Outcome::Done)?;
@@ -75,8 +77,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
 
 /// Whether anything is left that this command did not mend.
 fn status(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> ExitCode {
-    let all = plan.accepted(accepted).count() == plan.fixes.len() && plan.left.is_empty();
-    if all { ExitCode::SUCCESS } else { Failure::DamageLeft.into() }
+    if plan.is_whole(accepted) { ExitCode::SUCCESS } else { Failure::DamageLeft.into() }
 }
 
 fn show(
@@ -105,7 +106,27 @@ fn failed(error: RepairRunError) -> anyhow::Error {
             Failure::Partial,
             "some of the changes are made, and each of them stands by itself; run the command again",
         ),
-        RepairRunError::Verify(VerifyError::Differs { .. }) | RepairRunError::Proof { .. } => {
+        RepairRunError::Changed | RepairRunError::Again(_) => (
+            Failure::Partial,
+            "single changes are made, and each of them stands by itself; no new metadata was written",
+        ),
+        RepairRunError::Commit(error) => match error.state() {
+            CommitState::Old | CommitState::OldOrNew => (
+                Failure::Partial,
+                "the new metadata may be current or not, and nothing that the old one needs has \
+                 changed; run the command again",
+            ),
+            CommitState::New => {
+                (Failure::Unproven, "the new metadata is current; run the command again")
+            }
+            CommitState::Undefined => (
+                Failure::Undefined,
+                "what was read back is not what was written: the device is failing",
+            ),
+        },
+        RepairRunError::Verify(VerifyError::Differs { .. })
+        | RepairRunError::Proof { .. }
+        | RepairRunError::Contents { .. } => {
             (Failure::Undefined, "what was read back is not what was planned: a device is failing")
         }
     };

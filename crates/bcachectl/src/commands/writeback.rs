@@ -181,9 +181,9 @@ fn how_to_stop(holder: &Holder) -> Option<String> {
 /// A refusal, and what to do instead.
 fn refused(error: WritebackError) -> anyhow::Error {
     let instead = match &error {
-        WritebackError::Damaged { .. } | WritebackError::JournalGap { .. } => {
-            Some("`bcachectl check` tells what is wrong")
-        }
+        WritebackError::Damaged { .. } | WritebackError::JournalGap { .. } => Some(
+            "`bcachectl check` tells what is wrong, `bcachectl repair --dry-run` what can be mended",
+        ),
         WritebackError::Backing { reason, .. } => match reason {
             BackingRefusal::NotAttached | BackingRefusal::RanAlone => Some(
                 "copy both devices before anything else; `bcachectl export --dirty-only` saves the dirty \

@@ -4,11 +4,12 @@ use super::text::{SEE_ALSO, Sections};
 
 pub(in crate::man) const BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl repair mends a damaged cache set where what was there before can be told, and says what it \
-     cannot mend. It restores bytes; it makes nothing up, and drops nothing that can be read.
+    "bcachectl repair mends a damaged cache set, and says what it cannot mend. Where it can tell what was \
+     there, it restores the bytes. Where it cannot, it makes new metadata from all that can be read. What \
+     bcachectl export could read for certain is never lost.
 
-Each change has a code and a class. Those that are certain are made after confirmation: a checksum \
-     proves them. Those that are likely are made only where --accept names their code.
+Each change has a code and a class: certain, likely or guess. Those that are certain are made after \
+     confirmation. The others are made only where --accept names their code.
 
 flipped-bit :: One bit was flipped in a journal entry, a prio set, a btree node or a superblock. The \
      checksum names it.
@@ -19,15 +20,34 @@ superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and 
 superblock-checksum :: The checksum of a superblock is wrong, the kernel would accept all that it says, and \
      the whole set reads without an error by it; or the cache knows the backing device. Likely.
 
+journal :: Damage in the journal hides newer entries from the kernel, which would go back to an older state \
+     without a word. Certain where replay lacks no entry. Where it does, newer keys for some sectors may be \
+     lost: likely.
+
+prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
+
+btree-node :: A btree node is damaged or cannot be read. The journal keeps what was inserted until it is \
+     overwritten. Certain where it has all that the node lacks; likely where it has every entry since the \
+     cache was made, for the kernel does not write moves of its garbage collection there; else a guess, and \
+     dirty data may be lost in the sectors that are told.
+
+The last three are one change: a new btree, a new prio chain and a journal entry, beside the old ones. Dirty \
+     data that can be read is kept, also where newer data for the same sectors may be lost. Clean data in \
+     doubt is no longer cached: the backing device has it.
+
 A repair of a superblock becomes likely where other damage is left: with its superblock restored, the \
      kernel may register the set, for udev does so by itself.
 
 A journal entry is mended only where no other entry has its number. Else the kernel has gone on without \
      it, and what it says is of a state that is gone.
 
-Every change is one write of a single logical block, and stands by itself; superblocks come last, after a \
-     flush. A power cut leaves some of the changes made, and the command run again makes the others. \
-     Afterwards the set is read again. A device in use is refused.",
+A damaged uuid table, a lost root, an empty journal and keys that contradict each other are not mended. \
+     What is readable of the volumes can then be saved with bcachectl-export(8).
+
+Every single change is one write of a logical block, and stands by itself. New metadata goes to buckets \
+     that nothing points to, and becomes current with one journal entry. Superblocks come last. A power cut \
+     leaves some of the changes made, and the command run again makes the others. Afterwards the set is read \
+     again. A device in use is refused. For a copy of the metadata as it was, see bcachectl-image(8).",
 )];
 
 pub(in crate::man) const AFTER: Sections = &[
@@ -40,7 +60,13 @@ state :: planned (--dry-run), done, or nothing (nothing is changed).
 changes :: A list of objects with code, class (certain or likely), device, place (text), offset_bytes (the \
          first byte that changes) and accepted (whether it is made).
 
-left :: What is wrong once all changes are made: a list of text.
+new_metadata :: null, or an object with class, accepted, reasons (a list of objects with code, class and \
+         reason), volumes, btree_nodes, prio_sets and journal_seq. Each volume has slot, uuid, dirty_sectors \
+         (kept), doubtful_sectors (of these, where newer data may be lost), left_out_sectors (clean data that \
+         is no longer cached), unknown_from and unknown_to (in between, dirty data may be lost that nothing \
+         tells of; null where none may).
+
+left :: What is wrong once all accepted changes are made: a list of text.
 
 dirty_sectors_before :: Dirty sectors that can be found now; null where the set cannot be read.
 

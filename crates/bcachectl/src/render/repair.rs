@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use bcache_cli::text::plural;
-use bcache_core::ops::repair::{Class, Code, Fix, RepairPlan};
-use bcache_core::units::format_bytes;
+use bcache_core::ops::repair::{Anew, Class, Code, Fix, Reason, RepairPlan};
+use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
 
 use crate::cli::RepairArgs;
@@ -47,9 +47,67 @@ struct FixReport<'p> {
 struct Report<'p> {
     state: &'static str,
     changes: Vec<FixReport<'p>>,
+    new_metadata: Option<AnewReport>,
     left: Vec<String>,
     dirty_sectors_before: Option<u64>,
     dirty_sectors_after: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ReasonReport {
+    code: Code,
+    class: Class,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct ShareReport {
+    slot: u32,
+    uuid: uuid::Uuid,
+    dirty_sectors: u64,
+    doubtful_sectors: u64,
+    left_out_sectors: u64,
+    unknown_from: Option<u64>,
+    unknown_to: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct AnewReport {
+    class: Class,
+    accepted: bool,
+    reasons: Vec<ReasonReport>,
+    volumes: Vec<ShareReport>,
+    btree_nodes: u64,
+    prio_sets: u64,
+    journal_seq: u64,
+}
+
+impl AnewReport {
+    fn new(anew: &Anew, accepted: bool) -> Self {
+        let reasons = anew.reasons.iter().map(|it| ReasonReport {
+            code: it.code(),
+            class: it.class(),
+            reason: it.to_string(),
+        });
+        let volumes = anew.volumes.iter().map(|(&slot, it)| ShareReport {
+            slot,
+            uuid: it.uuid,
+            dirty_sectors: it.dirty_sectors,
+            doubtful_sectors: it.doubtful_sectors,
+            left_out_sectors: it.left_out_sectors,
+            unknown_from: it.unknown.map(|it| it.0),
+            unknown_to: it.unknown.map(|it| it.1),
+        });
+        Self {
+            class: anew.class(),
+            accepted,
+            reasons: reasons.collect(),
+            volumes: volumes.collect(),
+            btree_nodes: anew.nodes,
+            prio_sets: anew.prio_sets,
+            journal_seq: anew.journal_seq,
+        }
+    }
 }
 
 fn device<'p>(args: &'p RepairArgs, fix: &Fix) -> &'p Path {
@@ -78,7 +136,15 @@ pub fn json(
                 accepted: fix.is_accepted(accepted),
             })
             .collect(),
-        left: plan.left.iter().map(ToString::to_string).collect(),
+        new_metadata: plan
+            .anew
+            .as_ref()
+            .map(|anew| AnewReport::new(anew, plan.is_anew_accepted(accepted))),
+        left: if plan.is_anew_accepted(accepted) {
+            Vec::new()
+        } else {
+            plan.left.iter().map(ToString::to_string).collect()
+        },
         dirty_sectors_before: plan.dirty_sectors_before.map(|it| it.0),
         dirty_sectors_after: plan.dirty_sectors_after.map(|it| it.0),
     };
@@ -96,9 +162,18 @@ pub fn text(
 ) -> Result<()> {
     let cache = args.cache.display();
     let count = plan.accepted(accepted).count();
-    let changes = plural(count as u64, "change");
+    let mut changes: Vec<String> = Vec::new();
+    if count > 0 {
+        changes.push(plural(count as u64, "change"));
+    }
+    if plan.is_anew_accepted(accepted) {
+        changes.push("new metadata".to_owned());
+    }
+    let changes = changes.join(" and ");
     match outcome {
-        Outcome::DryRun if count > 0 => writeln!(out, "{cache}: {changes} would be made")?,
+        Outcome::DryRun if !changes.is_empty() => {
+            writeln!(out, "{cache}: {changes} would be made")?;
+        }
         Outcome::Done => writeln!(out, "{cache}: {changes} made")?,
         Outcome::DryRun | Outcome::Nothing if plan.fixes.is_empty() && plan.left.is_empty() => {
             writeln!(out, "{cache}: nothing to repair")?;
@@ -106,10 +181,7 @@ pub fn text(
         Outcome::DryRun | Outcome::Nothing => writeln!(out, "{cache}: nothing is changed")?,
     }
     for fix in &plan.fixes {
-        let class = match fix.class {
-            Class::Certain => "certain",
-            Class::Likely => "likely",
-        };
+        let class = fix.class.name();
         let place = if fix.backing.is_some() {
             format!("{} of {}", fix.place, device(args, fix).display())
         } else {
@@ -117,30 +189,81 @@ pub fn text(
         };
         writeln!(out, "  {class}  {}  {place}, byte {}", fix.code.name(), fix.byte)?;
     }
-    let mut not_accepted: Vec<&str> = plan
-        .fixes
-        .iter()
-        .filter(|fix| !fix.is_accepted(accepted))
-        .map(|fix| fix.code.name())
-        .collect();
-    not_accepted.dedup();
-    for code in not_accepted {
-        writeln!(out, "  not made without --accept {code}")?;
+    if let Some(anew) = &plan.anew {
+        new_metadata(out, anew)?;
     }
-    if !plan.left.is_empty() {
+    let fixes = plan.fixes.iter().filter(|fix| !fix.is_accepted(accepted)).map(|fix| fix.code);
+    let reasons = plan.anew.iter().flat_map(|anew| &anew.reasons);
+    let reasons = reasons
+        .filter(|it| it.class() != Class::Certain && !accepted.contains(&it.code()))
+        .map(Reason::code);
+    let not_accepted: BTreeSet<Code> = fixes.chain(reasons).collect();
+    for code in not_accepted {
+        writeln!(out, "  not made without --accept {}", code.name())?;
+    }
+    if plan.left.is_empty() || plan.is_anew_accepted(accepted) {
+        // Nothing is.
+    } else {
         let left = plural(plan.left.len() as u64, "problem");
-        writeln!(out, "left, for repair cannot mend it: {left}")?;
+        let why = if plan.anew.is_some() { "left as it is" } else { "repair cannot mend" };
+        writeln!(out, "{why}: {left}")?;
         for problem in plan.left.iter().take(10) {
             writeln!(out, "  {problem}")?;
         }
     }
-    if let Some(dirty) = plan.dirty_sectors_after.filter(|_| !plan.fixes.is_empty()) {
-        let at_least = if plan.left.is_empty() { "" } else { "at least " };
+    if let Some(error) = &plan.not_anew {
+        writeln!(out, "No set can be made that the kernel accepts: {error}.")?;
+        writeln!(out, "What is readable of the volumes can be saved with bcachectl export.")?;
+    }
+    if let Some(dirty) =
+        plan.dirty_sectors_after.filter(|_| !plan.fixes.is_empty() || plan.anew.is_some())
+    {
+        let at_least = if plan.is_whole(accepted) { "" } else { "at least " };
         writeln!(
             out,
             "Dirty data that can be found then: {at_least}{}",
             format_bytes(dirty.bytes())
         )?;
+    }
+    Ok(())
+}
+
+fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
+    writeln!(
+        out,
+        "New metadata, from all that can be read: {}, {}, journal entry {}",
+        plural(anew.nodes, "btree node"),
+        plural(anew.prio_sets, "prio set"),
+        anew.journal_seq
+    )?;
+    for reason in &anew.reasons {
+        writeln!(out, "  {}  {}  {reason}", reason.class().name(), reason.code().name())?;
+    }
+    for (slot, share) in &anew.volumes {
+        let dirty = format_bytes(Sectors(share.dirty_sectors).bytes());
+        write!(out, "  volume {slot} ({}): {dirty} dirty data kept", share.uuid)?;
+        if share.doubtful_sectors > 0 {
+            let doubtful = format_bytes(Sectors(share.doubtful_sectors).bytes());
+            write!(out, ", {doubtful} of it in doubt: newer data may be lost")?;
+        }
+        writeln!(out)?;
+        if share.left_out_sectors > 0 {
+            let left_out = format_bytes(Sectors(share.left_out_sectors).bytes());
+            writeln!(out, "    {left_out} that the backing device has, too, are no longer cached")?;
+        }
+        match share.unknown {
+            Some((from, u64::MAX)) => {
+                writeln!(
+                    out,
+                    "    from sector {from} on, dirty data may be lost that nothing tells of"
+                )?;
+            }
+            Some((from, to)) => writeln!(
+                out,
+                "    in sectors {from} to {to}, dirty data may be lost that nothing tells of"
+            )?,
+            None => {}
+        }
     }
     Ok(())
 }

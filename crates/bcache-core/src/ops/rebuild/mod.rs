@@ -31,6 +31,7 @@ mod source;
 pub use error::{CommitError, CommitState, ExtentsError, RebuildError};
 pub use nodes::Contents;
 pub use run::run;
+pub(in crate::ops) use run::write;
 pub use source::{Extents, KeptExtents};
 
 use crate::cache_set::journal::{JournalPlace, NextBucketRefusal, Stop};
@@ -152,33 +153,33 @@ pub fn plan(
     };
     let entry =
         encode(&params, set.cache.magic()).ok_or(RebuildError::NoSuccessor { seq: greatest })?;
-    let place = entry_place(set)?;
-    let plan = RebuildPlan {
+    let places = entry_places(set)?;
+    let mut plan = RebuildPlan {
         contents,
         nodes,
         uuid_bucket,
         chain,
         prio_seq: set.prios.seq.wrapping_add(1),
         entry,
-        place,
+        place: JournalPlace { index: 0, bucket: BucketIndex(0), offset: 0 },
         uuids,
         new_nodes,
         root,
         seed,
-        torn: torn_entries(set, &place),
+        torn: Vec::new(),
     };
-    let (commit, tidy) = (plan.commit(set), plan.tidy(set));
-    for steps in [commit.steps.clone(), [commit.steps, tidy.steps].concat()] {
-        match commit::rehearse(set, steps.iter(), &plan.entry, &place, &[]) {
-            Rehearsal::AsPlanned => {}
-            Rehearsal::Otherwise { found } => {
-                return Err(RebuildError::JournalHidesEntries { planned: seq, found });
+    let mut refused = None;
+    for place in places {
+        plan.place = place;
+        plan.torn = torn_entries(set, &place);
+        match plan.rehearse(set) {
+            Ok(()) => return Ok(plan),
+            Err(error) => {
+                refused.get_or_insert(error);
             }
-            Rehearsal::Unreadable(problem) => return Err(RebuildError::Journal(problem)),
-            Rehearsal::NoCache(error) => return Err(RebuildError::NoCache(error)),
         }
     }
-    Ok(plan)
+    Err(refused.unwrap_or(RebuildError::NoSuccessor { seq: greatest }))
 }
 
 /// How many buckets a rebuild of `set` with the extents of `source` takes, and what it would hold.
@@ -199,6 +200,23 @@ pub fn survey(
 }
 
 impl RebuildPlan {
+    /// Whether the kernel would find the new entry in its place, before and after what is torn is wiped.
+    fn rehearse(&self, set: &CacheSet<'_>) -> Result<(), RebuildError> {
+        let (commit, tidy) = (self.commit(set), self.tidy(set));
+        for steps in [commit.steps.clone(), [commit.steps, tidy.steps].concat()] {
+            match commit::rehearse(set, steps.iter(), &self.entry, &self.place, &[]) {
+                Rehearsal::AsPlanned => {}
+                Rehearsal::Otherwise { found } => {
+                    let planned = self.entry.seq();
+                    return Err(RebuildError::JournalHidesEntries { planned, found });
+                }
+                Rehearsal::Unreadable(problem) => return Err(RebuildError::Journal(problem)),
+                Rehearsal::NoCache(error) => return Err(RebuildError::NoCache(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Tells `sink` the steps before the journal entry, one by one: nodes and uuid table, a flush,
     /// prio sets, a flush.
     pub fn prepare<E>(
@@ -412,17 +430,20 @@ fn greatest_seq(set: &CacheSet<'_>) -> u64 {
     sound.map(|entry| entry.seq).chain(torn).max().unwrap_or(newest).max(newest)
 }
 
-/// Where the entry goes: behind the newest, or to the next bucket if nothing there is needed. The
-/// kernel needs no room for replay, since there is nothing to replay.
-fn entry_place(set: &CacheSet<'_>) -> Result<JournalPlace, RebuildError> {
+/// Places of damaged entries that are tried for the new one.
+const DAMAGED_PLACES_MAX: usize = 8;
+
+/// Where the entry can go, the usual place first: behind the newest, or at the start of the next bucket
+/// if nothing there is needed. The kernel needs no room for replay, since there is nothing to replay.
+///
+/// Where damage keeps the kernel from both, the places of damaged entries are left: whoever looks for an
+/// entry there finds the new one.
+fn entry_places(set: &CacheSet<'_>) -> Result<Vec<JournalPlace>, RebuildError> {
     let places = set
         .journal
         .append_places(&set.cache)
         .ok_or(RebuildError::NoSuccessor { seq: greatest_seq(set) })?;
-    if let Some((place, _)) = places.after_newest {
-        return Ok(place);
-    }
-    match places.next_bucket {
+    let next = match places.next_bucket {
         Ok(place) => Ok(place),
         Err(NextBucketRefusal::TooClose { .. }) => {
             let index = (set.journal.current + 1) % set.journal.buckets.len().max(1);
@@ -430,7 +451,24 @@ fn entry_place(set: &CacheSet<'_>) -> Result<JournalPlace, RebuildError> {
             Ok(JournalPlace { index, bucket, offset: 0 })
         }
         Err(next) => Err(RebuildError::JournalFull { next }),
+    };
+    let damaged = (0..).zip(&set.journal.buckets).filter_map(|(index, bucket)| match bucket.stop {
+        Stop::NoEntry { offset, .. } if !bucket.behind.is_empty() => {
+            Some(JournalPlace { index, bucket: bucket.bucket, offset })
+        }
+        _ => None,
+    });
+    let mut all: Vec<JournalPlace> =
+        places.after_newest.map(|(place, _)| place).into_iter().collect();
+    match next {
+        Ok(place) => all.push(place),
+        Err(error) if all.is_empty() => return Err(error),
+        Err(_) => {}
     }
+    let damaged: Vec<JournalPlace> =
+        damaged.filter(|place| !all.contains(place)).take(DAMAGED_PLACES_MAX).collect();
+    all.extend(damaged);
+    Ok(all)
 }
 
 /// Damaged entries that the kernel would complain of, but for the one whose place is taken.

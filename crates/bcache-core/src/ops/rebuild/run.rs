@@ -21,6 +21,17 @@ pub fn run(
     if !is_unchanged(set, device).map_err(CommitError::Device)? {
         return Err(CommitError::Changed);
     }
+    write(plan, set, source, device, progress)
+}
+
+/// The same of a device that this process has claimed since `set` was read.
+pub(in crate::ops) fn write(
+    plan: &RebuildPlan,
+    set: &CacheSet<'_>,
+    source: &dyn Extents,
+    device: &dyn BlockDevice,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), CommitError> {
     let mut written = 0;
     let mut write = |step: Step| -> Result<(), ApplyError> {
         let steps = Plan { steps: vec![step] };

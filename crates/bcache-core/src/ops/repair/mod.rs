@@ -1,27 +1,35 @@
 //! Mending a damaged cache set where what was there before can be told.
 //!
-//! Everything here restores bytes that were on the device: a bit that was flipped in a structure with a
+//! First comes what restores bytes that were on the device: a bit that was flipped in a structure with a
 //! checksum, a superblock's magic that was wiped, a superblock's checksum whose contents the rest of the
 //! set vouches for. Nothing is made up, and nothing readable is lost.
 //!
-//! Each change is one write within a logical block. They do not depend on each other, so that a power cut
-//! leaves some of them done, and the command run again completes them. The superblock comes last, after a
-//! flush: without it the kernel does not touch the device, and with it the kernel may register a set
-//! that is not mended yet.
+//! Each of these changes is one write within a logical block. They do not depend on each other, so that a
+//! power cut leaves some of them done, and the command run again completes them. The superblock comes last,
+//! after a flush: without it the kernel does not touch the device, and with it the kernel may register a
+//! set that is not mended yet.
+//!
+//! What is still damaged then is left behind: new metadata is made from all that can be read (see [`anew`]),
+//! and becomes current with one journal entry.
 //!
 //! A journal entry is mended only where no other entry has its number: the kernel may have gone on from the
 //! entry before it, and then the mended one would be of a state that is gone.
 
+mod anew;
 mod bits;
 mod flip;
+mod past;
+mod region;
 mod superblock;
+
+pub use anew::{Anew, NotAnew, Reason, Share};
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use crate::cache_set::{
-    BucketProblem, CacheDevice, CacheSet, Journal, OpenError, Problem, Progress, ReadError,
-    ReadOptions, Visitor,
+    BucketProblem, CacheDevice, CacheSet, Journal, NoVisitor, OpenError, Problem, Progress,
+    ReadError, ReadOptions, Visitor,
 };
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
@@ -29,6 +37,7 @@ use crate::layout::verdict::{Refusal, Target, Verdict, kernel_verdict};
 use crate::ops::invalidate::blocks;
 use crate::ops::plan::{ApplyError, Plan, Step, WriteKind, apply};
 use crate::ops::planned::PlannedDevice;
+use crate::ops::rebuild::{self, CommitError, Contents, KeptExtents};
 use crate::ops::verify::{VerifyError, verify};
 use crate::units::{BucketIndex, Sectors};
 
@@ -48,11 +57,24 @@ pub enum Code {
     FlippedBit,
     /// The checksum of a superblock is wrong, and all that it says is true of the device.
     SuperblockChecksum,
+    /// Journal entries are missing, or damage hides newer ones from the kernel.
+    Journal,
+    /// Prio sets are lost.
+    PrioSets,
+    /// A btree node is lost or damaged.
+    BtreeNode,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::SuperblockMagic, Self::FlippedBit, Self::SuperblockChecksum];
+    pub const ALL: [Self; 6] = [
+        Self::SuperblockMagic,
+        Self::FlippedBit,
+        Self::SuperblockChecksum,
+        Self::Journal,
+        Self::PrioSets,
+        Self::BtreeNode,
+    ];
 
     /// Its name, which does not change.
     pub const fn name(self) -> &'static str {
@@ -60,6 +82,9 @@ impl Code {
             Self::SuperblockMagic => "superblock-magic",
             Self::FlippedBit => "flipped-bit",
             Self::SuperblockChecksum => "superblock-checksum",
+            Self::Journal => "journal",
+            Self::PrioSets => "prio-sets",
+            Self::BtreeNode => "btree-node",
         }
     }
 }
@@ -68,11 +93,24 @@ impl Code {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// A checksum proves it.
+    /// It is proven, by a checksum or by what the journal still has.
     Certain,
-    /// Everything speaks for it, and no checksum proves it; or the set is still damaged afterwards, and
+    /// Everything speaks for it, and nothing proves it; or the set is still damaged afterwards, and
     /// the kernel could register it.
     Likely,
+    /// Data that the cache alone had may be lost or old.
+    Guess,
+}
+
+impl Class {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Certain => "certain",
+            Self::Likely => "likely",
+            Self::Guess => "guess",
+        }
+    }
 }
 
 /// Where a change is made.
@@ -182,6 +220,10 @@ pub struct RepairPlan {
     /// What is wrong with the set once all of them are made, as far as it keeps the kernel or these tools
     /// from it, or dirty data from being found.
     pub left: Vec<Left>,
+    /// New metadata, where that mends what single changes do not; then `left` is what is left without it.
+    pub anew: Option<Anew>,
+    /// Why there is none, where it is needed.
+    pub not_anew: Option<NotAnew>,
     /// How many such problems there were before; where the superblock had to be mended first, after that.
     pub problems_before: usize,
     /// Dirty sectors that can be found now; `None` where the set cannot be read.
@@ -203,19 +245,40 @@ impl RepairPlan {
         self.fixes.iter().filter(|fix| fix.is_accepted(accepted))
     }
 
-    /// The writes to one device, the superblock last; `None` is the cache.
+    /// Whether the new metadata is made where changes of these codes are accepted.
+    pub fn is_anew_accepted(&self, accepted: &BTreeSet<Code>) -> bool {
+        let is_accepted =
+            |reason: &Reason| reason.class() == Class::Certain || accepted.contains(&reason.code());
+        self.anew.as_ref().is_some_and(|anew| anew.reasons.iter().all(is_accepted))
+    }
+
+    /// Whether everything is mended where changes of these codes are accepted.
+    pub fn is_whole(&self, accepted: &BTreeSet<Code>) -> bool {
+        let fixed = self.fixes.iter().all(|fix| fix.is_accepted(accepted));
+        fixed && (self.left.is_empty() || self.is_anew_accepted(accepted))
+    }
+
+    /// Whether nothing is written where changes of these codes are accepted.
+    pub fn is_nothing(&self, accepted: &BTreeSet<Code>) -> bool {
+        self.accepted(accepted).next().is_none() && !self.is_anew_accepted(accepted)
+    }
+
+    /// The single changes of one device, the superblock last; `None` is the cache.
     pub fn steps(&self, accepted: &BTreeSet<Code>, backing: Option<usize>) -> Plan {
-        let mut steps = Vec::new();
-        for superblock in [false, true] {
-            let before = steps.len();
-            let these = self
-                .accepted(accepted)
-                .filter(|fix| fix.backing == backing)
-                .filter(|fix| (fix.place == Place::Superblock) == superblock);
-            steps.extend(these.map(|fix| fix.step.clone()));
-            if steps.len() > before {
-                steps.push(Step::Flush);
-            }
+        let mut plan = self.part(accepted, backing, false);
+        plan.steps.extend(self.part(accepted, backing, true).steps);
+        plan
+    }
+
+    /// The superblock of one device, or its other changes, and a flush.
+    fn part(&self, accepted: &BTreeSet<Code>, backing: Option<usize>, superblock: bool) -> Plan {
+        let these = self
+            .accepted(accepted)
+            .filter(|fix| fix.backing == backing)
+            .filter(|fix| (fix.place == Place::Superblock) == superblock);
+        let mut steps: Vec<Step> = these.map(|fix| fix.step.clone()).collect();
+        if !steps.is_empty() {
+            steps.push(Step::Flush);
         }
         Plan { steps }
     }
@@ -253,11 +316,24 @@ pub fn plan(
         last = read(cache, &fixes, options, progress)?;
     }
     let sb = mended.map_or(found, |(_, sb)| sb);
-    let (dirty_sectors_after, uuids) = (last.dirty_sectors, std::mem::take(&mut last.uuids));
+    let (mut dirty_sectors_after, uuids) = (last.dirty_sectors, std::mem::take(&mut last.uuids));
     let left = last.left(&verdict(cache, &sb));
     let vouched = left.is_empty() && dirty_sectors_after.is_some();
+    let (mut anew, mut not_anew) = (None, None);
+    if left.iter().any(|it| matches!(it, Left::Problem(_))) {
+        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
+        let device = PlannedDevice::new(cache, steps.iter());
+        match anew::decide(&device, options, 0, progress) {
+            Ok(ready) => {
+                dirty_sectors_after = Some(ready.anew.dirty_sectors());
+                anew = Some(ready.anew);
+            }
+            Err(error) => not_anew = Some(error),
+        }
+    }
     fixes.retain(|fix| fix.code != Code::SuperblockChecksum || vouched);
-    if !left.is_empty() {
+    let certain = anew.as_ref().is_some_and(|anew| anew.class() == Class::Certain);
+    if !left.is_empty() && !certain {
         for fix in fixes.iter_mut().filter(|fix| fix.place == Place::Superblock) {
             fix.class = Class::Likely;
         }
@@ -273,7 +349,15 @@ pub fn plan(
             fixes.push(superblock_fix(code, Some(index), &found, &mended));
         }
     }
-    Ok(RepairPlan { fixes, left, problems_before, dirty_sectors_before, dirty_sectors_after })
+    Ok(RepairPlan {
+        fixes,
+        left,
+        anew,
+        not_anew,
+        problems_before,
+        dirty_sectors_before,
+        dirty_sectors_after,
+    })
 }
 
 fn superblock_fix(
@@ -455,6 +539,23 @@ pub enum RepairRunError {
     /// The set could not be read again.
     #[error("the cache set could not be read again")]
     Reread(#[source] RepairError),
+    /// The new metadata is not what was planned: the device changed, or fails.
+    #[error("the cache set reads differently than when the repair was planned")]
+    Changed,
+    /// The new metadata could not be planned again.
+    #[error("new metadata could not be planned again")]
+    Again(#[source] NotAnew),
+    /// The new metadata could not be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The new btree, read again, holds something else.
+    #[error("the new btree holds {found:?}, expected {expected:?}")]
+    Contents {
+        /// What it holds.
+        found: Contents,
+        /// What it was to hold.
+        expected: Contents,
+    },
 }
 
 /// Carries out the certain changes of `plan` and those of `accepted`, on the devices that it was made from,
@@ -465,19 +566,70 @@ pub fn run(
     cache: &dyn BlockDevice,
     backing: &[&dyn BlockDevice],
     options: &ReadOptions,
+    seed: u64,
 ) -> Result<(), RepairRunError> {
-    let devices = std::iter::once((None, cache))
-        .chain(backing.iter().enumerate().map(|(index, device)| (Some(index), *device)));
-    for (index, device) in devices {
-        let steps = plan.steps(accepted, index);
-        apply(&steps, device, &mut |_| {})?;
-        verify(&steps, device)?;
+    let write = |steps: &Plan, device: &dyn BlockDevice| -> Result<(), RepairRunError> {
+        apply(steps, device, &mut |_| {})?;
+        Ok(verify(steps, device)?)
+    };
+    write(&plan.part(accepted, None, false), cache)?;
+    let superblock = plan.part(accepted, None, true);
+    let contents = match &plan.anew {
+        Some(anew) if plan.is_anew_accepted(accepted) => {
+            Some(make_anew(anew, &superblock, cache, options, seed)?)
+        }
+        _ => None,
+    };
+    write(&superblock, cache)?;
+    for (index, device) in backing.iter().enumerate() {
+        write(&plan.steps(accepted, Some(index)), *device)?;
     }
     if plan.accepted(accepted).count() < plan.fixes.len() {
         return Ok(());
     }
+    if let Some(expected) = contents {
+        prove(&cache, &expected, options)?;
+    }
     let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
     let sb = superblock::read(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
-    let (found, expected) = (after.left(&verdict(&cache, &sb)).len(), plan.left.len());
+    let expected = if contents.is_some() { 0 } else { plan.left.len() };
+    let found = after.left(&verdict(&cache, &sb)).len();
     if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
+}
+
+/// Plans the new metadata once more, on the device as it is now with its superblock mended, and writes it.
+fn make_anew(
+    planned: &Anew,
+    superblock: &Plan,
+    cache: &dyn BlockDevice,
+    options: &ReadOptions,
+    seed: u64,
+) -> Result<Contents, RepairRunError> {
+    let device = PlannedDevice::new(&cache, superblock.steps.iter());
+    let ready = anew::decide(&device, options, seed, &mut |_| {}).map_err(RepairRunError::Again)?;
+    if ready.anew != *planned {
+        return Err(RepairRunError::Changed);
+    }
+    rebuild::write(&ready.plan, &ready.set, &ready.source(), cache, &mut |_| {})?;
+    Ok(ready.plan.contents)
+}
+
+/// Reads the new btree.
+fn prove(
+    cache: &dyn ReadDevice,
+    expected: &Contents,
+    options: &ReadOptions,
+) -> Result<(), RepairRunError> {
+    let path = || cache.info().path.clone();
+    let opened = CacheDevice::open(cache)
+        .map_err(|source| RepairRunError::Reread(RepairError::NoCache { path: path(), source }))?;
+    let set = CacheSet::read(opened, options, &mut NoVisitor)
+        .map_err(|source| RepairRunError::Reread(RepairError::NotRead { path: path(), source }))?;
+    let all = KeptExtents::new(&set, options.walk);
+    let (_, found) = rebuild::survey(&set, &all, false).map_err(|_| RepairRunError::Changed)?;
+    if found == *expected {
+        Ok(())
+    } else {
+        Err(RepairRunError::Contents { found, expected: *expected })
+    }
 }

@@ -1,0 +1,85 @@
+//! The journal's past: entries that replay no longer needs, and that nothing has overwritten yet.
+//!
+//! Every write of data is in the journal before it is in the btree, so that the past is a second copy of
+//! what was inserted lately. Not in it are fills after cache misses, extents that writeback made clean,
+//! and extents that the garbage collector moved.
+
+use std::collections::BTreeMap;
+
+use crate::cache_set::CacheSet;
+use crate::cache_set::journal::EntryHeader;
+use crate::device::AlignedBuf;
+use crate::layout::bkey::Bkey;
+use crate::layout::jset::Jset;
+
+/// The newest entry and those before it, without a gap, oldest first.
+pub(super) struct Past {
+    entries: Vec<Jset>,
+}
+
+impl Past {
+    pub(super) fn read(set: &CacheSet<'_>) -> Self {
+        let newest = set.journal.newest().map_or(0, |entry| entry.jset.seq());
+        let mut headers: BTreeMap<u64, Vec<EntryHeader>> = BTreeMap::new();
+        for bucket in &set.journal.buckets {
+            for entry in bucket.entries.iter().chain(&bucket.behind) {
+                headers.entry(entry.seq).or_default().push(*entry);
+            }
+        }
+        let mut entries = Vec::new();
+        let mut seq = newest;
+        // A number that is there twice is of two histories, and nobody knows which is this one's.
+        while let Some([header]) = headers.get(&seq).map(Vec::as_slice) {
+            let Some(jset) = load(set, header) else { break };
+            entries.push(jset);
+            seq = seq.saturating_sub(1);
+        }
+        entries.reverse();
+        Self { entries }
+    }
+
+    /// Whether it holds every entry since the cache was made.
+    pub(super) fn is_complete(&self) -> bool {
+        self.entries.first().is_some_and(|entry| entry.seq() == 1)
+    }
+
+    /// The entry with this number.
+    fn get(&self, seq: u64) -> Option<&Jset> {
+        let first = self.entries.first()?.seq();
+        self.entries.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    /// Keys of the entries from `first` on, in the order of their insertion.
+    pub(super) fn keys_from(&self, first: u64) -> impl Iterator<Item = (u64, Bkey)> + '_ {
+        let from = self.entries.partition_point(|entry| entry.seq() < first);
+        let entries = self.entries.get(from..).unwrap_or_default();
+        entries.iter().flat_map(|entry| entry.keys().map(|key| (entry.seq(), key)))
+    }
+
+    /// The first entry from which on replaying the past brings back all that was inserted after the keys
+    /// for which `is_before` holds; `None` where it does not reach back that far.
+    ///
+    /// Let m be the newest entry that has such a key. What was inserted later was pinned by its entry until
+    /// the node's next set was written, and entry m - 1 was closed, with its `last_seq`, before m took its
+    /// first key. So nothing later is in an entry older than that `last_seq`.
+    pub(super) fn first_after(&self, is_before: impl Fn(&Bkey) -> bool) -> Option<u64> {
+        let newest =
+            self.entries.iter().rev().find(|entry| entry.keys().any(|key| is_before(&key)));
+        match newest {
+            None => self.is_complete().then_some(1),
+            Some(entry) if entry.seq() == 1 => Some(1),
+            Some(entry) => {
+                let first = self.get(entry.seq().checked_sub(1)?)?.last_seq();
+                self.get(first).is_some().then_some(first)
+            }
+        }
+    }
+}
+
+fn load(set: &CacheSet<'_>, header: &EntryHeader) -> Option<Jset> {
+    let len = usize::try_from(header.bytes).ok()?;
+    let mut bytes = AlignedBuf::zeroed(len);
+    set.cache.read_bucket(header.place.bucket, header.place.offset, &mut bytes).ok()?;
+    let jset = Jset::parse(&bytes, set.cache.magic(), len).ok()?;
+    (jset.seq() == header.seq).then_some(jset)
+}
