@@ -16,6 +16,9 @@ fn main() -> ExitCode {
             life_cycle(kernel)
         }));
         trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
+        trials.push(trial(format!("interrupted_{kernel}"), &[Need::Guest], move || {
+            interrupted(kernel)
+        }));
         let needs = &[Need::Guest, Need::Program("dmsetup", "dmsetup")];
         trials.push(trial(format!("cache_lost_{kernel}"), needs, move || cache_lost(kernel)));
     }
@@ -334,6 +337,67 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
     expect(&run, "attach_forced", 0, &["vda: attached"])?;
     expect(&run, "after", 0, &["attached-clean"])?;
     keep(&run, "dirty_record", &format!("dirty-{kernel}"))?;
+    Ok(())
+}
+
+/// A flush that is interrupted puts its settings back, and completes when it is repeated.
+fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let script = r#"
+        register /dev/vda
+        register /dev/vdb
+        wait_for 10 test -e /sys/block/vda/bcache/cache
+        set=$(sets)
+        echo writeback >/sys/block/vda/bcache/cache_mode
+        echo 0 >/sys/block/vda/bcache/sequential_cutoff
+        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
+        echo 33 >/sys/block/vda/bcache/writeback_percent
+        echo 17 >/sys/block/vda/bcache/writeback_delay
+        # New writes keep it dirty.
+        touch /writing
+        while [ -e /writing ]; do
+            dd if=/dev/urandom of=/dev/bcache0 bs=4k count=500 oflag=direct 2>/dev/null
+        done &
+        writer=$!
+        wait_for 10 grep -q dirty /sys/block/vda/bcache/state
+        for signal in INT TERM; do
+            /bin/bcachectl flush vda >/flushed 2>&1 &
+            flush=$!
+            wait_for 10 grep -qx 0 /sys/block/vda/bcache/writeback_percent
+            sleep 1
+            kill -$signal $flush
+            status=0
+            wait $flush || status=$?
+            echo $status >/status
+            figure status_$signal /status
+            figure percent_$signal /sys/block/vda/bcache/writeback_percent
+            figure delay_$signal /sys/block/vda/bcache/writeback_delay
+            capture said_$signal cat /flushed
+        done
+        ctl late flush --timeout 2 vda
+        figure percent_late /sys/block/vda/bcache/writeback_percent
+        rm /writing
+        wait $writer
+        md5 /dev/bcache0 2048000
+        ctl again flush vda
+        figure state /sys/block/vda/bcache/state
+        figure delay /sys/block/vda/bcache/writeback_delay
+        md5 /dev/bcache0 2048000
+        stop_all"#;
+    let run = guest(kernel, &scratch)?.script(script).run()?.ok()?;
+    let figure = |name: &str| run.log.figure(name).map(str::trim);
+    for signal in ["INT", "TERM"] {
+        ensure!(figure(&format!("status_{signal}")) == Some("130"), "{signal}\n{}", run.tail());
+        ensure!(figure(&format!("percent_{signal}")) == Some("33"), "{signal}\n{}", run.tail());
+        ensure!(figure(&format!("delay_{signal}")) == Some("17"), "{signal}\n{}", run.tail());
+        expect(&run, &format!("said_{signal}"), 0, &["interrupted", "vda is still dirty"])?;
+    }
+    expect(&run, "late", 4, &["not done after"])?;
+    ensure!(figure("percent_late") == Some("33"), "{}", run.tail());
+    expect(&run, "again", 0, &["vda: clean"])?;
+    ensure!(figure("state") == Some("clean") && figure("delay") == Some("17"), "{}", run.tail());
+    let sums = run.log.md5s("/dev/bcache0:2048000");
+    ensure!(sums.len() == 2 && sums[0] == sums[1], "{sums:?}");
     Ok(())
 }
 
