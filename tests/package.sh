@@ -29,8 +29,8 @@ for suite; do
     kept=$cache/package/$suite.tar
     if [ ! -e "$kept" ]; then
         mmdebstrap --variant=minbase --include=initramfs-tools,bcache-tools,udev,kmod,e2fsprogs,zstd \
-            "$suite" "$kept.new"  || fail "no tree"
-        mv "$kept.new" "$kept"
+            "$suite" "$cache/package/new-$suite.tar" || fail "no tree"
+        mv "$cache/package/new-$suite.tar" "$kept"
     fi
     tree=$work/$suite
     mkdir "$tree"

@@ -343,7 +343,7 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
 /// A flush that is interrupted puts its settings back, and completes when it is repeated.
 fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
-    let script = r#"
+    let script = r"
         register /dev/vda
         register /dev/vdb
         wait_for 10 test -e /sys/block/vda/bcache/cache
@@ -383,7 +383,9 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
         figure state /sys/block/vda/bcache/state
         figure delay /sys/block/vda/bcache/writeback_delay
         md5 /dev/bcache0 2048000
-        stop_all"#;
+        ctl begun detach vda
+        wait_for 20 test ! -e /sys/block/vda/bcache/cache
+        stop_all";
     let run = guest(kernel, &scratch)?.script(script).run()?.ok()?;
     let figure = |name: &str| run.log.figure(name).map(str::trim);
     for signal in ["INT", "TERM"] {
@@ -395,6 +397,7 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     expect(&run, "late", 4, &["not done after"])?;
     ensure!(figure("percent_late") == Some("33"), "{}", run.tail());
     expect(&run, "again", 0, &["vda: clean"])?;
+    expect(&run, "begun", 0, &["vda: is being detached"])?;
     ensure!(figure("state") == Some("clean") && figure("delay") == Some("17"), "{}", run.tail());
     let sums = run.log.md5s("/dev/bcache0:2048000");
     ensure!(sums.len() == 2 && sums[0] == sums[1], "{sums:?}");

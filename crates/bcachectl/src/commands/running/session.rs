@@ -12,7 +12,7 @@ use bcache_cli::out::Out;
 use bcache_cli::progress::Progress as Bar;
 use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::running::control::{
-    ControlError, Done, Note, Plan, Progress, Waiting, Write as KernelWrite, run,
+    ControlError, Done, Note, Plan, Progress, Proof, Waiting, Write as KernelWrite, run,
 };
 use bcache_core::running::{Backing, Set, View, Volume, within};
 use serde::Serialize;
@@ -42,6 +42,9 @@ pub(super) struct Report {
     action: &'static str,
     target: String,
     state: State,
+    /// The kernel was told, and what it then does was not waited for.
+    #[serde(skip)]
+    begun: bool,
     writes: Vec<KernelWrite>,
     notes: Vec<Note>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,6 +103,7 @@ impl Session {
             action: plan.action,
             target: plan.target.clone(),
             state: State::Planned,
+            begun: plan.action == "detach" && plan.proof == Proof::Written,
             writes: plan.writes.clone(),
             notes: plan.notes.clone(),
             bcache: None,
@@ -172,6 +176,7 @@ impl Session {
             action,
             target: target.to_owned(),
             state: State::Refused,
+            begun: false,
             writes: Vec::new(),
             notes: Vec::new(),
             bcache: None,
@@ -203,6 +208,7 @@ impl Session {
             let did = match report.state {
                 State::Planned => words::would(report.action),
                 State::AlreadySo => words::already(report.action),
+                _ if report.begun => words::begun(report.action),
                 _ => words::done(report.action),
             };
             let bcache = report.bcache.as_ref().map(|it| format!(", runs as {it}"));

@@ -38,7 +38,6 @@ pub(super) fn done(action: &str) -> String {
         "register" => "registered",
         "attach" => "attached",
         "detach" => "detached",
-        "detach-begun" => "the kernel writes back, and detaches it then",
         "flush" => "clean",
         "stop" => "stopped",
         "unregister" => "unregistered",
@@ -50,6 +49,14 @@ pub(super) fn done(action: &str) -> String {
         other => other,
     }
     .to_owned()
+}
+
+/// An action that the kernel was told of, and that it may still be at.
+pub(super) fn begun(action: &str) -> String {
+    match action {
+        "detach" => "is being detached, once everything is written back".to_owned(),
+        other => done(other),
+    }
 }
 
 /// An action that was not needed.
