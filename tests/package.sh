@@ -39,12 +39,14 @@ for suite; do
     cp /etc/resolv.conf "$tree/etc/resolv.conf"
     # A kernel's modules, for the initramfs: the test suite's own.
     cp -a "$cache/kernels/6.1/lib/modules" "$tree/usr/lib/"
-    cp "$cache/kernels/6.1/boot/config-$kernel" "$tree/boot/"
+    cp "$cache/kernels/6.1/boot/config-$kernel" "$cache/kernels/6.1/boot/vmlinuz-$kernel" "$tree/boot/"
     cp "$deb" "$tree/tmp/ours.deb"
     in_tree() {
         chroot "$tree" /usr/bin/env PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive \
             LC_ALL=C.UTF-8 "$@"
     }
+    # The lists of the tree were cleaned.
+    in_tree apt-get -q update
     in_tree depmod "$kernel"
     in_tree update-initramfs -c -k "$kernel"
 
