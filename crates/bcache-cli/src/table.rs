@@ -78,6 +78,7 @@ pub struct Table {
     lost: Vec<usize>,
     /// From this column on, cells are to the right.
     right_from: usize,
+    header_hidden: bool,
 }
 
 /// A table with a header row. Where it does not fit, the last column is left out first; the first one
@@ -89,12 +90,20 @@ pub fn table(style: Style, header: &[&str]) -> Table {
         rows: Vec::new(),
         lost: (1..header.len()).rev().collect(),
         right_from: usize::MAX,
+        header_hidden: false,
     }
 }
 
 /// A table without a header: names on the left, values on the right. Nothing of it is left out.
 pub fn bare(style: Style) -> Table {
-    Table { style, header: Vec::new(), rows: Vec::new(), lost: Vec::new(), right_from: usize::MAX }
+    Table {
+        style,
+        header: Vec::new(),
+        rows: Vec::new(),
+        lost: Vec::new(),
+        right_from: usize::MAX,
+        header_hidden: false,
+    }
 }
 
 /// A title.
@@ -133,6 +142,13 @@ impl Table {
         self
     }
 
+    /// Leaves the header row out.
+    #[must_use]
+    pub const fn without_header(mut self) -> Self {
+        self.header_hidden = true;
+        self
+    }
+
     /// Adds a row; cells that are missing are empty.
     pub fn add_row(&mut self, cells: impl IntoIterator<Item = impl Into<Cell>>) -> &mut Self {
         self.rows.push(cells.into_iter().map(Into::into).collect());
@@ -145,7 +161,8 @@ impl Table {
     }
 
     fn all_rows(&self) -> impl Iterator<Item = &Vec<Cell>> {
-        Some(&self.header).filter(|header| !header.is_empty()).into_iter().chain(&self.rows)
+        let header = Some(&self.header).filter(|it| !it.is_empty() && !self.header_hidden);
+        header.into_iter().chain(&self.rows)
     }
 
     /// The greatest of what `of` says of the cells of a column.

@@ -2,6 +2,7 @@
 
 mod export;
 mod image;
+mod list;
 mod repair;
 mod running;
 mod text;
@@ -52,6 +53,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl show",
             before: text::SHOW_BEFORE,
             after: text::SHOW_AFTER,
+        },
+        Page {
+            name: "bcachectl-list",
+            command: subcommand("list")?,
+            synopsis: &["[OPTIONS]"],
+            invocation: "bcachectl list",
+            before: list::BEFORE,
+            after: list::AFTER,
         },
         Page {
             name: "bcachectl-check",

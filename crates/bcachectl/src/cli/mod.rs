@@ -4,6 +4,7 @@ pub mod check;
 pub mod export;
 pub mod image;
 pub mod invalidate;
+pub mod list;
 pub mod lists;
 pub mod make;
 pub mod repair;
@@ -18,6 +19,7 @@ pub use check::CheckArgs;
 pub use export::ExportArgs;
 pub use image::ImageArgs;
 pub use invalidate::InvalidateArgs;
+pub use list::{ListArgs, ListColumn};
 pub use make::MakeArgs;
 pub use repair::RepairArgs;
 pub use show::ShowArgs;
@@ -47,6 +49,9 @@ pub enum Command {
     Make(MakeArgs),
     /// Show what bcache devices hold
     Show(ShowArgs),
+    /// List the bcache devices of the machine
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
     /// Check a cache device for errors
     Check(CheckArgs),
     /// Force buckets out of a cache that is not running

@@ -4,6 +4,7 @@ pub mod check;
 pub mod export;
 pub mod image;
 pub mod invalidate;
+pub mod list;
 pub mod make;
 pub mod repair;
 pub mod running;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
     let result = match (&cli.command, submatches) {
         (Command::Make(args), Some(submatches)) => make::run(args, submatches),
         (Command::Show(args), _) => show::run(args),
+        (Command::List(args), _) => list::run(args),
         (Command::Check(args), _) => check::run(args),
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),

@@ -24,7 +24,9 @@ With --detach the volumes are removed from the cache set as well, their clean da
 
 Refused are a cache set with damage; a device in use; a backing device of another set, one that the \
      cache does not know, one that is smaller than its dirty data reaches, and one that ran without its \
-     cache since (its state is none or stale), for what it holds may be newer than the cache.
+     cache since (its state is none or inconsistent), for what it holds may be newer than the cache. If you know \
+     that nothing was written to such a device, --ran-alone with --detach writes to it all the same: where \
+     the cache holds dirty data, that replaces what is there.
 
 Where the cache is full, buckets with clean data are invalidated first, the coldest; where there are \
      none, the journal alone makes the data clean, and the kernel's next garbage collection does the \

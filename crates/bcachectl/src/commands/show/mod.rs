@@ -2,7 +2,7 @@
 
 mod deep;
 mod inside;
-mod overview;
+pub(super) mod overview;
 mod render;
 
 use std::io::{self, Write};

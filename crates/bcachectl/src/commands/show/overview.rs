@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use bcache_cli::out::Out;
-use bcache_cli::table::{self, Cell};
 use bcache_cli::text::plural;
+use bcache_core::device::scan::Scan;
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
-use bcache_core::layout::superblock::{BackingState, Kind};
-use bcache_core::layout::verdict::Warning;
-use bcache_core::units::format_bytes;
+use bcache_core::layout::superblock::Kind;
 use serde::Serialize;
 
 use super::inside::warn_of_same_uuid;
 use super::{ErrorReport, look_at};
+use crate::cli::ListArgs;
+use crate::commands::list;
 use crate::exit::Failure;
-use crate::render::device::{DeviceReport, label_or_dash};
+use crate::render::device::DeviceReport;
 use crate::scan;
 
 #[derive(Serialize)]
@@ -35,60 +35,88 @@ impl Report {
 
 /// Every bcache device of the machine, by set.
 pub(super) fn run(json: bool) -> Result<ExitCode> {
+    let machine = Machine::look()?;
     let mut out = Out::stdout();
-    let mut report = Report { devices: Vec::new(), errors: Vec::new() };
-    let machine = scan::machine()?;
-    for found in &machine.devices {
-        // Only what carries bcache, or what the kernel runs as such, is opened again.
-        if found.area.superblock().is_none() && found.device.bcache.is_none() {
-            continue;
-        }
-        match look_at(&found.device.path) {
-            Ok(found) => report.devices.push(found),
-            Err(_) if is_gone(&found.device) => {}
-            Err(error) => report.fail(&found.device, format!("{error:#}")),
-        }
-    }
-    for failed in &machine.unreadable {
-        report.fail(&failed.device, format!("{:#}", anyhow::Error::msg(failed.error.to_string())));
-    }
-    for silent in &machine.not_answering {
-        let seconds = silent.waited.as_secs();
-        let path = silent.device.path.display();
-        report.fail(&silent.device, format!("{path}: does not answer, waited {seconds} seconds"));
-    }
-    warn_of_shared_sets(&mut report.devices);
-    warn_of_same_uuid(&mut report.devices);
     if json {
-        out.json(&report)?;
-    } else if report.devices.is_empty() {
-        let among = if report.errors.is_empty() { "" } else { " among those that could be read" };
-        writeln!(out, "no bcache device found{among}")?;
+        out.json(&machine.report)?;
     } else {
-        render_overview(&mut out, &report.devices)?;
+        list::table(&mut out, &machine.report.devices, &ListArgs::default())?;
     }
     out.finish()?;
-    let is_root = nix::unistd::geteuid().is_root();
-    if machine.lacks_permission() && !is_root {
-        let count = machine.unreadable.iter().filter(|it| it.is_permission()).count();
-        writeln!(
-            io::stderr(),
-            "bcachectl: {} could not be read without the rights of root: run this as root",
-            plural(count as u64, "device")
-        )?;
+    machine.complain()
+}
+
+/// The bcache devices of the machine, and those of which it cannot be told.
+pub(in crate::commands) struct Machine {
+    report: Report,
+    scan: Scan,
+}
+
+impl Machine {
+    /// Reads the superblock of every device.
+    pub(in crate::commands) fn look() -> Result<Self> {
+        let mut report = Report { devices: Vec::new(), errors: Vec::new() };
+        let scan = scan::machine()?;
+        for found in &scan.devices {
+            // Only what carries bcache, or what the kernel runs as such, is opened again.
+            if found.area.superblock().is_none() && found.device.bcache.is_none() {
+                continue;
+            }
+            match look_at(&found.device.path) {
+                Ok(found) => report.devices.push(found),
+                Err(_) if is_gone(&found.device) => {}
+                Err(error) => report.fail(&found.device, format!("{error:#}")),
+            }
+        }
+        for failed in &scan.unreadable {
+            report.fail(&failed.device, format!("{:#}", anyhow!(failed.error.to_string())));
+        }
+        for silent in &scan.not_answering {
+            let seconds = silent.waited.as_secs();
+            let path = silent.device.path.display();
+            report
+                .fail(&silent.device, format!("{path}: does not answer, waited {seconds} seconds"));
+        }
+        warn_of_shared_sets(&mut report.devices);
+        warn_of_same_uuid(&mut report.devices);
+        Ok(Self { report, scan })
     }
-    let others = machine.unreadable.iter().filter(|it| is_root || !it.is_permission());
-    for failed in others {
-        writeln!(io::stderr(), "bcachectl: {}: {}", failed.device.path.display(), failed.error)?;
+
+    /// The devices.
+    pub(in crate::commands) fn devices(&self) -> &[DeviceReport] {
+        &self.report.devices
     }
-    for silent in &machine.not_answering {
-        writeln!(
-            io::stderr(),
-            "bcachectl: {}: does not answer; all other devices are shown",
-            silent.device.path.display()
-        )?;
+
+    /// Names the devices of which it cannot be told, on standard error; the exit status that follows.
+    pub(in crate::commands) fn complain(&self) -> Result<ExitCode> {
+        let is_root = nix::unistd::geteuid().is_root();
+        if self.scan.lacks_permission() && !is_root {
+            let count = self.scan.unreadable.iter().filter(|it| it.is_permission()).count();
+            writeln!(
+                io::stderr(),
+                "bcachectl: {} could not be read without the rights of root: run this as root",
+                plural(count as u64, "device")
+            )?;
+        }
+        let others = self.scan.unreadable.iter().filter(|it| is_root || !it.is_permission());
+        for failed in others {
+            writeln!(
+                io::stderr(),
+                "bcachectl: {}: {}",
+                failed.device.path.display(),
+                failed.error
+            )?;
+        }
+        for silent in &self.scan.not_answering {
+            writeln!(
+                io::stderr(),
+                "bcachectl: {}: does not answer; all other devices are shown",
+                silent.device.path.display()
+            )?;
+        }
+        let whole = self.report.errors.is_empty();
+        Ok(if whole { ExitCode::SUCCESS } else { Failure::Refused.into() })
     }
-    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { Failure::Refused.into() })
 }
 
 /// Whether a device went away after it was listed: a loop device that was detached, a stick that was
@@ -98,27 +126,6 @@ fn is_gone(device: &MachineDevice) -> bool {
     now.unwrap_or_default().0 == 0
 }
 
-/// The set that a device belongs to: that of its superblock, or where it is gone, the one in which
-/// the kernel runs the device.
-fn set_of(device: &DeviceReport) -> &str {
-    let on_device = device.superblock.as_ref().map(|sb| sb.set_uuid.as_str());
-    let running = || device.running.as_ref().and_then(|running| running.set_uuid.as_deref());
-    on_device.or_else(running).unwrap_or("-")
-}
-
-/// What a device is, be it by its superblock or to the kernel.
-fn kind_of(device: &DeviceReport) -> Option<Kind> {
-    device.kind.or_else(|| device.running.as_ref().and_then(|running| running.kind))
-}
-
-fn by_set(devices: &[DeviceReport]) -> BTreeMap<&str, Vec<&DeviceReport>> {
-    let mut sets: BTreeMap<&str, Vec<&DeviceReport>> = BTreeMap::new();
-    for device in devices {
-        sets.entry(set_of(device)).or_default().push(device);
-    }
-    sets
-}
-
 /// Two caches cannot share a set: since 5.10 the kernel registers the first that it sees. One cache
 /// that is seen through two devices (a RAID and its member) has one UUID.
 fn warn_of_shared_sets(devices: &mut [DeviceReport]) {
@@ -126,7 +133,7 @@ fn warn_of_shared_sets(devices: &mut [DeviceReport]) {
         let is_cache = device.kind == Some(Kind::Cache);
         device.superblock.as_ref().filter(|_| is_cache).map(|sb| sb.uuid.clone())
     };
-    let shared: BTreeMap<String, usize> = by_set(devices)
+    let shared: BTreeMap<String, usize> = list::by_set(devices)
         .into_iter()
         .map(|(set, members)| {
             let caches: BTreeSet<String> = members.into_iter().filter_map(uuid_of).collect();
@@ -135,68 +142,13 @@ fn warn_of_shared_sets(devices: &mut [DeviceReport]) {
         .filter(|(_, caches)| *caches > 1)
         .collect();
     for device in devices.iter_mut().filter(|device| device.kind == Some(Kind::Cache)) {
-        if let Some(caches) = shared.get(set_of(device)) {
+        if let Some(caches) = shared.get(list::set_of(device)) {
             device.kernel.warnings.push(format!(
                 "{caches} cache devices of this machine have the same set UUID: the kernel registers \
                  only one of them"
             ));
         }
     }
-}
-
-fn render_overview(out: &mut Out, devices: &[DeviceReport]) -> Result<()> {
-    let header = ["set", "device", "kind", "size", "label", "state", "running", "kernel"];
-    let mut rows = table::table(out.style(), &header).lose_first(&["label", "running", "size"]);
-    for (set, mut devices) in by_set(devices) {
-        devices.sort_by_key(|device| kind_of(device) != Some(Kind::Cache));
-        let has_cache = devices.iter().any(|device| kind_of(device) == Some(Kind::Cache));
-        // A set UUID that was made up for a device alone says nothing.
-        let attached = |device: &&DeviceReport| {
-            let backing = device.superblock.as_ref().and_then(|sb| sb.backing.as_ref());
-            backing.is_none_or(|backing| backing.state != BackingState::None.name())
-                || device.running.as_ref().is_some_and(|it| it.set_uuid.is_some())
-        };
-        let title = if has_cache {
-            set.to_owned()
-        } else if devices.iter().any(attached) {
-            format!("{set} (no cache present)")
-        } else {
-            "(not attached to a set)".to_owned()
-        };
-        for (index, device) in devices.iter().enumerate() {
-            let sb = device.superblock.as_ref();
-            // What the kernel knows is newer than what it last wrote.
-            let running = device.running.as_ref();
-            let state = running.and_then(|running| running.state.as_deref());
-            let on_device = match sb.map(|sb| (&sb.cache, &sb.backing)) {
-                Some((Some(cache), _)) if cache.sync => "in use",
-                Some((Some(_), _)) => "new",
-                Some((_, Some(backing))) => backing.state,
-                _ => "-",
-            };
-            let kind = kind_of(device).map_or_else(|| "?".to_owned(), |kind| kind.to_string());
-            let runs_as = running.map_or("no", |it| it.device.as_deref().unwrap_or("yes"));
-            rows.add_row([
-                Cell::new(if index == 0 { title.as_str() } else { "" }),
-                Cell::new(device.path.display()),
-                Cell::new(kind),
-                Cell::new(format_bytes(device.size_sectors.saturating_mul(512))),
-                Cell::new(sb.map_or("-", |sb| label_or_dash(&sb.label))),
-                Cell::new(state.unwrap_or(on_device)),
-                Cell::new(runs_as),
-                Cell::prose(device.kernel.error.as_deref().unwrap_or("accepts")),
-            ]);
-        }
-    }
-    writeln!(out, "{rows}")?;
-    // Of every cache in use it is true; the device's own page goes on to read its journal.
-    let usual = Warning::DependsOnJournal.to_string();
-    for device in devices {
-        for warning in device.kernel.warnings.iter().filter(|warning| **warning != usual) {
-            writeln!(out, "warning: {}: {warning}", device.path.display())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -273,7 +225,7 @@ mod tests {
         let printed = Printed::default();
         let mut out = Out::new(printed.clone(), Style::PLAIN);
         warn_of_shared_sets(&mut devices);
-        render_overview(&mut out, &devices).unwrap();
+        list::table(&mut out, &devices, &ListArgs::default()).unwrap();
         out.finish().unwrap();
         let printed = printed.0.lock().unwrap().clone();
         String::from_utf8(printed).unwrap().lines().map(str::to_owned).collect()

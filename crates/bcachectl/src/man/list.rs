@@ -1,0 +1,73 @@
+//! What the page of `bcachectl list` says beside its options.
+
+use super::text::{FILES, SEE_ALSO, Sections};
+
+pub(super) const BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl list shows the bcache devices of the machine, set by set, each cache before the backing \
+     devices of its set. It reads the superblock of every block device, and what sysfs says of those \
+     that run. A device that does not answer holds up nothing: the others are listed, and it is named \
+     on standard error.
+
+On a terminal that is too narrow, whole columns are left out, and a line below names them. UUIDs, paths \
+     and numbers are never broken.",
+)];
+
+pub(super) const AFTER: Sections = &[
+    (
+        "COLUMNS",
+        "set :: UUID of the set.
+
+device :: Path of the device.
+
+kind :: cache or backing.
+
+size :: Size of the device.
+
+label :: Label.
+
+state :: State of a backing device: none, clean, dirty or inconsistent; of a cache, new or in use. \
+         Of a running device, what the kernel says.
+
+running :: Name of the device that bcache runs, yes for a cache, or no.
+
+kernel :: accepts, or why the kernel refuses the device.
+
+uuid :: UUID of the device.
+
+mode :: Cache mode of a backing device.
+
+dirty :: Dirty data of a running backing device, as the kernel rounds it.
+
+bucket :: Size of a cache's buckets.
+
+block :: Block size of the set that the device is made for.
+
+policy :: Replacement policy of a cache.",
+    ),
+    (
+        "JSON",
+        "With --json the output is an object with devices, a list of objects with the columns that were \
+         asked for. Sizes are in bytes, also in csv; what is not known is null, and empty in csv.",
+    ),
+    (
+        "EXIT STATUS",
+        "0 :: All devices could be read.
+
+1 :: One could not, or did not answer.
+
+2 :: The command line makes no sense.",
+    ),
+    (
+        "EXAMPLES",
+        "The UUIDs of all backing devices that are dirty:
+
+    bcachectl list -n -o state,uuid | awk '$1 == \"dirty\" { print $2 }'
+
+The largest devices first, in bytes:
+
+    bcachectl list --sort size --reverse --bytes -o size,device,kind",
+    ),
+    FILES,
+    SEE_ALSO,
+];
