@@ -320,8 +320,8 @@ mod tests {
     fn the_cache_leads_its_set_and_columns_can_be_chosen() {
         let expected = "\
 device        kind     size
-/dev/nvme0n1  cache    4.00 GiB
-/dev/sdb      backing   100 GiB
+/dev/nvme0n1  cache      4 GiB
+/dev/sdb      backing  100 GiB
 ";
         assert_eq!(listed(&["-o", "device,kind,size"]), expected);
         let expected = "4294967296  524288  fifo\n107374182400       -  -\n";
