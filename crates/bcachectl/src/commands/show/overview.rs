@@ -1,12 +1,15 @@
 //! Every bcache device of the machine, and how they belong together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::io::{self, Write};
+use std::iter;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::text::plural;
+use bcache_core::device::DeviceError;
 use bcache_core::device::scan::Scan;
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
 use bcache_core::layout::superblock::Kind;
@@ -69,7 +72,7 @@ impl Machine {
             }
         }
         for failed in &scan.unreadable {
-            report.fail(&failed.device, format!("{:#}", anyhow!(failed.error.to_string())));
+            report.fail(&failed.device, with_causes(&failed.error));
         }
         for silent in &scan.not_answering {
             let seconds = silent.waited.as_secs();
@@ -100,12 +103,7 @@ impl Machine {
         }
         let others = self.scan.unreadable.iter().filter(|it| is_root || !it.is_permission());
         for failed in others {
-            writeln!(
-                io::stderr(),
-                "bcachectl: {}: {}",
-                failed.device.path.display(),
-                failed.error
-            )?;
+            writeln!(io::stderr(), "bcachectl: {}", with_causes(&failed.error))?;
         }
         for silent in &self.scan.not_answering {
             writeln!(
@@ -117,6 +115,12 @@ impl Machine {
         let whole = self.report.errors.is_empty();
         Ok(if whole { ExitCode::SUCCESS } else { Failure::Refused.into() })
     }
+}
+
+/// An error, which names its device, and its causes.
+fn with_causes(error: &DeviceError) -> String {
+    let all = iter::successors(Some(error as &dyn Error), |error| error.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Whether a device went away after it was listed: a loop device that was detached, a stick that was
