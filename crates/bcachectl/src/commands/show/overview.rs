@@ -1,9 +1,8 @@
 //! Every bcache device of the machine, and how they belong together.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
+use std::error::Error as _;
 use std::io::{self, Write};
-use std::iter;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -119,8 +118,13 @@ impl Machine {
 
 /// An error, which names its device, and its causes.
 fn with_causes(error: &DeviceError) -> String {
-    let all = iter::successors(Some(error as &dyn Error), |error| error.source());
-    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Whether a device went away after it was listed: a loop device that was detached, a stick that was
