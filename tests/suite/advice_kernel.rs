@@ -184,6 +184,31 @@ const FOLLOWED: &[Case] = &[
         outcome: Outcome::Complete,
     },
     Case {
+        name: "ran-alone-by-the-kernel",
+        fixture: "dirty-61",
+        damage: None,
+        advice: &[
+            "do-not-register",
+            "do-not-wipe",
+            "copy-device",
+            "export",
+            "write-back-ran-alone",
+        ],
+        script: "register $b; wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
+            echo 1 >/sys/block/$(basename $b)/bcache/running; stop_all; advice
+            follow write-back-ran-alone --yes; register $b; volume",
+        outcome: Outcome::Complete,
+    },
+    Case {
+        name: "no-magic-repaired",
+        fixture: "crash-612",
+        damage: Some(no_magic),
+        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        script: "follow repair; bcachectl repair --yes $c; advice
+            follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
+        outcome: Outcome::Complete,
+    },
+    Case {
         name: "unsynced",
         fixture: "dirty-61",
         damage: Some(unsynced),

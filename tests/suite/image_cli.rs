@@ -141,7 +141,9 @@ fn what_must_not_be_is_refused() {
     // Over another device with the override.
     fs::write(&packed, &bytes).unwrap();
     let other = Fixture::unpack("dirty-61").unwrap();
-    succeed(&["image", "restore", "--force", name(&packed), name(&other.cache)]);
+    let over = ["image", "restore", "--force", name(&packed), name(&other.cache)];
+    refused(&over, "10.9 MiB of dirty data");
+    succeed(&[&over[..], &["--lose-dirty-data"]].concat());
     check_clean(&other.cache).unwrap();
     let md5 = |path: &Path| Command::new("md5sum").arg(path).output().unwrap().stdout;
     assert_ne!(md5(&other.cache), md5(&fixture.cache), "data is not in the image");

@@ -1,6 +1,6 @@
 //! `bcache-bench replay` and `size` as a user runs them.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::cargo::CommandCargoExt as _;
@@ -187,6 +187,9 @@ fn an_interrupt_ends_a_trace_that_is_being_read() {
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    // Before the end of the trace, or the signal would end the replay.
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("ending the run")));
     drop(stdin);
     let report: Value = serde_json::from_str(&stdout(&child.wait_with_output().unwrap())).unwrap();
     assert!(report["trace"]["reads"]["requests"].as_u64().unwrap() > 0);

@@ -23,6 +23,6 @@ pub struct RecordArgs {
     pub output: PathBuf,
 
     /// Where debugfs is mounted
-    #[arg(long, value_name = "FOLDER", default_value = "/sys/kernel/debug", hide = true)]
+    #[arg(long, value_name = "FOLDER", default_value = "/sys/kernel/debug")]
     pub debugfs: PathBuf,
 }

@@ -56,9 +56,13 @@ pub struct ImageRestoreArgs {
     #[arg(value_name = "DEV")]
     pub target: PathBuf,
 
-    /// Overwrite a file or a device that is there: what a bcache device on it holds is lost
+    /// Overwrite a file or a device that is there
     #[arg(long)]
     pub force: bool,
+
+    /// Overwrite a cache, too, whose data exists nowhere else, or may do so
+    #[arg(long, requires = "force")]
+    pub lose_dirty_data: bool,
 
     /// Print JSON
     #[arg(long)]

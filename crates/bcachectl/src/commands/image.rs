@@ -15,12 +15,14 @@ use bcache_core::device::holders::holders_of;
 use bcache_core::device::packed::PackedError;
 use bcache_core::device::{DeviceError, FileDevice, create_image, open_read, open_write};
 use bcache_core::ops::image::{self, ImageProgress, ImageReport};
+use bcache_core::ops::make::AtStake;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
 use crate::cli::image::{ImageArgs, ImageCommand, ImageCreateArgs, ImageRestoreArgs};
 use crate::commands::export::{check_target, create as create_file};
 use crate::exit::{ExitError, Failure};
+use crate::scan;
 
 /// What `image create --json` prints; the man page documents the keys.
 #[derive(Serialize)]
@@ -185,6 +187,13 @@ fn target(args: &ImageRestoreArgs, size: u64) -> Result<(FileDevice, bool)> {
     match open_packed(&args.target) {
         Err(PackedError::NotPacked) => {}
         _ => bail!("{} is an image itself", args.target.display()),
+    }
+    let at_stake = AtStake::of_device(&open_read(&args.target)?, Some(scan::backing_devices));
+    if !at_stake.is_nothing() && !args.lose_dirty_data {
+        bail!(
+            "{}: {at_stake}; --lose-dirty-data writes the image over it all the same",
+            args.target.display()
+        );
     }
     Ok((open_write(&args.target)?, false))
 }

@@ -296,12 +296,12 @@ fn summary(out: &mut Out, plans: &[DevicePlan], outcome: &Outcome) -> Result<()>
         .map(|(kind, count)| make_words::count(kind, count))
         .collect();
     writeln!(out, "{} formatted", counts.join(" and "))?;
-    let mut devices = made().filter(|plan| plan.facts.info.kind == DeviceKind::Block).peekable();
-    if devices.peek().is_some() {
+    let devices = made().filter(|plan| plan.facts.info.kind == DeviceKind::Block);
+    let paths: Vec<String> =
+        devices.map(|plan| device::shell_quoted(&plan.facts.info.path)).collect();
+    if !paths.is_empty() {
         writeln!(out, "next, unless udev has registered them already:")?;
-    }
-    for plan in devices {
-        writeln!(out, "  echo {} > /sys/fs/bcache/register", plan.facts.info.path.display())?;
+        writeln!(out, "  bcachectl register {}", paths.join(" "))?;
     }
     Ok(())
 }

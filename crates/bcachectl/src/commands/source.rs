@@ -119,10 +119,14 @@ pub fn with_volume<T>(
     let read = read?;
     problems.told.splice(0..0, superblock_problems(&read));
     tell(cache_path, &problems)?;
+    let kind = read.kind();
     let set = match read.contents {
         Contents::Set(found) => found.set,
         Contents::New => bail!("{}: a new cache, which no volume was attached to", context()),
         Contents::Unreadable(error) => return Err(error).with_context(context),
+        Contents::None if kind == Some(Kind::Backing) => {
+            bail!("{}: a backing device, not a cache", context())
+        }
         Contents::None => bail!("{}: no cache device", context()),
     };
     let mut backing = BackingDevices::with_machine(scan::backing_devices);
