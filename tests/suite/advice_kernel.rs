@@ -1,5 +1,5 @@
-//! The advice of `bcachectl check` is followed word by word under stock kernels: each command that it
-//! gives is run as it stands, and the volume is what it should be. Where the advice is not to do
+//! The advice of `bcachectl check`, followed word by word under stock kernels. Each command is run as it
+//! stands, and the volume is what it should be. Where the advice is not to do
 //! something, doing it loses data.
 
 use std::fs;
@@ -107,13 +107,21 @@ const FROM_FILE: &str = "follow export; exported";
 const LIKELY: &str =
     "follow export || test $? = 4; follow export '--likely --force' || test $? = 4; exported";
 
+/// Advice on dirty data of a set that the kernel takes.
+const OF_DIRTY: &[&str] = &["do-not-wipe", "register-and-detach", "write-back-offline"];
+/// The same of a cache that the kernel refuses.
+const OF_REFUSED: &[&str] = &["do-not-wipe", "copy-device", "export"];
+/// The same where the backing device was detached from the cache or run without it.
+const OF_RAN_ALONE: &[&str] =
+    &["do-not-register", "do-not-wipe", "copy-device", "export", "write-back-ran-alone"];
+
 /// States in which the advice is followed.
 const FOLLOWED: &[Case] = &[
     Case {
         name: "dirty",
         fixture: "dirty-61",
         damage: None,
-        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        advice: OF_DIRTY,
         script: "follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
     },
@@ -121,7 +129,7 @@ const FOLLOWED: &[Case] = &[
         name: "dirty-offline",
         fixture: "dirty-61",
         damage: None,
-        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        advice: OF_DIRTY,
         script: "follow write-back-offline --yes; both; volume; state_is clean",
         outcome: Outcome::Complete,
     },
@@ -129,7 +137,7 @@ const FOLLOWED: &[Case] = &[
         name: "crashed",
         fixture: "crash-612",
         damage: None,
-        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        advice: OF_DIRTY,
         script: "follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
     },
@@ -137,7 +145,7 @@ const FOLLOWED: &[Case] = &[
         name: "crashed-offline",
         fixture: "crashhot-61",
         damage: None,
-        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        advice: OF_DIRTY,
         script: "follow write-back-offline --yes; both; volume",
         outcome: Outcome::Complete,
     },
@@ -145,13 +153,7 @@ const FOLLOWED: &[Case] = &[
         name: "released",
         fixture: "dirty-61",
         damage: Some(released),
-        advice: &[
-            "do-not-register",
-            "do-not-wipe",
-            "copy-device",
-            "export",
-            "write-back-ran-alone",
-        ],
+        advice: OF_RAN_ALONE,
         script: "follow export; restore; rm /exported*; register $b; volume",
         outcome: Outcome::Complete,
     },
@@ -159,13 +161,7 @@ const FOLLOWED: &[Case] = &[
         name: "released-offline",
         fixture: "dirty-61",
         damage: Some(released),
-        advice: &[
-            "do-not-register",
-            "do-not-wipe",
-            "copy-device",
-            "export",
-            "write-back-ran-alone",
-        ],
+        advice: OF_RAN_ALONE,
         script: "follow write-back-ran-alone --yes; register $b; volume; state_is 'no cache'",
         outcome: Outcome::Complete,
     },
@@ -173,13 +169,7 @@ const FOLLOWED: &[Case] = &[
         name: "ran-alone",
         fixture: "dirty-61",
         damage: Some(inconsistent),
-        advice: &[
-            "do-not-register",
-            "do-not-wipe",
-            "copy-device",
-            "export",
-            "write-back-ran-alone",
-        ],
+        advice: OF_RAN_ALONE,
         script: "follow write-back-ran-alone --yes; register $b; volume; state_is 'no cache'",
         outcome: Outcome::Complete,
     },
@@ -187,13 +177,7 @@ const FOLLOWED: &[Case] = &[
         name: "ran-alone-by-the-kernel",
         fixture: "dirty-61",
         damage: None,
-        advice: &[
-            "do-not-register",
-            "do-not-wipe",
-            "copy-device",
-            "export",
-            "write-back-ran-alone",
-        ],
+        advice: OF_RAN_ALONE,
         script: "register $b; wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
             echo 1 >/sys/block/$(basename $b)/bcache/running; stop_all; advice
             follow write-back-ran-alone --yes; register $b; volume",
@@ -203,7 +187,7 @@ const FOLLOWED: &[Case] = &[
         name: "no-magic-repaired",
         fixture: "crash-612",
         damage: Some(no_magic),
-        advice: &["do-not-wipe", "register-and-detach", "write-back-offline"],
+        advice: OF_DIRTY,
         script: "follow repair; bcachectl repair --yes $c; advice
             follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
         outcome: Outcome::Complete,
@@ -220,7 +204,7 @@ const FOLLOWED: &[Case] = &[
         name: "no-prios",
         fixture: "dirty-61",
         damage: Some(no_prios),
-        advice: &["do-not-wipe", "copy-device", "export"],
+        advice: OF_REFUSED,
         script: LIKELY,
         outcome: Outcome::Exported,
     },
@@ -228,7 +212,7 @@ const FOLLOWED: &[Case] = &[
         name: "no-magic",
         fixture: "dirty-61",
         damage: Some(no_magic),
-        advice: &["do-not-wipe", "copy-device", "export"],
+        advice: OF_REFUSED,
         script: FROM_FILE,
         outcome: Outcome::Exported,
     },
@@ -236,7 +220,7 @@ const FOLLOWED: &[Case] = &[
         name: "no-checksum",
         fixture: "crash-612",
         damage: Some(no_checksum),
-        advice: &["do-not-wipe", "copy-device", "export"],
+        advice: OF_REFUSED,
         script: FROM_FILE,
         outcome: Outcome::Exported,
     },

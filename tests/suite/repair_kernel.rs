@@ -1,5 +1,5 @@
-//! `bcachectl repair`, judged by the stock kernels: sets that they wrote and that were damaged since, once
-//! repaired, are registered without a complaint, and their volumes are what they were, or what was announced.
+//! `bcachectl repair`, judged by the stock kernels. They register sets that were damaged and repaired without
+//! a complaint, and the volumes are what they were, or what was announced.
 //!
 //! Each guest judges all cases one after the other, a stage for each.
 
@@ -260,14 +260,7 @@ fn judged(kernel: Kernel) -> anyhow::Result<()> {
         for index in 0..case.backing.len() {
             guest = guest.script(format!("md5 /dev/bcache{index}"));
         }
-        // The kernel collects garbage, and writes on.
-        guest = guest.script("echo 1 >/sys/fs/bcache/$(sets)/internal/trigger_gc; sleep 1");
-        for index in 0..case.backing.len() {
-            guest = guest.script(format!(
-                "dd if=/data of=/dev/bcache{index} bs=16k seek=5 oflag=direct conv=notrunc 2>/dev/null"
-            ));
-        }
-        guest = guest.script("stop_all");
+        guest = guest.go_on_and_stop(case.backing.len());
     }
     let run = guest.run()?.ok()?.without_errors()?;
     eprintln!("{} sets in {:.1} s, kernel {kernel}", all.len(), run.took.as_secs_f64());

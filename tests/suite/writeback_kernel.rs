@@ -109,14 +109,7 @@ fn fixtures(kernel: Kernel) -> anyhow::Result<()> {
         for index in 0..case.backing.len() {
             guest = guest.script(format!("md5 /dev/bcache{index}"));
         }
-        // The kernel collects garbage, and writes on.
-        guest = guest.script("echo 1 >/sys/fs/bcache/$(sets)/internal/trigger_gc; sleep 1");
-        for index in 0..case.backing.len() {
-            guest = guest.script(format!(
-                "dd if=/data of=/dev/bcache{index} bs=16k seek=5 oflag=direct conv=notrunc 2>/dev/null"
-            ));
-        }
-        guest = guest.script("stop_all");
+        guest = guest.go_on_and_stop(case.backing.len());
     }
     let run = guest.run()?.ok()?.without_errors()?;
     eprintln!("{} images in {:.1} s, kernel {kernel}", all.len(), run.took.as_secs_f64());

@@ -148,22 +148,6 @@ pub fn check_clean(image: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn params<'k>(newest: &Jset, device: u16, keys: &'k [Bkey]) -> JsetParams<'k> {
-    let mut prio_bucket = [0; 8];
-    if let Some(head) = prio_bucket.get_mut(usize::from(device)) {
-        *head = newest.prio_bucket(device);
-    }
-    JsetParams {
-        seq: newest.seq(),
-        last_seq: newest.last_seq(),
-        uuid_bucket: *newest.uuid_bucket(),
-        btree_root: *newest.btree_root(),
-        btree_level: newest.btree_level(),
-        prio_bucket,
-        keys,
-    }
-}
-
 /// Writes a journal entry with `keys` behind the newest one, and gives its byte on the device. It is
 /// the newest then.
 ///
@@ -174,7 +158,7 @@ pub fn append_entry(image: &Path, keys: &[Bkey]) -> anyhow::Result<u64> {
         let newest = set.journal.newest().context("no entry")?;
         let places = set.journal.append_places(&set.cache).context("no place")?;
         let (place, left) = places.after_newest.context("the bucket is full")?;
-        let mut params = params(&newest.jset, set.cache.superblock().nr_this_dev(), keys);
+        let mut params = JsetParams::of(&newest.jset, keys);
         params.seq += 1;
         let entry = jset::encode(&params, set.cache.magic()).context("no entry of these")?;
         let mut bytes = entry.as_bytes().to_vec();
@@ -195,7 +179,7 @@ pub fn set_last_seq(image: &Path, last_seq: impl FnOnce(&Jset) -> u64) -> anyhow
     let (byte, bytes) = with_cache_set(image, |set| {
         let newest = set.journal.newest().context("no entry")?;
         let keys: Vec<Bkey> = newest.jset.keys().collect();
-        let mut params = params(&newest.jset, set.cache.superblock().nr_this_dev(), &keys);
+        let mut params = JsetParams::of(&newest.jset, &keys);
         params.last_seq = last_seq(&newest.jset);
         let entry = jset::encode(&params, set.cache.magic()).context("no entry of these")?;
         let start = set.geometry().bucket_to_sector(newest.place.bucket).bytes();

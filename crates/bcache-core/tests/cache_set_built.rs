@@ -143,15 +143,7 @@ impl Sample {
     /// The same as an entry of the set that has `magic`.
     fn append_of(&self, magic: SetMagic, after: u64, keys: &[Bkey]) -> u64 {
         let old = self.entry(43);
-        let params = JsetParams {
-            seq: 43 + after,
-            last_seq: old.last_seq(),
-            uuid_bucket: *old.uuid_bucket(),
-            btree_root: *old.btree_root(),
-            btree_level: old.btree_level(),
-            prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
-            keys,
-        };
+        let params = JsetParams { seq: 43 + after, ..JsetParams::of(&old, keys) };
         let entry = jset::encode(&params, magic).unwrap();
         assert!(entry.as_bytes().len() <= 512, "a block each");
         let byte = self.entry_byte(43) + after * 512;
@@ -173,15 +165,7 @@ impl Sample {
     /// The same with other keys.
     fn write_newest(&self, keys: &[Bkey], change: impl FnOnce(&mut JsetParams<'_>)) {
         let old = self.entry(43);
-        let mut params = JsetParams {
-            seq: 43,
-            last_seq: old.last_seq(),
-            uuid_bucket: *old.uuid_bucket(),
-            btree_root: *old.btree_root(),
-            btree_level: old.btree_level(),
-            prio_bucket: [old.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
-            keys,
-        };
+        let mut params = JsetParams { seq: 43, ..JsetParams::of(&old, keys) };
         change(&mut params);
         let entry = jset::encode(&params, self.built.magic).unwrap();
         self.write(self.entry_byte(43), entry.as_bytes());

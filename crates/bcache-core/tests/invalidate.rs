@@ -148,15 +148,7 @@ impl Sample {
         let cache = CacheDevice::open(&self.device).unwrap();
         let set = CacheSet::read(cache, &read_options(), &mut NoVisitor).unwrap();
         let newest = &set.journal.newest().unwrap().jset;
-        let entry = JsetParams {
-            seq: newest.seq() + 1,
-            last_seq: newest.last_seq(),
-            uuid_bucket: *newest.uuid_bucket(),
-            btree_root: *newest.btree_root(),
-            btree_level: newest.btree_level(),
-            prio_bucket: [newest.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
-            keys,
-        };
+        let entry = JsetParams { seq: newest.seq() + 1, ..JsetParams::of(newest, keys) };
         let entry = jset::encode(&entry, self.built.magic).unwrap();
         let place = set.journal.append_places(&set.cache).unwrap().after_newest.unwrap().0;
         let at = self.built.geometry.bucket_to_sector(place.bucket).bytes() + place.offset;

@@ -1,54 +1,26 @@
 //! Repair on sets made for it: bits that were flipped, superblocks, what must not be mended, power cuts.
 
+mod repair_support;
+
 use std::collections::BTreeSet;
 
-use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder};
+use bcache_core::cache_set::testkit::BuiltSet;
 use bcache_core::cache_set::{
     CacheDevice, CacheSet, LoadedNode, NoVisitor, NodePlace, ReadOptions, Visitor,
 };
 use bcache_core::device::testkit::{MemoryDevice, SimDevice};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
-use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::jset::{JsetParams, encode};
 use bcache_core::layout::superblock::SB_OFFSET_BYTES;
 use bcache_core::ops::repair::{Class, Code, Place, RepairPlan, plan, run};
-use bcache_core::units::Sectors;
 use proptest::prelude::*;
 
-const BUCKET: u64 = 8;
-const NBUCKETS: u64 = 3000;
-
-fn builder() -> SetBuilder {
-    let mut builder = SetBuilder {
-        nbuckets: NBUCKETS,
-        bucket_size: Sectors(BUCKET),
-        block_size: 1,
-        njournal: 8,
-        sets_per_node: 2,
-        entries_per_bucket: 3,
-        first_seq: 10,
-        last_seq: 11,
-        ..SetBuilder::default()
-    };
-    let first = builder.data_buckets(0).start;
-    let entry = |n: u64| vec![key(&builder, 1_000_000 + n * 100, first + 1000 + n)];
-    builder.journal = std::iter::once(Vec::new()).chain((0..7).map(entry)).collect();
-    builder
-}
-
-fn key(builder: &SetBuilder, start: u64, bucket: u64) -> Bkey {
-    let ptr_gen = (builder.bucket_disk)(bucket).bucket_gen;
-    Bkey::new(0, start + 4, 4)
-        .with_ptrs(&[Ptr::new(ptr_gen, Sectors(bucket * BUCKET), 0)])
-        .with_dirty(bucket % 3 == 0)
-}
+use repair_support::{BUCKET, NBUCKETS, btree_keys, builder, key};
 
 fn make() -> (MemoryDevice, BuiltSet) {
-    let builder = builder();
-    let first = builder.data_buckets(0).start;
+    let builder = builder(|of, n, first| vec![key(of, 1_000_000 + n * 100, first + 1000 + n)]);
     let device = MemoryDevice::new(NBUCKETS * BUCKET * 512);
-    let keys: Vec<Bkey> = (0..900).map(|n| key(&builder, n * 10, first + n)).collect();
-    let built = builder.write(&device, keys.into_iter()).unwrap();
+    let built = builder.write(&device, btree_keys(&builder).into_iter()).unwrap();
     assert!(built.root.0 >= 1 && built.prio_buckets.len() == 3);
     (device, built)
 }
@@ -252,15 +224,7 @@ fn an_entry_is_mended_unless_the_kernel_went_on_without_it() {
     let newest = &now.journal.newest().unwrap().jset;
     assert_eq!((newest.seq(), newest.seq() + 1), (before.jset.seq(), rotten.jset.seq()));
     let entry = encode(
-        &JsetParams {
-            seq: newest.seq() + 1,
-            last_seq: newest.last_seq(),
-            uuid_bucket: *newest.uuid_bucket(),
-            btree_root: *newest.btree_root(),
-            btree_level: newest.btree_level(),
-            prio_bucket: [newest.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
-            keys: &[],
-        },
+        &JsetParams { seq: newest.seq() + 1, ..JsetParams::of(newest, &[]) },
         now.cache.magic(),
     )
     .unwrap();

@@ -1,10 +1,11 @@
-//! Repair with new metadata, on sets made for it: whatever the damage, what could be read for certain before
+//! Repair with new metadata, on sets made for it. Whatever the damage, what could be read for certain before
 //! is there and the same afterwards, also when the power fails in between.
+
+mod repair_support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use bcache_core::cache_set::testkit::SetBuilder;
 use bcache_core::cache_set::volume::{Source, Stretch};
 use bcache_core::cache_set::{
     Below, CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, NodePlace, ReadOptions,
@@ -12,47 +13,20 @@ use bcache_core::cache_set::{
 };
 use bcache_core::device::testkit::{MemoryDevice, SimDevice};
 use bcache_core::device::{BlockDevice, ReadDevice};
-use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::ops::repair::{Class, Code, RepairPlan, plan, run};
 use bcache_core::units::Sectors;
 use proptest::prelude::*;
+use repair_support::{BUCKET, NBUCKETS, btree_keys, builder, key};
 
-const BUCKET: u64 = 8;
-const NBUCKETS: u64 = 3000;
 const WINDOWS: [(u64, u64); 2] = [(0, 9_100), (1_000_000, 1_001_000)];
 
-fn key(builder: &SetBuilder, start: u64, bucket: u64) -> Bkey {
-    let ptr_gen = (builder.bucket_disk)(bucket).bucket_gen;
-    Bkey::new(0, start + 4, 4)
-        .with_ptrs(&[Ptr::new(ptr_gen, Sectors(bucket * BUCKET), 0)])
-        .with_dirty(bucket % 3 == 0)
-}
-
-/// A btree of two levels or more, three prio sets, and entries 10 to 17 of which 11 to 17 are replayed.
+/// A btree of two levels or more, three prio sets, and entries that replace some of its keys.
 fn make() -> MemoryDevice {
-    let mut builder = SetBuilder {
-        nbuckets: NBUCKETS,
-        bucket_size: Sectors(BUCKET),
-        block_size: 1,
-        njournal: 8,
-        sets_per_node: 2,
-        entries_per_bucket: 3,
-        first_seq: 10,
-        last_seq: 11,
-        ..SetBuilder::default()
-    };
-    let first = builder.data_buckets(0).start;
-    // Some replace what the btree has, in other buckets.
-    let entry = |n: u64| {
-        vec![
-            key(&builder, 1_000_000 + n * 100, first + 1000 + n),
-            key(&builder, n * 110, first + 1100 + n),
-        ]
-    };
-    builder.journal = std::iter::once(Vec::new()).chain((0..7).map(entry)).collect();
+    let builder = builder(|of, n, first| {
+        vec![key(of, 1_000_000 + n * 100, first + 1000 + n), key(of, n * 110, first + 1100 + n)]
+    });
     let device = MemoryDevice::new(NBUCKETS * BUCKET * 512);
-    let keys: Vec<Bkey> = (0..900).map(|n| key(&builder, n * 10, first + n)).collect();
-    builder.write(&device, keys.into_iter()).unwrap();
+    builder.write(&device, btree_keys(&builder).into_iter()).unwrap();
     device
 }
 

@@ -624,15 +624,7 @@ fn use_up(world: &World, left: usize) {
         .collect();
     let newest = set.journal.newest().unwrap().jset.clone();
     let entry = encode(
-        &JsetParams {
-            seq: newest.seq() + 1,
-            last_seq: newest.last_seq(),
-            uuid_bucket: *newest.uuid_bucket(),
-            btree_root: *newest.btree_root(),
-            btree_level: newest.btree_level(),
-            prio_bucket: [newest.prio_bucket(0), 0, 0, 0, 0, 0, 0, 0],
-            keys: &keys,
-        },
+        &JsetParams { seq: newest.seq() + 1, ..JsetParams::of(&newest, &keys) },
         set.cache.magic(),
     )
     .unwrap();

@@ -246,6 +246,19 @@ impl Guest {
         self
     }
 
+    /// Lets the kernel collect garbage in its only set, write the file `/data` to the first so many
+    /// bcache devices, and stop all.
+    #[must_use]
+    pub fn go_on_and_stop(self, volumes: usize) -> Self {
+        let guest = self.script("echo 1 >/sys/fs/bcache/$(sets)/internal/trigger_gc; sleep 1");
+        let write = |guest: Self, index| {
+            guest.script(format!(
+                "dd if=/data of=/dev/bcache{index} bs=16k seek=5 oflag=direct conv=notrunc 2>/dev/null"
+            ))
+        };
+        (0..volumes).fold(guest, write).script("stop_all")
+    }
+
     /// Gives it another amount of memory.
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {

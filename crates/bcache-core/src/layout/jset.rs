@@ -305,6 +305,25 @@ pub struct JsetParams<'a> {
     pub keys: &'a [Bkey],
 }
 
+impl<'a> JsetParams<'a> {
+    /// What `entry` says, with `keys` in the place of its own.
+    pub fn of(entry: &Jset, keys: &'a [Bkey]) -> Self {
+        let mut prio_bucket = [0; JSET_PRIO_BUCKETS];
+        for (head, device) in prio_bucket.iter_mut().zip(0..) {
+            *head = entry.prio_bucket(device);
+        }
+        Self {
+            seq: entry.seq(),
+            last_seq: entry.last_seq(),
+            uuid_bucket: *entry.uuid_bucket(),
+            btree_root: *entry.btree_root(),
+            btree_level: entry.btree_level(),
+            prio_bucket,
+            keys,
+        }
+    }
+}
+
 /// A new journal entry; `None` where it would be longer than the kernel reads, or a header key has
 /// more pointers than fit.
 pub fn encode(params: &JsetParams<'_>, magic: SetMagic) -> Option<Jset> {

@@ -40,7 +40,7 @@ use crate::checksum::crc64_seeded;
 use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::layout::bset;
-use crate::layout::jset::{JSET_PRIO_BUCKETS, JSET_VERSION, Jset, JsetError, JsetParams, encode};
+use crate::layout::jset::{JSET_VERSION, Jset, JsetError, JsetParams, encode};
 use crate::layout::prio_set::BucketDisk;
 use crate::layout::uuid_entry::{self, UuidEntry};
 use crate::ops::commit::{self, Rehearsal};
@@ -130,13 +130,10 @@ pub fn plan(
     let greatest = greatest_seq(set);
     let seq = greatest.checked_add(1).ok_or(RebuildError::NoSuccessor { seq: greatest })?;
     let nr_this_dev = usize::from(set.cache.superblock().nr_this_dev());
-    let mut prio_bucket = [0; JSET_PRIO_BUCKETS];
-    for (number, head) in (0u16..).zip(&mut prio_bucket) {
-        *head = newest.prio_bucket(number);
-    }
-    let head =
-        prio_bucket.get_mut(nr_this_dev).ok_or(RebuildError::NoSuccessor { seq: greatest })?;
-    *head = chain.first().copied().unwrap_or_default().0;
+    let mut params = JsetParams::of(newest, &[]);
+    let head = params.prio_bucket.get_mut(nr_this_dev);
+    *head.ok_or(RebuildError::NoSuccessor { seq: greatest })? =
+        chain.first().copied().unwrap_or_default().0;
     let uuid_key = uuid_bucket.map_or(*newest.uuid_bucket(), |bucket| {
         let sectors = u16::try_from(geometry.meta_bucket_bytes() / 512).unwrap_or(u16::MAX);
         Bkey::new(0, 0, sectors).with_ptrs(&[new_ptr(set, bucket)])
@@ -148,8 +145,7 @@ pub fn plan(
         uuid_bucket: uuid_key,
         btree_root: root,
         btree_level: level,
-        prio_bucket,
-        keys: &[],
+        ..params
     };
     let entry =
         encode(&params, set.cache.magic()).ok_or(RebuildError::NoSuccessor { seq: greatest })?;

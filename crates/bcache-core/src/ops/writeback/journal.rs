@@ -10,9 +10,7 @@ use std::ops::ControlFlow;
 use crate::cache_set::CacheSet;
 use crate::cache_set::journal::{JournalEntry, JournalPlace};
 use crate::layout::bkey::Bkey;
-use crate::layout::jset::{
-    JSET_BYTES_MAX, JSET_HEADER_BYTES, JSET_PRIO_BUCKETS, JSET_VERSION, JsetParams, encode,
-};
+use crate::layout::jset::{JSET_BYTES_MAX, JSET_HEADER_BYTES, JSET_VERSION, JsetParams, encode};
 use crate::ops::commit::{self, Rehearsal};
 use crate::ops::plan::{Plan, Step};
 use crate::ops::rebuild::{Extents, RebuildError};
@@ -51,10 +49,6 @@ pub(super) fn plan(set: &CacheSet<'_>, source: &dyn Extents) -> Result<JournalPl
     // Journal buckets that may be opened: the next of the oldest needed one stays free for the
     // kernel's own entries.
     let mut rest_buckets = places.distance.saturating_sub(2);
-    let mut prio_bucket = [0; JSET_PRIO_BUCKETS];
-    for (number, head) in (0u16..).zip(&mut prio_bucket) {
-        *head = newest.prio_bucket(number);
-    }
     let room = |place: &JournalPlace| {
         let rest = geometry.bucket_bytes().saturating_sub(place.offset);
         let bytes = usize::try_from(rest).unwrap_or(usize::MAX).min(JSET_BYTES_MAX);
@@ -85,15 +79,7 @@ pub(super) fn plan(set: &CacheSet<'_>, source: &dyn Extents) -> Result<JournalPl
         let (these, after) = rest.split_at(room(&place).min(rest.len()));
         rest = after;
         seq = seq.checked_add(1).ok_or_else(none)?;
-        let params = JsetParams {
-            seq,
-            last_seq: newest.last_seq(),
-            uuid_bucket: *newest.uuid_bucket(),
-            btree_root: *newest.btree_root(),
-            btree_level: newest.btree_level(),
-            prio_bucket,
-            keys: these,
-        };
+        let params = JsetParams { seq, ..JsetParams::of(newest, these) };
         let jset = encode(&params, set.cache.magic()).ok_or_else(none)?;
         let bytes = jset.as_bytes().len() as u64;
         steps.extend([commit::entry_write(set, &jset, &place), Step::Flush]);
