@@ -1,4 +1,4 @@
-//! The udev rules and make-bcache under stock kernels, with Debian's real udevd: devices are
+//! The udev rules and make-bcache under stock kernels, with Debian's real udevd. Devices are
 //! registered as they appear, volumes have their links after any event, and make-bcache returns when
 //! all that is done.
 

@@ -181,8 +181,8 @@ fn refusals_write_nothing_and_name_the_way_out() -> anyhow::Result<()> {
     refused(backing, &[], 1, &["damaged", "bcachectl check"])
 }
 
-/// A device that was detached or run without the cache is written to only where that is said, and is
-/// detached then: what the cache holds clean of it is old.
+/// A device that was detached or run without the cache is written to only where that is asked for. It is
+/// detached then, because what the cache holds clean of it is old.
 #[test]
 fn a_device_that_ran_alone_is_written_to_by_name_only() -> anyhow::Result<()> {
     for state in [BackingState::None, BackingState::Stale] {

@@ -231,8 +231,8 @@ impl Finding {
 pub const IN_USE_MAX_PERCENT: u64 = 95;
 
 /// Everything worth knowing about `view`. `on_device` reads the superblock of a device by its kernel
-/// name; where it cannot (no root, a recorded tree), findings that need it are left out, and others
-/// do not name the set.
+/// name. Where it cannot (no root, a recorded tree), findings that need it are left out, and others do
+/// not name the set.
 pub fn findings(view: &View, on_device: &dyn Fn(&str) -> Option<OnDevice>) -> Vec<Finding> {
     let mut found = Vec::new();
     for backing in &view.backing {

@@ -1,7 +1,7 @@
 //! Recorded trees: what bcache's sysfs says at a moment, as one text.
 //!
 //! One line for each file or link, sorted by path: the path below the root, a tab, and the contents
-//! with `\n`, `\t`, `\r` and `\\` for those characters; a link has ` -> ` and its target after the
+//! with `\n`, `\t`, `\r` and `\\` for those characters. A link has ` -> ` and its target after the
 //! path instead. Files that cannot be read (most of them can only be written) have `!` for contents.
 //! `priority_stats` and `bset_tree_stats` are left out: reading them costs the kernel too much.
 

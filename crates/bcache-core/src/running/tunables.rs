@@ -1,8 +1,8 @@
 //! Every setting of a running device or set that may be changed: unit, range, default, whether it
 //! survives a stop (docs/running.md §8).
 //!
-//! Left out on purpose are files that act rather than hold a value, `writeback_rate` (the kernel
-//! overwrites it every few seconds), and `io_disable`, which kills the device for good.
+//! Left out on purpose are files that act rather than hold a value, and two others: the kernel
+//! overwrites `writeback_rate` every few seconds, and `io_disable` kills the device for good.
 
 use super::attributes::Attributes;
 use super::rounded::Rounded;

@@ -24,8 +24,7 @@ pub struct WritebackArgs {
     pub detach: bool,
 
     /// Write to backing devices, too, that were detached from this cache or run without it (states
-    /// none and inconsistent): where the cache holds dirty data, it replaces what was written to
-    /// them since
+    /// none and inconsistent), over what was written to them since
     #[arg(long, requires = "detach")]
     pub ran_alone: bool,
 

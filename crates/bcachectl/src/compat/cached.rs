@@ -1,7 +1,7 @@
 //! `bcache-export-cached`: what udev links a volume by, read from sysfs.
 //!
-//! A backing device's UUID and label are in the kernel's event when the volume starts; events that
-//! somebody asked for later have neither, and a flash-only volume never has.
+//! A backing device's UUID and label are in the kernel's event when the volume starts. Events that
+//! somebody asks for later have neither, and a flash-only volume never has.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -25,8 +25,8 @@ pub(super) fn run(call: &Call) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The properties of a volume, once the kernel has them: it announces a volume a moment before it
-/// makes the volume's directory in sysfs, and for a flash-only one there is no second event.
+/// The properties of a volume, once the kernel has them. It announces a volume a moment before it makes
+/// the volume's directory in sysfs, and for a flash-only one there is no second event.
 fn wait_for_properties(root: &Root, name: &str) -> String {
     const STEP: Duration = Duration::from_millis(10);
     const STEPS: usize = 100;

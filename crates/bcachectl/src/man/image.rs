@@ -16,8 +16,8 @@ A metadata image opens like a device in bcachectl-show(8), bcachectl-check(8) an
 With --anonymize, UUIDs and labels are replaced: the same ones by the same, and with them the magics \
      and checksums that depend on them. A wrong checksum stays wrong. Sizes, sectors and times stay.
 
-bcachectl image restore writes an image back: to a new sparse file of the size of the device, or with \
-     --force over a file or device that is there. Where that holds data that exists nowhere else, or may do \
+bcachectl image restore writes an image back to a new sparse file of the size of the device. With \
+     --force it writes over a file or device that is there. Where that holds data that exists nowhere else, or may do \
      so, it wants --lose-dirty-data as well. Only the metadata is written. On the device that the \
      image is of, it takes the cache back to the state of the image, which loses data if the cache was \
      used since. The superblock is zeroed first and written last, and all is read back. After a power \

@@ -27,8 +27,8 @@ journal :: Damage in the journal hides newer entries from the kernel, which woul
 prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
 
 btree-node :: A btree node is damaged or cannot be read. The journal keeps what was inserted until it is \
-     overwritten. Certain where it has all that the node lacks; likely where it has every entry since the \
-     cache was made, for the kernel does not write moves of its garbage collection there; else a guess, and \
+     overwritten. Certain where it has all that the node lacks. Likely where it has every entry since the \
+     cache was made, for the kernel does not write moves of its garbage collection there. Else a guess: \
      dirty data may be lost in the sectors that are told.
 
 The last three are one change: a new btree, a new prio chain and a journal entry, beside the old ones. Dirty \

@@ -172,8 +172,8 @@ const RUN_BEFORE: Sections = &[(
     "bcachectl run starts a backing device that waits for its cache, without it. The superblock then \
      says \"inconsistent\", and whatever that cache holds of the device no longer counts.
 
-If the device is clean, nothing is lost. If it is dirty, what was written last is only on the cache, \
-     and is lost for good as soon as the kernel sees both again: it drops it without a word. Then run \
+If the device is clean, nothing is lost. If it is dirty, what was written last is only on the cache. \
+     The kernel drops it without a word as soon as it sees both again. Then run \
      wants the words \"lose dirty data\" typed on a terminal, or --lose-dirty-data. Wipe the old cache \
      before it is seen again.",
 )];

@@ -28,9 +28,9 @@ pub(super) const MAIN_BEFORE: Sections = &[(
      kernel: an SSD (the cache device) in front of disks (backing devices).
 
 make, check and invalidate work on devices that the kernel does not run at the moment, and on image \
-     files of them; looking is possible on devices in use, too. register, attach and the others tell \
-     the running kernel what to do, and status tells how it goes. Whatever it writes is planned and shown first, and the \
-     stock kernel agrees with the result.",
+     files of them. Looking is possible on devices in use, too. register, attach and the others tell the \
+     running kernel what to do, and status tells how it goes. Whatever is written is planned and shown \
+     first, and the stock kernel agrees with the result.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[

@@ -1,7 +1,7 @@
 //! Metadata images: everything of a cache device but the data, in a small file.
 //!
-//! [`create`] streams superblock, journal, prio sets, uuid table and btree nodes into a packed image
-//! (docs/metadata-image.md), which opens as a device of its own. [`restore`] writes them to a device
+//! [`create`] streams superblock, journal, prio sets, uuid table and btree nodes into a packed image,
+//! which opens as a device of its own (see docs/metadata-image.md). [`restore`] writes them to a device
 //! or a sparse file.
 
 mod restore;

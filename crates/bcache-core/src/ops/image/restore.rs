@@ -1,8 +1,8 @@
 //! Writing a metadata image to a device.
 //!
 //! The old superblock is zeroed first, the new one written last, with a flush between each of the
-//! three steps: a power cut leaves a device without a superblock, or a whole one, and writing it
-//! again completes it.
+//! three steps. A power cut leaves a device without a superblock, or a whole one; writing it again
+//! completes it.
 
 use crate::device::packed::{PackedError, PackedKind, PackedReader};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};

@@ -1,8 +1,8 @@
 //! Making structures fit for an image: only what is metadata, and on request without names.
 //!
-//! Buckets are not wiped before they are reused, so what lies behind the last set of a btree node or
-//! the last entry of a journal bucket may be data of the user. Only blocks that begin with the
-//! structure's magic are kept there.
+//! Buckets are not wiped before they are reused. Behind the last set of a btree node or the last entry
+//! of a journal bucket there may be data of the user. Only blocks that begin with the structure's
+//! magic are kept there.
 //!
 //! A set's UUID is mixed into the magics of all its structures, so that replacing it means new
 //! checksums. A checksum that was wrong stays wrong, by the same difference.

@@ -1,12 +1,12 @@
 //! New metadata for a set whose own cannot be mended byte by byte.
 //!
-//! The set is read as far as it goes, gens of damaged prio sets from the pointers, the newest sound journal
-//! entry also where damage hides it from the kernel. What is certain is kept as it is. Where something could
+//! The set is read as far as it goes. Gens of damaged prio sets are taken from the pointers, and the newest
+//! sound journal entry counts even where damage hides it from the kernel. What is certain is kept as it is. Where something could
 //! not be read that might say otherwise, clean extents are left out, for the backing device has their data,
 //! and dirty ones are kept. Then [`rebuild`] makes a new generation beside the old one.
 //!
-//! Nothing that the damaged state names is written before the journal entry that makes the new one current,
-//! so a repair that was cut short can be planned and run again.
+//! Until the journal entry that makes the new state current, nothing is written that the damaged one names.
+//! So a repair that was cut short can be planned and run again.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

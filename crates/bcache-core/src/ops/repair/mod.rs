@@ -1,19 +1,19 @@
 //! Mending a damaged cache set where what was there before can be told.
 //!
-//! First comes what restores bytes that were on the device: a bit that was flipped in a structure with a
-//! checksum, a superblock's magic that was wiped, a superblock's checksum whose contents the rest of the
-//! set vouches for. Nothing is made up, and nothing readable is lost.
+//! First come changes that restore bytes that were on the device: a flipped bit in a structure with a
+//! checksum, the wiped magic of a superblock, or its checksum where the rest of the set confirms its
+//! contents. Nothing is made up, and nothing readable is lost.
 //!
 //! Each of these changes is one write within a logical block. They do not depend on each other, so that a
 //! power cut leaves some of them done, and the command run again completes them. The superblock comes last,
-//! after a flush: without it the kernel does not touch the device, and with it the kernel may register a
-//! set that is not mended yet.
+//! after a flush. Without it the kernel does not touch the device; with it, it may register a set that is
+//! not mended yet.
 //!
 //! What is still damaged then is left behind: new metadata is made from all that can be read (see [`anew`]),
 //! and becomes current with one journal entry.
 //!
-//! A journal entry is mended only where no other entry has its number: the kernel may have gone on from the
-//! entry before it, and then the mended one would be of a state that is gone.
+//! A journal entry is mended only where no other entry has its number. Else the kernel may have gone on from
+//! the entry before it, and the mended one would be of a state that is gone.
 
 mod anew;
 mod bits;
@@ -217,8 +217,8 @@ pub enum Left {
 pub struct RepairPlan {
     /// The changes, in the order in which they were found.
     pub fixes: Vec<Fix>,
-    /// What is wrong with the set once all of them are made, as far as it keeps the kernel or these tools
-    /// from it, or dirty data from being found.
+    /// What is still wrong with the set once all of them are made: what keeps the kernel or these tools
+    /// from the set, or hides dirty data.
     pub left: Vec<Left>,
     /// New metadata, where that mends what single changes do not; then `left` is what is left without it.
     pub anew: Option<Anew>,

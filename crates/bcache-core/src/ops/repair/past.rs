@@ -60,7 +60,7 @@ impl Past {
     /// for which `is_before` holds; `None` where it does not reach back that far.
     ///
     /// Let m be the newest entry that has such a key. What was inserted later was pinned by its entry until
-    /// the node's next set was written, and entry m - 1 was closed, with its `last_seq`, before m took its
+    /// the node's next set was written. Entry m - 1 was closed, with its `last_seq`, before m took its
     /// first key. So nothing later is in an entry older than that `last_seq`.
     pub(super) fn first_after(&self, is_before: impl Fn(&Bkey) -> bool) -> Option<u64> {
         let newest =

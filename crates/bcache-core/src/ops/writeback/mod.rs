@@ -56,7 +56,7 @@ pub struct Options {
     /// Whether the volumes are detached from the set afterwards.
     pub detach: bool,
     /// Whether backing devices are written that were detached from the cache, or were run without it
-    /// (states none and inconsistent): where the cache holds dirty data, it replaces what was written
+    /// (states none and inconsistent). Where the cache holds dirty data, it replaces what was written
     /// to them since. Such devices can only be detached: what the cache holds clean of them is old.
     pub ran_alone: bool,
     /// Whether all that was copied is read back and compared.
@@ -204,7 +204,7 @@ impl<'d> WritebackPlan<'d> {
     }
 }
 
-/// A device that was run alone stays inconsistent until it is detached: called clean, it would be
+/// A device that was run alone stays inconsistent until it is detached. Called clean, it would be
 /// attached again, and the old clean data of the cache would be read in place of its own.
 fn is_clean(volumes: &[VolumePlan]) -> bool {
     volumes.iter().all(|it| it.dirty_sectors.0 == 0 && it.state != BackingState::Dirty)

@@ -1,8 +1,7 @@
 //! Telling the kernel what to do: check, write once, see that it happened.
 //!
-//! A [`Plan`] comes from one of the functions in `plans`, which refuse ([`Refusal`]) what the kernel
-//! would refuse, what it would do without being able to take it back, and what loses data. [`run`]
-//! carries it out. Nothing is written twice: most of bcache's files act on any text, and a second
+//! A [`Plan`] comes from one of the functions in `plans`. They refuse ([`Refusal`]) what the kernel would
+//! refuse, what cannot be taken back, and what loses data. [`run`] carries a plan out. Nothing is written twice: most of bcache's files act on any text, and a second
 //! write may find another device in the same place.
 
 mod claim;
