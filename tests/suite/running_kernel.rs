@@ -78,6 +78,9 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let script = r#"
         ctl none status
+        echo kept >/kept
+        ctl save_none settings save /kept
+        capture kept cat /kept
         ctl dry register --dry-run /dev/vda
         ctl register register /dev/vda /dev/vdb
         ctl again register /dev/vda
@@ -163,6 +166,8 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
     expect(&run, "unregister", 0, &["unregistered"])?;
     let run = run.ok()?;
     expect(&run, "none", 0, &["runs no bcache set"])?;
+    expect(&run, "save_none", 1, &["no bcache device runs"])?;
+    expect(&run, "kept", 0, &["kept"])?;
     expect(&run, "dry", 0, &["vda: would be registered", "/dev/vda > /sys/fs/bcache/register"])?;
     expect(&run, "register", 0, &["vda: registered", "vdb: registered"])?;
     expect(&run, "again", 0, &["registered already"])?;

@@ -27,6 +27,34 @@ pub fn destroys(plans: &[DevicePlan], ask_for_sets: bool) -> io::Result<bool> {
     })
 }
 
+/// Asks on the terminal whether to go on; what is to be done was said before.
+///
+/// # Errors
+///
+/// When the terminal cannot be read or written.
+pub fn go_on() -> io::Result<bool> {
+    prompt("Go on? [y/N] ").map(|answer| is_yes(&answer))
+}
+
+/// Asks `question` on the terminal; the answer, without blanks around it.
+///
+/// # Errors
+///
+/// When the terminal cannot be read or written.
+pub fn prompt(question: &str) -> io::Result<String> {
+    let mut stderr = io::stderr();
+    write!(stderr, "{question}")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim().to_owned())
+}
+
+/// Whether an answer is a yes.
+pub fn is_yes(answer: &str) -> bool {
+    matches!(answer, "y" | "Y" | "yes")
+}
+
 fn ask(
     plans: &[DevicePlan],
     ask_for_sets: bool,
@@ -69,5 +97,5 @@ fn ask(
     }
     write!(out, "Go on? [y/N] ")?;
     out.flush()?;
-    Ok(matches!(read()?.trim(), "y" | "Y" | "yes"))
+    Ok(is_yes(read()?.trim()))
 }

@@ -4,6 +4,7 @@
 pub mod completions;
 pub mod confirm;
 pub mod exit;
+pub mod interrupt;
 pub mod lists;
 pub mod man;
 pub mod out;

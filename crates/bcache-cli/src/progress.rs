@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use bcache_core::cache_set;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How long something may take in silence.
@@ -44,6 +45,16 @@ impl Progress {
         bar.set_message(what);
         bar.set_length(total);
         bar.set_position(done);
+    }
+
+    /// How far a cache set is read.
+    pub fn reading(&mut self, progress: cache_set::Progress) {
+        let (what, done, total) = match progress {
+            cache_set::Progress::Journal { done, total } => ("journal", done, total),
+            cache_set::Progress::Prios { done, total } => ("prios", done, total),
+            cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
+        };
+        self.set(what, done, total);
     }
 
     /// Takes the bar away.

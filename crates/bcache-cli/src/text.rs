@@ -1,5 +1,6 @@
 //! Words, counts and dates.
 
+use std::error::Error;
 use std::time::{Duration, UNIX_EPOCH};
 
 use unicode_width::UnicodeWidthStr;
@@ -16,6 +17,20 @@ pub fn plural(count: u64, noun: &str) -> String {
         _ if ends(&["s", "x", "ch", "sh"]) => format!("{count} {noun}es"),
         _ => format!("{count} {noun}s"),
     }
+}
+
+/// An error and its causes in one line. A cause that the text before it ends with is not repeated.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// A moment as a date: `2026-11-27 02:17:26 UTC`.

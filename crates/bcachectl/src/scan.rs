@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use bcache_core::device::SuperblockArea;
@@ -12,24 +13,32 @@ use bcache_core::inspect::BackingDevice;
 /// The hidden subcommand that [`serve`] is.
 const SUBCOMMAND: &str = "read-superblocks";
 
-/// Reads the superblock of every block device of the machine.
+/// The superblocks of every block device of the machine, read once: a device that does not answer is
+/// waited for once.
 ///
 /// # Errors
 ///
 /// When the kernel does not list its devices.
-pub fn machine() -> io::Result<Scan> {
-    scan::scan(&Root::system(), Some(&Helper::this_program(SUBCOMMAND)), QUIET_DEFAULT)
+pub fn machine() -> io::Result<&'static Scan> {
+    static MACHINE: OnceLock<Scan> = OnceLock::new();
+    if let Some(scan) = MACHINE.get() {
+        return Ok(scan);
+    }
+    let scan = scan::scan(&Root::system(), Some(&Helper::this_program(SUBCOMMAND)), QUIET_DEFAULT)?;
+    Ok(MACHINE.get_or_init(|| scan))
 }
 
 /// The machine's backing devices; what cannot be read is not at hand.
 pub fn backing_devices() -> Vec<BackingDevice> {
-    let found = machine().map(|scan| scan.devices).unwrap_or_default();
+    let found = machine().map_or(&[][..], |scan| &scan.devices);
     found
-        .into_iter()
-        .filter_map(|found| match found.area {
-            SuperblockArea::Bcache(superblock) => {
-                Some(BackingDevice { path: found.device.path, size: found.device.size, superblock })
-            }
+        .iter()
+        .filter_map(|found| match &found.area {
+            SuperblockArea::Bcache(superblock) => Some(BackingDevice {
+                path: found.device.path.clone(),
+                size: found.device.size,
+                superblock: superblock.clone(),
+            }),
             _ => None,
         })
         .collect()

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bcache_cli::progress::Progress;
+use bcache_cli::text::with_causes;
 use bcache_core::device::blktrace::{BlockTrace, BlockTraceError};
 
 use crate::cli::RecordArgs;
@@ -72,7 +73,7 @@ fn explained(error: BlockTraceError) -> anyhow::Error {
         BlockTraceError::Busy { .. } => "end the other blktrace first (blktrace -k)",
         _ => return error.into(),
     };
-    anyhow::Error::from(error).context(way_out)
+    anyhow::anyhow!("{}; {way_out}", with_causes(&error))
 }
 
 /// Writes what the CPUs have recorded, record by record: their order is found again when it is read.

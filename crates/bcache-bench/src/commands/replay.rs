@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bcache_cli::confirm::{is_yes, prompt};
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 
@@ -98,12 +99,8 @@ fn claim(path: &Path, trace: &Trace, yes: bool) -> Result<FileDevice> {
     if !io::stdin().is_terminal() {
         bail!("everything on {} would be lost; --yes goes on without asking", path.display());
     }
-    let mut stderr = io::stderr();
-    write!(stderr, "Everything on {} will be lost. Go on? [y/N] ", path.display())?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+    let question = format!("Everything on {} will be lost. Go on? [y/N] ", path.display());
+    if !is_yes(&prompt(&question)?) {
         bail!("nothing was done");
     }
     Ok(device)

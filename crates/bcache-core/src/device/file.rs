@@ -477,6 +477,19 @@ fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
+/// Opens a device or image for reading that nobody holds: of what changes while it is read, half
+/// would be old and half new.
+pub fn open_unused(path: impl AsRef<Path>) -> Result<FileReader, DeviceError> {
+    let path = path.as_ref();
+    let device = open_read(path)?;
+    let holders = holders::holders_of(path);
+    if holders.is_empty() {
+        Ok(device)
+    } else {
+        Err(DeviceError::Busy { path: path.to_owned(), holders })
+    }
+}
+
 fn kind_of(metadata: &fs::Metadata, path: &Path) -> Result<DeviceKind, DeviceError> {
     let file_type = metadata.file_type();
     if file_type.is_block_device() {

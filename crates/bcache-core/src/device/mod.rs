@@ -31,7 +31,9 @@ use crate::units::Sectors;
 pub use bcachefs::Bcachefs;
 pub use buffer::AlignedBuf;
 pub use content::{Content, ContentError, first_nonzero, volume_content};
-pub use file::{FileDevice, FileReader, create_image, forget_partitions, open_read, open_write};
+pub use file::{
+    FileDevice, FileReader, create_image, forget_partitions, open_read, open_unused, open_write,
+};
 pub use signature::{Partition, Signature, SignatureKind};
 pub use superblock_area::SuperblockArea;
 

@@ -48,9 +48,9 @@ pub enum ListColumn {
     Size,
     /// Label
     Label,
-    /// State of a backing device; of a cache, whether it is in use or new
+    /// State of a backing device: none, clean, dirty or inconsistent; of a cache, new or in use
     State,
-    /// Name of the device that bcache runs, or whether the device is registered
+    /// Name of the device that bcache runs; yes for a running cache, or no
     Running,
     /// Whether the kernel accepts the device, or why not
     Kernel,

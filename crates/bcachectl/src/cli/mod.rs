@@ -60,6 +60,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Write dirty data back to the backing devices
     Writeback(WritebackArgs),
+    /// Mend a damaged cache set where that can be done
+    Repair(RepairArgs),
     /// Keep the metadata of a cache device in a small file, and write it back
     Image(ImageArgs),
     /// Register devices with the kernel
@@ -90,8 +92,6 @@ pub enum Command {
     Settings(running::SettingsArgs),
     /// Tell how running sets and devices are
     Status(running::StatusArgs),
-    /// Mend a damaged cache set where that can be done
-    Repair(RepairArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -9,7 +9,6 @@ use bcache_cli::is_broken_pipe;
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
-use bcache_core::cache_set;
 use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
@@ -70,15 +69,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
     };
     let mut progress = Progress::new(args.device.display().to_string());
     let report = check(&device, &options, &mut |at| match at {
-        CheckProgress::Reading(cache_set::Progress::Journal { done, total }) => {
-            progress.set("journal", done, total);
-        }
-        CheckProgress::Reading(cache_set::Progress::Prios { done, total }) => {
-            progress.set("prios", done, total);
-        }
-        CheckProgress::Reading(cache_set::Progress::Btree { done, known }) => {
-            progress.set("btree nodes", done, known);
-        }
+        CheckProgress::Reading(at) => progress.reading(at),
         CheckProgress::Comparing { done, total } => progress.set("clean data", done, total),
     });
     progress.finish();

@@ -9,16 +9,17 @@ use anyhow::{Context, Result, bail};
 use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
+use bcache_cli::text::plural;
 use bcache_core::cache_set;
 use bcache_core::device::file::open_packed;
-use bcache_core::device::holders::holders_of;
 use bcache_core::device::packed::PackedError;
-use bcache_core::device::{DeviceError, FileDevice, create_image, open_read, open_write};
+use bcache_core::device::{FileDevice, create_image, open_read, open_unused, open_write};
 use bcache_core::ops::image::{self, ImageProgress, ImageReport};
 use bcache_core::ops::make::AtStake;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
+use super::holding;
 use crate::cli::image::{ImageArgs, ImageCommand, ImageCreateArgs, ImageRestoreArgs};
 use crate::commands::export::{check_target, create as create_file};
 use crate::exit::{ExitError, Failure};
@@ -58,23 +59,10 @@ fn create(args: &ImageCreateArgs) -> Result<ExitCode> {
         let error = anyhow::anyhow!("--json and the image cannot both go to standard output");
         return Err(ExitError::wrap(Failure::Usage, error));
     }
-    let device = open_read(&args.cache)?;
-    let holders = holders_of(&args.cache);
-    if !holders.is_empty() {
-        // What changes while it is read does not fit together.
-        return Err(DeviceError::Busy { path: args.cache.clone(), holders }.into());
-    }
+    let device = open_unused(&args.cache).map_err(|error| holding::in_use(error, |_| None))?;
     let mut bar = Progress::new(args.cache.display().to_string());
     let mut progress = |progress| match progress {
-        ImageProgress::Reading(cache_set::Progress::Journal { done, total }) => {
-            bar.set("journal", done, total);
-        }
-        ImageProgress::Reading(cache_set::Progress::Prios { done, total }) => {
-            bar.set("prios", done, total);
-        }
-        ImageProgress::Reading(cache_set::Progress::Btree { done, known }) => {
-            bar.set("btree nodes", done, known);
-        }
+        ImageProgress::Reading(progress) => bar.reading(progress),
         ImageProgress::Writing { done, total } => bar.set("bytes", done, total),
     };
     let context = || args.cache.display().to_string();
@@ -111,12 +99,12 @@ fn create(args: &ImageCreateArgs) -> Result<ExitCode> {
     } else {
         writeln!(
             io::stderr(),
-            "{}: {} of metadata: {} journal buckets, {} prio sets, {} btree nodes",
+            "{}: {} of metadata: {}, {}, {}",
             args.cache.display(),
             format_bytes(report.metadata_bytes),
-            report.journal_buckets,
-            report.prio_sets,
-            report.btree_nodes
+            plural(report.journal_buckets, "journal bucket"),
+            plural(report.prio_sets, "prio set"),
+            plural(report.btree_nodes, "btree node")
         )?;
     }
     if report.unreadable > 0 {

@@ -6,16 +6,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
+use bcache_cli::{confirm, is_broken_pipe};
 use bcache_core::cache_set::{Progress, ReadOptions};
-use bcache_core::device::holders::{Holder, holders_of};
+use bcache_core::device::holders::Holder;
 use bcache_core::device::{DeviceError, file};
 use bcache_core::ops::invalidate::{
     self, DeviceState, InvalidatePlan, Options, RunError, RunProgress, TrustedSet,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::holding;
 use crate::cli::InvalidateArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::invalidate as render;
@@ -38,12 +39,8 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
             path.display()
         );
     }
-    let device = file::open_read(path)?;
     // A plan for a device that is in use would be of what it held a moment ago.
-    let holders = holders_of(path);
-    if !holders.is_empty() {
-        return Err(in_use(DeviceError::Busy { path: path.clone(), holders }));
-    }
+    let device = file::open_unused(path).map_err(in_use)?;
     let mut bar = Bar::new("reading");
     let set = TrustedSet::read(&device, &read, &mut |progress| bar.reading(progress));
     drop(bar);
@@ -110,25 +107,12 @@ fn confirm(path: &Path, plan: &InvalidatePlan<'_>) -> Result<bool> {
     let mut stderr = io::stderr();
     writeln!(stderr, "{}: {}", path.display(), render::headline(plan, render::Outcome::DryRun))?;
     render::totals(&mut stderr, plan)?;
-    write!(stderr, "Go on? [y/N] ")?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    Ok(confirm::go_on()?)
 }
 
 /// A device in use, and how to stop what uses it.
 fn in_use(error: DeviceError) -> anyhow::Error {
-    let DeviceError::Busy { holders, .. } = &error else { return error.into() };
-    let how = holders.iter().find_map(how_to_stop);
-    match how {
-        Some(how) => anyhow::anyhow!("{error}; {how}; nothing was written"),
-        None => anyhow::anyhow!("{error}; nothing was written"),
-    }
-}
-
-fn how_to_stop(holder: &Holder) -> Option<String> {
-    match holder {
+    holding::in_use(error, |holder| match holder {
         Holder::BcacheCache { set_uuid: Some(set) } => Some(format!(
             "to stop it, unmount its bcache devices, stop each with `echo 1 \
              >/sys/block/bcacheN/bcache/stop`, and then the set with `echo 1 \
@@ -140,14 +124,8 @@ fn how_to_stop(holder: &Holder) -> Option<String> {
         Holder::BcacheBacking { .. } => {
             Some("it is a backing device, buckets are on the cache device".to_owned())
         }
-        Holder::Loop { name } => Some(format!(
-            "use /dev/{name}, or detach it with `losetup --detach /dev/{name}` once it is not in use"
-        )),
-        Holder::Partition { holders, .. } | Holder::WholeDisk { holders, .. } => {
-            holders.iter().find_map(how_to_stop)
-        }
         _ => None,
-    }
+    })
 }
 
 fn refused(plan: &InvalidatePlan<'_>) -> anyhow::Error {

@@ -1,6 +1,5 @@
 //! `bcachectl list`: the bcache devices of the machine, set by set.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,7 +23,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     let mut out = Out::stdout();
     let devices = ordered(machine.devices(), args);
     match args.format() {
-        Format::Table => table(&mut out, machine.devices(), args)?,
+        Format::Table => machine.table(&mut out, args)?,
         Format::Json => {
             let rows: Vec<Value> = devices.iter().map(|device| object(device, args)).collect();
             out.json(&Map::from_iter([("devices".to_owned(), Value::Array(rows))]))?;
@@ -42,10 +41,6 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
 
 /// For people: sets one after the other, each with its cache first.
 pub(super) fn table(out: &mut Out, devices: &[DeviceReport], args: &ListArgs) -> Result<()> {
-    if devices.is_empty() {
-        writeln!(out, "no bcache device found")?;
-        return Ok(());
-    }
     let columns = args.columns();
     let header: Vec<String> = columns.iter().map(|column| column.name()).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
@@ -179,7 +174,7 @@ fn ordered<'d>(devices: &'d [DeviceReport], args: &ListArgs) -> Vec<&'d DeviceRe
             Some(column) => field(a, column).cmp(&field(b, column)),
             None => set_of(a).cmp(set_of(b)).then(is_no_cache(a).cmp(&is_no_cache(b))),
         };
-        if args.reverse { order.reverse() } else { order }.then(Ordering::Equal)
+        if args.reverse { order.reverse() } else { order }
     });
     all
 }

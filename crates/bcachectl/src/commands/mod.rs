@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod export;
+mod holding;
 pub mod image;
 pub mod invalidate;
 pub mod list;

@@ -1,15 +1,16 @@
 //! `bcachectl repair`: claim, read, plan, show, confirm, write, read again.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use bcache_cli::confirm;
 use bcache_cli::out::Out;
+use bcache_cli::progress::Progress;
 use bcache_core::cache_set::ReadOptions;
-use bcache_core::device::holders::holders_of;
-use bcache_core::device::{BlockDevice, DeviceError, FileDevice, FileReader, ReadDevice, file};
+use bcache_core::device::{BlockDevice, FileDevice, FileReader, ReadDevice, file};
 use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
@@ -24,18 +25,12 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     let options = ReadOptions::default();
     let accepted: BTreeSet<Code> = args.accept.iter().copied().collect();
     if args.dry_run {
-        let open = |path: &PathBuf| -> Result<FileReader> {
-            let holders = holders_of(path);
-            if !holders.is_empty() {
-                return Err(in_use(DeviceError::Busy { path: path.clone(), holders }));
-            }
-            Ok(file::open_read(path)?)
-        };
+        let open = |path: &PathBuf| file::open_unused(path).map_err(in_use);
         let cache = open(&args.cache)?;
         let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
         let backing: Vec<&dyn ReadDevice> =
             backing.iter().map(|it| it as &dyn ReadDevice).collect();
-        let plan = repair::plan(&cache, &backing, &options, &mut |_| {})?;
+        let plan = plan(args, &cache, &backing, &options)?;
         show(args, &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
@@ -50,7 +45,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     let backing: Vec<FileDevice> =
         args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
-    let plan = repair::plan(&cache, &readers, &options, &mut |_| {})?;
+    let plan = plan(args, &cache, &readers, &options)?;
     if plan.is_nothing(&accepted) {
         show(args, &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
@@ -58,11 +53,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     if !args.yes {
         let mut stderr = io::stderr();
         render::text(&mut stderr, args, &plan, &accepted, render::Outcome::DryRun)?;
-        write!(stderr, "Go on? [y/N] ")?;
-        stderr.flush()?;
-        let mut answer = String::new();
-        io::stdin().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        if !confirm::go_on()? {
             bail!("nothing was written");
         }
     }
@@ -73,6 +64,16 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     }
     show(args, &plan, &accepted, render::Outcome::Done)?;
     Ok(status(&plan, &accepted))
+}
+
+fn plan(
+    args: &RepairArgs,
+    cache: &dyn ReadDevice,
+    backing: &[&dyn ReadDevice],
+    options: &ReadOptions,
+) -> Result<RepairPlan> {
+    let mut progress = Progress::new(args.cache.display().to_string());
+    Ok(repair::plan(cache, backing, options, &mut |at| progress.reading(at))?)
 }
 
 /// Whether anything is left that this command did not mend.

@@ -8,13 +8,13 @@ use bcache_cli::progress::Progress;
 use bcache_core::cache_set::{
     self, Below, CacheSet, NewestEntry, Problem, ReadOptions, Visitor, VolumeReader,
 };
-use bcache_core::device::holders::holders_of;
-use bcache_core::device::{DeviceError, FileReader, ReadDevice, open_read};
+use bcache_core::device::{FileReader, ReadDevice, open_unused};
 use bcache_core::inspect::{BackingDevices, Contents, Device, Doubt, Identity, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 
+use super::holding;
 use crate::cli::export::VolumeArgs;
 use crate::scan;
 use crate::stakes::{VolumeReport, find_volume};
@@ -58,13 +58,8 @@ impl Visitor for Problems {
     }
 
     fn progress(&mut self, progress: cache_set::Progress) {
-        let (what, done, total) = match progress {
-            cache_set::Progress::Journal { done, total } => ("journal", done, total),
-            cache_set::Progress::Prios { done, total } => ("prios", done, total),
-            cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
-        };
         if let Some(bar) = &mut self.progress {
-            bar.set(what, done, total);
+            bar.reading(progress);
         }
     }
 
@@ -80,14 +75,8 @@ impl Visitor for Problems {
     }
 }
 
-fn open_unused(path: &Path) -> Result<FileReader> {
-    let device = open_read(path)?;
-    let holders = holders_of(path);
-    if !holders.is_empty() {
-        // What changes while it is read would be copied half old, half new.
-        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
-    }
-    Ok(device)
+fn open(path: &Path) -> Result<FileReader> {
+    open_unused(path).map_err(|error| holding::in_use(error, |_| None))
 }
 
 /// A backing device that was named.
@@ -103,7 +92,7 @@ pub fn with_volume<T>(
     with: impl FnOnce(Volume<'_, '_>) -> Result<T>,
 ) -> Result<T> {
     let cache_path = &args.cache;
-    let device = open_unused(cache_path)?;
+    let device = open(cache_path)?;
     if device.is_metadata_image() {
         bail!("{} is a metadata image: it holds no data of volumes", cache_path.display());
     }
@@ -203,7 +192,7 @@ fn superblock_problems(device: &Device<'_>) -> Vec<String> {
 }
 
 fn open_backing(path: &Path) -> Result<Named> {
-    let device = open_unused(path)?;
+    let device = open(path)?;
     let superblock = read_superblock(&device)?
         .filter(|superblock| superblock.magic_ok() && superblock.kind() == Some(Kind::Backing))
         .with_context(|| format!("{} has no superblock of a backing device", path.display()))?;

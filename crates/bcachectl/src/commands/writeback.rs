@@ -1,16 +1,16 @@
 //! `bcachectl writeback`: claim, read, plan, show, confirm, copy, make clean.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
+use bcache_cli::{confirm, is_broken_pipe};
 use bcache_core::cache_set::Progress;
-use bcache_core::device::holders::{Holder, holders_of};
+use bcache_core::device::holders::Holder;
 use bcache_core::device::{BlockDevice, DeviceError, FileDevice, FileReader, ReadDevice, file};
 use bcache_core::ops::rebuild::RebuildError;
 use bcache_core::ops::writeback::{
@@ -19,6 +19,7 @@ use bcache_core::ops::writeback::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::holding;
 use crate::cli::WritebackArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::writeback as render;
@@ -83,13 +84,7 @@ fn seconds_now() -> u32 {
 }
 
 fn dry_run(args: &WritebackArgs, options: &Options) -> Result<ExitCode> {
-    let open = |path: &PathBuf| -> Result<FileReader> {
-        let holders = holders_of(path);
-        if !holders.is_empty() {
-            return Err(in_use(DeviceError::Busy { path: path.clone(), holders }));
-        }
-        Ok(file::open_read(path)?)
-    };
+    let open = |path: &PathBuf| file::open_unused(path).map_err(in_use);
     let cache = open(&args.cache)?;
     let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
@@ -144,38 +139,20 @@ fn report(
 fn confirm(args: &WritebackArgs, plan: &WritebackPlan<'_>) -> Result<bool> {
     let mut stderr = io::stderr();
     render::text(&mut stderr, args, plan, render::Outcome::DryRun)?;
-    write!(stderr, "Go on? [y/N] ")?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    Ok(confirm::go_on()?)
 }
 
 /// A device in use, and how to stop what uses it.
 pub(super) fn in_use(error: DeviceError) -> anyhow::Error {
-    let DeviceError::Busy { holders, .. } = &error else { return error.into() };
-    match holders.iter().find_map(how_to_stop) {
-        Some(how) => anyhow::anyhow!("{error}; {how}; nothing was written"),
-        None => anyhow::anyhow!("{error}; nothing was written"),
-    }
-}
-
-fn how_to_stop(holder: &Holder) -> Option<String> {
-    match holder {
+    holding::in_use(error, |holder| match holder {
         Holder::BcacheCache { .. } | Holder::BcacheBacking { .. } => Some(
             "the kernel runs it and can write back by itself: see Documentation/admin-guide/\
              bcache.rst; to stop it, unmount its bcache devices, and write 1 to \
              /sys/block/bcacheN/bcache/stop of each and to /sys/fs/bcache/UUID/stop"
                 .to_owned(),
         ),
-        Holder::Loop { name } => Some(format!(
-            "use /dev/{name}, or detach it with `losetup --detach /dev/{name}` once it is not in use"
-        )),
-        Holder::Partition { holders, .. } | Holder::WholeDisk { holders, .. } => {
-            holders.iter().find_map(how_to_stop)
-        }
         _ => None,
-    }
+    })
 }
 
 /// A refusal, and what to do instead.

@@ -15,37 +15,6 @@ On a terminal that is too narrow, whole columns are left out, and a line below n
 
 pub(super) const AFTER: Sections = &[
     (
-        "COLUMNS",
-        "set :: UUID of the set.
-
-device :: Path of the device.
-
-kind :: cache or backing.
-
-size :: Size of the device.
-
-label :: Label.
-
-state :: State of a backing device: none, clean, dirty or inconsistent; of a cache, new or in use. \
-         Of a running device, what the kernel says.
-
-running :: Name of the device that bcache runs, yes for a cache, or no.
-
-kernel :: accepts, or why the kernel refuses the device.
-
-uuid :: UUID of the device.
-
-mode :: Cache mode of a backing device.
-
-dirty :: Dirty data of a running backing device, as the kernel rounds it.
-
-bucket :: Size of a cache's buckets.
-
-block :: Block size of the set that the device is made for.
-
-policy :: Replacement policy of a cache.",
-    ),
-    (
         "JSON",
         "With --json the output is an object with devices, a list of objects with the columns that were \
          asked for. Sizes are in bytes, also in csv; what is not known is null, and empty in csv.",

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::at_stake::AtStake;
 use super::{MakeError, RunError, check_distinct};
 use crate::cache_set::read_superblock;
-use crate::device::holders::holders_of;
 use crate::device::probe::probe;
 use crate::device::sysfs::{BlockDir, Root};
 use crate::device::{
@@ -158,11 +157,7 @@ pub fn facts_of(
     path: &Path,
     search: Option<SearchMachine>,
 ) -> Result<DeviceFacts, RunError> {
-    let device = file::open_read(path)?;
-    let holders = holders_of(path);
-    if !holders.is_empty() {
-        return Err(DeviceError::Busy { path: path.to_owned(), holders }.into());
-    }
+    let device = file::open_unused(path)?;
     let mut facts = DeviceFacts::of_device(kind, &device, probe(path)?, search)?;
     let block = BlockDir::of_path(&Root::system(), path);
     facts.is_bcache_volume = block.is_some_and(|block| block.is_bcache_volume());

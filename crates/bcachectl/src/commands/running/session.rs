@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use bcache_cli::confirm::{is_yes, prompt};
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress as Bar;
 use bcache_core::device::sysfs::{BlockDir, Root};
@@ -305,16 +306,10 @@ pub(super) fn ask(question: &str, word: Option<&str>) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(false);
     }
-    let mut stderr = io::stderr();
-    match word {
-        Some(word) => write!(stderr, "{question} Type \"{word}\" to go on: ")?,
-        None => write!(stderr, "{question} Go on? [y/N] ")?,
-    }
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    let answer = answer.trim();
-    Ok(word.map_or(matches!(answer, "y" | "Y" | "yes"), |word| answer == word))
+    Ok(match word {
+        Some(word) => prompt(&format!("{question} Type \"{word}\" to go on: "))? == word,
+        None => is_yes(&prompt(&format!("{question} Go on? [y/N] "))?),
+    })
 }
 
 /// What the user is told while the kernel works.

@@ -81,6 +81,10 @@ fn parse(text: &str) -> Result<File> {
 
 fn save(path: &Path, limit: Duration) -> Result<ExitCode> {
     let view = read_view(&Root::system(), limit)?;
+    if view.sets.is_empty() && view.backing.is_empty() {
+        // An empty file in the place of what was saved before would lose that.
+        bail!("no bcache device runs whose settings could be saved; nothing was written");
+    }
     let text = as_toml(&view);
     if path == Path::new("-") {
         let mut out = Out::stdout();

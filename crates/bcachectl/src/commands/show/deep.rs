@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::{Result, ensure};
 use bcache_cli::progress::Progress;
+use bcache_cli::text::with_causes;
 use bcache_core::cache_set::{self, CacheSet, Problem, Visitor};
 use bcache_core::inspect::{Answer, Contents, Group, Identity, Member};
 use bcache_core::layout::superblock::Kind;
@@ -43,12 +44,7 @@ impl Visitor for Problems {
     }
 
     fn progress(&mut self, progress: cache_set::Progress) {
-        let (what, done, total) = match progress {
-            cache_set::Progress::Journal { done, total } => ("journal", done, total),
-            cache_set::Progress::Prios { done, total } => ("prios", done, total),
-            cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
-        };
-        self.progress.set(what, done, total);
+        self.progress.reading(progress);
     }
 
     fn problem(&mut self, problem: Problem) {
@@ -58,20 +54,6 @@ impl Visitor for Problems {
             self.more += 1;
         }
     }
-}
-
-/// A problem and what the device said, in one line.
-fn with_causes(problem: &Problem) -> String {
-    let mut text = problem.to_string();
-    let mut cause = std::error::Error::source(problem);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A device and what was found on it.

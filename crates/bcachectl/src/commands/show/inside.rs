@@ -78,10 +78,11 @@ pub(super) fn warn_of_same_uuid(reports: &mut [DeviceReport]) {
         return;
     }
     let mut all = named.clone();
-    for found in scan::machine().map(|scan| scan.devices).unwrap_or_default() {
-        let is_named = named.iter().any(|(path, _)| same_file(path, &found.device.path));
-        if let Some(sb) = found.area.superblock().filter(|_| !is_named) {
-            all.push((found.device.path, sb.uuid()));
+    for found in scan::machine().map_or(&[][..], |scan| &scan.devices) {
+        let Some(sb) = found.area.superblock() else { continue };
+        let path = &found.device.path;
+        if !named.iter().any(|(named, _)| same_file(named, path)) {
+            all.push((path.clone(), sb.uuid()));
         }
     }
     for group in same_uuid(&Root::system(), &all) {

@@ -1,14 +1,12 @@
 //! Every bcache device of the machine, and how they belong together.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use bcache_cli::out::Out;
-use bcache_cli::text::plural;
-use bcache_core::device::DeviceError;
+use bcache_cli::text::{plural, with_causes};
 use bcache_core::device::scan::Scan;
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
 use bcache_core::layout::superblock::Kind;
@@ -42,7 +40,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
     if json {
         out.json(&machine.report)?;
     } else {
-        list::table(&mut out, &machine.report.devices, &ListArgs::default())?;
+        machine.table(&mut out, &ListArgs::default())?;
     }
     out.finish()?;
     machine.complain()
@@ -51,7 +49,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
 /// The bcache devices of the machine, and those of which it cannot be told.
 pub(in crate::commands) struct Machine {
     report: Report,
-    scan: Scan,
+    scan: &'static Scan,
 }
 
 impl Machine {
@@ -89,6 +87,17 @@ impl Machine {
         &self.report.devices
     }
 
+    /// The list for people.
+    pub(in crate::commands) fn table(&self, out: &mut Out, args: &ListArgs) -> Result<()> {
+        if self.report.devices.is_empty() {
+            let whole = self.report.errors.is_empty();
+            let among = if whole { "" } else { " among those that could be read" };
+            writeln!(out, "no bcache device found{among}")?;
+            return Ok(());
+        }
+        list::table(out, &self.report.devices, args)
+    }
+
     /// Names the devices of which it cannot be told, on standard error; the exit status that follows.
     pub(in crate::commands) fn complain(&self) -> Result<ExitCode> {
         let is_root = nix::unistd::geteuid().is_root();
@@ -114,17 +123,6 @@ impl Machine {
         let whole = self.report.errors.is_empty();
         Ok(if whole { ExitCode::SUCCESS } else { Failure::Refused.into() })
     }
-}
-
-/// An error, which names its device, and its causes.
-fn with_causes(error: &DeviceError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Whether a device went away after it was listed: a loop device that was detached, a stick that was
