@@ -161,6 +161,18 @@ pub fn read_superblock(
     Ok(Superblock::from_bytes(&bytes))
 }
 
+/// The same of a device that has to be long enough for one.
+pub(crate) fn expect_superblock(
+    device: &(impl ReadDevice + ?Sized),
+) -> Result<Superblock, DeviceError> {
+    read_superblock(device)?.ok_or_else(|| DeviceError::OutOfRange {
+        path: device.info().path.clone(),
+        offset: SB_OFFSET_BYTES,
+        len: SB_BYTES as u64,
+        size_bytes: device.info().size_bytes,
+    })
+}
+
 fn fits(geometry: &Geometry, size: Sectors) -> Result<(), OpenError> {
     let (nbuckets, needed) = (geometry.nbuckets(), geometry.size());
     if needed > size { Err(OpenError::TooSmall { nbuckets, needed, size }) } else { Ok(()) }

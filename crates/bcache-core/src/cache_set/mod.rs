@@ -33,6 +33,7 @@ pub mod view;
 pub mod volume;
 
 pub use btree::{LoadedNode, WalkOptions};
+pub(crate) use device::expect_superblock;
 pub use device::{CacheDevice, OpenError, TRUNCATED_NBUCKETS_MAX, read_superblock};
 pub use extents::{Found, Missing, MissingError};
 pub use journal::Journal;

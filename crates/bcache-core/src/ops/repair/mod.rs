@@ -29,11 +29,11 @@ use std::path::PathBuf;
 
 use crate::cache_set::{
     BucketProblem, CacheDevice, CacheSet, Journal, NoVisitor, OpenError, Problem, Progress,
-    ReadError, ReadOptions, Visitor,
+    ReadError, ReadOptions, Visitor, expect_superblock,
 };
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Refusal, Target, Verdict, kernel_verdict};
+use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::invalidate::blocks;
 use crate::ops::plan::{ApplyError, Plan, Step, WriteKind, apply};
 use crate::ops::planned::PlannedDevice;
@@ -292,7 +292,7 @@ pub fn plan(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RepairPlan, RepairError> {
     let mut fixes = Vec::new();
-    let found = superblock::read(cache)?;
+    let found = expect_superblock(cache)?;
     let mended = superblock::mended(&found);
     if let Some((code, sb)) = &mended {
         fixes.push(superblock_fix(*code, None, &found, sb));
@@ -321,8 +321,7 @@ pub fn plan(
     let vouched = left.is_empty() && dirty_sectors_after.is_some();
     let (mut anew, mut not_anew) = (None, None);
     if left.iter().any(|it| matches!(it, Left::Problem(_))) {
-        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
-        let device = PlannedDevice::new(cache, steps.iter());
+        let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
         match anew::decide(&device, options, 0, progress) {
             Ok(ready) => {
                 dirty_sectors_after = Some(ready.anew.dirty_sectors());
@@ -339,7 +338,7 @@ pub fn plan(
         }
     }
     for (index, device) in backing.iter().enumerate() {
-        let found = superblock::read(*device)?;
+        let found = expect_superblock(*device)?;
         let Some((code, mended)) = superblock::mended(&found) else { continue };
         let is_backing =
             mended.kind() == Some(Kind::Backing) && verdict(*device, &mended).accepts();
@@ -382,13 +381,7 @@ fn superblock_fix(
 }
 
 fn verdict(device: &dyn ReadDevice, sb: &Superblock) -> Verdict {
-    let info = device.info();
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size,
-        logical_block_bytes: info.logical_block_bytes,
-    };
-    kernel_verdict(sb, &target)
+    kernel_verdict(sb, &device.info().target())
 }
 
 /// Finds flipped bits behind the problems of the last reading.
@@ -401,8 +394,7 @@ fn mend_bits(
 ) -> Result<(), RepairError> {
     let mut found = Vec::new();
     {
-        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
-        let device = PlannedDevice::new(cache, steps.iter());
+        let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
         let Ok(opened) = CacheDevice::open(&device) else { return Ok(()) };
         let mut watch = Watch { progress, problems: Vec::new() };
         let set = CacheSet::read(opened.clone(), options, &mut watch).ok();
@@ -415,8 +407,10 @@ fn mend_bits(
             continue;
         }
         // Over what is mended already: two bits can be in one block.
-        let steps: Vec<Step> = fixes.iter().map(|fix| fix.step.clone()).collect();
-        let step = bits::write_of(&PlannedDevice::new(cache, steps.iter()), &flip)?;
+        let step = {
+            let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
+            bits::write_of(&device, &flip)?
+        };
         let (code, class) = (Code::FlippedBit, Class::Certain);
         fixes.push(Fix { code, class, backing: None, place: flip.place, byte: flip.byte, step });
     }
@@ -591,7 +585,7 @@ pub fn run(
         prove(&cache, &expected, options)?;
     }
     let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
-    let sb = superblock::read(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
+    let sb = expect_superblock(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
     let expected = if contents.is_some() { 0 } else { plan.left.len() };
     let found = after.left(&verdict(&cache, &sb)).len();
     if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }

@@ -1,7 +1,6 @@
 //! Superblocks: a magic that was wiped, a bit that was flipped, a checksum that is wrong.
 
-use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::layout::superblock::{BCACHE_MAGIC, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::superblock::{BCACHE_MAGIC, Superblock};
 use crate::ops::repair::Code;
 use crate::ops::repair::flip::flipped_bit;
 
@@ -13,17 +12,6 @@ const KEYS: std::ops::Range<usize> = 206..208;
 
 /// Byte at which the journal's bucket numbers start.
 const KEYS_START: usize = 208;
-
-pub(super) fn read(device: &dyn ReadDevice) -> Result<Superblock, DeviceError> {
-    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    Superblock::from_bytes(&bytes).ok_or_else(|| DeviceError::OutOfRange {
-        path: device.info().path.clone(),
-        offset: SB_OFFSET_BYTES,
-        len: SB_BYTES as u64,
-        size_bytes: device.info().size_bytes,
-    })
-}
 
 /// A superblock as it was, where that can be told; `None` for one that is sound, or cannot be told.
 ///
@@ -77,6 +65,7 @@ mod tests {
 
     use super::*;
     use crate::cache_set::testkit::SetBuilder;
+    use crate::layout::superblock::SB_BYTES;
 
     proptest! {
         /// Any flipped bit under the checksum is flipped back, and a magic that was wiped returns.

@@ -1,9 +1,9 @@
 //! The backing devices: whose they are, and whether the cache's data may be written to them.
 
-use crate::cache_set::CacheSet;
-use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::layout::superblock::{BackingState, Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Target, kernel_verdict};
+use crate::cache_set::{CacheSet, expect_superblock};
+use crate::device::ReadDevice;
+use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::layout::verdict::kernel_verdict;
 use crate::ops::writeback::BackingRefusal;
 use crate::units::SECTOR_BYTES;
 
@@ -36,22 +36,8 @@ impl Dirty {
 
 /// A backing device's superblock, if the kernel would take it.
 pub(super) fn superblock(device: &dyn ReadDevice) -> Result<Superblock, BackingRefusal> {
-    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    let out_of_range = || DeviceError::OutOfRange {
-        path: device.info().path.clone(),
-        offset: SB_OFFSET_BYTES,
-        len: SB_BYTES as u64,
-        size_bytes: device.info().size_bytes,
-    };
-    let sb = Superblock::from_bytes(&bytes).ok_or_else(out_of_range)?;
-    let info = device.info();
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size,
-        logical_block_bytes: info.logical_block_bytes,
-    };
-    if let Some(refusal) = kernel_verdict(&sb, &target).refusal {
+    let sb = expect_superblock(device)?;
+    if let Some(refusal) = kernel_verdict(&sb, &device.info().target()).refusal {
         return Err(BackingRefusal::KernelRefuses(refusal));
     }
     if sb.kind() != Some(Kind::Backing) {

@@ -11,7 +11,7 @@ use crate::device::holders::holders_of_device;
 use crate::device::sysfs::{BackingState as Word, BlockDir, Root};
 use crate::device::{AlignedBuf, DeviceError, DeviceInfo, DeviceKind, ReadDevice};
 use crate::layout::superblock::{BackingState, Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Target, kernel_verdict};
+use crate::layout::verdict::kernel_verdict;
 use crate::running::attributes::Attributes;
 use crate::running::findings::{DeviceState, OnDevice};
 use crate::running::rounded::Rounded;
@@ -108,12 +108,7 @@ pub fn plan_register(
         device: name.clone(),
         reason: "Not a bcache superblock (the device is too small)".to_owned(),
     })?;
-    let target = Target {
-        device_size: info.size(),
-        disk_size: info.disk_size,
-        logical_block_bytes: info.logical_block_bytes,
-    };
-    if let Some(reason) = kernel_verdict(&superblock, &target).refusal {
+    if let Some(reason) = kernel_verdict(&superblock, &info.target()).refusal {
         return Err(Refusal::KernelWouldRefuse { device: name, reason: reason.to_string() });
     }
     if superblock.kind() == Some(Kind::Cache) {
