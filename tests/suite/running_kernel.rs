@@ -6,6 +6,7 @@ use bcache_tests::need::find_program;
 use bcache_tests::tool::make;
 use bcache_tests::{Guest, GuestRun, Kernel, Need, Scratch, binary, main_with, trial};
 use serde_json::Value;
+use std::os::unix::fs::FileExt as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,10 +17,8 @@ fn main() -> ExitCode {
             life_cycle(kernel)
         }));
         trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
-        trials.push(trial(format!("interrupted_{kernel}"), &[Need::Guest], move || {
-            interrupted(kernel)
-        }));
         let needs = &[Need::Guest, Need::Program("dmsetup", "dmsetup")];
+        trials.push(trial(format!("interrupted_{kernel}"), needs, move || interrupted(kernel)));
         trials.push(trial(format!("cache_lost_{kernel}"), needs, move || cache_lost(kernel)));
     }
     main_with(trials)
@@ -345,6 +344,143 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is killed in the middle of moving a device to another cache: while it is written back, while it
+/// is detached. The writes of its disk take half a minute then.
+const REPLACE: &str = r#"
+        size=$(blockdev --getsz /dev/vdc)
+        table() {
+            echo "0 $size $1" | /bin/dmsetup $2 --noudevsync --noudevrules slow
+        }
+        becomes() {
+            table "$1" reload
+            /bin/dmsetup suspend --noudevsync slow
+            /bin/dmsetup resume --noudevsync slow
+        }
+        slow="delay /dev/vdc 0 0 /dev/vdc 0 30000"
+        table "linear /dev/vdc 0" create
+        register /dev/dm-0
+        register /dev/vdd
+        at=/sys/block/dm-0/bcache
+        wait_for 10 test -e $at/cache
+        old=$(basename $(readlink -f /sys/block/vdd/bcache/set))
+        volume=$(basename $(readlink -f $at/dev))
+        echo writeback >$at/cache_mode
+        echo 0 >$at/sequential_cutoff
+        echo 21 >$at/writeback_percent
+        echo 0 >$at/writeback_running
+        echo 0 >/sys/fs/bcache/$old/congested_write_threshold_us
+        echo 77 >/sys/fs/bcache/$old/journal_delay_ms
+        pattern urandom $volume 8
+        md5 /dev/$volume 8388608
+        ctl rc_dry replace-cache --dry-run /dev/vdd /dev/vde
+        ctl rc_same replace-cache /dev/vdd /dev/vdd
+        ctl rc_backing replace-cache /dev/vdd /dev/vda
+        ctl rc_full replace-cache /dev/vdd /dev/vdf
+        ctl rc_volume volume create /dev/vdb 16M
+        ctl rc_flash replace-cache /dev/vdb /dev/vde
+        becomes "$slow"
+        replace() {
+            /bin/bcachectl replace-cache $old /dev/vde >/replaced 2>&1 &
+            replace=$!
+        }
+        replace
+        wait_for 20 grep -qx 0 $at/writeback_percent
+        sleep 1
+        ctl rc_at_it status dm-0
+        ctl rc_second replace-cache $old /dev/vde
+        ctl rc_other flush dm-0
+        kill -INT $replace
+        status=0
+        wait $replace || status=$?
+        echo $status >/status
+        figure rc_int /status
+        figure rc_int_percent $at/writeback_percent
+        capture rc_said cat /replaced
+        ctl rc_left status
+        replace
+        wait_for 20 grep -qx 0 $at/writeback_percent
+        sleep 1
+        kill -KILL $replace
+        wait $replace || true
+        figure rc_killed_percent $at/writeback_percent
+        ctl rc_killed status
+        becomes "linear /dev/vdc 0"
+        wait_for 60 grep -qx clean $at/state
+        becomes "$slow"
+        replace
+        wait_for 20 grep -q '"detaches":true' /run/bcachectl/replace-cache-$old.json
+        sleep 1
+        kill -KILL $replace
+        ctl rc_detaching status --timeout 5
+        becomes "linear /dev/vdc 0"
+        wait $replace || true
+        wait_for 60 test ! -e $at/cache
+        figure rc_put_back $at/writeback_percent
+        ctl rc_bare status
+        ctl rc_again replace-cache $old /dev/vde
+        new=$(basename $(readlink -f /sys/block/vde/bcache/set))
+        figure rc_percent $at/writeback_percent
+        figure rc_running $at/writeback_running
+        figure rc_journal /sys/fs/bcache/$new/journal_delay_ms
+        figure rc_mode $at/cache_mode
+        ctl rc_healthy status --json dm-0
+        md5 /dev/$volume 8388608
+        echo 1 >$at/writeback_running
+        ctl rc_no_yes replace-cache --wipe /dev/vde /dev/vdd
+        ctl rc_back replace-cache --wipe --yes --json /dev/vde /dev/vdd
+        ctl rc_wiped register /dev/vde
+        ctl rc_end status
+        md5 /dev/$volume 8388608
+        ctl rc_stop stop $volume
+        /bin/dmsetup remove --noudevsync slow"#;
+
+fn replaced(run: &GuestRun) -> anyhow::Result<()> {
+    let figure = |name: &str| run.log.figure(name).map(str::trim);
+    let steps = [
+        "vde: would be formatted",
+        "vde: would be registered",
+        "dm-0: would be flushed",
+        "dm-0: would be detached",
+        "dm-0: would be attached",
+        "would be unregistered",
+    ];
+    expect(run, "rc_dry", 0, &steps)?;
+    expect(run, "rc_same", 1, &["the cache of that set already"])?;
+    expect(run, "rc_backing", 1, &["a registered backing device"])?;
+    expect(run, "rc_full", 1, &["is not empty", "bcachectl make"])?;
+    expect(run, "rc_volume", 0, &[])?;
+    expect(run, "rc_flash", 1, &["flash-only volumes"])?;
+    expect(run, "rc_at_it", 0, &["is being replaced by /dev/vde", "dm-0 is being flushed"])?;
+    expect(run, "rc_second", 1, &["another bcachectl is replacing"])?;
+    expect(run, "rc_other", 1, &["another bcachectl is flushing"])?;
+    ensure!(figure("rc_int") == Some("130"), "{}", run.tail());
+    ensure!(figure("rc_int_percent") == Some("21"), "{}", run.tail());
+    expect(run, "rc_said", 0, &["repeat the command", "dm-0 is still dirty"])?;
+    let unfinished = ["dm-0 is on the old cache still", "bcachectl replace-cache"];
+    expect(run, "rc_left", 0, &unfinished)?;
+    ensure!(!said(run, "rc_left")?.0.contains("was killed"), "{}", said(run, "rc_left")?.0);
+    ensure!(figure("rc_killed_percent") == Some("0"), "{}", run.tail());
+    let killed = ["A flush of dm-0 was killed", "writeback_percent is 0 instead of 21"];
+    expect(run, "rc_killed", 0, &killed)?;
+    expect(run, "rc_killed", 0, &unfinished)?;
+    // The one that was killed later had put the settings back first.
+    ensure!(figure("rc_put_back") == Some("21"), "{}", run.tail());
+    expect(run, "rc_bare", 0, &["dm-0 has no cache", "bcachectl replace-cache"])?;
+    expect(run, "rc_again", 0, &["dm-0: attached", "unregistered", "keeps its superblock"])?;
+    ensure!(figure("rc_percent") == Some("21"), "{}", run.tail());
+    ensure!(figure("rc_running") == Some("0"), "{}", run.tail());
+    ensure!(figure("rc_journal") == Some("77"), "{}", run.tail());
+    ensure!(figure("rc_mode").is_some_and(|it| it.contains("[writeback]")), "{}", run.tail());
+    let healthy = json(run, "rc_healthy")?;
+    ensure!(healthy["findings"].as_array().is_some_and(Vec::is_empty), "{healthy}");
+    ensure!(healthy["sets"][0]["cache"] == "vde", "{healthy}");
+    expect(run, "rc_no_yes", 1, &["nothing was written"])?;
+    expect(run, "rc_back", 0, &["\"action\": \"attach\"", "\"state\": \"done\""])?;
+    expect(run, "rc_wiped", 1, &["Not a bcache superblock"])?;
+    expect(run, "rc_end", 0, &["cache vdd"])?;
+    expect(run, "rc_stop", 0, &["dm-0: stopped"])
+}
+
 /// A flush that is interrupted puts its settings back, and completes when it is repeated.
 fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
@@ -389,9 +525,15 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
         figure delay /sys/block/vda/bcache/writeback_delay
         md5 /dev/bcache0 2048000
         ctl begun detach vda
-        wait_for 20 test ! -e /sys/block/vda/bcache/cache
-        stop_all";
-    let run = guest(kernel, &scratch)?.script(script).run()?.ok()?;
+        wait_for 20 test ! -e /sys/block/vda/bcache/cache";
+    let new = scratch.sparse("new", 256 << 20)?;
+    let full = scratch.sparse("full", 64 << 20)?;
+    std::fs::OpenOptions::new().write(true).open(&full)?.write_at(b"something", 4096)?;
+    let guest = guest(kernel, &scratch)?.disk(new).disk(full);
+    let guest = guest.module("dm_mod").module("dm_delay");
+    let guest = guest.binary(find_program("dmsetup").context("dmsetup")?);
+    let run = guest.script(script).script(REPLACE).script("stop_all").run()?.ok()?;
+    replaced(&run)?;
     let figure = |name: &str| run.log.figure(name).map(str::trim);
     for signal in ["INT", "TERM"] {
         ensure!(figure(&format!("status_{signal}")) == Some("130"), "{signal}\n{}", run.tail());
@@ -406,6 +548,8 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     ensure!(figure("state") == Some("clean") && figure("delay") == Some("17"), "{}", run.tail());
     let sums = run.log.md5s("/dev/bcache0:2048000");
     ensure!(sums.len() == 2 && sums[0] == sums[1], "{sums:?}");
+    let sums = run.log.md5s("/dev/bcache1:8388608");
+    ensure!(sums.len() == 3 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
     Ok(())
 }
 

@@ -13,3 +13,4 @@ pub mod man;
 pub mod render;
 pub mod scan;
 pub mod stakes;
+mod udev;

@@ -84,6 +84,8 @@ pub enum Command {
     Volume(running::VolumeArgs),
     /// Let a grown backing device take its new size
     Resize(running::ResizeArgs),
+    /// Give the backing devices of a set another cache device
+    ReplaceCache(running::ReplaceCacheArgs),
     /// Change settings of a running device or set
     Set(running::SetArgs),
     /// Show the settings of a running device or set

@@ -216,6 +216,40 @@ pub struct ResizeArgs {
     pub control: ControlArgs,
 }
 
+/// Options of `bcachectl replace-cache`.
+#[derive(Debug, Args)]
+pub struct ReplaceCacheArgs {
+    /// The set whose cache is replaced, by its UUID or its cache device
+    #[arg(value_name = "OLD")]
+    pub old: String,
+
+    /// The new cache device: one with nothing on it, which is formatted; or a cache device that was
+    /// made before
+    #[arg(value_name = "NEW")]
+    pub new: PathBuf,
+
+    /// Bucket size of the new cache, such as 512k; by default as `bcachectl make` chooses it
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub bucket: Option<u64>,
+
+    /// Turn writeback to writethrough while a device is written back, so that new writes do not keep
+    /// it dirty
+    #[arg(long)]
+    pub writethrough: bool,
+
+    /// Wipe the superblock of the old cache device at the end
+    #[arg(long)]
+    pub wipe: bool,
+
+    /// Do not ask; needed for --wipe where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+
+    /// What all of these commands have
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// Options of `bcachectl set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {

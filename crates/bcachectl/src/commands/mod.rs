@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
         (Command::Label(args), _) => running::label(args),
         (Command::Volume(args), _) => running::volume(args),
         (Command::Resize(args), _) => running::resize(args),
+        (Command::ReplaceCache(args), _) => running::replace_cache(args),
         (Command::Set(args), _) => running::set(args),
         (Command::Get(args), _) => running::get(args),
         (Command::Settings(args), _) => running::settings(args),

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use bcache_cli::size::{SizeError, parse_bytes};
 use bcache_core::device::{DeviceError, DeviceKind, holders};
@@ -261,7 +261,7 @@ fn format(request: &Request) -> Result<(), Refused> {
         super::print(&made);
     }
     if formatted.iter().any(|plan| plan.facts.info.kind == DeviceKind::Block) {
-        wait_for_udev();
+        crate::udev::settle();
     }
     match outcome.failed {
         None => Ok(()),
@@ -349,19 +349,4 @@ fn made_by_1_1(path: &Path, sb: &Superblock) -> String {
         .replace("bucket_size:\t\t", "bucket_size_in_sectors:\t")
         .replace("data_offset:\t\t", "data_offset_in_sectors:\t");
     format!("Name\t\t\t{}\nLabel\t\t\t{}\nType\t\t\t{kind}\n{lines}\n", path.display(), sb.label())
-}
-
-/// Returns when udev is through with the devices: it registers them, and whoever called wants to
-/// find them registered, or to register them without being too late.
-fn wait_for_udev() {
-    if !Path::new("/run/udev/control").exists() {
-        return;
-    }
-    // Where it cannot be waited for, what was made is no worse.
-    let _ = Command::new("udevadm")
-        .args(["settle", "--timeout=60"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
 }

@@ -105,7 +105,8 @@ const FLUSH_BEFORE: Sections = &[(
     "bcachectl flush writes dirty data back to the last sector and waits until the superblock of the \
      backing device says clean. For the time it sets writeback_delay and writeback_percent to 0 and \
      writeback_running to 1, and puts them back afterwards, also when it fails or is interrupted by \
-     SIGINT, SIGTERM or SIGHUP. After SIGKILL the settings stay changed.
+     SIGINT, SIGTERM or SIGHUP. After SIGKILL they stay changed: status says so, and the next flush of \
+     the device puts them back first. What they were is in /run/bcachectl until then.
 
 In writeback mode new writes make the device dirty again. With --writethrough the mode is \
      writethrough for the time.",
@@ -225,6 +226,41 @@ const RESIZE_AFTER: Sections = &[
         "    lvextend -L +100G vg/slow
     umount /home
     bcachectl resize bcache0",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
+const REPLACE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcachectl replace-cache moves all backing devices of a set to another cache device, for one that \
+     wears out, or that is larger: the size of a cache device is fixed when it is made. The bcache \
+     devices stay, and may be mounted all the time.
+
+NEW is a device with nothing on it, which is formatted with the block size and the replacement policy \
+     of the old one; or a cache device that was made before, registered or not. Anything else is \
+     refused, and so is a set with flash-only volumes, whose data cannot be moved.
+
+When the new set is registered and has the settings of the old one, the backing devices follow one \
+     after the other. Each is written back as bcachectl-flush(8) does it, detached and attached. In \
+     between it runs without a cache, and all of its data is on it. At last the old set is unregistered. \
+     With --wipe its superblock is wiped as bcachectl unregister --wipe does it; else it stays, and a \
+     later boot may register it as a set without devices.
+
+Whenever it is interrupted, no data is lost. status tells how far it came, and the same command \
+     completes it. Which devices move is kept in /run/bcachectl until it is done: after a reboot, those \
+     that had no cache at that moment are attached by bcachectl attach.",
+)];
+const REPLACE_AFTER: Sections = &[
+    NAMES,
+    JSON,
+    STATUS,
+    (
+        "EXAMPLES",
+        "A larger SSD for all disks of the old one, which is then free:
+
+    bcachectl replace-cache --dry-run /dev/nvme0n1 /dev/nvme1n1
+    bcachectl replace-cache --wipe /dev/nvme0n1 /dev/nvme1n1",
     ),
     FILES,
     SEE_ALSO,
@@ -363,7 +399,8 @@ volumes :: bcache, slot, label, bytes.
 
 findings :: code, severity (danger, warning, note), text, way_out (a list of steps). The codes: \
      cache-lost, forced, other-set, waiting, io-disabled, not-synchronous, panics, io-errors, full, \
-     writeback-stopped, closing, unknown.",
+     writeback-stopped, closing, unknown; and of what commands have begun: flushing, flush-killed, \
+     replacing-cache, replacement-unfinished.",
     ),
     (
         "METRICS",
@@ -430,6 +467,7 @@ pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<
             VOLUME_AFTER
         ),
         page!("resize", &["[OPTIONS] DEV"], RESIZE_BEFORE, RESIZE_AFTER),
+        page!("replace-cache", &["[OPTIONS] [ --wipe ] OLD NEW"], REPLACE_BEFORE, REPLACE_AFTER),
         page!("set", &["[OPTIONS] DEV|SET NAME=VALUE..."], SET_BEFORE, SET_AFTER),
         page!("get", &["[OPTIONS] DEV|SET [NAME...]"], GET_BEFORE, GET_AFTER),
         page!(

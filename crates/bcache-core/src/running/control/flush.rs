@@ -1,13 +1,14 @@
 //! Writing dirty data back to the last sector, with the settings put back whatever happens.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ControlError, Look, Note, Plan, Proof, Refusal, Waiting, Write};
 use crate::running::Rounded;
+use crate::running::attributes::Attributes;
 use crate::running::findings::DeviceState;
 use crate::running::view::Backing;
 
@@ -71,6 +72,52 @@ pub fn plan_flush(backing: &Backing, options: FlushOptions) -> Result<Plan, Refu
     Ok(plan)
 }
 
+/// A setting that a flush changes for the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The name of its file.
+    pub name: String,
+    /// Its value before the flush, as it can be written.
+    pub before: String,
+    /// Its value during the flush.
+    pub during: String,
+}
+
+impl Changed {
+    /// Whether the device in `of` still has the value of the flush.
+    pub fn is_in_force(&self, of: &Attributes) -> bool {
+        current(&of.path(&self.name)).as_deref() == Some(&self.during)
+    }
+}
+
+/// What the plan of [`plan_flush`] changes, with the values of now. Whoever keeps this can put the
+/// settings back with [`plan_put_back`] after a flush that was killed.
+///
+/// # Errors
+/// When a setting cannot be read.
+pub fn changes_of_flush(plan: &Plan) -> Result<Vec<Changed>, ControlError> {
+    let of = |write: &Write| {
+        let name = write.file.file_name()?.to_str()?.to_owned();
+        let during = write.value.trim_end().to_owned();
+        Some(Changed { name, before: current(&write.file)?, during })
+    };
+    plan.writes.iter().map(|write| of(write).ok_or_else(|| unreadable(&write.file))).collect()
+}
+
+/// Puts back what a killed flush has left changed on the device in `of`. A setting that somebody has
+/// set to another value since stays as it is.
+pub fn plan_put_back(device: &str, of: &Attributes, changed: &[Changed]) -> Plan {
+    let write = |setting: &Changed| Write {
+        file: of.path(&setting.name),
+        value: format!("{}\n", setting.before),
+    };
+    let left = changed.iter().rev().filter(|setting| setting.is_in_force(of));
+    let writes: Vec<Write> = left.map(write).collect();
+    let notes = if writes.is_empty() { vec![Note::AlreadySo] } else { Vec::new() };
+    let (action, target) = ("put-back", device.to_owned());
+    Plan { action, target, writes, proof: Proof::Written, notes }
+}
+
 /// Settings as they were, put back when dropped.
 struct Saved {
     /// In the order in which they were changed.
@@ -101,11 +148,15 @@ impl Drop for Saved {
 }
 
 /// What a setting is now, in the words in which it can be written back.
-fn current(file: &PathBuf) -> Option<String> {
+fn current(file: &Path) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let text = text.trim_end();
     let word = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|it| it.0);
     Some(word.unwrap_or(text).to_owned())
+}
+
+fn unreadable(file: &Path) -> ControlError {
+    ControlError::Otherwise { what: format!("{} cannot be read", file.display()), reason: None }
 }
 
 /// Carries out the plan of [`plan_flush`] for `backing`, and waits until its superblock says clean.
@@ -138,12 +189,7 @@ fn change(
     saved: &mut Saved,
 ) -> Result<(), ControlError> {
     for write in &plan.writes {
-        let Some(now) = current(&write.file) else {
-            return Err(ControlError::Otherwise {
-                what: format!("{} cannot be read", write.file.display()),
-                reason: None,
-            });
-        };
+        let now = current(&write.file).ok_or_else(|| unreadable(&write.file))?;
         waiting.write(write)?;
         saved.writes.push(Write { file: write.file.clone(), value: format!("{now}\n") });
     }

@@ -9,6 +9,7 @@ mod flush;
 mod plans;
 mod proof;
 mod refusal;
+mod replace;
 mod settings;
 mod wipe;
 
@@ -27,13 +28,16 @@ use super::rounded::Rounded;
 use crate::device::sysfs::Root;
 
 pub use claim::claimable;
-pub use flush::{FlushOptions, Flushed, flush, plan_flush};
+pub use flush::{
+    Changed, FlushOptions, Flushed, changes_of_flush, flush, plan_flush, plan_put_back,
+};
 pub use plans::{
     plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_stop, plan_stop_set,
     plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, returns_to, users_of,
 };
 pub use proof::Proof;
 pub use refusal::Refusal;
+pub use replace::{Move, plan_replace, settings_to_carry};
 pub use settings::{Change, SettingError, apply_settings, most_of, plan_settings};
 pub use wipe::{WipeError, wipe};
 
@@ -99,6 +103,11 @@ pub enum Note {
     VolumesStop {
         /// The bcache devices.
         volumes: Vec<String>,
+    },
+    /// The cache device keeps its superblock, and may be registered again.
+    KeepsSuperblock {
+        /// The cache device.
+        device: String,
     },
     /// All data of the volume is gone.
     LosesVolume {

@@ -70,7 +70,7 @@ fn named_set(backing: &Backing) -> Option<Uuid> {
     read_on_device(&node(&backing.name)).map(|it| it.set).filter(|set| !set.is_nil())
 }
 
-fn wrong_state(backing: &Backing) -> Refusal {
+pub(super) fn wrong_state(backing: &Backing) -> Refusal {
     Refusal::WrongState {
         device: backing.name.clone(),
         state: DeviceState::of(backing),
@@ -192,17 +192,32 @@ pub fn plan_attach(backing: &Backing, set: &Set) -> Result<Plan, Refusal> {
         }
         _ => return Err(wrong_state(backing)),
     }
-    let set_bytes = set.block_size.map(Rounded::at_least);
+    fits(backing, set.block_size.map(Rounded::at_least))?;
+    Ok(Plan { notes, ..attach_to(backing, set.uuid) })
+}
+
+/// What attaching `backing` to a set writes and proves.
+pub(super) fn attach_to(backing: &Backing, set: Uuid) -> Plan {
+    let device = backing.name.clone();
+    let writes = vec![write(&backing.attributes, "attach", format!("{set}\n"))];
+    let proof = Proof::Attached { device: device.clone(), set };
+    plan("attach", &device, writes, proof)
+}
+
+/// Whether a set with blocks of `set_bytes` can have `backing`. A size that cannot be read is left to
+/// the kernel to judge.
+///
+/// # Errors
+/// When the blocks of the set are larger than those that the backing device was made with.
+pub(super) fn fits(backing: &Backing, set_bytes: Option<u64>) -> Result<(), Refusal> {
     let superblock = superblock_of(&node(&backing.name)).ok().and_then(|it| it.0);
     let device_bytes = superblock.map(|it| it.block_size().bytes());
-    if let (Some(set_bytes), Some(device_bytes)) = (set_bytes, device_bytes) {
-        if set_bytes > device_bytes {
-            return Err(Refusal::BlockSize { device, set_bytes, device_bytes });
+    match (set_bytes, device_bytes) {
+        (Some(set_bytes), Some(device_bytes)) if set_bytes > device_bytes => {
+            Err(Refusal::BlockSize { device: backing.name.clone(), set_bytes, device_bytes })
         }
+        _ => Ok(()),
     }
-    let writes = vec![write(&backing.attributes, "attach", format!("{}\n", set.uuid))];
-    let proof = Proof::Attached { device: device.clone(), set: set.uuid };
-    Ok(Plan { notes, ..plan("attach", &device, writes, proof) })
 }
 
 /// Detaches a backing device: writes its dirty data back first, at full speed. It cannot be called

@@ -1,4 +1,4 @@
-//! `register`, `attach`, `detach`, `flush`, `stop`, `unregister`, `run`, `resize`.
+//! `register`, `attach`, `detach`, `stop`, `unregister`, `run`, `resize`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,13 +9,13 @@ use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::device::{DeviceError, FileDevice, open_write};
 use bcache_core::running::View;
 use bcache_core::running::control::{
-    self, Done, FlushOptions, Plan, Refusal, plan_attach, plan_detach, plan_flush, plan_register,
-    plan_run, plan_stop, plan_stop_set, plan_unregister,
+    self, Plan, Refusal, plan_attach, plan_detach, plan_register, plan_run, plan_stop,
+    plan_stop_set, plan_unregister,
 };
 
 use super::session::{Session, Target, ask, target};
 use crate::cli::running::{
-    AttachArgs, DetachArgs, FlushArgs, RegisterArgs, ResizeArgs, RunArgs, StopArgs, UnregisterArgs,
+    AttachArgs, DetachArgs, RegisterArgs, ResizeArgs, RunArgs, StopArgs, UnregisterArgs,
 };
 use crate::exit::{ExitError, Failure};
 
@@ -62,34 +62,6 @@ pub(in crate::commands) fn detach(args: &DetachArgs) -> Result<ExitCode> {
     let plan = plan_detach(backing, args.wait);
     let plan = plan.map_err(|error| session.refuse("detach", &args.device, &error))?;
     session.carry_out(&plan)?;
-    session.finish()
-}
-
-/// Runs `bcachectl flush`.
-pub(in crate::commands) fn flush(args: &FlushArgs) -> Result<ExitCode> {
-    let mut session = Session::new(args.control, NO_LIMIT)?;
-    let view = session.view()?;
-    let devices = match target(&session.root, &view, &args.target)? {
-        Target::Backing(backing) => vec![backing],
-        Target::Set(set) => view.backing_of(set.uuid).collect(),
-        Target::Volume(..) => {
-            bail!("{}: the data of a flash-only volume stays on the cache", args.target)
-        }
-    };
-    let options = FlushOptions { writethrough: args.writethrough };
-    // All of them are checked before the first is touched.
-    let mut plans = Vec::new();
-    for backing in devices {
-        let plan = plan_flush(backing, options);
-        let plan = plan.map_err(|error| session.refuse("flush", &args.target, &error))?;
-        plans.push((plan, backing));
-    }
-    for (plan, backing) in plans {
-        session.carry_out_with(&plan, |plan, waiting| {
-            let flushed = control::flush(plan, backing, waiting)?;
-            Ok((Done::default(), Some(flushed.took_ms)))
-        })?;
-    }
     session.finish()
 }
 
@@ -156,7 +128,7 @@ pub(in crate::commands) fn unregister(args: &UnregisterArgs) -> Result<ExitCode>
 
 /// Claims the device as soon as the kernel lets go of it, so that udev does not register it again,
 /// and wipes it.
-fn wipe(node: &str) -> Result<()> {
+pub(super) fn wipe(node: &str) -> Result<()> {
     let failed = |error: anyhow::Error| {
         let what = format!("the set is unregistered, and {node} was not wiped");
         ExitError::wrap(Failure::Partial, error.context(what))
@@ -211,8 +183,8 @@ pub(in crate::commands) fn resize(args: &ResizeArgs) -> Result<ExitCode> {
     session.finish()
 }
 
-/// The plan to register a device that was stopped; udev may have done so meanwhile.
-fn registered_again(root: &Root, view: &View, path: &Path) -> Result<Plan, Refusal> {
+/// The plan to register a device that was stopped or made just now; udev may have done so meanwhile.
+pub(super) fn registered_again(root: &Root, view: &View, path: &Path) -> Result<Plan, Refusal> {
     let begun = Instant::now();
     loop {
         match plan_register(root, view, path, false) {

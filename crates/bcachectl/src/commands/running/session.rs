@@ -156,6 +156,22 @@ impl Session {
         }
     }
 
+    /// Reports something that was done to `target` without the kernel's files.
+    pub(super) fn add_done(&mut self, action: &'static str, target: &str) {
+        self.reports.push(Report {
+            action,
+            target: target.to_owned(),
+            state: State::Done,
+            begun: false,
+            writes: Vec::new(),
+            notes: Vec::new(),
+            bcache: None,
+            took_ms: None,
+            error: None,
+            kernel_log: Vec::new(),
+        });
+    }
+
     /// Reports what was done before an error, so that JSON is whole.
     pub(super) fn fail(&mut self, error: anyhow::Error) -> anyhow::Error {
         if self.args.json {

@@ -20,6 +20,8 @@ pub(super) fn would(action: &str) -> String {
         "attach" => "be attached",
         "detach" => "be detached",
         "flush" => "be flushed",
+        "put-back" => "get back the settings that a killed flush has changed",
+        "make" => "be formatted as a cache device",
         "stop" => "be stopped",
         "unregister" => "be unregistered",
         "run" => "be started without its cache",
@@ -39,6 +41,8 @@ pub(super) fn done(action: &str) -> String {
         "attach" => "attached",
         "detach" => "detached",
         "flush" => "clean",
+        "put-back" => "got back the settings that a killed flush had changed",
+        "make" => "formatted as a cache device",
         "stop" => "stopped",
         "unregister" => "unregistered",
         "run" => "started without its cache",
@@ -103,6 +107,10 @@ pub(super) fn note(note: &Note) -> String {
         Note::VolumesStop { volumes } => format!(
             "flash-only volumes stop, and their data stays on the cache: {}",
             volumes.join(", ")
+        ),
+        Note::KeepsSuperblock { device } => format!(
+            "/dev/{device} keeps its superblock, and is registered again when udev sees it; \
+             `wipefs -a /dev/{device}` wipes it"
         ),
         Note::LosesVolume { bytes } => {
             format!("all data of the volume ({}) is lost", format_bytes(*bytes))

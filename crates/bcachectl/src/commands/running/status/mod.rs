@@ -4,6 +4,7 @@ mod findings;
 mod prometheus;
 mod report;
 mod text;
+mod unfinished;
 mod why;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use bcache_core::running::control::read_on_device;
 use bcache_core::running::{OnDevice, Severity, View, recorded, within};
 use uuid::Uuid;
 
+use super::records::Records;
 use super::session::{Target, read_view, target};
 use crate::cli::running::StatusArgs;
 use crate::exit::Failure;
@@ -68,7 +70,12 @@ pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
     } else {
         &|name| read_on_device(&Path::new("/dev").join(name.replace('!', "/")))
     };
-    let report = StatusReport::new(&view, &rates, on_device, args.why, only.as_ref());
+    let mut report = StatusReport::new(&view, &rates, on_device, args.why, only.as_ref());
+    if !is_recorded {
+        let unfinished = unfinished::findings(&Records::system(), &view, only.as_ref());
+        report.findings.extend(unfinished);
+        report.findings.sort_by_key(|it| std::cmp::Reverse(it.severity));
+    }
     let mut out = Out::stdout();
     if args.json {
         out.json(&report)?;
