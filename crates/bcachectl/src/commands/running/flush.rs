@@ -76,7 +76,11 @@ impl<'v> Ready<'v> {
             let flushed = control::flush(plan, backing, waiting);
             match &flushed {
                 Err(ControlError::NotRestored { .. }) => {}
-                _ => held.iter_mut().for_each(Held::settled),
+                _ => {
+                    if let Some(held) = held.as_mut() {
+                        held.settled();
+                    }
+                }
             }
             Ok((Done::default(), Some(flushed?.took_ms)))
         })?;

@@ -110,7 +110,9 @@ pub(in crate::commands) fn replace_cache(args: &ReplaceCacheArgs) -> Result<Exit
         let what = "the cache is not replaced yet; repeat the command to complete it";
         return Err(error.context(what));
     }
-    held.iter_mut().for_each(Held::settled);
+    if let Some(held) = held.as_mut() {
+        held.settled();
+    }
     session.finish()
 }
 
@@ -336,7 +338,9 @@ fn carry_out(
     if let NewState::Empty(plans) = &new.state {
         if let Err(error) = format_new(plans) {
             // Nothing of the old set has changed.
-            held.iter_mut().for_each(|held| held.settled());
+            if let Some(held) = held.as_mut() {
+                held.settled();
+            }
             return Err(session.fail(error));
         }
         session.add_done("make", &new.name);
@@ -459,12 +463,16 @@ fn end_old(session: &mut Session, args: &ReplaceCacheArgs, record: &ReplaceRecor
     }
     let node = format!("/dev/{}", record.old_cache.replace('!', "/"));
     // An earlier call may have come as far as this.
-    let is_wiped =
-        || read_superblock(&open_read(Path::new(&node)).ok()?).ok()?.is_none().then_some(());
-    if args.wipe && is_wiped().is_none() {
+    if args.wipe && has_superblock(Path::new(&node)) {
         wipe(&node).map_err(|error| session.fail(error))?;
     }
     Ok(())
+}
+
+/// Whether there is a superblock, or that cannot be told.
+fn has_superblock(path: &Path) -> bool {
+    let read = open_read(path).and_then(|device| read_superblock(&device));
+    !matches!(read, Ok(None))
 }
 
 /// Every device that is there is attached to the new set, and its superblock says so.

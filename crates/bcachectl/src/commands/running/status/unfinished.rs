@@ -72,7 +72,7 @@ fn replacement(
 ) -> Option<FindingReport> {
     let record = &found.record;
     let mut places = Vec::new();
-    let mut about = matches!(only, None)
+    let mut about = only.is_none()
         || matches!(only, Some(Only::Set(set)) if *set == record.old_set || *set == record.new_set);
     for moving in &record.devices {
         let backing = view.backing.iter().find(|it| moving.is(it));
