@@ -145,8 +145,7 @@ fn statuses_are_those_of_fsck() {
     // What cannot be checked.
     let scratch = Scratch::new().unwrap();
     let blank = scratch.sparse("blank", 1 << 20).unwrap();
-    let fixture = Fixture::unpack("clean-612").unwrap();
-    for path in [&blank, &scratch.path("missing"), &fixture.backing[0]] {
+    for path in [&blank, &scratch.path("missing")] {
         let output = check([path]);
         assert_eq!(code(&output), 8, "{}: {}", path.display(), errors(&output));
         assert_eq!(errors(&output).lines().count(), 1, "{}", errors(&output));
@@ -348,4 +347,49 @@ fn an_image_that_is_cut_short_is_read_as_far_as_it_goes() {
     assert_eq!(checked["exit_status"], 12, "{checked}");
     assert_eq!(shown["dirty"]["answer"], "unknown");
     assert_eq!(code(&show([&fixture.cache])), 1);
+}
+
+/// The cache may stand anywhere; without one, each backing device is judged alone.
+#[test]
+fn backing_devices_are_checked_with_their_cache_or_alone() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let backing = &fixture.backing[0];
+    let with = json(&check([fixture.cache.as_os_str(), backing.as_os_str(), "--json".as_ref()]));
+    let turned = json(&check([backing.as_os_str(), fixture.cache.as_os_str(), "--json".as_ref()]));
+    assert_eq!(with, turned);
+
+    // A device that needs its cache, then one that does not.
+    let alone = check([backing.as_os_str()]);
+    assert_eq!(code(&alone), 0, "{alone:?}");
+    let said = text(&alone);
+    let first = said.lines().next().unwrap();
+    assert!(
+        first.contains("wait for the cache; data is missing that only the cache has"),
+        "{first}"
+    );
+    let told = json(&check([backing.as_os_str(), "--json".as_ref()]));
+    assert_eq!(told["stakes"]["answer"], "present", "{told}");
+    assert_eq!(told["stakes"]["at_most_sectors"], Value::Null);
+    let codes: Vec<&str> =
+        told["advice"].as_array().unwrap().iter().map(|it| it["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["do-not-run-alone", "bring-cache"]);
+    let clean = Fixture::unpack("clean-612").unwrap();
+    let alone = check([&clean.backing[0]]);
+    assert!(text(&alone).contains("would register it; no data is at risk"), "{alone:?}");
+
+    // Of several, none is left out.
+    let both = text(&check([&clean.backing[0], backing]));
+    assert!(both.lines().next().unwrap().contains("data is missing"), "{both}");
+    assert!(both.contains("is complete") && both.contains("INCOMPLETE"), "{both}");
+    let scratch = Scratch::new().unwrap();
+    let blank = scratch.sparse("blank", 64 << 20).unwrap();
+    let output = check([backing, &blank]);
+    assert_eq!(code(&output), 12, "{output:?}");
+    assert!(text(&output).contains("no backing device"), "{output:?}");
+
+    // A superblock that cannot be trusted tells nothing.
+    write_at(backing, 4096 + 104, &[0xff]).unwrap();
+    let output = check([backing.as_os_str()]);
+    assert_eq!(code(&output) & 4, 4, "{output:?}");
+    assert!(text(&output).contains("CANNOT BE TOLD"), "{output:?}");
 }

@@ -1,5 +1,5 @@
 //! The journal: which entries there are, which the kernel finds, and what it would replay
-//! (FORMAT.md §2.3 to §2.7).
+//! (docs/on-disk-format.md §2.3 to §2.7).
 //!
 //! Every journal bucket is read, and then the kernel's own search, which reads only some of them,
 //! is run over what was found. What the kernel would take is what [`Journal`] says; where a full
@@ -20,73 +20,14 @@ use crate::layout::jset::{
 };
 use crate::units::{BucketIndex, Geometry, Sectors};
 
+pub use crate::cache_set::journal_bucket::{EntryHeader, JournalBucket, JournalPlace, Stop};
+
 /// Bytes of a journal bucket that are read at once: whole entries fit.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Buckets that must stay between the bucket of a foreign entry and the oldest bucket that replay
-/// needs, or the kernel may find no journal space for its own (FORMAT.md §8.4 step 4).
+/// needs, or the kernel may find no journal space for its own (docs/on-disk-format.md §8.4 step 4).
 const FREE_BUCKETS_MIN: u64 = 2;
-
-/// Where a journal entry stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct JournalPlace {
-    /// Position of the bucket in the journal, from 0.
-    pub index: usize,
-    /// The bucket.
-    pub bucket: BucketIndex,
-    /// Bytes from the start of the bucket.
-    pub offset: u64,
-}
-
-/// What is known of every entry on the device, also of those that the kernel drops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryHeader {
-    /// Sequence number.
-    pub seq: u64,
-    /// Oldest entry that replay needed when this one was written.
-    pub last_seq: u64,
-    /// Length in bytes, header included.
-    pub bytes: u64,
-    /// Where it stands.
-    pub place: JournalPlace,
-}
-
-/// Why the reading of a journal bucket ended where it did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Entries up to its end.
-    Full,
-    /// No entry at this byte.
-    NoEntry {
-        /// Bytes from the start of the bucket.
-        offset: u64,
-        /// Why not.
-        error: JsetError,
-        /// The sequence number that it has, or would have if its magic were right.
-        seq_hint: Option<u64>,
-        /// Whether it may have held dirty keys: it has some, or its keys are not whole.
-        may_be_dirty: bool,
-    },
-    /// The device refused to read from this byte on.
-    Unreadable {
-        /// Bytes from the start of the bucket.
-        offset: u64,
-    },
-}
-
-/// One journal bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JournalBucket {
-    /// Its number on the device.
-    pub bucket: BucketIndex,
-    /// The entries in it, in the order of their places.
-    pub entries: Vec<EntryHeader>,
-    /// Why there are no more.
-    pub stop: Stop,
-    /// Sound entries behind [`Stop::NoEntry`], where the kernel does not look: as a rule what is
-    /// left of an older cycle.
-    pub behind: Vec<EntryHeader>,
-}
 
 /// An entry that the kernel keeps.
 #[derive(Clone, Debug)]
@@ -197,7 +138,7 @@ pub enum JournalProblem {
     Empty,
 }
 
-/// Where a new entry can go so that the kernel finds it (FORMAT.md §2.7).
+/// Where a new entry can go so that the kernel finds it (docs/on-disk-format.md §2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendPlaces {
     /// Behind the newest entry in its bucket, and the bytes left there.
@@ -335,7 +276,7 @@ impl Journal {
         for &gap in &self.gaps {
             // A set that discards also discards journal buckets that nothing needs any more, before
             // an entry says so: what is gone there is in the btree. Kernels before 6.19 go on from
-            // such a gap (FORMAT.md §2.4), and write it themselves.
+            // such a gap (docs/on-disk-format.md §2.4), and write it themselves.
             if discard && gap.first == start {
                 continue;
             }

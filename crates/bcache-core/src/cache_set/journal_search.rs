@@ -1,4 +1,5 @@
-//! The kernel's search for the newest journal entry (`bch_journal_read`, FORMAT.md §2.3).
+//! The kernel's search for the newest journal entry (`bch_journal_read`, docs/on-disk-format.md
+//! §2.3).
 //!
 //! The kernel does not read the whole journal. It probes buckets in the order of the golden ratio
 //! until one holds entries, bisects from there to the bucket where the newest entries end, and
@@ -7,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use crate::cache_set::journal::{EntryHeader, JournalBucket};
+use crate::cache_set::journal_bucket::{EntryHeader, JournalBucket};
 
 /// Multiplier of the golden-ratio probing.
 const GOLDEN_RATIO_32: u32 = 2_654_435_769;
@@ -180,7 +181,7 @@ pub(crate) fn with_hidden(buckets: &[JournalBucket], kernel: &Found) -> Option<F
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache_set::journal::{JournalPlace, Stop};
+    use crate::cache_set::journal_bucket::{JournalPlace, Stop};
     use crate::units::BucketIndex;
     use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The prio chain: prio and gen of every bucket (FORMAT.md §3.3).
+//! The prio chain: prio and gen of every bucket (docs/on-disk-format.md §3.3).
 //!
 //! The kernel follows the chain for exactly as many sets as the buckets need and refuses the cache
 //! set at the first one that is damaged. This reader also checks what the kernel does not: that the

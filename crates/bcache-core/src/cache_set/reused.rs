@@ -2,7 +2,8 @@
 //!
 //! The kernel does not wipe the journal of a cache whose `CACHE_SYNC` is clear, and knows entries by
 //! the set's UUID alone. Where a set's UUID is used again on the device that had it, the old entries
-//! have the higher sequence numbers, and win at the second registration (FORMAT.md §1.5).
+//! have the higher sequence numbers, and win at the second registration (docs/on-disk-format.md
+//! §1.5).
 
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::layout::jset::{JSET_BYTES_MAX, Jset};

@@ -1,4 +1,4 @@
-//! The table of volumes: backing devices and flash-only volumes (FORMAT.md §4).
+//! The table of volumes: backing devices and flash-only volumes (docs/on-disk-format.md §4).
 
 use uuid::Uuid;
 

@@ -18,8 +18,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::signature::{Signature, SignatureKind};
-use super::superblock_area::text_of;
+use super::signature::{Signature, SignatureKind, text_of};
 use crate::layout::superblock::{BCACHE_MAGIC, Label, SB_OFFSET_BYTES, SB_SECTOR};
 use crate::units::SECTOR_BYTES;
 

@@ -62,7 +62,8 @@ pub struct DeviceInfo {
     /// Smallest unit it writes without a read-modify-write, in bytes.
     pub physical_block_bytes: u32,
     /// Size in sectors of the whole disk that holds the device: differs from its own for a
-    /// partition. The kernel's "device too small" looks at the disk (FORMAT.md §1.4 row 18).
+    /// partition. The kernel's "device too small" looks at the disk (docs/on-disk-format.md §1.4
+    /// row 18).
     pub disk_size: Sectors,
     /// Whether it takes discards: BLKDISCARD on a device, hole punching in an image.
     pub discard: bool,

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::layout::superblock::Label;
 use crate::units::Sectors;
 
 /// A sort of content.
@@ -157,4 +158,10 @@ pub struct Partition {
     pub uuid: Option<String>,
     /// What is in it; empty for one that reaches past the device, and for an extended partition.
     pub contents: Vec<Signature>,
+}
+
+/// A label as text; `None` for none, and for bytes that are not UTF-8.
+pub(super) fn text_of(label: &Label) -> Option<String> {
+    let text = std::str::from_utf8(label.as_bytes()).ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
 }

@@ -1,9 +1,9 @@
 //! What lies where bcache's superblock goes.
 
 use super::bcachefs::Bcachefs;
-use super::signature::{Signature, SignatureKind};
+use super::signature::{Signature, SignatureKind, text_of};
 use super::{AlignedBuf, DeviceError, ReadDevice};
-use crate::layout::superblock::{Label, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES, Superblock};
 
 /// What the 4 KiB at byte 4096 of a device are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,12 +85,6 @@ impl SuperblockArea {
             partitions: Vec::new(),
         })
     }
-}
-
-/// A label as text; `None` for none, and for bytes that are not UTF-8.
-pub(super) fn text_of(label: &Label) -> Option<String> {
-    let text = std::str::from_utf8(label.as_bytes()).ok()?;
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 #[cfg(test)]

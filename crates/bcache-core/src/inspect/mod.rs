@@ -9,10 +9,12 @@
 //! What cannot be told is said to be unknown. It is never taken for none.
 
 mod advice;
+mod advise;
 mod backing;
 mod device;
 mod doubt;
 mod group;
+mod member;
 mod stakes;
 mod volume;
 
@@ -20,6 +22,7 @@ pub use advice::{Advice, Danger};
 pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
 pub use device::{Contents, Device, Identity, InspectError, SetContents};
 pub use doubt::Doubt;
-pub use group::{Group, Member, Relation};
+pub use group::Group;
+pub use member::{Member, Relation};
 pub use stakes::{Answer, Stakes, VolumeStakes};
 pub use volume::{FindVolumeError, Owner, Volume, Volumes, find_slot, label_text};

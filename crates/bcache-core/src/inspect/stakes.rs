@@ -55,7 +55,7 @@ pub struct VolumeStakes {
 
 impl Stakes {
     /// Nothing is at stake.
-    pub(super) const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self {
             answer: Answer::None,
             at_least_sectors: 0,
@@ -147,6 +147,21 @@ impl Stakes {
             volumes: found.cloned().into_iter().collect(),
             doubts: cache.doubts.clone(),
         }
+    }
+
+    /// What is at stake on both.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        self.answer = match (self.answer, other.answer) {
+            (Answer::None, answer) | (answer, Answer::None) => answer,
+            (Answer::Unknown, Answer::Unknown) => Answer::Unknown,
+            (Answer::Present, _) | (_, Answer::Present) => Answer::Present,
+        };
+        self.at_least_sectors = self.at_least_sectors.saturating_add(other.at_least_sectors);
+        let most = self.at_most_sectors.zip(other.at_most_sectors);
+        self.at_most_sectors = most.map(|(one, other)| one.saturating_add(other));
+        self.volumes.extend(other.volumes.iter().cloned());
+        self.doubts.extend(&other.doubts);
+        self
     }
 
     /// Whether flash-only volumes exist only here, be anything written to them or not.

@@ -1,4 +1,4 @@
-//! The superblock of cache and backing devices (FORMAT.md §1).
+//! The superblock of cache and backing devices (docs/on-disk-format.md §1).
 //!
 //! ```text
 //! 0     csum      CRC-64 over [8, 208 + 8 * keys)
@@ -170,7 +170,8 @@ pub enum Replacement {
 }
 
 impl Replacement {
-    /// From the field's value; `None` for 3 to 7, on which kernels lock up (FORMAT.md §10.3).
+    /// From the field's value; `None` for 3 to 7, on which kernels lock up (docs/on-disk-format.md
+    /// §10.3).
     pub const fn from_raw(value: u8) -> Option<Self> {
         match value {
             0 => Some(Self::Lru),
@@ -386,7 +387,7 @@ impl Serialize for Label {
 pub struct CacheParams {
     /// Of this device.
     pub uuid: Uuid,
-    /// Of the set; a fresh one, or an old journal comes back (FORMAT.md §1.5).
+    /// Of the set; a fresh one, or an old journal comes back (docs/on-disk-format.md §1.5).
     pub set_uuid: Uuid,
     /// Label.
     pub label: Label,
@@ -425,7 +426,8 @@ pub const BUCKET_SIZE_MAX_V3: Sectors = Sectors(32768);
 /// make-bcache's bucket size on backing devices, where nobody reads it.
 const BACKING_BUCKET_SIZE: u16 = 1024;
 
-/// The first bucket that starts behind the superblock (`23 / bucket_size + 1`, FORMAT.md §1.5).
+/// The first bucket that starts behind the superblock (`23 / bucket_size + 1`,
+/// docs/on-disk-format.md §1.5).
 pub fn first_bucket_for(bucket_size: Sectors) -> u16 {
     u16::try_from(23 / bucket_size.0.max(1) + 1).unwrap_or(24)
 }
@@ -653,7 +655,7 @@ impl Superblock {
         self.raw.obso_bucket_size_hi.get()
     }
 
-    /// Size of a bucket as the kernel decodes it (FORMAT.md §1.3).
+    /// Size of a bucket as the kernel decodes it (docs/on-disk-format.md §1.3).
     ///
     /// A logarithm over 31 wraps as the kernel's shift does on x86; the kernel only logs that it
     /// overflows.

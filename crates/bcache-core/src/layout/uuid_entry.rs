@@ -1,4 +1,4 @@
-//! The table of volumes (FORMAT.md §4): one bucket, no checksum, no magic.
+//! The table of volumes (docs/on-disk-format.md §4): one bucket, no checksum, no magic.
 //!
 //! The number of an entry is the inode of the volume's keys.
 

@@ -7,7 +7,8 @@ use clap::Args;
 /// Options of `bcachectl check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The cache device, or an image file of it
+    /// The cache device, or an image file of it; a backing device is checked with its cache, if that is
+    /// in the machine, else alone
     #[arg(value_name = "DEV")]
     pub device: PathBuf,
 

@@ -1,21 +1,20 @@
-//! `bcachectl check`: whether a cache device is consistent. Never writes.
+//! `bcachectl check`: whether a cache device is consistent, and how its backing devices stand. Never
+//! writes.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bcache_cli::is_broken_pipe;
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
-use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
-use bcache_core::device::{FileReader, ReadDevice, open_read};
+use bcache_core::device::{FileReader, ReadDevice, SuperblockArea, open_read};
 use bcache_core::inspect::Answer;
-use bcache_core::ops::check::{
-    CheckError, CheckOptions, CheckProgress, Registration, Report, Severity, check,
-};
+use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
+use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
 use serde::Serialize;
 
 use crate::cli::CheckArgs;
@@ -27,7 +26,7 @@ use crate::stakes::{self, AdviceReport, advice};
 #[derive(Serialize)]
 struct Json<'a> {
     path: &'a Path,
-    backing: &'a [PathBuf],
+    backing: &'a [&'a Path],
     registers: bool,
     in_use: Vec<String>,
     #[serde(flatten)]
@@ -47,39 +46,107 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     }
 }
 
+/// What is checked: a cache and its backing devices, or backing devices alone.
+struct Subject {
+    device: FileReader,
+    backing: Vec<FileReader>,
+}
+
+impl Subject {
+    /// Opens what was named. The cache comes first, wherever it was named; where none was, it is looked
+    /// for in the machine.
+    fn open(args: &CheckArgs) -> Result<Self> {
+        let device = open_read(&args.device)?;
+        let mut backing: Vec<FileReader> =
+            args.backing.iter().map(open_read).collect::<Result<_, _>>()?;
+        let Some(first) = superblock_of(&device).filter(|sb| sb.kind() == Some(Kind::Backing))
+        else {
+            return Ok(Self { device, backing });
+        };
+        let is_cache =
+            |it: &FileReader| superblock_of(it).is_some_and(|sb| sb.kind() == Some(Kind::Cache));
+        if let Some(index) = backing.iter().position(is_cache) {
+            let cache = backing.remove(index);
+            backing.insert(0, device);
+            return Ok(Self { device: cache, backing });
+        }
+        if let Some(path) = cache_of(&first) {
+            if let Ok(cache) = open_read(&path) {
+                writeln!(
+                    io::stderr(),
+                    "note: the cache of {} is {}: both are checked",
+                    args.device.display(),
+                    path.display()
+                )?;
+                backing.insert(0, device);
+                return Ok(Self { device: cache, backing });
+            }
+        }
+        Ok(Self { device, backing })
+    }
+
+    fn paths(&self) -> (&Path, Vec<&Path>) {
+        (&self.device.info().path, self.backing.iter().map(|it| it.info().path.as_path()).collect())
+    }
+}
+
+/// The superblock of a device, if it is one of bcache that can be trusted.
+fn superblock_of(device: &FileReader) -> Option<Superblock> {
+    match SuperblockArea::read(device) {
+        Ok(SuperblockArea::Bcache(sb)) if sb.csum_ok() => Some(sb),
+        _ => None,
+    }
+}
+
+/// The only cache in the machine of the set that a backing device is attached to.
+fn cache_of(backing: &Superblock) -> Option<PathBuf> {
+    if backing.state() == BackingState::None {
+        return None;
+    }
+    let found = scan::machine().map_or(&[][..], |scan| &scan.devices);
+    let mut caches = found.iter().filter(|found| {
+        found
+            .area
+            .superblock()
+            .is_some_and(|sb| sb.kind() == Some(Kind::Cache) && sb.set_uuid() == backing.set_uuid())
+    });
+    let only = caches.next()?;
+    caches.next().is_none().then(|| only.device.path.clone())
+}
+
 fn check_device(args: &CheckArgs) -> Result<ExitCode> {
-    let device = open_read(&args.device)?;
-    let backing: Vec<FileReader> = args.backing.iter().map(open_read).collect::<Result<_, _>>()?;
-    let in_use: Vec<String> = holders_of(&args.device).iter().map(ToString::to_string).collect();
+    let subject = Subject::open(args)?;
+    let (path, backing) = subject.paths();
+    let in_use: Vec<String> = holders_of(path).iter().map(ToString::to_string).collect();
     if !in_use.is_empty() {
         writeln!(
             io::stderr(),
             "bcachectl: warning: {} is in use ({}): what changes while it is read looks like \
              damage",
-            args.device.display(),
+            path.display(),
             in_use.join("; ")
         )?;
     }
     let options = CheckOptions {
-        backing: backing.iter().map(|device| device as &dyn ReadDevice).collect(),
+        backing: subject.backing.iter().map(|device| device as &dyn ReadDevice).collect(),
         verify_clean: args.verify_clean,
         findings_per_code: args.findings,
         search_machine: Some(scan::backing_devices),
         ..CheckOptions::default()
     };
-    let mut progress = Progress::new(args.device.display().to_string());
-    let report = check(&device, &options, &mut |at| match at {
+    let mut progress = Progress::new(path.display().to_string());
+    let report = check(&subject.device, &options, &mut |at| match at {
         CheckProgress::Reading(at) => progress.reading(at),
         CheckProgress::Comparing { done, total } => progress.set("clean data", done, total),
     });
     progress.finish();
-    let report = report.map_err(|error| unchecked(args, error))?;
+    let report = report.with_context(|| path.display().to_string())?;
     let status = exit_status(&report);
     let mut out = Out::stdout();
     if args.json {
         out.json(&Json {
-            path: &args.device,
-            backing: &args.backing,
+            path,
+            backing: &backing,
             registers: !matches!(report.registration, Registration::Refused { .. }),
             in_use,
             report: &report,
@@ -87,22 +154,10 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
             exit_status: status,
         })?;
     } else {
-        render(&mut out, args, &report)?;
+        render(&mut out, path, &report)?;
     }
     out.finish()?;
     Ok(ExitCode::from(status))
-}
-
-/// Why there is no report; of a backing device, how it is judged.
-fn unchecked(args: &CheckArgs, error: CheckError) -> anyhow::Error {
-    let path = args.device.display();
-    match error {
-        CheckError::Open(OpenError::BackingDevice) => anyhow::anyhow!(
-            "{path}: a backing device, which holds no cache set: name its cache before it, or see \
-             what it says of itself with `bcachectl show --dirty {path}`"
-        ),
-        error => anyhow::Error::from(error).context(path.to_string()),
-    }
 }
 
 /// As fsck(8) has it: a sum. What is only untidy is no error.
@@ -112,10 +167,22 @@ fn exit_status(report: &Report) -> u8 {
     status(errors, CheckStatus::ErrorsLeft) | status(report.unread, CheckStatus::Failed)
 }
 
-fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
+fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     let style = out.style();
+    let alone = &report.alone;
+    let (names, them) = match alone.len() {
+        0 | 1 => (path.display().to_string(), "it"),
+        _ => (
+            alone.iter().map(|it| it.path.display().to_string()).collect::<Vec<_>>().join(", "),
+            "them",
+        ),
+    };
+    let waits = alone.iter().any(|it| it.state == Some(BackingState::Dirty));
     let (kernel, kernel_colour) = match &report.registration {
-        Registration::Accepted => ("the kernel would register it".to_owned(), Color::Green),
+        Registration::Accepted if waits => {
+            (format!("the kernel would register {them} and wait for the cache"), Color::Green)
+        }
+        Registration::Accepted => (format!("the kernel would register {them}"), Color::Green),
         Registration::Initialised => (
             "the kernel would register it and start it afresh: it holds no cache set".to_owned(),
             Color::Green,
@@ -126,6 +193,8 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
     };
     let (data, data_colour) = if report.data_at_risk {
         ("data is AT RISK", Color::Red)
+    } else if !alone.is_empty() && report.stakes.answer == Answer::Present {
+        ("data is missing that only the cache has", Color::Yellow)
     } else if report.stakes.answer == Answer::Unknown {
         ("whether data is at risk cannot be told", Color::Yellow)
     } else {
@@ -134,11 +203,21 @@ fn render(out: &mut Out, args: &CheckArgs, report: &Report) -> Result<()> {
     writeln!(
         out,
         "{}: {}; {}.",
-        args.device.display(),
+        names,
         coloured(style, kernel_colour, &kernel),
         coloured(style, data_colour, data)
     )?;
-    writeln!(out, "{}", stakes::of_cache(&report.stakes))?;
+    for device in alone {
+        let said = stakes::of_state(device.state);
+        if alone.len() > 1 {
+            writeln!(out, "{}: {said}", device.path.display())?;
+        } else {
+            writeln!(out, "{said}")?;
+        }
+    }
+    if alone.is_empty() {
+        writeln!(out, "{}", stakes::of_cache(&report.stakes))?;
+    }
     for line in stakes::of_volumes(&report.stakes, &report.volumes) {
         writeln!(out, "{line}")?;
     }

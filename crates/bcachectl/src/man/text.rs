@@ -366,7 +366,9 @@ The first line answers what matters: would the kernel register this, and is data
      is; where it is; what should be there and what is; and what a person can do.
 
 With its backing devices, check also tells whether they belong to the set, and whether their state \
-     fits what the cache holds. With --verify-clean it compares what counts as clean in the cache \
+     fits what the cache holds. The cache may stand anywhere among the devices. Where only backing \
+     devices are named, their cache is looked for in the machine; if it is not there, each of them is \
+     checked alone: whether the kernel takes it, and whether it lacks data that only its cache has. With --verify-clean it compares what counts as clean in the cache \
      with the backing devices, which reads both.
 
 A device in use changes while it is read, which looks like damage; stop the set first.",
@@ -406,7 +408,7 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
 
 4 :: Errors were found, and left uncorrected.
 
-8 :: The device, or a part of it, could not be read, or it carries no cache set.",
+8 :: The device, or a part of it, could not be read, or it is no device of bcache.",
     ),
     (
         "EXAMPLES",

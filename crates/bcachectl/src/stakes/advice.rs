@@ -58,6 +58,10 @@ fn words(advice: &Advice) -> (String, Option<String>) {
         Advice::DoNotWipe => {
             plain("Do NOT wipe or format this device: what exists only on it would be lost.")
         }
+        Advice::KeepOldSet => plain(
+            "Do NOT wipe or format this device, and do not register it: a backing device lacks data of \
+             an older set, and what is left of that set on this device may be the only copy.",
+        ),
         Advice::GrowBack { needed } => (
             format!(
                 "The partition is smaller than the cache in it: make it {} sectors ({}) long again, \

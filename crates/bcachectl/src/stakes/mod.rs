@@ -143,9 +143,7 @@ pub fn of_volumes(stakes: &Stakes, volumes: &Volumes) -> Vec<String> {
 
 fn of_backing(member: &Member<'_>) -> String {
     let Some(sb) = member.device.superblock.as_ref().filter(|sb| sb.csum_ok()) else {
-        return "It CANNOT BE TOLD whether a cache holds dirty data of this device: its superblock \
-                has a bad checksum."
-            .to_owned();
+        return of_state(None).to_owned();
     };
     let stakes = &member.stakes;
     if let Some(relation) = member.relation.as_ref().filter(|it| it.slot.is_some()) {
@@ -179,19 +177,27 @@ fn of_backing(member: &Member<'_>) -> String {
             (_, Answer::Unknown) => {}
         }
     }
-    match sb.state() {
-        BackingState::None => "This backing device is attached to no cache.",
-        BackingState::Clean => {
+    of_state(Some(sb.state())).to_owned()
+}
+
+/// What a backing device says of itself; `state` is `None` where its superblock cannot be trusted.
+pub const fn of_state(state: Option<BackingState>) -> &'static str {
+    match state {
+        None => {
+            "It CANNOT BE TOLD whether a cache holds dirty data of this device: its superblock has a \
+             bad checksum."
+        }
+        Some(BackingState::None) => "This backing device is attached to no cache.",
+        Some(BackingState::Clean) => {
             "This backing device is complete: no cache holds dirty data of it."
         }
-        BackingState::Dirty => {
+        Some(BackingState::Dirty) => {
             "This backing device is INCOMPLETE: its cache may hold dirty data of it; how much, show \
              says of the cache."
         }
-        BackingState::Stale => {
+        Some(BackingState::Stale) => {
             "This backing device was run without its cache while that held dirty data (state \
              inconsistent): it may lack data that only the cache has."
         }
     }
-    .to_owned()
 }

@@ -1,4 +1,4 @@
-//! One ordered list of keys out of the sets of a node (FORMAT.md §5.6).
+//! One ordered list of keys out of the sets of a node (docs/on-disk-format.md §5.6).
 //!
 //! Sets are appended and never changed, so that a key in a newer set hides what it covers of keys
 //! in older ones, whatever either points to. The kernel resolves this with a heap over the sets;

@@ -10,7 +10,7 @@ use crate::inspect::{Contents, Device, Identity, Member, Standing};
 use crate::layout::superblock::{BackingState, Superblock};
 use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
-use crate::ops::check::finding::Place;
+use crate::ops::check::place::Place;
 use crate::units::{SECTOR_BYTES, Sectors};
 
 /// Bytes compared at once.
@@ -299,6 +299,21 @@ pub(super) fn check(
     }
     if verify_clean && relation.standing == Standing::Attached {
         compare(set, member.device.handle, slot, usage.end.min(size), listener);
+    }
+}
+
+/// Judges a backing device whose cache is not here: what its superblock says of itself.
+pub(super) fn check_alone(member: &Member<'_>, listener: &mut dyn Listener) {
+    let path = || member.device.handle.info().path.clone();
+    let superblock = member.device.superblock.as_ref();
+    let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
+        listener.problem(BackingProblem::NotBacking { path: path() });
+        return;
+    };
+    if let Some(refusal) = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal) {
+        listener.problem(BackingProblem::Refused { path: path(), refusal });
+    } else if sb.state() == BackingState::Stale {
+        listener.problem(BackingProblem::Stale { path: path() });
     }
 }
 

@@ -1,14 +1,15 @@
 //! The consistency check of a cache device: read-only, and not stopped by what it finds.
 //!
 //! Everything that the kernel looks at during registration is checked as the kernel does it, and
-//! what it does not look at besides (FORMAT.md §8.7). The report answers two questions first: would
-//! the kernel register this, and is data at risk.
+//! what it does not look at besides (docs/on-disk-format.md §8.7). The report answers two questions
+//! first: would the kernel register this, and is data at risk.
 //!
 //! Each finding has a stable code; all are listed in docs/findings.md.
 
 pub mod backing;
 mod code;
 mod finding;
+mod place;
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,8 @@ use serde::Serialize;
 
 pub use backing::BackingProblem;
 pub use code::{Code, Severity, table};
-pub use finding::{Detail, Finding, Place};
+pub use finding::{Detail, Finding};
+pub use place::Place;
 
 use crate::cache_set::journal::JournalProblem;
 use crate::cache_set::{CacheSet, OpenError, Problem, Progress, ReadError, ReadOptions, Visitor};
@@ -25,7 +27,7 @@ use crate::inspect::{
     Advice, Answer, BackingDevices, Contents, Device, Doubt, Group, Identity, InspectError,
     SearchMachine, Stakes, Volumes,
 };
-use crate::layout::superblock::{Kind, Superblock};
+use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::{Refusal, Verdict, Warning};
 use crate::units::Sectors;
@@ -106,6 +108,17 @@ pub struct DirtyVolume {
     pub dirty_sectors: Sectors,
 }
 
+/// A backing device that was checked without its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingAlone {
+    /// Its path.
+    pub path: std::path::PathBuf,
+    /// What its superblock says of its state; `None` where that cannot be trusted.
+    pub state: Option<BackingState>,
+    /// The set that it names.
+    pub set_uuid: Option<uuid::Uuid>,
+}
+
 /// What a check found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -126,8 +139,11 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How many findings there were of each code.
     pub counts: BTreeMap<Code, u64>,
-    /// What exists only on this cache.
+    /// What exists only on this cache; of backing devices without their cache, what that may hold.
     pub stakes: Stakes,
+    /// The devices, where no cache was named.
+    #[serde(skip)]
+    pub alone: Vec<BackingAlone>,
     /// The volumes of the set, with their owners.
     #[serde(skip)]
     pub volumes: Volumes,
@@ -265,10 +281,11 @@ impl backing::Listener for Collector<'_> {
     }
 }
 
-/// Checks the cache device, and how the backing devices that were named go with it.
-pub fn check(
-    device: &dyn ReadDevice,
-    options: &CheckOptions<'_>,
+/// Checks the cache device, and how the backing devices that were named go with it. A backing device in
+/// its place is checked without its cache, and so are the others then.
+pub fn check<'d>(
+    device: &'d dyn ReadDevice,
+    options: &CheckOptions<'d>,
     progress: &mut dyn FnMut(CheckProgress),
 ) -> Result<Report, CheckError> {
     let mut collector = Collector::new(options.findings_per_code, progress);
@@ -276,7 +293,7 @@ pub fn check(
     let superblock = Device::read_superblock(device).map_err(from_inspect)?;
     match superblock.kind() {
         Some(Kind::Cache) => {}
-        Some(Kind::Backing) => return Err(OpenError::BackingDevice.into()),
+        Some(Kind::Backing) => return check_alone(superblock, options, collector),
         None if superblock.identity == Identity::UnknownVersion => {
             let version = superblock.superblock.map(|sb| sb.version()).unwrap_or_default();
             return Err(OpenError::UnknownVersion { version }.into());
@@ -288,17 +305,7 @@ pub fn check(
     check_superblock(&superblock, cut_off, &mut collector);
     let cache = Device::read(device, &options.read, &mut collector).map_err(from_inspect)?;
     check_contents(&cache, &mut collector);
-    let mut devices = vec![(cache, false)];
-    for backing in &options.backing {
-        match Device::read_superblock(*backing) {
-            Ok(device) => devices.push((device, false)),
-            Err(InspectError::Device(source)) => {
-                let path = backing.info().path.clone();
-                collector.add(BackingProblem::Unreadable { path, source });
-            }
-            Err(error) => return Err(from_inspect(error)),
-        }
-    }
+    let devices = with_backing(cache, options, &mut collector)?;
     let mut at_hand =
         options.search_machine.map_or_else(BackingDevices::default, BackingDevices::with_machine);
     let mut group = Group::new(devices, &mut at_hand);
@@ -329,8 +336,74 @@ pub fn check(
         findings: collector.findings,
         counts: collector.counts,
         stakes: cache.stakes,
+        alone: Vec::new(),
         volumes: cache.volumes,
         advice: cache.advice,
+    })
+}
+
+/// `first`, and the backing devices that were named, each with whether somebody holds it.
+fn with_backing<'d>(
+    first: Device<'d>,
+    options: &CheckOptions<'d>,
+    collector: &mut Collector<'_>,
+) -> Result<Vec<(Device<'d>, bool)>, CheckError> {
+    let mut devices = vec![(first, false)];
+    for backing in &options.backing {
+        match Device::read_superblock(*backing) {
+            Ok(device) => devices.push((device, false)),
+            Err(InspectError::Device(source)) => {
+                let path = backing.info().path.clone();
+                collector.add(BackingProblem::Unreadable { path, source });
+            }
+            Err(error) => return Err(from_inspect(error)),
+        }
+    }
+    Ok(devices)
+}
+
+/// Checks backing devices of which no cache was named.
+fn check_alone<'d>(
+    first: Device<'d>,
+    options: &CheckOptions<'d>,
+    mut collector: Collector<'_>,
+) -> Result<Report, CheckError> {
+    let devices = with_backing(first, options, &mut collector)?;
+    let group = Group::new(devices, &mut BackingDevices::default());
+    let mut stakes = Stakes::none();
+    let mut advice = Vec::new();
+    let mut alone = Vec::new();
+    for member in &group.members {
+        backing::check_alone(member, &mut collector);
+        stakes = stakes.and(&member.stakes);
+        advice.extend(
+            member.advice.iter().cloned().filter(|it| !advice.contains(it)).collect::<Vec<_>>(),
+        );
+        let trusted = member.device.superblock.as_ref().filter(|sb| sb.csum_ok());
+        alone.push(BackingAlone {
+            path: member.path().clone(),
+            state: trusted.map(Superblock::state),
+            set_uuid: trusted.map(Superblock::set_uuid),
+        });
+    }
+    let refusal = collector.findings.iter().find(|it| it.code() == Code::BackingRefused);
+    let registration = refusal.map_or(Registration::Accepted, |refusal| Registration::Refused {
+        code: Code::BackingRefused,
+        reason: refusal.found(),
+    });
+    Ok(Report {
+        registration,
+        data_at_risk: collector.at_risk,
+        dirty: Vec::new(),
+        incomplete: collector.incomplete || stakes.answer != Answer::None,
+        unread: collector.unread,
+        worst: collector.worst,
+        findings: collector.findings,
+        counts: collector.counts,
+        stakes,
+        alone,
+        volumes: Volumes::default(),
+        advice,
     })
 }
 

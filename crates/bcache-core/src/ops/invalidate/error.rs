@@ -51,8 +51,8 @@ pub enum InvalidateError {
         count: u64,
     },
     /// Entries of the replay range are missing. Where the set discards, kernels before 6.19 pass over
-    /// that at the start of the range, and leave it so themselves (FORMAT.md §2.4); later ones refuse
-    /// the set, and whoever invalidates keeps to what all of them see (§8.2).
+    /// that at the start of the range, and leave it so themselves (docs/on-disk-format.md §2.4);
+    /// later ones refuse the set, and whoever invalidates keeps to what all of them see (§8.2).
     #[error(
         "{}: journal entries {}-{} are missing at the start of the replay range, as kernels before \
          6.19 leave it where the set discards; later ones refuse the set. Register the cache with a \

@@ -1,4 +1,4 @@
-//! Invalidating buckets of a cache that the kernel does not run (FORMAT.md §8).
+//! Invalidating buckets of a cache that the kernel does not run (docs/on-disk-format.md §8).
 //!
 //! A bucket is invalidated by raising its gen: every pointer to it is stale then, and who reads what
 //! was cached there reads the backing device. So only buckets without dirty data may go, and none
@@ -17,8 +17,8 @@
 //!    or the new one, whole, whichever blocks of it survive.
 //!
 //! `last_seq` stays: what replay needed before it needs still. Keys of the replay range that point
-//! to an invalidated bucket are stale when they are inserted, which is harmless (FORMAT.md §8.5).
-//! Superblock, btree and uuid table are not written.
+//! to an invalidated bucket are stale when they are inserted, which is harmless
+//! (docs/on-disk-format.md §8.5). Superblock, btree and uuid table are not written.
 //!
 //! Before any of it the journal is searched as it will be (see the module `rehearse`): the new entry
 //! must not bring back others that the kernel does not see now.

@@ -37,7 +37,7 @@ impl Writes {
 }
 
 /// Unused buckets for a new chain: nothing points to them, they are no targets, and the current
-/// chain, being metadata, is not among them (FORMAT.md §8.4 step 1).
+/// chain, being metadata, is not among them (docs/on-disk-format.md §8.4 step 1).
 pub(super) fn choose_chain(
     set: &CacheSet<'_>,
     targets: &BucketBits,

@@ -1,5 +1,6 @@
 //! Bringing freshly formatted caches into use, as the kernel does at their first registration
-//! (FORMAT.md §7, `run_cache_set` without `CACHE_SYNC`), and what a running cache writes from then on.
+//! (docs/on-disk-format.md §7, `run_cache_set` without `CACHE_SYNC`), and what a running cache
+//! writes from then on.
 //!
 //! Order of the writes, and what a power cut leaves:
 //!

@@ -1,0 +1,274 @@
+//! What a person can do now, from what is at stake. The one table of it.
+//!
+//! Each piece of advice is given only where following it works: nothing that the kernel would
+//! refuse, nothing that loses data.
+
+use crate::device::DeviceKind;
+use crate::inspect::advice::{Advice, Danger};
+use crate::inspect::backing::Standing;
+use crate::inspect::device::{Contents, Identity};
+use crate::inspect::doubt::Doubt;
+use crate::inspect::member::Member;
+use crate::inspect::stakes::Answer;
+use crate::inspect::volume::{Owner, Volume};
+use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::layout::verdict::Verdict;
+use crate::units::Sectors;
+
+/// What can be done about `member`, one of `members`.
+pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
+    match member.device.kind() {
+        Some(Kind::Cache) => of_cache(member),
+        Some(Kind::Backing) => of_backing(member, members),
+        None => Vec::new(),
+    }
+}
+
+fn of_cache(member: &Member<'_>) -> Vec<Advice> {
+    let device = &member.device;
+    if let Some(needed) = device.cut_off {
+        return of_cut_off(member, needed);
+    }
+    match member.stakes.answer {
+        Answer::None => nothing_dirty(member),
+        Answer::Present => dirty(member),
+        Answer::Unknown => unknown(member),
+    }
+}
+
+fn of_cut_off(member: &Member<'_>, needed: Sectors) -> Vec<Advice> {
+    let info = member.device.handle.info();
+    let is_partition = info.kind == DeviceKind::Block && info.disk_size >= needed;
+    let whole = if is_partition {
+        Advice::GrowBack { needed }
+    } else {
+        Advice::GetWholeDevice { present: info.size(), needed }
+    };
+    let keep = Some(Advice::DoNotWipe).filter(|_| !member.stakes.nothing_to_lose());
+    keep.into_iter().chain([whole]).collect()
+}
+
+fn nothing_dirty(member: &Member<'_>) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    let cache = member.path();
+    if member.device.registers() {
+        for volume in &member.volumes.0 {
+            if let (Some(device), Some(BackingState::Dirty)) =
+                (volume.backing(), volume.backing_state())
+            {
+                let backing = device.path.clone();
+                advice.push(Advice::ClearDirtyState { cache: cache.clone(), backing });
+            }
+        }
+    }
+    for volume in member.volumes.0.iter().filter(|volume| volume.is_flash_only()) {
+        advice.push(save_flash_only(member, volume));
+    }
+    if member.claimed {
+        advice.push(Advice::KeepOldSet);
+    } else if member.stakes.nothing_to_lose() {
+        advice.push(if member.in_use { Advice::StopFirst } else { Advice::SafeToWipe });
+    }
+    advice
+}
+
+/// A flash-only volume is copied from the running set, or exported where there will be none.
+fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
+    if member.device.registers() && danger(member).is_none() {
+        Advice::CopyFlashOnly { slot: volume.slot }
+    } else {
+        Advice::Export {
+            cache: member.path().clone(),
+            backing: None,
+            slot: volume.slot,
+            dirty_only: false,
+        }
+    }
+}
+
+/// Why the cache must not be registered, though the kernel would take it.
+fn danger(member: &Member<'_>) -> Option<Danger> {
+    let device = &member.device;
+    let accepted = device.verdict.as_ref().is_some_and(Verdict::accepts);
+    if !accepted {
+        return None;
+    }
+    let unsynced = device.set().is_some_and(|set| set.unsynced);
+    let dirty_owner = |wanted: fn(&Standing, BackingState) -> bool| {
+        member.volumes.0.iter().any(|volume| match &volume.owner {
+            Owner::Present { device, standing } if volume.usage.dirty_sectors.0 > 0 => {
+                wanted(standing, device.superblock.state())
+            }
+            _ => false,
+        })
+    };
+    if unsynced || device.doubts.contains(&Doubt::OldJournal) {
+        Some(Danger::Initialises)
+    } else if device.doubts.contains(&Doubt::Journal) {
+        Some(Danger::OlderState)
+    } else if device.doubts.contains(&Doubt::UuidTable) || device.doubts.contains(&Doubt::UuidSlot)
+    {
+        Some(Danger::NoTable)
+    } else if dirty_owner(|standing, state| {
+        *standing == Standing::Attached && state == BackingState::Stale
+    }) {
+        Some(Danger::DropsDirty)
+    } else if dirty_owner(|standing, _| {
+        matches!(standing, Standing::Released | Standing::Moved { .. })
+    }) {
+        Some(Danger::NotReattached)
+    } else {
+        None
+    }
+}
+
+/// Whether the kernel attaches a volume's backing device and goes on where it stopped.
+fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
+    match &volume.owner {
+        Owner::Present { device, standing: Standing::Attached } => {
+            let sb = &device.superblock;
+            matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+                && sb.block_size() >= set_block
+                && device.size.0 >= volume.usage.end
+        }
+        _ => false,
+    }
+}
+
+/// Whether a volume's backing device was detached with its data still in the cache, or was run without
+/// the cache.
+fn ran_alone(volume: &Volume) -> bool {
+    match &volume.owner {
+        Owner::Present { device, standing } => match standing {
+            Standing::Released => true,
+            Standing::Attached => device.superblock.state() == BackingState::Stale,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+fn dirty(member: &Member<'_>) -> Vec<Advice> {
+    let cache = member.path().clone();
+    let device = &member.device;
+    let danger = danger(member);
+    let mut advice = Vec::new();
+    advice.extend(danger.map(|why| Advice::DoNotRegister { why }));
+    advice.push(Advice::DoNotWipe);
+    let set_block = device.superblock.as_ref().map(Superblock::block_size).unwrap_or_default();
+    let volumes = || member.volumes.0.iter().filter(|it| it.usage.dirty_sectors.0 > 0);
+    let path = |volume: &Volume| volume.backing().map(|device| device.path.clone());
+    let whole = volumes().filter(|it| goes_on(it, set_block)).filter_map(path).collect::<Vec<_>>();
+    let sound = device.identity == Identity::Cache
+        && device.doubts.iter().all(|doubt| *doubt == Doubt::TornEntry);
+    let can_write_back =
+        sound && !member.in_use && device.superblock.as_ref().is_some_and(Superblock::sync);
+    let registers = device.registers() && danger.is_none();
+    if !registers {
+        advice.push(Advice::CopyDevice { device: cache.clone() });
+    }
+    if member.in_use {
+        advice.push(Advice::StopFirst);
+    } else if !whole.is_empty() {
+        if registers {
+            let backing = whole.clone();
+            advice.push(Advice::RegisterAndDetach { cache: cache.clone(), backing });
+        }
+        if can_write_back {
+            advice.push(Advice::WriteBackOffline { cache: cache.clone(), backing: whole });
+        }
+    }
+    // Where neither the kernel nor a writeback takes the set as it is, a copy is what can be had.
+    let takes_none = !registers && !can_write_back && !member.in_use;
+    if (!sound || takes_none) && matches!(device.contents, Contents::Set(_)) && !member.in_use {
+        advice.push(Advice::Repair { cache: cache.clone() });
+    }
+    for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
+        match (&volume.owner, volume.uuid) {
+            (Owner::FlashOnly, _) => advice.push(save_flash_only(member, volume)),
+            (Owner::Missing, Some(uuid)) => {
+                advice.push(Advice::BringBacking { slot: volume.slot, uuid });
+            }
+            (owner, _) => {
+                if let Owner::Present { device, .. } = owner {
+                    let backing = device.superblock.block_size();
+                    if backing < set_block {
+                        advice.push(Advice::BlockSize { set: set_block, backing });
+                    }
+                }
+                // Of a device that ran alone since, the rest may be newer than what is cached.
+                let dirty_only = !goes_on(volume, set_block);
+                let (backing, slot) = (path(volume), volume.slot);
+                let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
+                advice.push(Advice::Export { cache: cache.clone(), backing, slot, dirty_only });
+                advice.extend(back.map(|backing| Advice::WriteBackRanAlone {
+                    cache: cache.clone(),
+                    backing,
+                    slot,
+                }));
+            }
+        }
+    }
+    advice
+}
+
+fn unknown(member: &Member<'_>) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
+    advice.push(Advice::DoNotWipe);
+    let device = member.path().clone();
+    let only_torn = member.stakes.doubts == [Doubt::TornEntry];
+    if !only_torn {
+        advice.push(Advice::CopyDevice { device: device.clone() });
+    }
+    if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
+        advice.push(Advice::NameBacking);
+    }
+    if !only_torn || matches!(member.device.identity, Identity::MagicWiped(_)) {
+        advice.push(Advice::Repair { cache: device });
+    }
+    advice
+}
+
+fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
+    let Some(sb) = member.device.superblock.as_ref().filter(|sb| sb.csum_ok()) else {
+        return vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }];
+    };
+    let mut advice = Vec::new();
+    let state = sb.state();
+    let relation = member.relation.as_ref();
+    if let Some(set) = relation.filter(|it| it.standing != Standing::Unrelated) {
+        if let Some(set) = set.block_too_small {
+            advice.push(Advice::BlockSize { set, backing: sb.block_size() });
+        }
+    }
+    let owner_of_dirty = relation
+        .filter(|it| it.slot.is_some())
+        .filter(|_| member.stakes.answer != Answer::None)
+        .filter(|_| members.len() > 1);
+    match (owner_of_dirty, state) {
+        (Some(relation), _) if relation.standing != Standing::Attached => {
+            advice.push(Advice::DoNotRegister { why: Danger::NotReattached });
+        }
+        (Some(_), BackingState::Stale) => {
+            advice.push(Advice::DoNotRegister { why: Danger::DropsDirty });
+            advice.push(Advice::CheckContents);
+        }
+        (Some(_), _) => advice.push(Advice::DoNotRunAlone),
+        (None, BackingState::Dirty) => {
+            // Where the cache is here and nothing is dirty, what to do is said of the cache.
+            let cleared = relation.is_some_and(|it| it.standing == Standing::Attached)
+                && member.stakes.answer == Answer::None;
+            if !cleared {
+                advice.push(Advice::DoNotRunAlone);
+                advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+            }
+        }
+        (None, BackingState::Stale) => {
+            advice.push(Advice::CheckContents);
+            advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+        }
+        (None, BackingState::None | BackingState::Clean) => {}
+    }
+    advice
+}
