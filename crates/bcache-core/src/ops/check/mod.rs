@@ -376,9 +376,11 @@ fn check_alone<'d>(
     for member in &group.members {
         backing::check_alone(member, &mut collector);
         stakes = stakes.and(&member.stakes);
-        advice.extend(
-            member.advice.iter().cloned().filter(|it| !advice.contains(it)).collect::<Vec<_>>(),
-        );
+        for piece in &member.advice {
+            if !advice.contains(piece) {
+                advice.push(piece.clone());
+            }
+        }
         let trusted = member.device.superblock.as_ref().filter(|sb| sb.csum_ok());
         alone.push(BackingAlone {
             path: member.path().clone(),
