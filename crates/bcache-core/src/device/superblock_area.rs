@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::device::bcachefs::BCACHEFS_MAGIC;
     use crate::layout::superblock::{
-        BCACHE_MAGIC, BackingParams, CacheMode, CacheParams, Replacement,
+        BCACHE_MAGIC, BackingParams, CacheMode, CacheParams, Label, Replacement,
     };
     use crate::units::Sectors;
 
