@@ -121,7 +121,7 @@ fn tables_name_everything() {
         SET,
         "fast",
         "64 KiB",
-        "640, from bucket 1",
+        "640 of 64 KiB",
         "fifo",
         "writeback",
         "accepts it",
@@ -218,7 +218,7 @@ fn what_is_wrong_is_said() {
         let said = stderr(&output);
         assert!(said.contains(words) && said.contains(path.to_str().unwrap()), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
-        assert_eq!(String::from_utf8_lossy(&output.stdout).matches("from bucket").count(), 1);
+        assert_eq!(String::from_utf8_lossy(&output.stdout).matches("640 of").count(), 1);
         let output = run("show --json CACHE OTHER BACKING", &[&[("OTHER", path)], named].concat());
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(document["devices"].as_array().unwrap().len(), 2, "{document}");

@@ -23,6 +23,10 @@ pub struct ShowArgs {
     #[arg(long, conflicts_with_all = DEEP)]
     pub superblock: bool,
 
+    /// Show every field of the superblock
+    #[arg(short, long, requires = "devices")]
+    pub verbose: bool,
+
     /// Show how the cache is used: buckets, quantiles of age, gens, volumes
     #[arg(long, requires = "devices")]
     pub usage: bool,

@@ -172,11 +172,12 @@ Without a device it lists every bcache device of the machine, which of them belo
      state is the kernel's where it runs the device, and what it runs is listed even if the \
      superblock is gone.
 
-With devices it shows each superblock in full: whether its checksum is right; whether the kernel \
-     would register it, and if not, why, in the kernel's own words; what the kernel would accept and \
-     choke on; flags and features by name, unknown bits kept; and for a backing device, where its \
-     data starts and the command that reaches it without bcache. If only the cache has some of its \
-     data, a warning stands before that command.
+With devices it answers first: what each is, whether the kernel would register it, and if not, why, \
+     in the kernel's own words; what would be lost; and what can be done now. Then follows what the \
+     kernel would accept and choke on, and a short table; for a backing device, with what its data is, \
+     where it starts, and the command that reaches it without bcache. If only the cache has some of \
+     that data, a warning stands before the command. With -v, or where the checksum is bad, every \
+     field of the superblock is there: flags and features by name, unknown bits kept.
 
 All devices that are named are looked at together: a backing device beside its cache settles what \
      the cache alone cannot tell, and the other way round.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use bcache_cli::out::Out;
+use bcache_cli::out::{Out, coloured};
 use bcache_cli::table::{self, Cell, Color};
 use bcache_cli::text;
 use bcache_core::device::DeviceInfo;
@@ -376,90 +376,165 @@ pub fn label_or_dash(label: &str) -> &str {
 
 /// Tells of one device in full.
 pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
-    let style = out.style();
-    let mut rows: Vec<(&str, Cell)> = Vec::new();
-    let mut row = |name, value: String| rows.push((name, Cell::new(value)));
-    row("size", sectors(report.size_sectors));
-    if let Some(sb) = &report.superblock {
-        row("version", format!("{} ({})", sb.version, version_name(sb.version)));
-        row("uuid", sb.uuid.clone());
-        row("set uuid", sb.set_uuid.clone());
-        row("label", if sb.label.is_empty() { "(none)".into() } else { sb.label.clone() });
-        row("flags", flag_names(sb));
-        if sb.version >= VERSION_CDEV_WITH_FEATURES {
-            row("features", feature_names(sb));
-        }
-        row("seq", sb.seq.to_string());
-        if sb.last_mount != 0 {
-            row("last registered", text::date(sb.last_mount));
-        }
-        row("block size", sectors(sb.block_size_sectors));
-        if let Some(cache) = &sb.cache {
-            row("bucket size", sectors(cache.bucket_size_sectors));
-            row("buckets", format!("{}, from bucket {}", cache.nbuckets, cache.first_bucket));
-            row("journal buckets", cache.njournal_buckets.to_string());
-            row("device in set", format!("{} of {}", cache.nr_this_dev, cache.nr_in_set));
-            row("replacement", cache.replacement.clone());
-            row("discard", if cache.discard { "yes".into() } else { "no".into() });
-            let holds = if cache.sync {
-                "data of earlier use (sync)"
-            } else {
-                "nothing: the kernel starts it afresh"
-            };
-            row("holds", holds.to_owned());
-        }
-        if let Some(backing) = &sb.backing {
-            row("data offset", sectors(backing.data_offset_sectors));
-            row("cache mode", backing.cache_mode.clone());
-            row("state", backing.state.to_owned());
-        }
-    }
-    let mut prose = |name, value: &dyn std::fmt::Display| rows.push((name, Cell::prose(value)));
-    for found in &report.found {
-        prose("also found", found);
-    }
-    for holder in &report.in_use {
-        prose("in use", holder);
-    }
-    if let Some(running) = &report.running {
-        prose("running", running);
-    }
-    if let Some(data) = &report.data {
-        if data.needs_cache {
-            let text = "INCOMPLETE: it may lack data that only its cache has";
-            rows.push(("warning", Cell::prose(text)));
-        }
-        if let Some(contents) = &data.contents {
-            rows.push(("data", Cell::prose(contents)));
-        }
-        for (index, command) in data.commands.iter().enumerate() {
-            rows.push((if index == 0 { "data without bcache" } else { "" }, Cell::new(command)));
-        }
-    }
-    if let Some(sb) = &report.superblock {
-        let (text, colour) =
-            if sb.checksum == "ok" { ("ok", Color::Green) } else { ("BAD", Color::Red) };
-        rows.push(("checksum", table::state(style, text, colour)));
-    }
-    rows.push(match &report.kernel.error {
-        None => ("kernel", table::state(style, "accepts it", Color::Green)),
-        Some(error) => ("kernel", table::state(style, format!("refuses it: {error}"), Color::Red)),
-    });
-    for warning in &report.kernel.warnings {
-        rows.push(("warning", table::state(style, warning, Color::Yellow)));
-    }
+    headline(out, report)?;
+    fields(out, report, Extent::Full)
+}
+
+/// How much of a superblock is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What a person asks for.
+    Short,
+    /// Every field.
+    Full,
+}
+
+/// One line: what the device is, what the kernel says of it, and whether somebody holds it.
+pub fn headline(out: &mut Out, report: &DeviceReport) -> Result<()> {
     let kind = match (&report.kind, &report.superblock) {
         (Some(kind), _) => format!("bcache {kind} device"),
         (None, Some(_)) => "bcache device of an unknown version".to_owned(),
         (None, None) => "no bcache device".to_owned(),
     };
-    writeln!(out, "{}: {kind}", report.path.display())?;
+    let style = out.style();
+    let kernel = match &report.kernel.error {
+        None => coloured(style, Color::Green, "the kernel accepts it"),
+        Some(error) => coloured(style, Color::Red, &format!("the kernel refuses it: {error}")),
+    };
+    let held = if report.in_use.is_empty() { "" } else { "in use; " };
+    writeln!(out, "{}: {kind}; {held}{kernel}", report.path.display())?;
+    Ok(())
+}
+
+/// A table of what the superblock says and of what was found. A superblock whose checksum is bad is
+/// told in full: any field of it may be what is wrong.
+pub fn fields(out: &mut Out, report: &DeviceReport, extent: Extent) -> Result<()> {
+    let style = out.style();
     let mut body = table::bare(style);
-    for (name, value) in rows {
+    let mut add = |name: &str, value: Cell| {
         body.add_row(vec![table::heading(style, name), value]);
+    };
+    if report.data.as_ref().is_some_and(|data| data.needs_cache) {
+        let text = "INCOMPLETE: it may lack data that only its cache has";
+        add("warning", table::state(style, text, Color::Yellow));
+    }
+    for warning in &report.kernel.warnings {
+        add("warning", table::state(style, warning, Color::Yellow));
+    }
+    let prose = report.found.iter().map(|found| ("also found", found));
+    for (name, value) in prose.chain(report.in_use.iter().map(|holder| ("in use", holder))) {
+        add(name, Cell::prose(value));
+    }
+    if let Some(running) = &report.running {
+        add("running", Cell::prose(running));
+    }
+    let bad = report.superblock.as_ref().is_some_and(|sb| sb.checksum != "ok");
+    let rows = match (&report.superblock, extent) {
+        (Some(sb), Extent::Short) if !bad => short_rows(report, sb),
+        (Some(sb), _) => full_rows(report, sb),
+        (None, _) => vec![("size", sectors(report.size_sectors))],
+    };
+    for (name, value) in rows {
+        add(name, Cell::new(value));
+    }
+    if let Some(data) = &report.data {
+        if let Some(contents) = &data.contents {
+            add("data", Cell::prose(contents));
+        }
+        for (index, command) in data.commands.iter().enumerate() {
+            add(if index == 0 { "data without bcache" } else { "" }, Cell::new(command));
+        }
+    }
+    if bad {
+        add("checksum", table::state(style, "BAD", Color::Red));
+    } else if report.superblock.is_some() && extent == Extent::Full {
+        add("checksum", table::state(style, "ok", Color::Green));
     }
     writeln!(out, "{body}")?;
     Ok(())
+}
+
+type Row = (&'static str, String);
+
+/// What a person asks for; the rest is as usual, or told in [`full_rows`].
+fn short_rows(report: &DeviceReport, sb: &SuperblockReport) -> Vec<Row> {
+    let size = |sectors: u64| format_bytes(sectors.saturating_mul(512));
+    let mut rows = vec![
+        ("set uuid", sb.set_uuid.clone()),
+        ("uuid", sb.uuid.clone()),
+        ("label", sb.label.clone()),
+        ("size", size(report.size_sectors)),
+    ];
+    if let Some(cache) = &sb.cache {
+        rows.push((
+            "buckets",
+            format!("{} of {}", cache.nbuckets, size(cache.bucket_size_sectors)),
+        ));
+        rows.push(("block size", size(sb.block_size_sectors)));
+        rows.push(("replacement", cache.replacement.clone()));
+        if cache.nr_in_set != 1 {
+            rows.push(("device in set", format!("{} of {}", cache.nr_this_dev, cache.nr_in_set)));
+        }
+        if !cache.sync {
+            rows.push(("holds", HOLDS_NOTHING.to_owned()));
+        }
+    }
+    if let Some(backing) = &sb.backing {
+        rows.push(("state", backing.state.to_owned()));
+        rows.push(("cache mode", backing.cache_mode.clone()));
+        rows.push(("block size", size(sb.block_size_sectors)));
+        rows.push(("data offset", size(backing.data_offset_sectors)));
+    }
+    if sb.flags_unknown != 0 {
+        rows.push(("flags", flag_names(sb)));
+    }
+    if sb.last_mount != 0 {
+        rows.push(("last registered", text::date(sb.last_mount)));
+    }
+    rows.retain(|(name, value)| *name != "label" || !value.is_empty());
+    rows
+}
+
+const HOLDS_NOTHING: &str = "nothing: the kernel starts it afresh";
+
+/// Every field.
+fn full_rows(report: &DeviceReport, sb: &SuperblockReport) -> Vec<Row> {
+    let mut rows = vec![
+        ("size", sectors(report.size_sectors)),
+        ("version", format!("{} ({})", sb.version, version_name(sb.version))),
+        ("uuid", sb.uuid.clone()),
+        ("set uuid", sb.set_uuid.clone()),
+        ("label", if sb.label.is_empty() { "(none)".into() } else { sb.label.clone() }),
+        ("flags", flag_names(sb)),
+    ];
+    if sb.version >= VERSION_CDEV_WITH_FEATURES {
+        rows.push(("features", feature_names(sb)));
+    }
+    rows.push(("seq", sb.seq.to_string()));
+    if sb.last_mount != 0 {
+        rows.push(("last registered", text::date(sb.last_mount)));
+    }
+    rows.push(("block size", sectors(sb.block_size_sectors)));
+    if let Some(cache) = &sb.cache {
+        let holds = if cache.sync { "data of earlier use (sync)" } else { HOLDS_NOTHING };
+        rows.extend([
+            ("bucket size", sectors(cache.bucket_size_sectors)),
+            ("buckets", format!("{}, from bucket {}", cache.nbuckets, cache.first_bucket)),
+            ("journal buckets", cache.njournal_buckets.to_string()),
+            ("device in set", format!("{} of {}", cache.nr_this_dev, cache.nr_in_set)),
+            ("replacement", cache.replacement.clone()),
+            ("discard", if cache.discard { "yes".into() } else { "no".into() }),
+            ("holds", holds.to_owned()),
+        ]);
+    }
+    if let Some(backing) = &sb.backing {
+        rows.extend([
+            ("data offset", sectors(backing.data_offset_sectors)),
+            ("cache mode", backing.cache_mode.clone()),
+            ("state", backing.state.to_owned()),
+        ]);
+    }
+    rows
 }
 
 impl std::fmt::Display for RunningReport {

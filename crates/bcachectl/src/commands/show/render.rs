@@ -19,7 +19,7 @@ use crate::deep::keys::{KeySelection, Keys};
 use crate::deep::lookup::Lookups;
 use crate::deep::usage::UsageReport;
 use crate::deep::uuids::Uuids;
-use crate::render::device::{self, DeviceReport};
+use crate::render::device::{self, DeviceReport, Extent};
 use crate::stakes::{self, AdviceReport, DirtyAnswer};
 
 fn selection(args: &ShowArgs) -> Selection {
@@ -176,11 +176,14 @@ pub(super) fn table(out: &mut Out, args: &ShowArgs, shown: &Shown<'_, '_>) -> Re
         answer(out, shown, "  ")?;
         return problems(out, shown);
     }
-    device::render(out, &shown.report)?;
-    if shown.dirty.is_some() || !shown.advice.is_empty() && !args.superblock {
-        writeln!(out)?;
+    device::headline(out, &shown.report)?;
+    let judged = shown.report.kind.is_some() && !args.superblock;
+    if judged {
         answer(out, shown, "")?;
+        writeln!(out)?;
     }
+    let extent = if args.superblock || args.verbose { Extent::Full } else { Extent::Short };
+    device::fields(out, &shown.report, extent)?;
     let Some(set) = shown.set() else { return Ok(()) };
     problems(out, shown)?;
     if args.parts().usage {
