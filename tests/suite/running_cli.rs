@@ -93,6 +93,39 @@ fn metrics_are_as_prometheus_reads_them() {
     }
 }
 
+#[test]
+fn top_prints_a_look_where_there_is_no_terminal() {
+    let top = |options: &[&str]| {
+        let mut command = Command::new(binary("bcachectl").unwrap());
+        command.arg("top").args(options).arg("--recorded").arg(recorded("dirty-6.12.sysfs"));
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr), output.status.code())
+    };
+    let (lines, error, code) = top(&["--once"]);
+    assert_eq!((error.as_str(), code), ("", Some(0)));
+    assert!(
+        lines.starts_with("warning: vda has dirty data, and writeback is switched off"),
+        "{lines}"
+    );
+    let row = lines.lines().find(|line| line.starts_with("bcache0 ")).unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    // A tree of one moment has no rates.
+    assert_eq!(
+        cells,
+        ["bcache0", "attached-dirty", "-", "-", "-", "-", "-", "2.0M", "0"],
+        "{lines}"
+    );
+    let (lines, _, code) = top(&["--batch", "--count", "2", "--interval", "1"]);
+    assert_eq!(code, Some(0));
+    assert_eq!(lines.matches("DEVICE").count(), 2, "{lines}");
+    let row = lines.lines().rfind(|line| line.starts_with("bcache0 ")).unwrap();
+    assert_eq!(row.split_whitespace().nth(2), Some("0"), "{lines}");
+    let (lines, error, code) = top(&[]);
+    assert_eq!((lines.as_str(), code), ("", Some(1)));
+    assert!(error.contains("no terminal; --batch prints lines"), "{error}");
+}
+
 /// The same tree with the sets and devices of `count` machines.
 fn many(count: u32) -> String {
     let one = std::fs::read_to_string(recorded("dirty-6.12.sysfs")).unwrap();

@@ -424,6 +424,7 @@ const REPLACE: &str = r#"
         figure rc_journal /sys/fs/bcache/$new/journal_delay_ms
         figure rc_mode $at/cache_mode
         ctl rc_healthy status --json dm-0
+        ctl rc_top top --once --interval 1
         md5 /dev/$volume 8388608
         echo 1 >$at/writeback_running
         ctl rc_no_yes replace-cache --wipe /dev/vde /dev/vdd
@@ -474,6 +475,7 @@ fn replaced(run: &GuestRun) -> anyhow::Result<()> {
     let healthy = json(run, "rc_healthy")?;
     ensure!(healthy["findings"].as_array().is_some_and(Vec::is_empty), "{healthy}");
     ensure!(healthy["sets"][0]["cache"] == "vde", "{healthy}");
+    expect(run, "rc_top", 0, &["vde", "attached-clean"])?;
     expect(run, "rc_no_yes", 1, &["nothing was written"])?;
     expect(run, "rc_back", 0, &["\"action\": \"attach\"", "\"state\": \"done\""])?;
     expect(run, "rc_wiped", 1, &["Not a bcache superblock"])?;

@@ -49,8 +49,8 @@ impl<T: Send + 'static> Late<T> {
         }
     }
 
-    /// Waits at most `limit` for the outstanding answer, or for that of `work` where there is none.
-    pub fn ask(&mut self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    /// Begins `work`, unless an answer is outstanding.
+    pub fn start(&mut self, work: impl FnOnce() -> T + Send + 'static) {
         if self.outstanding.is_none() {
             let (sender, receiver) = channel();
             std::thread::spawn(move || {
@@ -59,6 +59,11 @@ impl<T: Send + 'static> Late<T> {
             });
             self.outstanding = Some(receiver);
         }
+    }
+
+    /// Waits at most `limit` for the outstanding answer, or for that of `work` where there is none.
+    pub fn ask(&mut self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.start(work);
         self.wait(limit)
     }
 }

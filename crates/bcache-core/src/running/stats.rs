@@ -63,6 +63,8 @@ pub struct DiskStats {
     pub writes: u64,
     /// Sectors written.
     pub written_sectors: u64,
+    /// Reads and writes under way at the moment.
+    pub in_flight: u64,
     /// Milliseconds in which something was under way.
     pub busy_ms: u64,
 }
@@ -78,11 +80,12 @@ impl DiskStats {
             read_sectors: field(2)?,
             writes: field(4)?,
             written_sectors: field(6)?,
+            in_flight: field(8)?,
             busy_ms: field(9)?,
         })
     }
 
-    /// What was added since `before`; `None` where a counter fell, as it does when the device was
+    /// What was added since `before`, with what is under way now; `None` where a counter fell, as it does when the device was
     /// made anew.
     pub fn since(&self, before: &Self) -> Option<Self> {
         Some(Self {
@@ -90,6 +93,7 @@ impl DiskStats {
             read_sectors: self.read_sectors.checked_sub(before.read_sectors)?,
             writes: self.writes.checked_sub(before.writes)?,
             written_sectors: self.written_sectors.checked_sub(before.written_sectors)?,
+            in_flight: self.in_flight,
             busy_ms: self.busy_ms.checked_sub(before.busy_ms)?,
         })
     }
@@ -118,6 +122,12 @@ mod tests {
         assert_eq!(stats.since(&before).unwrap().reads, 6);
         assert_eq!(before.since(&stats), None);
         assert_eq!(DiskStats::parse("1 2 x"), None);
+    }
+
+    #[test]
+    fn what_is_under_way_is_no_counter() {
+        let stats = |reads, in_flight| DiskStats { reads, in_flight, ..DiskStats::default() };
+        assert_eq!(stats(7, 2).since(&stats(4, 9)), Some(stats(3, 2)));
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub enum Command {
     Settings(running::SettingsArgs),
     /// Tell how running sets and devices are
     Status(running::StatusArgs),
+    /// Watch running sets and devices
+    Top(running::TopArgs),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bcache_cli::size::parse_bytes;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// Options of all commands that change something.
 #[derive(Clone, Copy, Debug, Args)]
@@ -364,6 +364,50 @@ pub struct StatusArgs {
     /// Wait at most so long for the kernel's answer
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
     pub timeout: Duration,
+}
+
+/// Options of `bcachectl top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Time between two looks: 2, 2s or 1m
+    #[arg(short = 'd', long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
+    pub interval: Duration,
+
+    /// Print lines instead of taking the terminal
+    #[arg(short, long)]
+    pub batch: bool,
+
+    /// End after so many looks; 0 for as long as it takes
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 0)]
+    pub count: u64,
+
+    /// The same as --batch --count 1
+    #[arg(long, conflicts_with = "count")]
+    pub once: bool,
+
+    /// What to sort devices by
+    #[arg(long, value_name = "COLUMN", value_enum, default_value_t)]
+    pub sort: TopSort,
+
+    /// Take a file that `bcachectl status --record` wrote for the kernel
+    #[arg(long, value_name = "FILE")]
+    pub recorded: Option<PathBuf>,
+}
+
+/// What `bcachectl top` sorts devices by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TopSort {
+    /// By name
+    #[default]
+    Name,
+    /// Most bytes read first
+    Read,
+    /// Most bytes written first
+    Write,
+    /// Fewest hits first
+    Hits,
+    /// Most dirty data first
+    Dirty,
 }
 
 /// Why a time is none.

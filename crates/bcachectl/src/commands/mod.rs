@@ -61,6 +61,7 @@ pub fn main() -> ExitCode {
         (Command::Get(args), _) => running::get(args),
         (Command::Settings(args), _) => running::settings(args),
         (Command::Status(args), _) => running::status(args),
+        (Command::Top(args), _) => running::top(args),
         (Command::ReadSuperblocks, _) => scan::serve(),
         (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),
         (Command::Completions { shell, old_name: Some(name) }, _) => {

@@ -434,6 +434,78 @@ For node_exporter's textfile collector:
     SEE_ALSO,
 ];
 
+const TOP_BEFORE: Sections = &[
+    (
+        "DESCRIPTION",
+        "bcachectl top looks at the running sets and devices every second, or every --interval, and shows \
+     them on the terminal; 80 columns and 24 lines are enough. With --batch it prints the same as \
+     lines, once or more often. What must not stay as it is comes first; bcachectl-status(8) has the \
+     way out.
+
+Rates and hits come from the block layer's counts, which are exact. HITS is the share of the bytes \
+     read that did not come from the backing device. It needs two looks; --batch begins with the second.
+
+While the kernel holds bcache's lock, as it does when it registers a cache, it answers nobody. After \
+     a second top says so, and keys go on to work. It never reads priority_stats.",
+    ),
+    (
+        "COLUMNS",
+        "SET, CACHE :: The first characters of the set's UUID, and the cache device.
+
+AVAIL :: Share of the buckets that are free or hold clean data.
+
+READ/s, WRITE/s :: Bytes a second of the cache device, or of the bcache device.
+
+GC AGE :: Time since the last garbage collection; now, if one has ended since the look before.
+
+NODES :: Nodes of the btree, from the last garbage collection.
+
+JOURNAL :: Journal entries whose keys are not yet all in the btree.
+
+DEVICE :: The bcache device, or a backing device that does not run.
+
+STATE :: As bcachectl-status(8) has it, or STALLED: reads and writes wait in bcache, and neither the \
+     backing device nor the cache device has done anything since the look before. They wait for a bucket, for \
+     room in the journal or for garbage collection; the kernel itself counts no such waits.
+
+DISK-R/s, DISK-W/s :: Bytes a second of the backing device, writeback included.
+
+DIRTY :: Dirty data.
+
+WAIT :: Reads and writes under way in the bcache device.",
+    ),
+    (
+        "KEYS",
+        "q :: End.
+
+j, k, arrows, Home, End :: Pick a device; the lines at the bottom tell more of it.
+
+s :: Show only the devices of its set, or all again.
+
+n, r, w, h, d :: Sort by name, most read, most written, fewest hits, most dirty data.
+
+space :: Pause.",
+    ),
+];
+const TOP_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: It was ended.
+
+1 :: The terminal or the kernel's files could not be used.
+
+2 :: The command line makes no sense.",
+    ),
+    (
+        "EXAMPLES",
+        "One look over ten seconds, for a script:
+
+    bcachectl top --once --interval 10s",
+    ),
+    FILES,
+    SEE_ALSO,
+];
+
 /// The pages; `subcommand` gives what the parser knows of a command.
 pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<Page>> {
     macro_rules! page {
@@ -480,5 +552,11 @@ pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<
             SETTINGS_AFTER
         ),
         page!("status", &["[OPTIONS] [DEV|SET]"], STATUS_BEFORE, STATUS_AFTER),
+        page!(
+            "top",
+            &["[OPTIONS]", "[OPTIONS] --batch [ --count N ]", "[OPTIONS] --once"],
+            TOP_BEFORE,
+            TOP_AFTER
+        ),
     ])
 }

@@ -8,6 +8,7 @@ mod session;
 mod set;
 mod settings;
 mod status;
+mod top;
 mod volumes;
 mod words;
 
@@ -17,4 +18,5 @@ pub(super) use replace::replace_cache;
 pub(super) use set::{get, set};
 pub(super) use settings::settings;
 pub(super) use status::status;
+pub(super) use top::top;
 pub(super) use volumes::{label, volume};

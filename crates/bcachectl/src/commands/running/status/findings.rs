@@ -24,7 +24,7 @@ fn give_up_the_cache(device: &str, bcache: Option<&str>) -> Vec<String> {
     ]
 }
 
-pub(super) fn report(finding: &Finding) -> FindingReport {
+pub(in crate::commands::running) fn report(finding: &Finding) -> FindingReport {
     let (text, way_out) = words(finding);
     FindingReport { code: finding.code(), severity: finding.severity(), text, way_out }
 }

@@ -27,22 +27,14 @@ use super::session::{Target, read_view, target};
 use crate::cli::running::StatusArgs;
 use crate::exit::Failure;
 
-pub(super) use report::StatusReport;
+pub(super) use findings::report as in_words;
+pub(super) use report::{CleanIn, StatusReport};
 
 /// Runs `bcachectl status`.
 pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
-    let folder;
-    let (root, is_recorded) = match &args.recorded {
-        Some(path) => {
-            let text = fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            folder = TemporaryFolder::new()?;
-            let root = recorded::unpack(&text, &folder.0)
-                .with_context(|| format!("{} is no recorded tree", path.display()))?;
-            (root, true)
-        }
-        None => (Root::system(), false),
-    };
+    let recorded = args.recorded.as_deref().map(Recorded::read).transpose()?;
+    let is_recorded = recorded.is_some();
+    let root = recorded.as_ref().map_or_else(Root::system, |it| it.root.clone());
     if let Some(path) = &args.record {
         return record(&root, path, args.timeout);
     }
@@ -174,6 +166,28 @@ fn record(root: &Root, path: &Path, limit: Duration) -> Result<ExitCode> {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A recorded tree, laid out in a folder of its own.
+pub(super) struct Recorded {
+    /// Where it stands for the machine.
+    pub(super) root: Root,
+    _folder: TemporaryFolder,
+}
+
+impl Recorded {
+    /// Lays out what is recorded in the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no recorded tree.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let folder = TemporaryFolder::new()?;
+        let root = recorded::unpack(&text, &folder.0)
+            .with_context(|| format!("{} is no recorded tree", path.display()))?;
+        Ok(Self { root, _folder: folder })
+    }
 }
 
 /// A folder that is removed again.

@@ -74,7 +74,7 @@ pub(super) struct BackingReport {
 /// When the dirty data is written back.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "when")]
-pub(super) enum CleanIn {
+pub(in crate::commands::running) enum CleanIn {
     /// There is none.
     Clean,
     /// Writeback is switched off.
@@ -91,10 +91,10 @@ pub(super) enum CleanIn {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct FindingReport {
+pub(in crate::commands::running) struct FindingReport {
     pub(super) code: &'static str,
-    pub(super) severity: Severity,
-    pub(super) text: String,
+    pub(in crate::commands::running) severity: Severity,
+    pub(in crate::commands::running) text: String,
     pub(super) way_out: Vec<String>,
 }
 
@@ -102,7 +102,7 @@ pub(super) struct FindingReport {
 const NO_LIMIT_BYTES: i64 = 1 << 39;
 
 impl CleanIn {
-    pub(super) fn of(backing: &Backing) -> Option<Self> {
+    pub(in crate::commands::running) fn of(backing: &Backing) -> Option<Self> {
         let dirty = backing.dirty?;
         backing.set?;
         if dirty.is_zero() {
