@@ -387,7 +387,7 @@ fn ctrl_c_ends_a_run_with_its_report() {
     let name = image.to_str().unwrap();
     let check = |output: &std::process::Output| {
         let err = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{err}");
+        assert_eq!(output.status.code(), Some(130), "{err}");
         let report: Report = serde_json::from_slice(&output.stdout).unwrap();
         assert!(report.interrupted && report.run("allocator").is_some());
     };

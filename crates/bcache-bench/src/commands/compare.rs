@@ -11,7 +11,7 @@ use crate::cli::CompareArgs;
 use crate::compare::{Comparison, Difference, Verdict, format_ratio};
 use crate::exit::Failure;
 use crate::num::{float, format_count, format_ns, whole};
-use crate::report::Report;
+use crate::report::{Report, table::warning_lines};
 
 /// Runs `bcache-bench compare`.
 pub fn run(args: &CompareArgs) -> Result<ExitCode> {
@@ -69,6 +69,11 @@ fn render(
     comparison: &Comparison,
     reports: [&Report; 2],
 ) -> Result<()> {
+    let said = match comparison.changes() {
+        (0, 0) => "No change beyond the noise".to_owned(),
+        (worse, better) => format!("Worse: {worse}, better: {better}"),
+    };
+    writeln!(out, "{said}.\n")?;
     for (what, differences) in
         [("settings", &comparison.settings), ("circumstances", &comparison.environment)]
     {
@@ -107,20 +112,16 @@ fn render(
         writeln!(out, "only in {only_in}: {}, {}", it.run, it.measure)?;
     }
     for (name, report) in ["A", "B"].into_iter().zip(reports) {
-        for warning in &report.warnings {
+        for warning in warning_lines(&report.warnings) {
             writeln!(out, "warning of {name}: {warning}")?;
         }
     }
     let percent = comparison.threshold * 100.0;
     writeln!(
         out,
-        "\n{}. Changed is what moved by more than {percent} % and by more than chance explains,\n\
-         which is the range shown (99 % for each report). Two runs of the same thing may differ by\n\
-         more: repeat a run before a change is believed.",
-        match comparison.changes() {
-            (0, 0) => "No change beyond the noise".to_owned(),
-            (worse, better) => format!("Worse: {worse}, better: {better}"),
-        }
+        "\nChanged is what moved by more than {percent} % and by more than chance explains, which is\n\
+         the range shown (99 % for each report). Two runs of the same thing may differ by more: repeat\n\
+         a run before a change is believed."
     )?;
     Ok(())
 }

@@ -32,7 +32,9 @@ pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
     let stop = interrupt::install()?;
     let context = RunContext { stop, live: Live::new(plan.writers.get()), trace };
     let mut out = Out::stdout();
+    let mut interrupted = false;
     carry_out(&plan, &context, runner, exports, |report| {
+        interrupted = report.interrupted;
         if args.json {
             out.json(report)?;
         } else {
@@ -41,7 +43,7 @@ pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
         }
         out.finish()
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if interrupted { Failure::Interrupted.into() } else { ExitCode::SUCCESS })
 }
 
 /// Opens the files that the report goes to, which must not be what the run writes to.

@@ -121,7 +121,7 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 
 4 :: compare found something that has become worse.
 
-130 :: replay was interrupted; its report has what was done by then.",
+130 :: device or replay was interrupted; the report has what was done by then.",
     ),
     (
         "EXAMPLES",

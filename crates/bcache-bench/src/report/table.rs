@@ -9,6 +9,7 @@ use bcache_core::units::format_bytes;
 use super::{Figures, Measured, Percentile, Ratio, Report, Run};
 use crate::environment::{Backing, DeviceEnvironment, Environment};
 use crate::num::{float, format_count, format_ns, whole};
+use crate::record::Measure;
 use crate::warnings::Warning;
 
 /// Columns that the table of latencies takes without its bars.
@@ -30,14 +31,84 @@ const SHADES: [(char, Option<Percentile>); 5] = [
 
 /// Writes `report`.
 pub fn render(out: &mut impl Write, style: Style, report: &Report) -> io::Result<()> {
-    render_environment(out, style, &report.environment)?;
-    if report.interrupted {
-        writeln!(out, "\nended early: the figures are those until then")?;
-    }
+    render_summary(out, style, report)?;
     render_latencies(out, style, &report.runs)?;
     render_figures(out, style, &report.runs)?;
     render_ratios(out, style, &report.ratios)?;
-    render_warnings(out, style, &report.warnings)
+    render_environment(out, style, &report.environment)?;
+    render_warnings(out, style, &warning_lines(&report.warnings))
+}
+
+/// What ran, how fast it was, and how long an allocation took. That is the first run of a report; the
+/// others are there to be compared with it.
+fn render_summary(out: &mut impl Write, style: Style, report: &Report) -> io::Result<()> {
+    let Some(run) = report.runs.first() else { return Ok(()) };
+    let mut rows = bare(style);
+    let devices: Vec<String> =
+        report.environment.devices.iter().map(|it| it.path.display().to_string()).collect();
+    let on = if devices.is_empty() { String::new() } else { format!(" on {}", devices.join(", ")) };
+    let early = if report.interrupted { " (ended early)" } else { "" };
+    rows.add_row([
+        Cell::new("ran"),
+        Cell::prose(format!(
+            "{}{on}: {} operations in {}{early}",
+            run.name,
+            format_count(run.operations),
+            format_ns(run.elapsed.as_secs_f64() * 1e9)
+        )),
+    ]);
+    let figures = run.figures();
+    let mut throughput = Vec::new();
+    if let Some(rate) = figures.operations_per_second {
+        throughput.push(format!("{} operations/s", format_count(whole(rate))));
+    }
+    for (rate, what) in
+        [(figures.written_bytes_per_second, "written"), (figures.read_bytes_per_second, "read")]
+    {
+        if let Some(rate) = rate {
+            throughput.push(format!("{}/s {what}", format_bytes(whole(rate))));
+        }
+    }
+    if !throughput.is_empty() {
+        rows.add_row([Cell::new("throughput"), Cell::prose(throughput.join(", "))]);
+    }
+    let allocation = [Measure::BucketAllocation, Measure::SectorAllocation]
+        .into_iter()
+        .find_map(|measure| run.measures.iter().find(|it| it.measure == measure));
+    if let Some(it) = allocation {
+        let of =
+            |percentile| format!("{percentile} {}", format_ns(float(it.percentile_ns(percentile))));
+        let percentiles = [Percentile::P50, Percentile::P99, Percentile::P9999].map(of);
+        let max = format_ns(float(it.histogram.max()));
+        rows.add_row([
+            Cell::new(it.measure.to_string()),
+            Cell::prose(format!("{}, max {max}", percentiles.join(", "))),
+        ]);
+    }
+    writeln!(out, "{rows}")
+}
+
+/// Warnings as a person reads them: one of a kind is one line. What rests on too few samples is one list.
+pub fn warning_lines(warnings: &[Warning]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut few: Vec<(Percentile, Vec<String>)> = Vec::new();
+    for warning in warnings {
+        match warning {
+            Warning::TooFewSamples { run, measure, percentile, samples, .. } => {
+                let one = format!("{run}: {measure} ({})", format_count(*samples));
+                match few.iter_mut().find(|(known, _)| known == percentile) {
+                    Some((_, measures)) => measures.push(one),
+                    None => few.push((*percentile, vec![one])),
+                }
+            }
+            other => lines.push(other.to_string()),
+        }
+    }
+    few.sort_by_key(|(percentile, _)| Percentile::ALL.iter().position(|it| it == percentile));
+    for (percentile, measures) in few {
+        lines.push(format!("too few samples from {percentile} on: {}", measures.join(", ")));
+    }
+    lines
 }
 
 fn render_environment(out: &mut impl Write, style: Style, on: &Environment) -> io::Result<()> {
@@ -64,7 +135,7 @@ fn render_environment(out: &mut impl Write, style: Style, on: &Environment) -> i
     for device in &on.devices {
         rows.add_row([Cell::new("device"), Cell::prose(describe_device(device))]);
     }
-    writeln!(out, "{rows}")
+    writeln!(out, "\n{rows}")
 }
 
 fn describe_device(device: &DeviceEnvironment) -> String {
@@ -253,7 +324,11 @@ fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Re
 }
 
 /// Writes `warnings`, after an empty line.
-pub fn render_warnings(out: &mut impl Write, style: Style, warnings: &[Warning]) -> io::Result<()> {
+pub fn render_warnings(
+    out: &mut impl Write,
+    style: Style,
+    warnings: &[impl std::fmt::Display],
+) -> io::Result<()> {
     if warnings.is_empty() {
         return Ok(());
     }
@@ -293,7 +368,7 @@ mod tests {
         for part in [
             "A CPU, 4 CPUs, Linux 6.12.1",
             "/dev/sda, 8 GiB, AN SSD, write back",
-            "ended early",
+            "(ended early)",
             "allocator: bucket allocation",
             "fixed addresses: data write",
             "garbage collections",
