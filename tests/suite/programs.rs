@@ -3,9 +3,9 @@
 
 use anyhow::{Context as _, ensure};
 use bcache_tests::need::unmet;
+use bcache_tests::terminal::on_terminal;
 use bcache_tests::{Need, Scratch, binary};
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
+use std::fs::OpenOptions;
 use std::process::{Command, Output, Stdio};
 
 const PROGRAMS: [&str; 2] = ["bcachectl", "bcache-bench"];
@@ -177,18 +177,10 @@ fn nothing_is_broken_on_a_terminal_of_any_width() -> anyhow::Result<()> {
     let uuids: Vec<&&str> = all.iter().filter(is_uuid).collect();
     ensure!(!uuids.is_empty(), "{plain}");
     for columns in [0, 20, 37, 40, 64, 80, 100, 132, 200, 250] {
-        let size = nix::pty::Winsize { ws_row: 25, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = nix::pty::openpty(&size, None)?;
         let mut command = Command::new(binary("bcachectl")?);
-        command.arg("show").arg(&cache).arg(&backing).env("NO_COLOR", "1").stdin(Stdio::null());
-        command.stdout(File::from(pty.slave));
-        let mut child = command.spawn()?;
-        drop(command);
-        let mut shown = Vec::new();
-        // The end of a terminal is an error (EIO), once all is read.
-        let _ = File::from(pty.master).read_to_end(&mut shown);
-        ensure!(child.wait()?.success());
-        let shown = String::from_utf8(shown)?;
+        command.arg("show").arg(&cache).arg(&backing);
+        let (shown, status) = on_terminal(command, columns)?;
+        ensure!(status.success(), "{status}");
         for word in shown.split_whitespace() {
             let piece = word.trim_end_matches([',', ')', '.', ':']);
             let part = uuids.iter().any(|uuid| piece.len() > 8 && uuid.contains(piece));

@@ -12,6 +12,7 @@ pub mod image;
 pub mod kernel;
 pub mod need;
 pub mod superblocks;
+pub mod terminal;
 pub mod tool;
 pub mod volume;
 
