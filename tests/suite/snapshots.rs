@@ -1,6 +1,7 @@
 //! What every command prints for people: piped, and on terminals of 80 and of 200 columns. A change is
 //! looked at, and taken over with `INSTA_UPDATE=always cargo test --workspace --test snapshots`.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -129,17 +130,17 @@ fn printed(line: &str, folder: &Path) -> anyhow::Result<String> {
     let status = output.status.code().context("ended by a signal")?;
     let mut text = format!("$ {line}\n{piped}");
     if !errors.is_empty() {
-        text += &format!("-- standard error\n{errors}");
+        write!(text, "-- standard error\n{errors}")?;
     }
-    text += &format!("-- exit status {status}\n");
+    writeln!(text, "-- exit status {status}")?;
     for columns in [80, 200] {
         let (shown, status) = on_terminal(command(line, folder)?, columns)?;
         ensure!(status.code() == output.status.code(), "{line}: {status} on a terminal");
         let shown = settled(&shown, line);
         if shown == piped {
-            text += &format!("-- {columns} columns: the same\n");
+            writeln!(text, "-- {columns} columns: the same")?;
         } else {
-            text += &format!("-- {columns} columns\n{shown}");
+            write!(text, "-- {columns} columns\n{shown}")?;
         }
     }
     Ok(text)

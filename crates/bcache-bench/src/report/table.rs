@@ -398,8 +398,8 @@ mod tests {
 
     #[test]
     fn an_axis_has_a_length_even_for_one_value() {
-        let mut recorder = crate::record::Recorder::new(&[crate::record::Measure::Empty]);
-        recorder.record(crate::record::Measure::Empty, 1000);
+        let mut recorder = crate::record::Recorder::new(&[Measure::Empty]);
+        recorder.record(Measure::Empty, 1000);
         let measured = crate::report::measured(&recorder.finish());
         let axis = Axis::over(measured.iter(), 10);
         assert!(axis.high > axis.low);
