@@ -474,6 +474,17 @@ fn overview() -> anyhow::Result<()> {
     ensure!(lines.get(first).is_some_and(|line| *line == row), "{printed}");
     let row = [backing.as_str(), "backing", "9", "MiB", "pair", "none", "no", "accepts"];
     ensure!(lines.get(first + 1).is_some_and(|line| *line == row), "{printed}");
+    // One that was made alone carries the UUID of a set that nobody has.
+    let image = scratch.sparse("alone", 9 * MIB)?;
+    let alone = LoopDevice::attach(&image, 512)?;
+    let output = bcachectl()?.args(["make", "-B"]).arg(alone.path()).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    let (printed, alone) = (all(&["show"])?, alone.path().display().to_string());
+    let row = printed.lines().find(|line| line.contains(&alone)).context("the device alone")?;
+    // Others like it may be here, and the heading is said once.
+    ensure!(row.contains(&format!("{alone}  backing")), "{printed}");
+    ensure!(printed.contains("(not attached to a set)"), "{printed}");
+    ensure!(!printed.contains("(no cache present)") || !row.contains("no cache present"), "{row}");
     Ok(())
 }
 
