@@ -6,6 +6,7 @@ mod list;
 mod repair;
 mod running;
 mod text;
+mod undo;
 mod writeback;
 
 use std::path::Path;
@@ -106,7 +107,7 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             command: subcommand("image")?,
             synopsis: &[
                 "create [--anonymize] [--force] [--json] CACHE -o FILE|-",
-                "restore [--force] [--json] FILE DEV",
+                "restore [--force] [--undo UNDOFILE] [--json] FILE DEV",
             ],
             invocation: "bcachectl image",
             before: image::BEFORE,
@@ -119,6 +120,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl repair",
             before: repair::BEFORE,
             after: repair::AFTER,
+        },
+        Page {
+            name: "bcachectl-undo",
+            command: subcommand("undo")?,
+            synopsis: &["[OPTIONS] FILE [DEV...]"],
+            invocation: "bcachectl undo",
+            before: undo::BEFORE,
+            after: undo::AFTER,
         },
     ];
     let mut files = crate::compat::pages()?;

@@ -238,6 +238,11 @@ impl<W: Write> PackedWriter<W> {
         Ok(())
     }
 
+    /// Bytes of the image so far: where the next chunk's frame begins.
+    pub(crate) const fn position(&self) -> u64 {
+        self.at
+    }
+
     /// Writes the index. An image without it is none.
     pub fn finish(mut self) -> io::Result<W> {
         let mut raw = RawTrailer {

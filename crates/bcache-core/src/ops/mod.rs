@@ -13,6 +13,7 @@ pub mod repair;
 pub mod start;
 #[cfg(feature = "testkit")]
 pub mod trace;
+pub mod undo;
 pub mod verify;
 pub mod writeback;
 

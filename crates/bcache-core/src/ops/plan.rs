@@ -31,6 +31,8 @@ pub enum WriteKind {
     UuidTable,
     /// A btree node set.
     BtreeNode,
+    /// A part of an image of the device.
+    Image,
 }
 
 impl std::fmt::Display for WriteKind {
@@ -42,6 +44,7 @@ impl std::fmt::Display for WriteKind {
             Self::JournalEntry { seq } => write!(f, "journal entry {seq}"),
             Self::UuidTable => f.write_str("uuid table"),
             Self::BtreeNode => f.write_str("btree node"),
+            Self::Image => f.write_str("part of the image"),
         }
     }
 }

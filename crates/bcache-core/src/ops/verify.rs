@@ -103,11 +103,11 @@ fn first_difference(
 }
 
 /// A set of bytes, as disjoint ranges: start to end (excluded).
-#[derive(Default)]
-struct Ranges(BTreeMap<u64, u64>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    fn insert(&mut self, start: u64, end: u64) {
+    pub(super) fn insert(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
         }
@@ -125,7 +125,7 @@ impl Ranges {
     }
 
     /// The parts of a range that are not in the set.
-    fn gaps(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+    pub(super) fn gaps(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
         let mut from = start;
         let before = self.0.range(..start).next_back();

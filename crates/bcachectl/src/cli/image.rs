@@ -64,6 +64,10 @@ pub struct ImageRestoreArgs {
     #[arg(long, requires = "force")]
     pub lose_dirty_data: bool,
 
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE", requires = "force")]
+    pub undo: Option<PathBuf>,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -65,6 +65,10 @@ pub struct InvalidateArgs {
     #[arg(long)]
     pub skip_refused: bool,
 
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+
     /// Show what would be invalidated and written, and write nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,

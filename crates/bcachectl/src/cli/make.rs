@@ -88,6 +88,10 @@ pub struct MakeArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub size: Option<u64>,
 
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE", conflicts_with = "discard")]
+    pub undo: Option<PathBuf>,
+
     /// Show what would be written, and write nothing
     #[arg(short = 'n', long, alias = "dry_run")]
     pub dry_run: bool,

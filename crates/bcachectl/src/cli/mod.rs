@@ -10,6 +10,7 @@ pub mod make;
 pub mod repair;
 pub mod running;
 pub mod show;
+pub mod undo;
 pub mod writeback;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -23,6 +24,7 @@ pub use list::{ListArgs, ListColumn};
 pub use make::MakeArgs;
 pub use repair::RepairArgs;
 pub use show::ShowArgs;
+pub use undo::UndoArgs;
 pub use writeback::WritebackArgs;
 
 /// Make, inspect and control bcache devices
@@ -62,6 +64,8 @@ pub enum Command {
     Writeback(WritebackArgs),
     /// Mend a damaged cache set where that can be done
     Repair(RepairArgs),
+    /// Put back what a command overwrote
+    Undo(UndoArgs),
     /// Keep the metadata of a cache device in a small file, and write it back
     Image(ImageArgs),
     /// Register devices with the kernel

@@ -20,6 +20,10 @@ pub struct RepairArgs {
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     pub accept: Vec<Code>,
 
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+
     /// Show what would be changed, and write nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,

@@ -32,6 +32,10 @@ pub struct WritebackArgs {
     #[arg(long)]
     pub verify: bool,
 
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+
     /// Show what would be written, and write nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,

@@ -19,7 +19,7 @@ use bcache_core::ops::make::AtStake;
 use bcache_core::units::format_bytes;
 use serde::Serialize;
 
-use super::holding;
+use super::{holding, undo};
 use crate::cli::image::{ImageArgs, ImageCommand, ImageCreateArgs, ImageRestoreArgs};
 use crate::commands::export::{check_target, create as create_file};
 use crate::exit::{ExitError, Failure};
@@ -127,10 +127,14 @@ fn sync(out: BufWriter<File>) -> Result<()> {
 fn restore(args: &ImageRestoreArgs) -> Result<ExitCode> {
     let context = || args.image.display().to_string();
     let image = open_packed(&args.image).map_err(anyhow::Error::from).with_context(context)?;
+    let undo = undo::log(args.undo.as_deref(), "image restore")?;
     let (device, created) = target(args, image.header().device_bytes)?;
+    let saved = undo.as_ref().filter(|_| !created);
     let mut bar = Progress::new(args.target.display().to_string());
-    let done = image::restore(&image, &device, &mut |done, total| bar.set("bytes", done, total));
+    let mut progress = |done, total| bar.set("bytes", done, total);
+    let done = image::restore_with_undo(&image, saved, &device, &mut progress);
     bar.finish();
+    undo::tell(saved);
     if let Err(error) = done {
         let written = error.may_have_written();
         let error = anyhow::Error::from(error).context(context());

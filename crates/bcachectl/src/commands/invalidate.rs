@@ -16,7 +16,7 @@ use bcache_core::ops::invalidate::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::holding;
+use super::{holding, undo};
 use crate::cli::InvalidateArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::invalidate as render;
@@ -41,6 +41,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     }
     // A plan for a device that is in use would be of what it held a moment ago.
     let device = file::open_unused(path).map_err(in_use)?;
+    let undo = undo::log(args.undo.as_deref().filter(|_| !args.dry_run), "invalidate")?;
     let mut bar = Bar::new("reading");
     let set = TrustedSet::read(&device, &read, &mut |progress| bar.reading(progress));
     drop(bar);
@@ -69,12 +70,14 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
         .iter()
         .map(|writes| writes.sets.progress_bytes() + writes.commit.progress_bytes())
         .sum();
-    let done =
-        invalidate::run(&plan, &read, || file::open_write(path), &mut |progress| match progress {
-            RunProgress::Written(bytes) => bar.writing(bytes, total),
-            RunProgress::Proving(progress) => bar.reading(progress),
-        });
+    let mut tell = |progress| match progress {
+        RunProgress::Written(bytes) => bar.writing(bytes, total),
+        RunProgress::Proving(progress) => bar.reading(progress),
+    };
+    let open = || file::open_write(path);
+    let done = invalidate::run_with_undo(&plan, &read, undo.as_ref(), open, &mut tell);
     drop(bar);
+    undo::tell(undo.as_ref());
     if let Err(error) = done {
         if args.json {
             // What failed before says more than that this could not be told.

@@ -15,12 +15,14 @@ use bcache_core::ops::make::{
     open_for_real, try_claims,
 };
 use bcache_core::ops::plan::Step;
+use bcache_core::ops::undo::UndoLog;
 use bcache_core::units::{Sectors, format_bytes};
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::undo;
 use crate::cli::MakeArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{self, DeviceReport, KernelReport};
@@ -121,7 +123,9 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
     if !args.yes && !confirm::destroys(&plans, !is_given)? {
         bail!("nothing was written");
     }
-    let outcome = write(&plans);
+    let undo = undo::log(args.undo.as_deref(), "make")?;
+    let outcome = write(&plans, undo.as_ref());
+    undo::tell(undo.as_ref());
     // What became of the devices is said even where nobody reads standard output any more.
     let rendered = render(&mut out, args, &plans, &outcome).and_then(|()| out.finish());
     for leftover in &outcome.leftovers {
@@ -162,9 +166,9 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn write(plans: &[DevicePlan]) -> Outcome {
+fn write(plans: &[DevicePlan], undo: Option<&UndoLog>) -> Outcome {
     let mut bars: HashMap<PathBuf, ProgressBar> = HashMap::new();
-    let outcome = make::run(plans, &mut open_for_real, &mut |plan, bytes| {
+    let outcome = make::run_with_undo(plans, undo, &mut open_for_real, &mut |plan, bytes| {
         let total = plan.plan.write_bytes() + plan.plan.discard_sectors().bytes();
         if total < PROGRESS_BYTES {
             return;

@@ -11,6 +11,7 @@ pub mod repair;
 pub mod running;
 pub mod show;
 pub mod source;
+pub mod undo;
 pub mod writeback;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
         (Command::Writeback(args), _) => writeback::run(args),
+        (Command::Undo(args), _) => undo::run(args),
         (Command::Image(args), _) => image::run(args),
         (Command::Register(args), _) => running::register(args),
         (Command::Attach(args), _) => running::attach(args),

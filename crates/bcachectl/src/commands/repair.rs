@@ -16,6 +16,7 @@ use bcache_core::ops::repair::{self, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
 
 use crate::cli::RepairArgs;
+use crate::commands::undo;
 use crate::commands::writeback::{claim, in_use};
 use crate::exit::{ExitError, Failure};
 use crate::render::repair as render;
@@ -40,6 +41,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
              --dry-run to see what would be changed; nothing was written"
         );
     }
+    let undo = undo::log(args.undo.as_deref(), "repair")?;
     // Held from here on, so that nothing changes between plan and run.
     let cache = claim(&args.cache)?;
     let backing: Vec<FileDevice> =
@@ -59,9 +61,10 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     }
     let seed = uuid::Uuid::new_v4().as_u64_pair().0;
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
-    if let Err(error) = repair::run(&plan, &accepted, &cache, &writers, &options, seed) {
-        return Err(failed(error));
-    }
+    let done =
+        repair::run_with_undo(&plan, &accepted, undo.as_ref(), &cache, &writers, &options, seed);
+    undo::tell(undo.as_ref());
+    done.map_err(failed)?;
     show(args, &plan, &accepted, render::Outcome::Done)?;
     Ok(status(&plan, &accepted))
 }
@@ -101,15 +104,15 @@ fn failed(error: RepairRunError) -> anyhow::Error {
         RepairRunError::Apply(error) if !error.may_have_written => {
             (Failure::Refused, "nothing was written")
         }
+        RepairRunError::Undo(_) | RepairRunError::Changed | RepairRunError::Again(_) => {
+            (Failure::Refused, "nothing was written")
+        }
         RepairRunError::Apply(_)
         | RepairRunError::Reread(_)
+        | RepairRunError::Extents(_)
         | RepairRunError::Verify(VerifyError::Read { .. }) => (
             Failure::Partial,
             "some of the changes are made, and each of them stands by itself; run the command again",
-        ),
-        RepairRunError::Changed | RepairRunError::Again(_) => (
-            Failure::Partial,
-            "single changes are made, and each of them stands by itself; no new metadata was written",
         ),
         RepairRunError::Commit(error) => match error.state() {
             CommitState::Old | CommitState::OldOrNew => (

@@ -19,7 +19,7 @@ use bcache_core::ops::writeback::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::holding;
+use super::{holding, undo};
 use crate::cli::WritebackArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::writeback as render;
@@ -45,6 +45,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
              --dry-run to see what would be written; nothing was written"
         );
     }
+    let undo = undo::log(args.undo.as_deref(), "writeback")?;
     // Held from here on, so that nothing changes between plan and run.
     let cache = claim(&args.cache)?;
     let backing: Vec<FileDevice> =
@@ -64,8 +65,11 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
     let passes = if args.verify { 2 } else { 1 };
     let bar = Bar::new(plan.dirty_sectors().bytes().saturating_mul(passes));
-    let done = writeback::run(&plan, &options, &cache, &writers, &|at| bar.writing(at));
+    let done = writeback::run_with_undo(&plan, &options, undo.as_ref(), &cache, &writers, &|at| {
+        bar.writing(at)
+    });
     bar.clear();
+    undo::tell(undo.as_ref());
     match done {
         Ok(done) => report(args, &plan, &options, done),
         Err(error) => {

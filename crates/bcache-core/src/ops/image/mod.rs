@@ -24,7 +24,7 @@ use crate::layout::bkey::Ptr;
 use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
 use crate::units::BucketIndex;
 
-pub use restore::{RestoreError, restore};
+pub use restore::{RestoreError, restore, restore_with_undo};
 
 /// Why no image was made.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,8 @@
 use crate::device::packed::{PackedError, PackedKind, PackedReader};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
 use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
+use crate::ops::plan::{Step, WriteKind};
+use crate::ops::undo::{SaveError, Saving, UndoLog, Watch};
 
 /// Why an image was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,9 @@ pub enum RestoreError {
     /// The image cannot be read. Nothing was written.
     #[error(transparent)]
     Image(#[from] PackedError),
+    /// What would be overwritten could not be saved. Nothing was written.
+    #[error(transparent)]
+    Undo(#[from] SaveError),
     /// The device failed, and has no superblock now unless it was the last flush.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -53,6 +58,16 @@ pub fn restore<D: ReadDevice>(
     device: &dyn BlockDevice,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), RestoreError> {
+    restore_with_undo(image, None, device, progress)
+}
+
+/// The same, where what is overwritten is saved to `undo` first.
+pub fn restore_with_undo<D: ReadDevice>(
+    image: &PackedReader<D>,
+    undo: Option<&UndoLog>,
+    device: &dyn BlockDevice,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), RestoreError> {
     if image.header().kind != PackedKind::Metadata {
         return Err(RestoreError::OtherKind);
     }
@@ -70,21 +85,31 @@ pub fn restore<D: ReadDevice>(
         }
     }
     let superblock = superblock.ok_or(RestoreError::NoSuperblock)?;
+    if let Some(undo) = undo {
+        let told = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
+            steps(image, superblock, &mut |step| sink(&step))
+        };
+        undo.save(&[Saving { device: &device, watch: Watch::Ends, steps: &told }])?;
+    }
     let total = bytes.saturating_mul(2);
     let mut done = 0u64;
-    device.write_at(SB_OFFSET_BYTES, &AlignedBuf::zeroed(SB_BYTES))?;
-    device.flush()?;
-    let all = || image.chunks().iter().enumerate();
-    for last in [false, true] {
-        for (index, chunk) in all().filter(|(index, _)| (*index == superblock) == last) {
-            let contents = image.contents(index)?;
-            device.write_at(chunk.offset, &AlignedBuf::copy_of(&contents))?;
-            done = done.saturating_add(contents.len() as u64);
-            progress(done, total);
+    steps(image, superblock, &mut |step| -> Result<(), RestoreError> {
+        match &step {
+            Step::Write { offset, data, .. } => {
+                device.write_at(*offset, data)?;
+                done = done.saturating_add(data.len() as u64);
+                progress(done, total);
+            }
+            Step::Zero { offset, len, .. } => {
+                device
+                    .write_at(*offset, &AlignedBuf::zeroed(usize::try_from(*len).unwrap_or(0)))?;
+            }
+            Step::Flush => device.flush()?,
+            Step::Discard { .. } => {}
         }
-        device.flush()?;
-    }
-    for (index, chunk) in all() {
+        Ok(())
+    })?;
+    for (index, chunk) in image.chunks().iter().enumerate() {
         let contents = image.contents(index)?;
         let mut found = AlignedBuf::zeroed(contents.len());
         device.read_at(chunk.offset, &mut found)?;
@@ -94,6 +119,27 @@ pub fn restore<D: ReadDevice>(
         }
         done = done.saturating_add(contents.len() as u64);
         progress(done, total);
+    }
+    Ok(())
+}
+
+/// Tells what is written, in order.
+fn steps<D: ReadDevice, E: From<PackedError>>(
+    image: &PackedReader<D>,
+    superblock: usize,
+    sink: &mut dyn FnMut(Step) -> Result<(), E>,
+) -> Result<(), E> {
+    let len = SB_BYTES as u64;
+    sink(Step::Zero { kind: WriteKind::Wipe, offset: SB_OFFSET_BYTES, len })?;
+    sink(Step::Flush)?;
+    for last in [false, true] {
+        for (index, chunk) in image.chunks().iter().enumerate() {
+            if (index == superblock) == last {
+                let data = AlignedBuf::copy_of(&image.contents(index)?);
+                sink(Step::Write { kind: WriteKind::Image, offset: chunk.offset, data })?;
+            }
+        }
+        sink(Step::Flush)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::inspect::FindVolumeError;
 use crate::layout::bset::NodeErrorAt;
 use crate::layout::verdict::Refusal;
 use crate::ops::plan::ApplyError;
+use crate::ops::undo::SaveError;
 use crate::ops::verify::VerifyError;
 use crate::units::BucketIndex;
 
@@ -160,6 +161,9 @@ pub enum RunError {
         /// The device.
         path: PathBuf,
     },
+    /// What would be overwritten could not be saved.
+    #[error("what would be overwritten could not be saved")]
+    Undo(#[source] SaveError),
     /// Writing the new prio sets, or their flush, failed.
     #[error("the new prio chain could not be written")]
     Sets(#[source] ApplyError),
@@ -184,7 +188,7 @@ impl RunError {
     /// What the device holds.
     pub fn state(&self) -> DeviceState {
         match self {
-            Self::Claim(_) | Self::Changed { .. } => DeviceState::Unchanged,
+            Self::Claim(_) | Self::Changed { .. } | Self::Undo(_) => DeviceState::Unchanged,
             Self::Sets(error) if !error.may_have_written => DeviceState::Unchanged,
             Self::Sets(_) | Self::VerifySets(_) => DeviceState::Old,
             Self::Commit(error) if !error.may_have_written => DeviceState::Old,

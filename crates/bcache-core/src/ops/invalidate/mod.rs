@@ -43,7 +43,7 @@ mod writes;
 pub use bits::BucketBits;
 pub use error::{DeviceState, InvalidateError, ProofError, RunError};
 pub use refusal::{DirtyShare, Reason};
-pub use run::{RunProgress, run};
+pub use run::{RunProgress, run, run_with_undo};
 pub use select::{Amount, Selection};
 pub use survey::{DIRTY_DETAILS_MAX, Survey, volume_name};
 pub use trust::TrustedSet;

@@ -5,6 +5,7 @@ use crate::device::{BlockDevice, DeviceError};
 use crate::ops::commit::is_unchanged;
 use crate::ops::invalidate::{InvalidatePlan, ProofError, RunError, TrustedSet, Writes};
 use crate::ops::plan::apply;
+use crate::ops::undo::{self, Saving, UndoLog, Watch};
 use crate::ops::verify::verify;
 use crate::units::{BucketIndex, Gen};
 
@@ -27,10 +28,26 @@ pub fn run<D: BlockDevice>(
     open: impl FnOnce() -> Result<D, DeviceError>,
     progress: &mut dyn FnMut(RunProgress),
 ) -> Result<(), RunError> {
+    run_with_undo(plan, options, None, open, progress)
+}
+
+/// The same, where what is overwritten is saved to `undo` first.
+pub fn run_with_undo<D: BlockDevice>(
+    plan: &InvalidatePlan<'_>,
+    options: &ReadOptions,
+    undo: Option<&UndoLog>,
+    open: impl FnOnce() -> Result<D, DeviceError>,
+    progress: &mut dyn FnMut(RunProgress),
+) -> Result<(), RunError> {
     let Some(writes) = &plan.writes else { return Ok(()) };
     let device = open().map_err(RunError::Claim)?;
     if !is_unchanged(plan.set(), &device).map_err(RunError::Claim)? {
         return Err(RunError::Changed { path: device.info().path.clone() });
+    }
+    if let Some(undo) = undo {
+        let steps = undo::steps_of(|| Box::new(writes.steps()));
+        let watch = Watch::of_cache(&plan.set().cache);
+        undo.save(&[Saving { device: &device, watch, steps: &steps }]).map_err(RunError::Undo)?;
     }
     let mut written = |bytes| progress(RunProgress::Written(bytes));
     apply(&writes.sets, &device, &mut written).map_err(RunError::Sets)?;

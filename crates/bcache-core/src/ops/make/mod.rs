@@ -40,7 +40,9 @@ pub use destroyed::{Destroyed, LoseDirtyData, Override};
 pub use error::{Fit, MakeError, Note, Setting};
 pub use facts::{DeviceFacts, GatherError, facts_of, facts_of_new_image, gather};
 pub use finish::Leftover;
-pub use run::{Opener, Outcome, RunError, check_distinct, open_for_real, run, try_claims};
+pub use run::{
+    Opener, Outcome, RunError, check_distinct, open_for_real, run, run_with_undo, try_claims,
+};
 
 /// Bucket size that is used where none was asked for and the device is large enough.
 pub const BUCKET_SIZE_DEFAULT: Sectors = Sectors(1024);

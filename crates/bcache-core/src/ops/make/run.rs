@@ -11,6 +11,7 @@ use crate::device::{BlockDevice, DeviceError, DeviceKind, file};
 use crate::layout::verdict::{Refusal, kernel_verdict};
 use crate::ops::make::{DeviceFacts, DevicePlan, MakeError};
 use crate::ops::plan::{ApplyError, apply};
+use crate::ops::undo::{self, SaveError, Saving, UndoLog, Watch};
 use crate::ops::verify::{VerifyError, verify};
 
 /// Why a device cannot be formatted, or was not.
@@ -28,6 +29,9 @@ pub enum RunError {
         /// The device.
         path: PathBuf,
     },
+    /// What would be overwritten could not be saved.
+    #[error("what would be overwritten could not be saved")]
+    Undo(#[source] SaveError),
     /// Writing stopped.
     #[error("{}: not formatted", path.display())]
     Apply {
@@ -69,7 +73,7 @@ impl RunError {
     /// Whether the device may have changed.
     pub const fn may_have_written(&self) -> bool {
         match self {
-            Self::Device(_) | Self::Probe(_) | Self::Changed { .. } => false,
+            Self::Device(_) | Self::Probe(_) | Self::Changed { .. } | Self::Undo(_) => false,
             Self::Apply { source, .. } => source.may_have_written,
             Self::Verify { .. } | Self::ReadBack { .. } | Self::Refused { .. } => true,
         }
@@ -105,6 +109,17 @@ pub fn run(
     open: Opener<'_>,
     progress: &mut dyn FnMut(&DevicePlan, u64),
 ) -> Outcome {
+    run_with_undo(plans, None, open, progress)
+}
+
+/// The same, where what is overwritten is saved to `undo` before the first write. New image files are
+/// not saved.
+pub fn run_with_undo(
+    plans: &[DevicePlan],
+    undo: Option<&UndoLog>,
+    open: Opener<'_>,
+    progress: &mut dyn FnMut(&DevicePlan, u64),
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut devices = Vec::with_capacity(plans.len());
     for plan in plans {
@@ -117,6 +132,12 @@ pub fn run(
                 return outcome;
             }
         }
+    }
+    if let Err((path, error)) = undo.map_or(Ok(()), |undo| save(undo, plans, &devices)) {
+        outcome.failed = Some((path, RunError::Undo(error)));
+        outcome.untouched = plans.iter().map(|plan| plan.facts.info.path.clone()).collect();
+        remove_unformatted(plans, devices, &mut outcome);
+        return outcome;
     }
     for (plan, device) in plans.iter().zip(&devices) {
         let path = plan.facts.info.path.clone();
@@ -132,6 +153,31 @@ pub fn run(
     remove_unformatted(plans, devices, &mut outcome);
     outcome.leftovers = finish(plans, &outcome.formatted);
     outcome
+}
+
+/// Saves what the plans overwrite; the device is the first of those that were to be saved.
+fn save(
+    undo: &UndoLog,
+    plans: &[DevicePlan],
+    devices: &[Box<dyn BlockDevice>],
+) -> Result<(), (PathBuf, SaveError)> {
+    let old: Vec<(&DevicePlan, &dyn BlockDevice)> = plans
+        .iter()
+        .zip(devices.iter().map(AsRef::as_ref))
+        .filter(|(plan, _)| !plan.facts.create)
+        .collect();
+    let steps: Vec<_> =
+        old.iter().map(|(plan, _)| undo::steps_of(|| Box::new(plan.plan.steps.iter()))).collect();
+    let parts: Vec<Saving<'_>> = old
+        .iter()
+        .zip(&steps)
+        .map(|((_, device), steps)| Saving { device, watch: Watch::Ends, steps })
+        .collect();
+    let path = parts.first().map(|part| part.device.info().path.clone());
+    match path {
+        Some(path) => undo.save(&parts).map_err(|error| (path, error)),
+        None => Ok(()),
+    }
 }
 
 /// Removes the images that this run made, which are those that it has claimed, and did not format.

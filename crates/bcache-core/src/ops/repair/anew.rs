@@ -22,10 +22,12 @@ use crate::device::ReadDevice;
 use crate::layout::bkey::Bkey;
 use crate::layout::prio_set::BucketDisk;
 use crate::layout::uuid_entry::UuidEntry;
-use crate::ops::rebuild::{self, Extents, ExtentsError, RebuildError, RebuildPlan};
+use crate::ops::plan::Step;
+use crate::ops::rebuild::{self, Extents, ExtentsError, PrepareError, RebuildError, RebuildPlan};
 use crate::ops::repair::past::Past;
 use crate::ops::repair::region::{Lost, Region, region};
-use crate::ops::repair::{Class, Code, Watch};
+use crate::ops::repair::{Class, Code, Seen};
+use crate::ops::undo::SaveError;
 use crate::units::{BucketIndex, Gen, Prio, Sectors};
 
 /// Why new metadata is made.
@@ -204,6 +206,19 @@ impl<'d> Ready<'d> {
     pub(super) fn source(&self) -> Salvaged<'_, 'd> {
         Salvaged { set: &self.set, regions: &self.regions, rule: self.rule, walk: self.walk }
     }
+
+    /// Tells all steps in their order.
+    pub(super) fn steps(
+        &self,
+        sink: &mut dyn FnMut(Step) -> Result<(), SaveError>,
+    ) -> Result<(), SaveError> {
+        self.plan.prepare(&self.set, &self.source(), sink).map_err(|error| match error {
+            PrepareError::Extents(error) => SaveError::Steps(error.into()),
+            PrepareError::Sink(error) => error,
+        })?;
+        let (commit, tidy) = (self.plan.commit(&self.set), self.plan.tidy(&self.set));
+        commit.steps.into_iter().chain(tidy.steps).try_for_each(sink)
+    }
 }
 
 /// What of the extents that sound nodes and entries tell is in doubt.
@@ -242,7 +257,7 @@ pub(super) fn decide<'d>(
     let found = kernel.ok().and_then(|set| set.journal.newest().map(|entry| entry.jset.seq()));
     let read =
         ReadOptions { newest: NewestEntry::Greatest, distrust_prios: true, ..options.to_owned() };
-    let mut watch = Watch { progress, problems: Vec::new() };
+    let mut watch = Seen { progress, problems: Vec::new() };
     let mut set = CacheSet::read(CacheDevice::open(device)?, &read, &mut watch)?;
     let gens = !set.prios.complete || set.prios.sound.iter().any(|sound| !sound);
     for problem in watch.problems {

@@ -20,25 +20,25 @@ mod bits;
 mod flip;
 mod past;
 mod region;
+mod run;
 mod superblock;
 
 pub use anew::{Anew, NotAnew, Reason, Share};
+pub use run::{RepairRunError, run, run_with_undo};
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use crate::cache_set::{
-    BucketProblem, CacheDevice, CacheSet, Journal, NoVisitor, OpenError, Problem, Progress,
-    ReadError, ReadOptions, Visitor, expect_superblock,
+    BucketProblem, CacheDevice, CacheSet, Journal, OpenError, Problem, Progress, ReadError,
+    ReadOptions, Visitor, expect_superblock,
 };
-use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
+use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::invalidate::blocks;
-use crate::ops::plan::{ApplyError, Plan, Step, WriteKind, apply};
+use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
-use crate::ops::rebuild::{self, CommitError, Contents, KeptExtents};
-use crate::ops::verify::{VerifyError, verify};
 use crate::units::{BucketIndex, Sectors};
 
 /// How often the set is read: damage may hide other damage.
@@ -396,7 +396,7 @@ fn mend_bits(
     {
         let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
         let Ok(opened) = CacheDevice::open(&device) else { return Ok(()) };
-        let mut watch = Watch { progress, problems: Vec::new() };
+        let mut watch = Seen { progress, problems: Vec::new() };
         let set = CacheSet::read(opened.clone(), options, &mut watch).ok();
         for problem in last.problems.iter().chain(&last.torn) {
             found.extend(bits::explain(&opened, set.as_ref(), problem));
@@ -447,7 +447,7 @@ fn read(
     let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
     let opened = CacheDevice::open(&device)
         .map_err(|source| RepairError::NoCache { path: path(), source })?;
-    let mut watch = Watch { progress, problems: Vec::new() };
+    let mut watch = Seen { progress, problems: Vec::new() };
     let set = match CacheSet::read(opened, options, &mut watch) {
         Ok(set) => Ok(set),
         Err(error @ (ReadError::Unsynced | ReadError::NoJournal)) => Err(error),
@@ -476,12 +476,12 @@ fn read(
     Ok(Reading { problems, torn, dirty_sectors, uuids, no_set })
 }
 
-struct Watch<'p> {
+struct Seen<'p> {
     progress: &'p mut dyn FnMut(Progress),
     problems: Vec<Problem>,
 }
 
-impl Visitor for Watch<'_> {
+impl Visitor for Seen<'_> {
     fn wants_keys(&self) -> bool {
         false
     }
@@ -511,119 +511,4 @@ fn is_one_journal(cache: &dyn ReadDevice, fixes: &[Fix]) -> Result<bool, RepairE
         *times.entry(entry.seq).or_default() += 1;
     }
     Ok(times.iter().all(|(&seq, &count)| seq < first || (seq <= newest && count == 1)))
-}
-
-/// Why a plan was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum RepairRunError {
-    /// A write or flush failed. The changes before it are made, and each stands by itself.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
-    /// What was written does not read back.
-    #[error(transparent)]
-    Verify(#[from] VerifyError),
-    /// The set, read again, is not as planned.
-    #[error("the cache set still has {found} problems, {expected} were expected")]
-    Proof {
-        /// Problems now.
-        found: usize,
-        /// Problems that were to be left.
-        expected: usize,
-    },
-    /// The set could not be read again.
-    #[error("the cache set could not be read again")]
-    Reread(#[source] RepairError),
-    /// The new metadata is not what was planned: the device changed, or fails.
-    #[error("the cache set reads differently than when the repair was planned")]
-    Changed,
-    /// The new metadata could not be planned again.
-    #[error("new metadata could not be planned again")]
-    Again(#[source] NotAnew),
-    /// The new metadata could not be written.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// The new btree, read again, holds something else.
-    #[error("the new btree holds {found:?}, expected {expected:?}")]
-    Contents {
-        /// What it holds.
-        found: Contents,
-        /// What it was to hold.
-        expected: Contents,
-    },
-}
-
-/// Carries out the certain changes of `plan` and those of `accepted`, on the devices that it was made from,
-/// claimed by this process. The same can be planned and run again, whatever failed.
-pub fn run(
-    plan: &RepairPlan,
-    accepted: &BTreeSet<Code>,
-    cache: &dyn BlockDevice,
-    backing: &[&dyn BlockDevice],
-    options: &ReadOptions,
-    seed: u64,
-) -> Result<(), RepairRunError> {
-    let write = |steps: &Plan, device: &dyn BlockDevice| -> Result<(), RepairRunError> {
-        apply(steps, device, &mut |_| {})?;
-        Ok(verify(steps, device)?)
-    };
-    write(&plan.part(accepted, None, false), cache)?;
-    let superblock = plan.part(accepted, None, true);
-    let contents = match &plan.anew {
-        Some(anew) if plan.is_anew_accepted(accepted) => {
-            Some(make_anew(anew, &superblock, cache, options, seed)?)
-        }
-        _ => None,
-    };
-    write(&superblock, cache)?;
-    for (index, device) in backing.iter().enumerate() {
-        write(&plan.steps(accepted, Some(index)), *device)?;
-    }
-    if plan.accepted(accepted).count() < plan.fixes.len() {
-        return Ok(());
-    }
-    if let Some(expected) = contents {
-        prove(&cache, &expected, options)?;
-    }
-    let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
-    let sb = expect_superblock(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
-    let expected = if contents.is_some() { 0 } else { plan.left.len() };
-    let found = after.left(&verdict(&cache, &sb)).len();
-    if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
-}
-
-/// Plans the new metadata once more, on the device as it is now with its superblock mended, and writes it.
-fn make_anew(
-    planned: &Anew,
-    superblock: &Plan,
-    cache: &dyn BlockDevice,
-    options: &ReadOptions,
-    seed: u64,
-) -> Result<Contents, RepairRunError> {
-    let device = PlannedDevice::new(&cache, superblock.steps.iter());
-    let ready = anew::decide(&device, options, seed, &mut |_| {}).map_err(RepairRunError::Again)?;
-    if ready.anew != *planned {
-        return Err(RepairRunError::Changed);
-    }
-    rebuild::write(&ready.plan, &ready.set, &ready.source(), cache, &mut |_| {})?;
-    Ok(ready.plan.contents)
-}
-
-/// Reads the new btree.
-fn prove(
-    cache: &dyn ReadDevice,
-    expected: &Contents,
-    options: &ReadOptions,
-) -> Result<(), RepairRunError> {
-    let path = || cache.info().path.clone();
-    let opened = CacheDevice::open(cache)
-        .map_err(|source| RepairRunError::Reread(RepairError::NoCache { path: path(), source }))?;
-    let set = CacheSet::read(opened, options, &mut NoVisitor)
-        .map_err(|source| RepairRunError::Reread(RepairError::NotRead { path: path(), source }))?;
-    let all = KeptExtents::new(&set, options.walk);
-    let (_, found) = rebuild::survey(&set, &all, false).map_err(|_| RepairRunError::Changed)?;
-    if found == *expected {
-        Ok(())
-    } else {
-        Err(RepairRunError::Contents { found, expected: *expected })
-    }
 }

@@ -14,6 +14,7 @@ use crate::layout::verdict::Refusal;
 use crate::ops::invalidate::{InvalidateError, RunError};
 use crate::ops::plan::ApplyError;
 use crate::ops::rebuild::{CommitError, CommitState, ExtentsError, RebuildError};
+use crate::ops::undo::SaveError;
 use crate::ops::verify::VerifyError;
 use crate::units::Sectors;
 
@@ -264,6 +265,15 @@ pub enum WritebackRunError {
     /// After room was made, the set was not as expected.
     #[error("after room was made, the cache cannot be planned for")]
     Again(#[source] Box<WritebackError>),
+    /// What would be overwritten could not be saved.
+    #[error("what would be overwritten could not be saved")]
+    Undo {
+        /// What the devices hold.
+        state: WritebackState,
+        /// Why.
+        #[source]
+        source: SaveError,
+    },
     /// Copying, or comparing, failed.
     #[error("volume {slot} could not be copied to its backing device")]
     Copy {
@@ -314,6 +324,7 @@ impl WritebackRunError {
         use crate::ops::invalidate::DeviceState;
         match self {
             Self::Device(_) | Self::Changed { .. } => WritebackState::Unchanged,
+            Self::Undo { state, .. } => *state,
             Self::Room(error) => match error.state() {
                 DeviceState::Unchanged => WritebackState::Unchanged,
                 DeviceState::Old | DeviceState::OldOrNew | DeviceState::New => WritebackState::Old,

@@ -27,7 +27,7 @@ mod run;
 
 pub use error::{BackingRefusal, CopyError, WritebackError, WritebackRunError, WritebackState};
 pub use journal::JournalPlan;
-pub use run::{WritebackDone, WritebackProgress, run};
+pub use run::{WritebackDone, WritebackProgress, run, run_with_undo};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;

@@ -11,11 +11,12 @@ use crate::ops::commit::is_unchanged;
 use crate::ops::invalidate::{self, Amount, RunProgress, Selection, TrustedSet};
 use crate::ops::plan::{Plan, Step, WriteKind, apply};
 use crate::ops::rebuild::{self, KeptExtents};
+use crate::ops::undo::{self, SaveError, Saving, UndoLog, Watch};
 use crate::ops::verify::verify;
 use crate::ops::writeback::copy::{self, Task};
 use crate::ops::writeback::{
     CopyError, Method, Options, VolumePlan, WritebackError, WritebackPlan, WritebackRunError,
-    plan_for, read_set,
+    WritebackState, plan_for, read_set,
 };
 
 /// How often clean buckets are invalidated before giving up.
@@ -58,7 +59,20 @@ pub fn run(
     backing: &[&dyn BlockDevice],
     progress: Tell<'_>,
 ) -> Result<WritebackDone, WritebackRunError> {
-    let run = Run { options, cache, reader: &cache, backing, progress };
+    run_with_undo(plan, options, None, cache, backing, progress)
+}
+
+/// The same, where the metadata that is overwritten is saved to `undo` first. What the copies of dirty
+/// data overwrite is not: the cache as it was answers for it.
+pub fn run_with_undo(
+    plan: &WritebackPlan<'_>,
+    options: &Options,
+    undo: Option<&UndoLog>,
+    cache: &dyn BlockDevice,
+    backing: &[&dyn BlockDevice],
+    progress: Tell<'_>,
+) -> Result<WritebackDone, WritebackRunError> {
+    let run = Run { options, cache, reader: &cache, backing, undo, progress };
     if !is_unchanged(plan.set(), run.reader).map_err(WritebackRunError::Device)? {
         return Err(WritebackRunError::Changed { path: cache.info().path.clone() });
     }
@@ -79,6 +93,7 @@ struct Run<'r> {
     cache: &'r dyn BlockDevice,
     reader: &'r dyn ReadDevice,
     backing: &'r [&'r dyn BlockDevice],
+    undo: Option<&'r UndoLog>,
     progress: Tell<'r>,
 }
 
@@ -131,11 +146,13 @@ impl<'r> Run<'r> {
             .and_then(|set| invalidate::plan(set, &options))
             .map_err(|error| WritebackRunError::Again(Box::new(error.into())))?;
         let progress = self.progress;
-        invalidate::run(&plan, &self.options.read, || Ok(self.cache), &mut |at| match at {
+        let mut tell = |at| match at {
             RunProgress::Written(bytes) => progress(WritebackProgress::Metadata(bytes)),
             RunProgress::Proving(at) => progress(WritebackProgress::Reading(at)),
-        })
-        .map_err(WritebackRunError::Room)?;
+        };
+        let (read, open) = (&self.options.read, || Ok(self.cache));
+        invalidate::run_with_undo(&plan, read, self.undo, open, &mut tell)
+            .map_err(WritebackRunError::Room)?;
         Ok(plan.target_count())
     }
 
@@ -145,6 +162,9 @@ impl<'r> Run<'r> {
         plan: &WritebackPlan<'_>,
         done: &mut WritebackDone,
     ) -> Result<(), WritebackRunError> {
+        if let Some(undo) = self.undo {
+            self.save(undo, plan, *done)?;
+        }
         self.copy(plan)?;
         let (set, progress) = (plan.set(), self.progress);
         let mut metadata = |bytes| progress(WritebackProgress::Metadata(bytes));
@@ -170,6 +190,66 @@ impl<'r> Run<'r> {
             done.superblocks += u64::from(self.superblock(volume, plan.is_detaching())?);
         }
         Ok(())
+    }
+
+    /// Saves what the pass overwrites beside what it copies.
+    fn save(
+        &self,
+        undo: &UndoLog,
+        plan: &WritebackPlan<'_>,
+        done: WritebackDone,
+    ) -> Result<(), WritebackRunError> {
+        let state = match done {
+            WritebackDone { journal_seq: Some(_), .. } => WritebackState::New,
+            WritebackDone { invalidated_buckets: 0, .. } => WritebackState::Unchanged,
+            WritebackDone { .. } => WritebackState::Old,
+        };
+        let detaching = plan.is_detaching();
+        let cache_steps = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
+            let mut failed = Ok(());
+            plan.cache_steps(self.options, &mut |step| {
+                if failed.is_ok() {
+                    failed = sink(&step);
+                }
+            })
+            .map_err(|error| SaveError::Steps(error.into()))?;
+            failed
+        };
+        let superblocks: Vec<(&VolumePlan, &dyn BlockDevice, Plan)> = plan
+            .volumes
+            .iter()
+            .filter_map(|volume| {
+                let device = *self.backing.get(volume.backing)?;
+                Some((volume, device, superblock_steps(volume, detaching)?))
+            })
+            .collect();
+        let sources: Vec<_> = superblocks
+            .iter()
+            .map(|(_, _, steps)| undo::steps_of(|| Box::new(steps.steps.iter())))
+            .collect();
+        let watch = Watch::of_cache(&plan.set().cache);
+        let mut parts = vec![Saving { device: self.reader, watch, steps: &cache_steps }];
+        for ((_, device, _), steps) in superblocks.iter().zip(&sources) {
+            parts.push(Saving { device, watch: Watch::Superblock, steps });
+        }
+        // Whose superblock needs no change is compared all the same.
+        let nothing = |_: &mut dyn FnMut(&Step) -> Result<(), SaveError>| Ok(());
+        let mut copied = Vec::new();
+        for volume in plan.volumes.iter() {
+            let (Some(slot), Some(device)) = (volume.slot, self.backing.get(volume.backing)) else {
+                continue;
+            };
+            let known = superblocks.iter().position(|(it, _, _)| it.backing == volume.backing);
+            let position = known.map_or_else(
+                || {
+                    parts.push(Saving { device, watch: Watch::Superblock, steps: &nothing });
+                    parts.len() - 1
+                },
+                |position| position + 1,
+            );
+            copied.push((slot, position, detaching));
+        }
+        undo.save_with(&parts, &copied).map_err(|source| WritebackRunError::Undo { state, source })
     }
 
     fn copy(&self, plan: &WritebackPlan<'_>) -> Result<(), WritebackRunError> {
@@ -263,23 +343,7 @@ impl<'r> Run<'r> {
     /// Sets a backing device clean, or detached; whether there was anything to write.
     fn superblock(&self, volume: &VolumePlan, detaching: bool) -> Result<bool, WritebackRunError> {
         let Some(&device) = self.backing.get(volume.backing) else { return Ok(false) };
-        if volume.state == BackingState::None {
-            return Ok(false);
-        }
-        let mut sb = volume.superblock.clone();
-        sb.edit(|edit| {
-            if detaching {
-                edit.state(BackingState::None).set_uuid(Uuid::nil());
-            } else if volume.state == BackingState::Dirty {
-                edit.state(BackingState::Clean);
-            }
-        });
-        if sb == volume.superblock {
-            return Ok(false);
-        }
-        let data = AlignedBuf::copy_of(sb.as_bytes());
-        let write = Step::Write { kind: WriteKind::Superblock, offset: SB_OFFSET_BYTES, data };
-        let steps = Plan { steps: vec![write, Step::Flush] };
+        let Some(steps) = superblock_steps(volume, detaching) else { return Ok(false) };
         let path = || device.info().path.clone();
         apply(&steps, device, &mut |_| {})
             .map_err(|source| WritebackRunError::Superblock { path: path(), source })?;
@@ -287,4 +351,25 @@ impl<'r> Run<'r> {
             .map_err(|source| WritebackRunError::VerifySuperblock { path: path(), source })?;
         Ok(true)
     }
+}
+
+/// What sets a backing device clean, or detached; `None` where it is.
+fn superblock_steps(volume: &VolumePlan, detaching: bool) -> Option<Plan> {
+    if volume.state == BackingState::None {
+        return None;
+    }
+    let mut sb = volume.superblock.clone();
+    sb.edit(|edit| {
+        if detaching {
+            edit.state(BackingState::None).set_uuid(Uuid::nil());
+        } else if volume.state == BackingState::Dirty {
+            edit.state(BackingState::Clean);
+        }
+    });
+    if sb == volume.superblock {
+        return None;
+    }
+    let data = AlignedBuf::copy_of(sb.as_bytes());
+    let write = Step::Write { kind: WriteKind::Superblock, offset: SB_OFFSET_BYTES, data };
+    Some(Plan { steps: vec![write, Step::Flush] })
 }

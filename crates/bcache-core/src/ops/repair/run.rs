@@ -1,0 +1,176 @@
+//! Carrying a repair out.
+
+use std::collections::BTreeSet;
+
+use super::anew::{self, NotAnew};
+use super::{Code, RepairError, RepairPlan, read, verdict};
+use crate::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions, expect_superblock};
+use crate::device::{BlockDevice, ReadDevice};
+use crate::ops::plan::{ApplyError, Plan, Step, apply};
+use crate::ops::planned::PlannedDevice;
+use crate::ops::rebuild::{self, CommitError, Contents, ExtentsError, KeptExtents};
+use crate::ops::undo::{self, SaveError, Saving, StepSource, UndoLog, Watch};
+use crate::ops::verify::{VerifyError, verify};
+
+/// Why a plan was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairRunError {
+    /// A write or flush failed. The changes before it are made, and each stands by itself.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// What was written does not read back.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The set, read again, is not as planned.
+    #[error("the cache set still has {found} problems, {expected} were expected")]
+    Proof {
+        /// Problems now.
+        found: usize,
+        /// Problems that were to be left.
+        expected: usize,
+    },
+    /// The set could not be read again.
+    #[error("the cache set could not be read again")]
+    Reread(#[source] RepairError),
+    /// The new metadata is not what was planned: the device changed, or fails.
+    #[error("the cache set reads differently than when the repair was planned")]
+    Changed,
+    /// What would be overwritten could not be saved.
+    #[error("what would be overwritten could not be saved")]
+    Undo(#[source] SaveError),
+    /// The new btree could not be read again.
+    #[error("the new btree could not be read again")]
+    Extents(#[source] ExtentsError),
+    /// The new metadata could not be planned again.
+    #[error("new metadata could not be planned again")]
+    Again(#[source] NotAnew),
+    /// The new metadata could not be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The new btree, read again, holds something else.
+    #[error("the new btree holds {found:?}, expected {expected:?}")]
+    Contents {
+        /// What it holds.
+        found: Contents,
+        /// What it was to hold.
+        expected: Contents,
+    },
+}
+
+/// Carries out the certain changes of `plan` and those of `accepted`, on the devices that it was made from,
+/// claimed by this process. The same can be planned and run again, whatever failed.
+pub fn run(
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+    cache: &dyn BlockDevice,
+    backing: &[&dyn BlockDevice],
+    options: &ReadOptions,
+    seed: u64,
+) -> Result<(), RepairRunError> {
+    run_with_undo(plan, accepted, None, cache, backing, options, seed)
+}
+
+/// The same, where what is overwritten is saved to `undo` first.
+pub fn run_with_undo(
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+    undo: Option<&UndoLog>,
+    cache: &dyn BlockDevice,
+    backing: &[&dyn BlockDevice],
+    options: &ReadOptions,
+    seed: u64,
+) -> Result<(), RepairRunError> {
+    let write = |steps: &Plan, device: &dyn BlockDevice| -> Result<(), RepairRunError> {
+        apply(steps, device, &mut |_| {})?;
+        Ok(verify(steps, device)?)
+    };
+    let (single, superblock) = (plan.part(accepted, None, false), plan.part(accepted, None, true));
+    let mended = PlannedDevice::new(&cache, single.steps.iter().chain(&superblock.steps));
+    let ready = match &plan.anew {
+        Some(anew) if plan.is_anew_accepted(accepted) => {
+            // Planned once more, for this process alone has the device since.
+            let ready =
+                anew::decide(&mended, options, seed, &mut |_| {}).map_err(RepairRunError::Again)?;
+            if ready.anew != *anew {
+                return Err(RepairRunError::Changed);
+            }
+            Some(ready)
+        }
+        _ => None,
+    };
+    let of_backing: Vec<Plan> =
+        (0..backing.len()).map(|index| plan.steps(accepted, Some(index))).collect();
+    if let Some(undo) = undo {
+        let of_cache = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
+            single.steps.iter().try_for_each(&mut *sink)?;
+            if let Some(ready) = &ready {
+                ready.steps(&mut |step| sink(&step))?;
+            }
+            superblock.steps.iter().try_for_each(sink)
+        };
+        save(undo, &cache, Watch::of_device(&mended), &of_cache, backing, &of_backing)?;
+    }
+    write(&single, cache)?;
+    let contents = match &ready {
+        Some(ready) => {
+            rebuild::write(&ready.plan, &ready.set, &ready.source(), cache, &mut |_| {})?;
+            Some(ready.plan.contents)
+        }
+        None => None,
+    };
+    write(&superblock, cache)?;
+    for (steps, device) in of_backing.iter().zip(backing) {
+        write(steps, *device)?;
+    }
+    if plan.accepted(accepted).count() < plan.fixes.len() {
+        return Ok(());
+    }
+    if let Some(expected) = contents {
+        prove(&cache, &expected, options)?;
+    }
+    let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
+    let sb = expect_superblock(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
+    let expected = if contents.is_some() { 0 } else { plan.left.len() };
+    let found = after.left(&verdict(&cache, &sb)).len();
+    if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
+}
+
+/// Saves what the steps of all devices overwrite.
+fn save(
+    undo: &UndoLog,
+    cache: &dyn ReadDevice,
+    watch: Watch,
+    of_cache: StepSource<'_>,
+    backing: &[&dyn BlockDevice],
+    of_backing: &[Plan],
+) -> Result<(), RepairRunError> {
+    let sources: Vec<_> =
+        of_backing.iter().map(|plan| undo::steps_of(|| Box::new(plan.steps.iter()))).collect();
+    let mut parts = vec![Saving { device: cache, watch, steps: of_cache }];
+    for ((device, plan), steps) in backing.iter().zip(of_backing).zip(&sources) {
+        if !plan.steps.is_empty() {
+            parts.push(Saving { device, watch: Watch::Superblock, steps });
+        }
+    }
+    undo.save(&parts).map_err(RepairRunError::Undo)
+}
+
+/// Reads the new btree.
+fn prove(
+    cache: &dyn ReadDevice,
+    expected: &Contents,
+    options: &ReadOptions,
+) -> Result<(), RepairRunError> {
+    let path = || cache.info().path.clone();
+    let opened = CacheDevice::open(cache)
+        .map_err(|source| RepairRunError::Reread(RepairError::NoCache { path: path(), source }))?;
+    let set = CacheSet::read(opened, options, &mut NoVisitor)
+        .map_err(|source| RepairRunError::Reread(RepairError::NotRead { path: path(), source }))?;
+    let all = KeptExtents::new(&set, options.walk);
+    let (_, found) = rebuild::survey(&set, &all, false).map_err(RepairRunError::Extents)?;
+    if found == *expected {
+        Ok(())
+    } else {
+        Err(RepairRunError::Contents { found, expected: *expected })
+    }
+}

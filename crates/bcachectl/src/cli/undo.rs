@@ -1,0 +1,29 @@
+//! Options of `bcachectl undo`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Options of `bcachectl undo`.
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// The file that --undo wrote
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// The devices, in the order that --dry-run shows, where they have other names now
+    #[arg(value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
+
+    /// Show what would be put back, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not ask; needed where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
