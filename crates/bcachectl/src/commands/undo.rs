@@ -167,7 +167,7 @@ fn text(
         State::Planned => writeln!(out, "what bcachectl {command} overwrote would be put back:")?,
         State::Done => writeln!(out, "what bcachectl {command} overwrote is put back:")?,
         State::Nothing => {
-            writeln!(out, "nothing to put back: all is as it was before bcachectl {command}")?
+            writeln!(out, "nothing to put back: all is as it was before bcachectl {command}")?;
         }
     }
     for (path, bytes) in paths.iter().zip(&check.differing_bytes) {

@@ -65,9 +65,9 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
     let passes = if args.verify { 2 } else { 1 };
     let bar = Bar::new(plan.dirty_sectors().bytes().saturating_mul(passes));
-    let done = writeback::run_with_undo(&plan, &options, undo.as_ref(), &cache, &writers, &|at| {
-        bar.writing(at)
-    });
+    let tell = |at| bar.writing(at);
+    let log = undo.as_ref();
+    let done = writeback::run_with_undo(&plan, &options, log, &cache, &writers, &tell);
     bar.clear();
     undo::tell(undo.as_ref());
     match done {

@@ -8,7 +8,7 @@ use crate::device::packed::{PackedError, PackedKind, PackedReader};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
 use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
 use crate::ops::plan::{Step, WriteKind};
-use crate::ops::undo::{SaveError, Saving, UndoLog, Watch};
+use crate::ops::undo::{SaveError, Saving, StepSink, UndoLog, Watch};
 
 /// Why an image was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -86,9 +86,7 @@ pub fn restore_with_undo<D: ReadDevice>(
     }
     let superblock = superblock.ok_or(RestoreError::NoSuperblock)?;
     if let Some(undo) = undo {
-        let told = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
-            steps(image, superblock, &mut |step| sink(&step))
-        };
+        let told = |sink: StepSink<'_>| steps(image, superblock, &mut |step| sink(&step));
         undo.save(&[Saving { device: &device, watch: Watch::Ends, steps: &told }])?;
     }
     let total = bytes.saturating_mul(2);

@@ -6,10 +6,10 @@ use super::anew::{self, NotAnew};
 use super::{Code, RepairError, RepairPlan, read, verdict};
 use crate::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions, expect_superblock};
 use crate::device::{BlockDevice, ReadDevice};
-use crate::ops::plan::{ApplyError, Plan, Step, apply};
+use crate::ops::plan::{ApplyError, Plan, apply};
 use crate::ops::planned::PlannedDevice;
 use crate::ops::rebuild::{self, CommitError, Contents, ExtentsError, KeptExtents};
-use crate::ops::undo::{self, SaveError, Saving, StepSource, UndoLog, Watch};
+use crate::ops::undo::{self, SaveError, Saving, StepSink, StepSource, UndoLog, Watch};
 use crate::ops::verify::{VerifyError, verify};
 
 /// Why a plan was not carried out.
@@ -101,7 +101,7 @@ pub fn run_with_undo(
     let of_backing: Vec<Plan> =
         (0..backing.len()).map(|index| plan.steps(accepted, Some(index))).collect();
     if let Some(undo) = undo {
-        let of_cache = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
+        let of_cache = |sink: StepSink<'_>| {
             single.steps.iter().try_for_each(&mut *sink)?;
             if let Some(ready) = &ready {
                 ready.steps(&mut |step| sink(&step))?;

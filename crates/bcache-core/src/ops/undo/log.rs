@@ -18,8 +18,7 @@ use crate::ops::verify::Ranges;
 pub(super) const CELL_BYTES: u64 = 64 << 10;
 
 /// Tells the steps of an operation on one device in their order.
-pub type StepSource<'a> =
-    &'a dyn Fn(&mut dyn FnMut(&Step) -> Result<(), SaveError>) -> Result<(), SaveError>;
+pub type StepSource<'a> = &'a dyn Fn(StepSink<'_>) -> Result<(), SaveError>;
 
 /// What is to be saved of one device.
 pub struct Saving<'a> {
@@ -31,11 +30,14 @@ pub struct Saving<'a> {
     pub steps: StepSource<'a>,
 }
 
-/// A source of the steps of plans, one after the other.
+/// Takes one step after the other.
+pub type StepSink<'a> = &'a mut dyn FnMut(&Step) -> Result<(), SaveError>;
+
+/// A source of the steps of plans.
 pub fn steps_of<'a>(
     steps: impl Fn() -> Box<dyn Iterator<Item = &'a Step> + 'a>,
-) -> impl Fn(&mut dyn FnMut(&Step) -> Result<(), SaveError>) -> Result<(), SaveError> {
-    move |sink| steps().try_for_each(|step| sink(step))
+) -> impl Fn(StepSink<'_>) -> Result<(), SaveError> {
+    move |sink| steps().try_for_each(sink)
 }
 
 /// The file that an operation saves to.

@@ -31,6 +31,6 @@ mod watch;
 
 pub use error::{SaveError, UndoError};
 pub use file::{SavedDevice, UndoFile};
-pub use log::{Saving, StepSource, UndoLog, steps_of};
+pub use log::{Saving, StepSink, StepSource, UndoLog, steps_of};
 pub use run::UndoCheck;
 pub use watch::Watch;

@@ -11,7 +11,7 @@ use crate::ops::commit::is_unchanged;
 use crate::ops::invalidate::{self, Amount, RunProgress, Selection, TrustedSet};
 use crate::ops::plan::{Plan, Step, WriteKind, apply};
 use crate::ops::rebuild::{self, KeptExtents};
-use crate::ops::undo::{self, SaveError, Saving, UndoLog, Watch};
+use crate::ops::undo::{self, SaveError, Saving, StepSink, UndoLog, Watch};
 use crate::ops::verify::verify;
 use crate::ops::writeback::copy::{self, Task};
 use crate::ops::writeback::{
@@ -205,7 +205,7 @@ impl<'r> Run<'r> {
             WritebackDone { .. } => WritebackState::Old,
         };
         let detaching = plan.is_detaching();
-        let cache_steps = |sink: &mut dyn FnMut(&Step) -> Result<(), SaveError>| {
+        let cache_steps = |sink: StepSink<'_>| {
             let mut failed = Ok(());
             plan.cache_steps(self.options, &mut |step| {
                 if failed.is_ok() {
@@ -233,9 +233,9 @@ impl<'r> Run<'r> {
             parts.push(Saving { device, watch: Watch::Superblock, steps });
         }
         // Whose superblock needs no change is compared all the same.
-        let nothing = |_: &mut dyn FnMut(&Step) -> Result<(), SaveError>| Ok(());
+        let nothing = |_: StepSink<'_>| Ok(());
         let mut copied = Vec::new();
-        for volume in plan.volumes.iter() {
+        for volume in &plan.volumes {
             let (Some(slot), Some(device)) = (volume.slot, self.backing.get(volume.backing)) else {
                 continue;
             };
