@@ -177,12 +177,15 @@ fn writeback_is_taken_back_where_the_data_is_the_same() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Slot and sector of a dirty extent of a volume with a backing device, and of a clean one.
+/// Slot and sector.
+type Place = (u32, u64);
+
+/// Place of a dirty extent of a volume with a backing device, and of a clean one.
 fn first_extents(
     cache: &[u8],
     scratch: &Scratch,
     volumes: usize,
-) -> anyhow::Result<((u32, u64), Option<(u32, u64)>)> {
+) -> anyhow::Result<(Place, Option<Place>)> {
     let path = scratch.path("before.img");
     fs::write(&path, cache)?;
     with_cache_set(&path, |set| {
