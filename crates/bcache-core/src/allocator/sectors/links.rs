@@ -102,6 +102,6 @@ mod tests {
         assert_eq!(items(&links, 0), [2, 4, 0]);
         assert_eq!((items(&links, 1), items(&links, 127)), (vec![1], vec![3]));
         links.remove(1);
-        assert_eq!(items(&links, 1), []);
+        assert!(items(&links, 1).is_empty());
     }
 }
