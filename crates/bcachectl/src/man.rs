@@ -3,6 +3,7 @@
 mod export;
 mod image;
 mod list;
+mod recovery;
 mod repair;
 mod running;
 mod text;
@@ -131,6 +132,7 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
         },
     ];
     let mut files = crate::compat::pages()?;
+    files.push((recovery::PAGE.file_name(), recovery::PAGE.render()?));
     for page in pages.into_iter().chain(running::pages(&subcommand)?) {
         files.push((page.file_name(), page.render()?));
     }

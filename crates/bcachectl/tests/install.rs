@@ -59,7 +59,12 @@ fn make_install_honours_prefix_and_destdir() {
     let pages: usize =
         ["man7", "man8"].iter().map(|it| entries(&prefix.join("share/man").join(it)).len()).sum();
     assert_eq!(pages, entries(&top.join("man")).len());
-    for page in ["man8/bcachectl-make.8", "man8/make-bcache.8", "man7/bcache-tools-compat.7"] {
+    for page in [
+        "man8/bcachectl-make.8",
+        "man8/make-bcache.8",
+        "man7/bcache-tools-compat.7",
+        "man7/bcachectl-recovery.7",
+    ] {
         assert!(prefix.join("share/man").join(page).is_file(), "{page}");
     }
     // The helpers of udev's rules are links that lead to the program, and the rules name them.

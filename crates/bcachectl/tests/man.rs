@@ -50,3 +50,53 @@ fn every_option_is_on_its_page() {
         }
     }
 }
+
+/// The recovery guide as plain lines.
+fn recovery_guide() -> Vec<String> {
+    let pages = bcachectl::man::pages().unwrap();
+    let (_, page) = pages.into_iter().find(|(name, _)| name == "bcachectl-recovery.7").unwrap();
+    let text = String::from_utf8(page).unwrap();
+    text.lines().map(|line| line.replace("\\-", "-").replace("\\*(Aq", "'")).collect()
+}
+
+/// Every command of the recovery guide is one that the parser takes.
+#[test]
+fn commands_of_the_recovery_guide_parse() {
+    let mut example = false;
+    let mut commands = 0;
+    for line in recovery_guide() {
+        match line.as_str() {
+            ".EX" => example = true,
+            ".EE" => example = false,
+            line if example => {
+                let words = line.split_whitespace();
+                if let Err(error) = bcachectl::cli::command().try_get_matches_from(words) {
+                    panic!("{line}: {error}");
+                }
+                commands += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(commands >= 40, "{commands} commands");
+}
+
+/// It has at least twenty symptoms, and every finding that it names exists.
+#[test]
+fn findings_of_the_recovery_guide_exist() {
+    use bcache_core::ops::check::Code;
+    let lines = recovery_guide();
+    let symptoms = lines.iter().filter(|line| *line == ".TP").count();
+    assert!(symptoms >= 20, "{symptoms} symptoms");
+    let text = lines.join(" ");
+    let mut named = 0;
+    for list in text.split("(check: ").skip(1) {
+        let (names, _) = list.split_once(')').unwrap();
+        for name in names.split(", ") {
+            let name = name.trim();
+            assert!(Code::ALL.iter().any(|code| code.name() == name), "no finding {name}");
+            named += 1;
+        }
+    }
+    assert!(named >= 15, "{named} findings");
+}
