@@ -12,7 +12,7 @@ mandir = $(DESTDIR)$(PREFIX)/share/man
 sharedir = $(DESTDIR)$(PREFIX)/share
 bins = bcachectl bcache-bench
 # Names of bcache-tools, all of them bcachectl: commands, and what udev's rules call.
-old_names = make-bcache bcache-super-show bcache
+old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
 .PHONY: all demo check fuzz bench man install deb deps kernels

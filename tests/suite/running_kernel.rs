@@ -95,7 +95,10 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
         ctl save settings save /settings
         capture saved cat /settings
         ctl set_set set /dev/vdb congested_read_threshold_us=5ms cache_replacement_policy=fifo journal_delay_ms=50
+        echo \[backing.\"11111111-2222-4333-8444-555555555555\"\] >>/settings
+        echo writeback_percent = 9 >>/settings
         ctl save settings save /settings
+        capture absent grep -A1 11111111 /settings
         ctl set_back set vda writeback_rate_fp_term_mid=5 writeback_rate_fp_term_low=1 writeback_delay=30
         ctl get_set get --json $set
         ctl set_high set vda writeback_percent=41
@@ -233,6 +236,7 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
     };
     expect(&run, "save", 0, &[])?;
     ensure!(value("forgotten", "sequential_cutoff")? == "4.0M", "a stop forgets it");
+    expect(&run, "absent", 0, &["writeback_percent = 9"])?;
     expect(&run, "apply_dry", 0, &["vda: would be set", "sequential_cutoff"])?;
     expect(&run, "apply", 0, &["vda: set", ": set"])?;
     ensure!(value("applied", "sequential_cutoff")? == "0.9M");

@@ -20,7 +20,7 @@ fn command(name: &'static str, about: &'static str) -> Command {
 
 /// All of them.
 pub fn commands() -> Vec<Command> {
-    vec![make_bcache(), super_show(), bcache(), probe(), register(), export_cached()]
+    vec![make_bcache(), super_show(), bcache(), status(), probe(), register(), export_cached()]
 }
 
 fn make_bcache() -> Command {
@@ -115,6 +115,19 @@ fn bcache() -> Command {
                 .arg(Arg::new("label").value_name("LABEL").help("At most 31 bytes")),
         )
         .subcommand(subcommand("version", "Print the version of bcache-tools that this stands for"))
+}
+
+fn status() -> Command {
+    command("bcache-status", "Print statistics and settings of running sets")
+        .arg(flag("help", "Show this help message and exit"))
+        .arg(flag("five-minute", "Print the last five minutes of stats.").short('f'))
+        .arg(flag("hour", "Print the last hour of stats.").short('h'))
+        .arg(flag("day", "Print the last day of stats.").short('d'))
+        .arg(flag("total", "Print total stats.").short('t'))
+        .arg(flag("all", "Print all stats.").short('a'))
+        .arg(flag("reset-stats", "Reset stats after printing them.").short('r'))
+        .arg(flag("sub-status", "Print subdevice status.").short('s'))
+        .arg(flag("gc", "Invoke GC before printing status.").short('g'))
 }
 
 fn probe() -> Command {

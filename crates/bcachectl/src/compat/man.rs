@@ -183,15 +183,40 @@ const EXPORT_AFTER: Sections = &[
     SEE_ALSO,
 ];
 
+const STATUS_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "bcache-status prints settings, use and statistics of all running sets, with --sub-status of their \
+     devices, too. Without an option for a period it prints the statistics since registration.
+
+It reads priority_stats, for which the kernel sorts all buckets of the cache and holds its lock: do not \
+     run it in a loop. bcachectl-status(8) and bcachectl-top(8) tell more and cost less. The statistics \
+     are the kernel's: they change every 13.6 seconds, and counts that grow fast are too low.
+
+bcache-tools 1.1 has a command of this name; here it is bcachectl(8).",
+)];
+
+const STATUS_AFTER: Sections = &[
+    (
+        "EXIT STATUS",
+        "0 :: All went well, or bcache is not loaded.
+
+1 :: A file of the kernel could not be written.
+
+2 :: The command line makes no sense.",
+    ),
+    ("EXAMPLES", "    bcache-status --sub-status --all"),
+    SEE_ALSO,
+];
+
 const OVERVIEW: Sections = &[
     (
         "DESCRIPTION",
         "The commands of bcache-tools are here under their old names, and are all the one program \
          bcachectl(8): make-bcache(8), bcache-super-show(8), bcache(8), probe-bcache(8), \
-         bcache-register(8), bcache-export-cached(8).
+         bcache-register(8), bcache-export-cached(8), bcache-status(8).
 
 Their options, their output on both streams and their exit statuses are those of bcache-tools \
-         1.0.8 (those of bcache: of 1.1), so that programs which call them and read what they print work as before. What \
+         1.0.8 (those of bcache and bcache-status: of 1.1), so that programs which call them and read what they print work as before. What \
          differs is listed here. It differs where the old command destroys data, writes what the \
          kernel refuses, or crashes.",
     ),
@@ -281,9 +306,20 @@ Paths :: of any form are taken. Devices are listed by name.",
          return its old contents. `bcachectl status` tells the way out.",
     ),
     (
+        "BCACHE-STATUS",
+        "Order :: Sets are listed by UUID, backing devices before cache devices. 1.1 has them in the \
+         order of the kernel's directory.
+
+Files that are missing :: such as discard on new kernels, are printed as empty or False. 1.1 crashes \
+         over some of them, and over a device without a link in /dev/block, which is printed as ?.
+
+--reset-stats :: clears the totals of the set and the figures of garbage collection, and nothing else: \
+         so does 1.1.",
+    ),
+    (
         "SEE ALSO",
         "bcachectl(8), make-bcache(8), bcache-super-show(8), probe-bcache(8), bcache-register(8), \
-         bcache-export-cached(8), udev(7)",
+         bcache-export-cached(8), bcache-status(8), udev(7)",
     ),
 ];
 
@@ -324,6 +360,12 @@ pub fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
         page("probe-bcache", &["[ -o udev ] DEV..."], PROBE_BEFORE, PROBE_AFTER),
         page("bcache-register", &["DEV"], REGISTER_BEFORE, REGISTER_AFTER),
         page("bcache-export-cached", &["DEV"], EXPORT_BEFORE, EXPORT_AFTER),
+        page(
+            "bcache-status",
+            &["[ -fhdta ] [ -s ] [ -g ] [ -r ]", "--help"],
+            STATUS_BEFORE,
+            STATUS_AFTER,
+        ),
     ];
     let overview = Overview {
         name: "bcache-tools-compat",

@@ -13,6 +13,7 @@ mod make_bcache;
 mod man;
 mod probe;
 mod register;
+mod status;
 mod super_show;
 
 use std::ffi::{OsStr, OsString};
@@ -52,6 +53,7 @@ fn command(name: &OsStr) -> Option<fn(&Call) -> ExitCode> {
         "bcache-super-show" => super_show::run,
         "probe-bcache" => probe::run,
         "bcache-register" => register::run,
+        "bcache-status" => status::run,
         "bcache-export-cached" => cached::run,
         _ => return None,
     })

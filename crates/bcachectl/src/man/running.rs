@@ -152,7 +152,7 @@ const UNREGISTER_BEFORE: Sections = &[(
 
 With --wipe the cache device is claimed as soon as the kernel lets go of it, so that udev does not \
      register it again. All of it is read, and its superblock is zeroed if it holds no dirty data and \
-     no flash-only volume.",
+     no flash-only volume, and that can be told for certain.",
 )];
 const UNREGISTER_AFTER: Sections = &[
     NAMES,
@@ -319,7 +319,10 @@ const SETTINGS_BEFORE: Sections = &[
      those of all registered devices and sets to a file, /etc/bcachectl.toml by default; settings apply \
      sets them again. What a superblock keeps (such as cache_mode and label) is left out.
 
-A device or set that is not registered is passed over, and so is a setting that this kernel does not \
+What the file says of devices and sets that are not registered is kept when it is written anew, \
+     without its comments.
+
+A device or set that is not registered is passed over by apply, and so is a setting that this kernel does not \
      have. One that cannot be set keeps no other from being set.",
     ),
     (

@@ -85,7 +85,9 @@ fn save(path: &Path, limit: Duration) -> Result<ExitCode> {
         // An empty file in the place of what was saved before would lose that.
         bail!("no bcache device runs whose settings could be saved; nothing was written");
     }
-    let text = as_toml(&view);
+    let old = if path == Path::new("-") { File::default() } else { not_there(path, &view)? };
+    let mut text = as_toml(&view);
+    add_old(&mut text, &old);
     if path == Path::new("-") {
         let mut out = Out::stdout();
         out.write_all(text.as_bytes())?;
@@ -103,7 +105,49 @@ fn save(path: &Path, limit: Duration) -> Result<ExitCode> {
         fs::rename(&new, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
+    let kept: Vec<String> = old.backing.keys().chain(old.set.keys()).map(Uuid::to_string).collect();
+    if !kept.is_empty() {
+        // Where standard error is closed, nobody is told.
+        let _ = writeln!(
+            io::stderr(),
+            "bcachectl: {} keeps what it said of devices and sets that are not registered: {}",
+            path.display(),
+            kept.join(", ")
+        );
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the file says of devices and sets that are not registered: nothing where there is no file.
+fn not_there(path: &Path, view: &View) -> Result<File> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
+        Err(error) => return Err(anyhow!(error).context(format!("cannot read {}", path.display()))),
+    };
+    // A file of another version, or with a mistake in it, is not written over.
+    let mut file =
+        parse(&text).with_context(|| format!("{}: what is in it would be lost", path.display()))?;
+    file.backing.retain(|uuid, _| !view.backing.iter().any(|it| it.uuid == Some(*uuid)));
+    file.set.retain(|uuid, _| view.set(*uuid).is_none());
+    Ok(file)
+}
+
+fn add_old(text: &mut String, old: &File) {
+    for (kind, tables) in [("backing", &old.backing), ("set", &old.set)] {
+        for (uuid, values) in tables {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "\n# not registered when this was saved\n[{kind}.\"{uuid}\"]");
+            for (name, value) in values {
+                let value = match value {
+                    Value::Number(number) => number.to_string(),
+                    Value::Flag(flag) => flag.to_string(),
+                    Value::Text(text) => format!("{text:?}"),
+                };
+                let _ = writeln!(text, "{name} = {value}");
+            }
+        }
+    }
 }
 
 /// Everything that a stop loses, of all devices and sets.
@@ -284,6 +328,39 @@ mod tests {
         for text in ["", "version = 2", "version = 1\nother = 5", "version = 1\n[backing.x]"] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn devices_that_are_not_there_keep_their_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorded =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/running/dirty-6.12.sysfs");
+        let tree = fs::read_to_string(recorded).unwrap();
+        let root = bcache_core::running::recorded::unpack(&tree, folder.path()).unwrap();
+        let view = View::read(&root).unwrap();
+        let there = view.backing[0].uuid.unwrap();
+        let path = folder.path().join("settings");
+        let absent = "11111111-2222-4333-8444-555555555555";
+        let old = format!(
+            "version = 1\n[backing.\"{absent}\"]\nsequential_cutoff = \"4M\"\n\
+             writeback_metadata = false\n[backing.\"{there}\"]\nwriteback_delay = 7\n\
+             [set.\"{absent}\"]\njournal_delay_ms = 5\n"
+        );
+        fs::write(&path, old).unwrap();
+        let kept = not_there(&path, &view).unwrap();
+        let mut text = as_toml(&view);
+        add_old(&mut text, &kept);
+        let file = parse(&text).unwrap();
+        let uuid = Uuid::try_parse(absent).unwrap();
+        let values: Vec<String> = file.backing[&uuid].values().map(Value::text).collect();
+        assert_eq!(values, ["4M", "0"]);
+        assert_eq!(file.set[&uuid]["journal_delay_ms"].text(), "5");
+        // What runs is as it runs.
+        assert_eq!(file.backing[&there]["writeback_delay"].text(), "30");
+        assert_eq!((file.backing.len(), file.set.len()), (2, 2));
+        assert!(not_there(&folder.path().join("none"), &view).unwrap().backing.is_empty());
+        fs::write(&path, "version = 9\n").unwrap();
+        assert!(not_there(&path, &view).is_err());
     }
 
     #[test]
