@@ -33,7 +33,7 @@ pub struct ReplayArgs {
           help_heading = "Trace")]
     pub sample: f64,
 
-    /// As if the requests had come as fast as possible, not at their times
+    /// As if each request had come when the one before was done, not at its time
     #[arg(long, help_heading = "Trace")]
     pub ignore_times: bool,
 

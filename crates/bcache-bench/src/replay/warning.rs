@@ -74,11 +74,15 @@ pub enum Warning {
     Unplaced {
         /// Bytes that were not kept.
         bytes: u64,
+        /// Their part of all that was to be kept.
+        share: f64,
     },
 }
 
 /// A part that is worth a warning: 10 %.
 const MUCH: f64 = 0.1;
+/// Of what was to be cached: 2 %.
+const UNPLACED_MUCH: f64 = 0.02;
 /// For the cutoff: 30 %.
 const CUTOFF_MUCH: f64 = 0.3;
 /// What `bypassed` in sysfs can carry: 32 MiB in 13.6 s.
@@ -157,9 +161,14 @@ pub fn warnings(trace: &Trace, results: &[CellResult], settings: &Settings) -> V
     if gen_max >= GENS_HIGH {
         warnings.push(Warning::Gens { gen_max });
     }
-    let unplaced = ran().map(|(_, stats)| stats.unplaced_sectors * 512).max().unwrap_or(0);
-    if unplaced > 0 {
-        warnings.push(Warning::Unplaced { bytes: unplaced });
+    let worst = ran()
+        .map(|(_, it)| {
+            let wanted = it.promoted_sectors + it.written_sectors + it.unplaced_sectors;
+            (ratio(it.unplaced_sectors, wanted).unwrap_or(0.0), it.unplaced_sectors * 512)
+        })
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    if let Some((share, bytes)) = worst.filter(|(share, _)| *share >= UNPLACED_MUCH) {
+        warnings.push(Warning::Unplaced { bytes, share });
     }
     warnings
 }

@@ -163,9 +163,11 @@ pub fn warning_text(warning: &Warning) -> String {
             "buckets were used up to {gen_max} times between two garbage collections; at 96 they \
              wait for one"
         ),
-        Warning::Unplaced { bytes } => format!(
-            "no bucket was ready for {} that were to be cached: the cache is too small for its reserves",
-            format_bytes(bytes)
+        Warning::Unplaced { bytes, share } => format!(
+            "no bucket was ready for up to {} ({:.0} %) of what was to be cached: small caches have few ready, \
+             and write a chain of prio sets for every few",
+            format_bytes(bytes),
+            share * 100.0
         ),
     }
 }

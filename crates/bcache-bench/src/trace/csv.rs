@@ -1,6 +1,7 @@
 //! Traces as CSV: one reader, with the columns of a known layout or those that the user names.
 
 use super::columns::{Column, Columns};
+use super::detect::Format;
 use super::number::{decimal_ns, unsigned, unsigned32};
 use super::records::{Devices, Lines};
 use super::skipped::{SkipReason, Skipped};
@@ -75,12 +76,14 @@ fn parse(line: &str, columns: &Columns) -> Option<Parsed> {
     Some(Parsed { device, request })
 }
 
-/// Whether a line fits a layout of so many columns exactly, and its direction is a number or a word
-/// as there.
-pub(super) fn fits(line: &str, columns: &Columns, op_is_number: bool) -> bool {
+/// Whether a line fits a layout: it has exactly so many columns, or more where SPC allows that, and its
+/// direction is a number or a word as there.
+pub(super) fn fits(line: &str, columns: &Columns, format: Format) -> bool {
+    let op_is_number = format == Format::Tencent;
     let fields = || line.split(',').map(str::trim);
     let op = columns.iter().zip(fields()).find(|(column, _)| *column == Column::Op);
-    fields().count() == columns.iter().count()
+    let (has, wants) = (fields().count(), columns.iter().count());
+    (has == wants || (has > wants && format == Format::Spc))
         && parse(line, columns).is_some()
         && op.is_some_and(|(_, field)| unsigned(field).is_some() == op_is_number)
 }

@@ -1,9 +1,11 @@
 //! Which format a trace has.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::arc::{self, Arc};
+use super::arc;
 use super::biosnoop::{self, Biosnoop};
 use super::blkparse::{self, Blkparse};
 use super::blktrace::{self, Blktrace, Order};
@@ -109,7 +111,7 @@ fn detect(beginning: &[u8]) -> Option<Format> {
             }
             layouts
                 .iter()
-                .find(|(format, columns)| csv::fits(line, &columns(), *format == Format::Tencent))
+                .find(|(format, columns)| csv::fits(line, &columns(), *format))
                 .map(|(format, _)| *format)
         })
         .or_else(|| ftrace::event(text).map(|_| Format::Perf))
@@ -117,9 +119,16 @@ fn detect(beginning: &[u8]) -> Option<Format> {
 
 /// The requests of what was opened.
 pub(super) fn requests(opened: Vec<Opened>, source: &Source) -> Result<Requests, TraceError> {
+    let cut_off = opened.iter().map(|it| Arc::clone(&it.cut_off)).collect();
     let Some(first) = opened.first() else { return Err(TraceError::Empty) };
     if first.beginning.is_empty() && source.format.is_none() {
         return Err(TraceError::Empty);
+    }
+    let text = String::from_utf8_lossy(&first.beginning);
+    let unknown =
+        text.lines().find(|line| !line.trim().is_empty()).and_then(iolog::unknown_version);
+    if let (Some(version), None, None) = (unknown, source.format, &source.columns) {
+        return Err(TraceError::IologVersion { version });
     }
     let by_columns = source.columns.as_ref().map(|_| Format::Csv);
     let format = source
@@ -133,7 +142,7 @@ pub(super) fn requests(opened: Vec<Opened>, source: &Source) -> Result<Requests,
             (it.input, order)
         });
         let reader = Box::new(Blktrace::new(inputs.collect())?);
-        return Ok(Requests { reader, format });
+        return Ok(Requests { reader, format, cut_off });
     }
     if format != Format::Iolog {
         if let Some(second) = source.paths.get(1) {
@@ -155,11 +164,11 @@ pub(super) fn requests(opened: Vec<Opened>, source: &Source) -> Result<Requests,
         1 => readers.remove(0),
         _ => Box::new(Several::new(readers)),
     };
-    Ok(Requests { reader, format })
+    Ok(Requests { reader, format, cut_off })
 }
 
 fn reader(opened: Opened, format: Format, columns: Option<&Columns>) -> Box<dyn Reader> {
-    let Opened { beginning, input } = opened;
+    let Opened { beginning, input, .. } = opened;
     let text = String::from_utf8_lossy(&beginning);
     match format {
         Format::Blkparse => Box::new(ByLine::new(input, Blkparse)),
@@ -183,7 +192,7 @@ fn reader(opened: Opened, format: Format, columns: Option<&Columns>) -> Box<dyn 
             Box::new(Vscsi::new(input, version))
         }
         Format::OracleGeneral => Box::new(Oracle::new(input)),
-        Format::Arc => Box::new(Arc::new(input)),
+        Format::Arc => Box::new(arc::Arc::new(input)),
         Format::DiskSim => Box::new(ByLine::new(input, DiskSim)),
     }
 }

@@ -25,6 +25,14 @@ pub(super) fn version(line: &str) -> Option<u8> {
     (words.next() == Some("iolog") && matches!(version, 2 | 3)).then_some(version)
 }
 
+/// The version that a first line names, if it is none that can be read.
+pub(super) fn unknown_version(line: &str) -> Option<u64> {
+    let mut words = line.split_ascii_whitespace();
+    let named = words.next() == Some("fio") && words.next() == Some("version");
+    let number = words.next().filter(|_| named)?.parse().ok()?;
+    (words.next() == Some("iolog") && version(line).is_none()).then_some(number)
+}
+
 impl Iolog {
     pub(super) fn new(input: Input, version: u8) -> Self {
         Self { lines: Lines::new(input), version, devices: Devices::default(), now_ns: 0 }

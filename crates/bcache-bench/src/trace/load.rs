@@ -19,7 +19,7 @@ const REGION_SECTORS: u64 = 2048;
 pub struct LoadOptions {
     /// The part of the addresses to keep, 0 to 1.
     pub sample: f64,
-    /// As if the requests had been made as fast as possible: one each 100 µs.
+    /// As if each request had been made when the one before was done: after 400 µs and 1.5 µs a KiB.
     pub ignore_times: bool,
     /// As if one task had made all requests.
     pub one_task: bool,
@@ -102,7 +102,7 @@ fn is_sampled(request: &Request, sample: f64) -> bool {
 /// Reads a trace to its end and sorts it by time, stably: all formats are slightly out of order.
 ///
 /// # Errors
-/// As the reader; [`TraceError::Empty`] without a single request.
+/// As the reader; [`TraceError::Empty`] and [`TraceError::NoRequests`] without a single request.
 pub fn load(requests: Requests, options: &LoadOptions) -> Result<Trace, TraceError> {
     load_until(requests, options, &AtomicBool::new(false))
 }
@@ -140,22 +140,32 @@ pub fn load_until(
         }
         kept.push(request);
     }
+    let mut skipped = requests.skipped().clone();
+    skipped.add_many(SkipReason::CutOff, requests.cut_off());
+    skipped.add_many(SkipReason::NotSampled, left_out);
+    if kept.is_empty() && skipped.iter().next().is_some() {
+        return Err(TraceError::NoRequests { skipped });
+    }
     if kept.is_empty() {
         return Err(TraceError::Empty);
     }
     kept.sort_by_key(|request| request.time_ns);
     let first_ns = kept.first().map_or(0, |request| request.time_ns);
-    for (request, number) in kept.iter_mut().zip(0u64..) {
-        request.time_ns =
-            if options.ignore_times { number * 100_000 } else { request.time_ns - first_ns };
+    let mut now_ns = 0;
+    for request in &mut kept {
+        request.time_ns = if options.ignore_times { now_ns } else { request.time_ns - first_ns };
+        now_ns += service_ns(request);
     }
     kept.shrink_to_fit();
-    let mut skipped = requests.skipped().clone();
-    skipped.add_many(SkipReason::NotSampled, left_out);
     let mut summary = summarise(&kept);
     summary.devices = requests.devices();
     summary.has_times = requests.has_times() && !options.ignore_times;
     Ok(Trace { format: requests.format(), requests: kept, summary, skipped })
+}
+
+/// About what a request takes when the next is made as soon as it is done.
+fn service_ns(request: &Request) -> u64 {
+    400_000 + u64::from(request.sectors) * 750
 }
 
 fn summarise(requests: &[Request]) -> Summary {

@@ -34,6 +34,8 @@ pub use source::{Source, from_reader, open};
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use bcache_core::model::{Flags, Op, Request};
 
@@ -62,6 +64,18 @@ pub enum TraceError {
     /// It is empty.
     #[error("the trace is empty")]
     Empty,
+    /// All that is in it is something else.
+    #[error("no read, write or discard is in the trace ({})", describe(skipped))]
+    NoRequests {
+        /// What is in it.
+        skipped: Skipped,
+    },
+    /// An iolog of another fio.
+    #[error("a fio iolog of version {version}; versions 2 and 3 can be read")]
+    IologVersion {
+        /// Its version.
+        version: u64,
+    },
     /// Several files of a format of which one file is a whole trace.
     #[error("{} is a trace of its own; only fio iologs and per-CPU blktrace files are read together", path.display())]
     SeveralFiles {
@@ -77,6 +91,13 @@ pub enum TraceError {
         /// How many may be.
         max: usize,
     },
+}
+
+/// What was skipped, for an error.
+fn describe(skipped: &Skipped) -> String {
+    let kinds: Vec<_> =
+        skipped.iter().map(|(reason, count)| format!("{count} {}", reason.describe())).collect();
+    kinds.join(", ")
 }
 
 /// Reads one format.
@@ -100,6 +121,8 @@ trait Reader: Send {
 pub struct Requests {
     reader: Box<dyn Reader>,
     format: Format,
+    /// Of each of its files: whether the end of the compressed stream is missing.
+    cut_off: Vec<Arc<AtomicBool>>,
 }
 
 impl std::fmt::Debug for Requests {
@@ -117,6 +140,11 @@ impl Requests {
     /// What was skipped so far.
     pub fn skipped(&self) -> &Skipped {
         self.reader.skipped()
+    }
+
+    /// Files whose compressed stream was found to end too early.
+    pub fn cut_off(&self) -> u64 {
+        self.cut_off.iter().filter(|cut_off| cut_off.load(Ordering::Relaxed)).count() as u64
     }
 
     /// The names of the devices seen so far, by their numbers.

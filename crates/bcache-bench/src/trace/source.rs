@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -33,7 +35,36 @@ pub(super) struct Opened {
     /// What its first bytes are; less than 64 KiB only where it has no more.
     pub(super) beginning: Vec<u8>,
     pub(super) input: Input,
+    /// Set when the end of a compressed stream is missing.
+    pub(super) cut_off: Arc<AtomicBool>,
 }
+
+/// A decompressor, of which what came before a missing end is kept: a recording that was interrupted,
+/// or a download.
+struct UntilCutOff<R> {
+    inner: R,
+    has_begun: bool,
+    cut_off: Arc<AtomicBool>,
+}
+
+impl<R: Read> Read for UntilCutOff<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.inner.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.has_begun => {
+                self.cut_off.store(true, Ordering::Relaxed);
+                Ok(0)
+            }
+            Ok(count) => {
+                self.has_begun |= count > 0;
+                Ok(count)
+            }
+            error => error,
+        }
+    }
+}
+
+/// What some editors put before UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Opens a trace.
 ///
@@ -85,15 +116,25 @@ fn open_path(path: &Path) -> Result<Opened, TraceError> {
 /// Looks through compression, which may be nested as little as people nest it: once.
 fn opened(input: Input) -> Result<Opened, TraceError> {
     let (beginning, input) = peek(input)?;
-    let input: Input = if beginning.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(BufReader::with_capacity(BEGINNING, zstd::Decoder::with_buffer(input)?))
+    let cut_off = Arc::new(AtomicBool::new(false));
+    let decoder: Box<dyn Read + Send> = if beginning.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        Box::new(zstd::Decoder::with_buffer(input)?)
     } else if beginning.starts_with(&[0x1f, 0x8b]) {
-        Box::new(BufReader::with_capacity(BEGINNING, MultiGzDecoder::new(input)))
+        Box::new(MultiGzDecoder::new(input))
     } else {
-        return Ok(Opened { beginning, input });
+        return Ok(without_mark(Opened { beginning, input, cut_off }));
     };
-    let (beginning, input) = peek(input)?;
-    Ok(Opened { beginning, input })
+    let decoder = UntilCutOff { inner: decoder, has_begun: false, cut_off: Arc::clone(&cut_off) };
+    let (beginning, input) = peek(Box::new(BufReader::with_capacity(BEGINNING, decoder)))?;
+    Ok(without_mark(Opened { beginning, input, cut_off }))
+}
+
+fn without_mark(mut opened: Opened) -> Opened {
+    if let Some(rest) = opened.beginning.strip_prefix(BYTE_ORDER_MARK) {
+        opened.beginning = rest.to_vec();
+        opened.input.consume(BYTE_ORDER_MARK.len());
+    }
+    opened
 }
 
 /// The first bytes, and a stream that still has them.

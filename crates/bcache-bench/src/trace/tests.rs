@@ -302,3 +302,51 @@ fn requests_are_sorted_and_sampled_by_regions() {
             .all(|it| it.len() % 4 == 0)
     );
 }
+
+/// What came before the missing end of a compressed recording is its trace.
+#[test]
+fn compressed_traces_may_be_cut_off() {
+    let lines: Vec<_> = (0..50_000).map(|at| format!("{at} 0 {} 8 1\n", at * 37 % 9973)).collect();
+    let text = lines.concat();
+    let zstd = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    let gzip = {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    for whole in [zstd, gzip] {
+        let half = whole[..whole.len() / 2].to_vec();
+        let requests = from_reader(Cursor::new(half), None, None).unwrap();
+        let trace = load(requests, &LoadOptions::default()).unwrap();
+        assert!((10_000..45_000).contains(&trace.requests.len()), "{}", trace.requests.len());
+        assert!(trace.skipped.of(SkipReason::CutOff) > 0);
+        let requests = from_reader(Cursor::new(whole), None, None).unwrap();
+        let trace = load(requests, &LoadOptions::default()).unwrap();
+        assert_eq!((trace.requests.len(), trace.skipped.of(SkipReason::CutOff)), (50_000, 0));
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_line() {
+    let (format, requests, skipped, _) =
+        read(b"\xef\xbb\xbf128166372003061629,usr,0,Read,7014609920,24576,41286\n");
+    assert_eq!((format, requests.len()), (Format::Msr, 1));
+    assert_eq!(skipped, Skipped::default());
+}
+
+#[test]
+fn spc_lines_may_have_more_columns() {
+    let (format, requests, ..) = read(b"0, 20941264, 8192, W, 0.551706, 17\n");
+    assert_eq!(format, Format::Spc);
+    assert_eq!(PARTS(&requests[0]), (551_706_000, 20_941_264, 16, Op::Write));
+}
+
+#[test]
+fn a_trace_without_requests_says_what_it_has() {
+    let completions = "  8,16   1        5     0.000004000  4162  C   R 1000 + 8 [0]\n".repeat(3);
+    let requests = from_reader(Cursor::new(completions), None, None).unwrap();
+    let error = load(requests, &LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.ends_with("(3 other stages of a request)"), "{error}");
+    let newer = from_reader(&b"fio version 9 iolog\n0 f read 0 512\n"[..], None, None);
+    assert!(matches!(newer, Err(TraceError::IologVersion { version: 9 })));
+}

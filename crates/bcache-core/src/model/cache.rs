@@ -27,13 +27,23 @@ pub(super) struct Cache<E> {
     btree_nodes: Vec<BucketIndex>,
     keys_per_node: u64,
     sectors_to_gc: i64,
+    /// The time of the request being made.
+    now_ns: u64,
+    /// How long a chain takes.
+    chain_ns: u64,
+    /// When the chain being written is durable.
+    chain_done_ns: Option<u64>,
+    /// `CACHE_SYNC`: passes end with a chain. Not so during the first registration.
+    synced: bool,
     /// Live sectors of each bucket during a GC, twice, and one more where some are dirty.
     live: Vec<u32>,
 }
 
 impl<E: Engine> Cache<E> {
-    /// A cache as the kernel has it after the first registration.
-    pub(super) fn new(engine: E, geometry: Geometry) -> Result<Self, AllocError> {
+    /// A cache as the kernel has it after the first registration, with one backing device attached.
+    ///
+    /// The thread fills the reserves without a chain until the root is there (`run_cache_set`).
+    pub(super) fn new(engine: E, geometry: Geometry, chain_ns: u64) -> Result<Self, AllocError> {
         let first = geometry.first_bucket().0;
         let journal = u64::from(geometry.njournal_buckets_default());
         let mut cache = Self {
@@ -45,16 +55,28 @@ impl<E: Engine> Cache<E> {
             btree_nodes: Vec::new(),
             keys_per_node: (geometry.btree_node_size().bytes() / KEY_BYTES * 2 / 3).max(1),
             sectors_to_gc: 0,
+            now_ns: 0,
+            chain_ns,
+            chain_done_ns: None,
+            synced: false,
             live: Vec::new(),
         };
         cache.set_sectors_to_gc();
         cache.engine.gc_finish(&cache.fixed_metadata)?;
         cache.engine.initial_fill();
-        cache.write_prios()?;
+        if cache.begin_chain()? {
+            cache.end_chain()?;
+        }
+        cache.run_thread()?;
+        // Its bucket is unused once the attachment has written the uuids again.
+        cache.engine.alloc_metadata()?;
+        cache.run_thread()?;
+        cache.grow_btree()?;
+        cache.synced = true;
         let uuids = cache.engine.alloc_metadata()?;
         cache.fixed_metadata.extend(uuids);
         cache.run_thread()?;
-        cache.grow_btree()?;
+        cache.wait_for_chain()?;
         Ok(cache)
     }
 
@@ -75,7 +97,8 @@ impl<E: Engine> Cache<E> {
         Ok(())
     }
 
-    /// Space for a write. A bucket that was taken for it wakes the thread.
+    /// Space for a write. A bucket that was taken for it wakes the thread, which moves on what is in
+    /// `free_inc`; a pass and its chain take longer than a request can wait for.
     pub(super) fn alloc_sectors(
         &mut self,
         inode: u16,
@@ -91,46 +114,85 @@ impl<E: Engine> Cache<E> {
         Ok(space)
     }
 
-    /// The allocator thread until it has to wait for somebody to take a bucket.
+    /// The time has come to `now_ns`: a chain may be durable by now.
+    pub(super) fn advance(&mut self, now_ns: u64) -> Result<(), AllocError> {
+        while let Some(done_ns) = self.chain_done_ns.filter(|done_ns| *done_ns <= now_ns) {
+            self.now_ns = self.now_ns.max(done_ns);
+            self.end_chain()?;
+            self.run_thread()?;
+        }
+        self.now_ns = self.now_ns.max(now_ns);
+        Ok(())
+    }
+
+    /// Somebody sleeps until the thread has made buckets ready.
+    pub(super) fn wait_for_chain(&mut self) -> Result<(), AllocError> {
+        self.advance(self.chain_done_ns.unwrap_or(self.now_ns))
+    }
+
+    /// The allocator thread until it has to wait: for somebody to take a bucket, or for a chain.
     pub(super) fn run_thread(&mut self) -> Result<(), AllocError> {
-        loop {
+        while self.chain_done_ns.is_none() {
             match self.engine.hand_out() {
                 Refill::Pushed => continue,
                 Refill::Full => return Ok(()),
                 Refill::Empty => {}
             }
-            let (mut filled, mut in_vain) = (0, 0);
-            while filled < self.engine.free_inc_capacity() {
-                if self.engine.needs_gc() {
-                    in_vain += 1;
-                    if in_vain > GCS_IN_VAIN {
-                        break;
-                    }
-                    self.stats.gcs_for_allocator += 1;
-                    self.collect()?;
-                }
-                let pass = self.engine.invalidate();
-                if pass.invalidated > 0 {
-                    in_vain = 0;
-                }
-                filled += pass.invalidated;
-                self.stats.invalidations += pass.invalidated;
-                self.stats.invalidations_of_data += pass.held_data;
-                self.stats.gc_gen_max = self.stats.gc_gen_max.max(pass.gc_gen_max);
-            }
-            if filled == 0 {
+            if !self.fill_free_inc()? {
                 return Ok(());
             }
-            self.write_prios()?;
+            if !self.synced {
+                self.engine.make_ready_unsynced()?;
+            } else if self.begin_chain()? {
+                if self.chain_ns == 0 {
+                    self.end_chain()?;
+                } else {
+                    self.chain_done_ns = Some(self.now_ns.saturating_add(self.chain_ns));
+                }
+            }
         }
+        Ok(())
     }
 
-    fn write_prios(&mut self) -> Result<(), AllocError> {
-        if self.engine.prio_write()? {
+    /// Passes until `free_inc` is full, and GCs where they find too little; whether there is something
+    /// in it.
+    fn fill_free_inc(&mut self) -> Result<bool, AllocError> {
+        let (mut filled, mut in_vain) = (0, 0);
+        while filled < self.engine.free_inc_capacity() {
+            if self.engine.needs_gc() {
+                in_vain += 1;
+                if in_vain > GCS_IN_VAIN {
+                    break;
+                }
+                self.stats.gcs_for_allocator += 1;
+                self.collect()?;
+            }
+            let pass = self.engine.invalidate();
+            if pass.invalidated > 0 {
+                in_vain = 0;
+            }
+            filled += pass.invalidated;
+            self.stats.invalidations += pass.invalidated;
+            self.stats.invalidations_of_data += pass.held_data;
+            self.stats.gc_gen_max = self.stats.gc_gen_max.max(pass.gc_gen_max);
+        }
+        Ok(filled > 0)
+    }
+
+    /// Takes the buckets of a chain of prio sets; false where there are too few for one.
+    fn begin_chain(&mut self) -> Result<bool, AllocError> {
+        let begun = self.engine.prio_write_begin()?;
+        if begun {
             self.stats.prio_writes += 1;
             self.stats.prio_sectors += self.engine.prio_buckets() * self.geometry.bucket_size().0;
         }
-        Ok(())
+        Ok(begun)
+    }
+
+    /// The chain is durable.
+    fn end_chain(&mut self) -> Result<(), AllocError> {
+        self.chain_done_ns = None;
+        self.engine.prio_write_end()
     }
 
     /// Garbage collection: drops stale extents, and marks the buckets of the others.
@@ -187,7 +249,12 @@ impl<E: Engine> Cache<E> {
     pub(super) fn grow_btree(&mut self) -> Result<(), AllocError> {
         self.stats.extents_max = self.stats.extents_max.max(self.index.len());
         while self.btree_nodes.len() < self.nodes_wanted() {
-            let Some(node) = self.engine.alloc_metadata()? else { break };
+            let mut node = self.engine.alloc_metadata()?;
+            if node.is_none() {
+                self.wait_for_chain()?;
+                node = self.engine.alloc_metadata()?;
+            }
+            let Some(node) = node else { break };
             self.btree_nodes.push(node);
             self.run_thread()?;
         }

@@ -115,8 +115,15 @@ pub trait Engine {
     /// One pass of the policy.
     fn invalidate(&mut self) -> PassFound;
 
-    /// Writes a chain of prio sets; false when there were too few buckets for one.
-    fn prio_write(&mut self) -> Result<bool, AllocError>;
+    /// Takes the buckets of a chain of prio sets. False when there are too few for one: then what is in
+    /// `free_inc` may be handed out all the same.
+    fn prio_write_begin(&mut self) -> Result<bool, AllocError>;
+
+    /// The chain is durable: what is in `free_inc` may be handed out.
+    fn prio_write_end(&mut self) -> Result<(), AllocError>;
+
+    /// What is in `free_inc` may be handed out without a chain.
+    fn make_ready_unsynced(&mut self) -> Result<(), AllocError>;
 
     /// Buckets of a chain of prio sets.
     fn prio_buckets(&self) -> u64;
@@ -157,8 +164,8 @@ impl Allocator {
     /// # Errors
     /// When there is no memory for its table, or the device has too few buckets.
     pub fn new(geometry: Geometry, policy: Policy, seed: u64) -> Result<Self, AllocError> {
-        let journal = BtreeReserve::JournalBuckets(Some(geometry.njournal_buckets_default()));
-        Self::with_btree_reserve(geometry, policy, seed, journal)
+        // The journal's size is not known yet when the queues of a fresh cache are made.
+        Self::with_btree_reserve(geometry, policy, seed, BtreeReserve::JournalBuckets(None))
     }
 
     /// The same with a Btree reserve of another size, in which kernels differ.
@@ -176,6 +183,7 @@ impl Allocator {
         config.seed = Some(seed);
         config.btree_reserve = btree_reserve;
         config.reclaim_in_gc = true;
+        config.kernel_heap = true;
         let cache = CacheAllocator::new(config).map_err(|error| match error {
             NewAllocatorError::Table(error) => AllocError::Table(error),
             NewAllocatorError::TooFewBuckets { nbuckets } => {
@@ -318,17 +326,27 @@ impl Engine for Allocator {
         })
     }
 
-    fn prio_write(&mut self) -> Result<bool, AllocError> {
+    fn prio_write_begin(&mut self) -> Result<bool, AllocError> {
         let refiller = self.cache.refiller()?;
-        let whole = refiller.prio_write_begin().is_ok();
-        if whole {
-            while let Ok(Some(_)) = refiller.prio_write_next() {}
-            refiller.prio_write_commit()?;
+        if refiller.prio_write_begin().is_err() {
+            // The kernel goes on, and asks for a GC.
+            refiller.make_ready(ReuseReason::NotSynced);
+            return Ok(false);
         }
-        // Where no chain could be written, the kernel goes on all the same, and asks for a GC.
-        let reason = if whole { ReuseReason::GenDurable } else { ReuseReason::NotSynced };
-        refiller.make_ready(reason);
-        Ok(whole)
+        while let Ok(Some(_)) = refiller.prio_write_next() {}
+        Ok(true)
+    }
+
+    fn prio_write_end(&mut self) -> Result<(), AllocError> {
+        let refiller = self.cache.refiller()?;
+        refiller.prio_write_commit()?;
+        refiller.make_ready(ReuseReason::GenDurable);
+        Ok(())
+    }
+
+    fn make_ready_unsynced(&mut self) -> Result<(), AllocError> {
+        self.cache.refiller()?.make_ready(ReuseReason::NotSynced);
+        Ok(())
     }
 
     fn prio_buckets(&self) -> u64 {

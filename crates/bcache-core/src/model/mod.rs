@@ -5,8 +5,9 @@
 //! when garbage is collected and what that finds, how background writeback would go. The same
 //! requests and seed give the same figures.
 //!
-//! What only hardware shows is left out: congestion, allocations that fail because the allocator
-//! thread is late, and how long a GC takes. Journal and btree writes are not counted; the buckets that
+//! What only hardware shows is left out: congestion, and how long a GC takes. How long the allocator
+//! thread takes for a chain of prio sets is a setting ([`Config::chain_ns`]): a write or a miss for which no
+//! bucket is ready meanwhile goes past the cache. Journal and btree writes are not counted; the buckets that
 //! they occupy are. Background writeback is an estimate.
 //!
 //! ```
@@ -33,7 +34,7 @@ mod set;
 mod stats;
 mod writeback;
 
-pub use config::{BUCKETS_MIN, Config, ConfigError, Mode, ReadaheadPolicy};
+pub use config::{BUCKETS_MIN, CHAIN_NS_DEFAULT, Config, ConfigError, Mode, ReadaheadPolicy};
 pub use engine::{Allocator, Engine, PassFound, Refill, Space};
 pub use index::{Extent, ExtentIndex, Placed};
 pub use request::{Flags, Op, Request};

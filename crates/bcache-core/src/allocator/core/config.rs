@@ -25,6 +25,9 @@ pub struct Config {
     /// Buckets that could be invalidated when a GC began may be while it runs (kernels since 6.10),
     /// instead of waiting for its end (2018 and 6.1).
     pub reclaim_in_gc: bool,
+    /// LRU selects with the kernel's heap, so that of buckets that rank alike the same ones go. Slower, and
+    /// not for a cache that others change meanwhile.
+    pub kernel_heap: bool,
     /// Verify on each allocation that the bucket is in no list and no prio chain, in builds with
     /// debug assertions (`expensive_debug_checks`).
     pub expensive_debug_checks: bool,
@@ -41,6 +44,7 @@ impl Config {
             sync: true,
             discard: false,
             reclaim_in_gc: false,
+            kernel_heap: false,
             expensive_debug_checks: false,
         }
     }

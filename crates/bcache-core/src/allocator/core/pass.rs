@@ -3,7 +3,7 @@
 use crate::units::BucketIndex;
 
 use super::super::replacement::lru::{self, Scratch, Victim, bucket_prio};
-use super::super::replacement::{Found, Policy};
+use super::super::replacement::{Found, Policy, kernel_heap};
 use super::super::sync::{Ordering, lock};
 use super::super::trace::TraceEvent;
 use super::super::words::{Cold, Hot};
@@ -63,7 +63,9 @@ impl AllocatorCore {
         // Only passes push, so that the room can but grow meanwhile.
         let wanted = self.free_inc_room();
         victims.clear();
-        pass.found = if self.config.policy == Policy::Lru {
+        pass.found = if self.config.policy == Policy::Lru && self.config.kernel_heap {
+            self.invalidate_lru_by_heap(wanted, victims, scratch, &mut pass)
+        } else if self.config.policy == Policy::Lru {
             self.invalidate_lru(wanted, victims, scratch, &mut pass)
         } else {
             let mut take = |bucket| {
@@ -91,6 +93,25 @@ impl AllocatorCore {
             self.invalidate_needs_gc.store(true, Ordering::SeqCst);
         }
         Ok(pass)
+    }
+
+    fn invalidate_lru_by_heap(
+        &self,
+        wanted: usize,
+        victims: &mut Vec<BucketIndex>,
+        scratch: &mut Scratch,
+        pass: &mut Pass,
+    ) -> Found {
+        let room = self.sizes().heap;
+        let min_prio = self.set.min_prio();
+        let selected = kernel_heap::select(&self.table, min_prio, wanted, room, &mut scratch.heap);
+        victims.extend(
+            selected
+                .iter()
+                .map(Victim::bucket)
+                .filter(|bucket| self.invalidate_one(*bucket, None, pass)),
+        );
+        if victims.len() >= wanted { Found::Enough } else { Found::GaveUp }
     }
 
     fn invalidate_lru(

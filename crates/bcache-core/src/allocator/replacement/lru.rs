@@ -45,6 +45,10 @@ pub struct Victim {
 }
 
 impl Victim {
+    pub(super) const fn new(bucket_prio: u64, index: u32) -> Self {
+        Self { bucket_prio, index }
+    }
+
     /// The bucket.
     pub fn bucket(&self) -> BucketIndex {
         BucketIndex(u64::from(self.index))
@@ -57,6 +61,8 @@ pub struct Scratch {
     keyed: Pile<u64>,
     exact: Pile<Victim>,
     last: Option<LastPass>,
+    /// Of the kernel's way to select.
+    pub(crate) heap: Vec<Victim>,
 }
 
 /// What the next pass may begin with. A rescaling changes each key by an eighth of its sectors at

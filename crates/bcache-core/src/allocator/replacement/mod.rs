@@ -6,6 +6,7 @@
 //! victim, so a policy may work on a table that others are changing.
 
 pub mod fifo;
+pub(crate) mod kernel_heap;
 pub mod lru;
 pub mod random;
 
