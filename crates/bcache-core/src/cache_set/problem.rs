@@ -30,6 +30,17 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Whether something could not be read, rather than that it is wrong.
+    pub const fn is_unreadable(&self) -> bool {
+        matches!(
+            self,
+            Self::Journal(JournalProblem::Unreadable { .. })
+                | Self::Prios(PrioProblem::Unreadable { .. })
+                | Self::Uuids(UuidProblem::Unreadable { .. })
+                | Self::Btree(BtreeProblem::Unreadable { .. })
+        )
+    }
+
     /// Whether keys, or the gens that say which keys are valid, may be missing from what was read,
     /// so that figures are a lower bound.
     pub const fn hides_keys(&self) -> bool {

@@ -205,7 +205,7 @@ impl RunError {
 /// Whether the cache set could not be read, rather than that something is wrong with it.
 fn is_unreadable(error: &InvalidateError) -> bool {
     match error {
-        InvalidateError::Damaged { first, .. } => super::trust::is_unreadable(first),
+        InvalidateError::Damaged { first, .. } => first.is_unreadable(),
         InvalidateError::NoCache { source, .. } => {
             matches!(source, ReadError::OutOfMemory { .. } | ReadError::Open(OpenError::Device(_)))
         }

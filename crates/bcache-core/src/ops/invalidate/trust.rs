@@ -139,18 +139,3 @@ pub(in crate::ops) fn blocks(problem: &Problem) -> bool {
         },
     }
 }
-
-/// Whether a problem is that something could not be read, rather than that it is wrong.
-pub(super) fn is_unreadable(problem: &Problem) -> bool {
-    use crate::cache_set::BtreeProblem;
-    use crate::cache_set::journal::JournalProblem;
-    use crate::cache_set::prios::PrioProblem;
-    use crate::cache_set::uuids::UuidProblem;
-    matches!(
-        problem,
-        Problem::Journal(JournalProblem::Unreadable { .. })
-            | Problem::Prios(PrioProblem::Unreadable { .. })
-            | Problem::Uuids(UuidProblem::Unreadable { .. })
-            | Problem::Btree(BtreeProblem::Unreadable { .. })
-    )
-}

@@ -21,6 +21,7 @@ mod destroyed;
 mod error;
 mod facts;
 mod finish;
+mod gather;
 mod run;
 
 use uuid::Uuid;
@@ -38,8 +39,9 @@ pub use crate::cache_set::read_superblock;
 pub use at_stake::{AtStake, VolumeAtStake};
 pub use destroyed::{Destroyed, LoseDirtyData, Override};
 pub use error::{Fit, MakeError, Note, Setting};
-pub use facts::{DeviceFacts, GatherError, facts_of, facts_of_new_image, gather};
+pub use facts::{DeviceFacts, facts_of_new_image};
 pub use finish::Leftover;
+pub use gather::{GatherError, facts_of, gather};
 pub use run::{
     Opener, Outcome, RunError, check_distinct, open_for_real, run, run_with_undo, try_claims,
 };
