@@ -416,6 +416,7 @@ const REPLACE: &str = r#"
         sleep 1
         kill -KILL $replace
         ctl rc_detaching status --timeout 5
+        ctl rc_detach detach --timeout 2 --wait dm-0
         becomes "linear /dev/vdc 0"
         wait $replace || true
         wait_for 60 test ! -e $at/cache
@@ -468,6 +469,8 @@ fn replaced(run: &GuestRun) -> anyhow::Result<()> {
     let killed = ["A flush of dm-0 was killed", "writeback_percent is 0 instead of 21"];
     expect(run, "rc_killed", 0, &killed)?;
     expect(run, "rc_killed", 0, &unfinished)?;
+    expect(run, "rc_detaching", 0, &["dm-0: detaching", "dm-0 is on the old cache still"])?;
+    expect(run, "rc_detach", 4, &["dm-0 is still attached"])?;
     // The one that was killed later had put the settings back first.
     ensure!(figure("rc_put_back") == Some("21"), "{}", run.tail());
     expect(run, "rc_bare", 0, &["dm-0 has no cache", "bcachectl replace-cache"])?;

@@ -10,8 +10,8 @@ use crate::device::sysfs::BackingState;
 
 /// The state of a registered backing device (docs/running.md §6).
 ///
-/// One that is being detached cannot be told from an attached one: the kernel keeps every file as it
-/// is until the last dirty sector is written.
+/// One that is being detached cannot be told from an attached one until the last dirty sector is
+/// written: the kernel keeps every file as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
@@ -25,6 +25,8 @@ pub enum DeviceState {
     AttachedClean,
     /// Runs with its cache, which holds data that is nowhere else.
     AttachedDirty,
+    /// Is being detached: everything is written back, and the link to the set is still there.
+    Detaching,
     /// Runs without the cache that its superblock still names: the cache failed, and nothing says so.
     CacheLost,
     /// The kernel's files do not fit together, or say what this version does not know.
@@ -39,6 +41,7 @@ impl DeviceState {
             (Some(false), false, _) => Self::Waiting,
             (Some(true), true, Some(BackingState::Clean)) => Self::AttachedClean,
             (Some(true), true, Some(BackingState::Dirty)) => Self::AttachedDirty,
+            (Some(true), true, Some(BackingState::NoCache)) => Self::Detaching,
             (Some(true), false, Some(BackingState::NoCache)) => Self::Plain,
             (Some(true), false, Some(BackingState::Inconsistent)) => Self::Forced,
             (Some(true), false, Some(BackingState::Clean | BackingState::Dirty)) => Self::CacheLost,
@@ -54,18 +57,20 @@ impl DeviceState {
             Self::Forced => "forced",
             Self::AttachedClean => "attached-clean",
             Self::AttachedDirty => "attached-dirty",
+            Self::Detaching => "detaching",
             Self::CacheLost => "cache-lost",
             Self::Unknown => "unknown",
         }
     }
 
     /// All states, in the order of their documentation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Waiting,
         Self::Plain,
         Self::Forced,
         Self::AttachedClean,
         Self::AttachedDirty,
+        Self::Detaching,
         Self::CacheLost,
         Self::Unknown,
     ];
@@ -287,7 +292,7 @@ fn of_backing(backing: &Backing, on_device: Option<OnDevice>, found: &mut Vec<Fi
             }
             _ => {}
         },
-        DeviceState::Plain => {}
+        DeviceState::Plain | DeviceState::Detaching => {}
     }
     if backing.io_disabled == Some(true) {
         found.push(Finding::IoDisabled { what: backing.name.clone() });

@@ -143,6 +143,18 @@ fn states_are_told_apart() {
 }
 
 #[test]
+fn a_device_without_a_cache_in_its_superblock_is_detached_still_while_linked() {
+    let view = Tree::new().backing(0, true, true, "no cache").view();
+    let backing = &view.backing[0];
+    assert_eq!(DeviceState::of(backing), DeviceState::Detaching);
+    assert!(findings(&view, &|_| None).is_empty());
+    // Another detach waits for the end of the one that is under way.
+    let plan = plan_detach(backing, true).unwrap();
+    assert_eq!(plan.writes.len(), 1);
+    assert!(plan_attach(backing, view.set(SET).unwrap()).is_err());
+}
+
+#[test]
 fn dangers_come_first_and_name_the_set() {
     let tree = all_states();
     let view = tree.view();

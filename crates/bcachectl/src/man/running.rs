@@ -369,10 +369,10 @@ const STATUS_BEFORE: Sections = &[(
      with the way out. It only reads, and never what makes the kernel work hard (priority_stats).
 
 A backing device is attached-clean, attached-dirty, plain (it needs no cache), waiting (for the set \
-     that its superblock names), forced (it was started without its cache), or cache-lost: it runs \
+     that its superblock names), detaching, forced (it was started without its cache), or cache-lost: it runs \
      without the cache that its superblock names, because that failed. The last two are dangers: when \
      the cache comes back, the kernel drops dirty data or returns old contents without a word. A device \
-     that is being detached looks attached until the last sector is written.
+     looks attached until its last sector is written back, and is detaching only after that.
 
 Hits and misses are the kernel's counts of reads since registration. They change every 13.6 seconds, \
      and are too low where there were more than 4,800 a second; what went past the cache is a lower \

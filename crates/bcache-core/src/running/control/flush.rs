@@ -48,7 +48,7 @@ pub fn plan_flush(backing: &Backing, options: FlushOptions) -> Result<Plan, Refu
     };
     match DeviceState::of(backing) {
         DeviceState::AttachedDirty => {}
-        DeviceState::AttachedClean => {
+        DeviceState::AttachedClean | DeviceState::Detaching => {
             plan.notes.push(Note::AlreadySo);
             return Ok(plan);
         }

@@ -228,7 +228,8 @@ pub(super) fn fits(backing: &Backing, set_bytes: Option<u64>) -> Result<(), Refu
 pub fn plan_detach(backing: &Backing, wait: bool) -> Result<Plan, Refusal> {
     let device = backing.name.clone();
     match DeviceState::of(backing) {
-        DeviceState::AttachedClean | DeviceState::AttachedDirty => {}
+        // The kernel passes over a second call to detach what it detaches.
+        DeviceState::AttachedClean | DeviceState::AttachedDirty | DeviceState::Detaching => {}
         DeviceState::Plain => return Ok(already("detach", &device)),
         _ => return Err(wrong_state(backing)),
     }

@@ -47,7 +47,7 @@ pub fn plan_replace(
     }
     let of = |backing: &Backing| {
         match DeviceState::of(backing) {
-            DeviceState::AttachedClean | DeviceState::AttachedDirty => {}
+            DeviceState::AttachedClean | DeviceState::AttachedDirty | DeviceState::Detaching => {}
             _ => return Err(wrong_state(backing)),
         }
         fits(backing, new_block_bytes)?;

@@ -195,7 +195,10 @@ struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
     fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("bcachectl-{}", Uuid::new_v4()));
+        // Of thousands of small files, in memory where there is such a place.
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let path = parent.join(format!("bcachectl-{}", Uuid::new_v4()));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
