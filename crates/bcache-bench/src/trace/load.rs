@@ -151,6 +151,9 @@ pub fn load_until(
     }
     kept.sort_by_key(|request| request.time_ns);
     let first_ns = kept.first().map_or(0, |request| request.time_ns);
+    if !options.ignore_times {
+        spread(&mut kept);
+    }
     let mut now_ns = 0;
     for request in &mut kept {
         request.time_ns = if options.ignore_times { now_ns } else { request.time_ns - first_ns };
@@ -161,6 +164,20 @@ pub fn load_until(
     summary.devices = requests.devices();
     summary.has_times = requests.has_times() && !options.ignore_times;
     Ok(Trace { format: requests.format(), requests: kept, summary, skipped })
+}
+
+/// Requests of one second are spread over it, where the times of a trace are whole seconds.
+fn spread(requests: &mut [Request]) {
+    const SECOND_NS: u64 = 1_000_000_000;
+    if requests.iter().any(|request| request.time_ns % SECOND_NS != 0) {
+        return;
+    }
+    for second in requests.chunk_by_mut(|one, next| one.time_ns == next.time_ns) {
+        let apart_ns = SECOND_NS / second.len().max(1) as u64;
+        for (request, at) in second.iter_mut().zip(0u64..) {
+            request.time_ns = request.time_ns.saturating_add(at * apart_ns);
+        }
+    }
 }
 
 /// About what a request takes when the next is made as soon as it is done.

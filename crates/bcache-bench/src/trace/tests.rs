@@ -350,3 +350,12 @@ fn a_trace_without_requests_says_what_it_has() {
     let newer = from_reader(&b"fio version 9 iolog\n0 f read 0 512\n"[..], None, None);
     assert!(matches!(newer, Err(TraceError::IologVersion { version: 9 })));
 }
+
+#[test]
+fn requests_of_one_second_are_spread_over_it() {
+    let text = "1538323200,0,8,0,7\n1538323200,8,8,0,7\n1538323202,16,8,1,7\n";
+    let requests = from_reader(Cursor::new(text), None, None).unwrap();
+    let trace = load(requests, &LoadOptions::default()).unwrap();
+    let times: Vec<_> = trace.requests.iter().map(|it| it.time_ns).collect();
+    assert_eq!(times, [0, 500_000_000, 2_000_000_000]);
+}
