@@ -10,6 +10,7 @@ pub mod deep;
 pub mod exit;
 mod interrupt;
 pub mod man;
+mod nbd;
 pub mod render;
 pub mod scan;
 pub mod stakes;

@@ -6,6 +6,7 @@ mod list;
 mod recovery;
 mod repair;
 mod running;
+mod serve;
 mod text;
 mod undo;
 mod writeback;
@@ -94,6 +95,14 @@ pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             invocation: "bcachectl export",
             before: export::BEFORE,
             after: export::AFTER,
+        },
+        Page {
+            name: "bcachectl-serve",
+            command: subcommand("serve")?,
+            synopsis: &["[OPTIONS] CACHE [BACKING] --socket PATH"],
+            invocation: "bcachectl serve",
+            before: serve::BEFORE,
+            after: serve::AFTER,
         },
         Page {
             name: "bcachectl-writeback",

@@ -9,6 +9,7 @@ pub mod lists;
 pub mod make;
 pub mod repair;
 pub mod running;
+pub mod serve;
 pub mod show;
 pub mod undo;
 pub mod writeback;
@@ -23,6 +24,7 @@ pub use invalidate::InvalidateArgs;
 pub use list::{ListArgs, ListColumn};
 pub use make::MakeArgs;
 pub use repair::RepairArgs;
+pub use serve::ServeArgs;
 pub use show::ShowArgs;
 pub use undo::UndoArgs;
 pub use writeback::WritebackArgs;
@@ -60,6 +62,8 @@ pub enum Command {
     Invalidate(InvalidateArgs),
     /// Copy a volume, read through its cache, into a file or a stream
     Export(ExportArgs),
+    /// Serve a volume, read through its cache, to NBD clients
+    Serve(ServeArgs),
     /// Write dirty data back to the backing devices
     Writeback(WritebackArgs),
     /// Mend a damaged cache set where that can be done

@@ -9,6 +9,7 @@ pub mod list;
 pub mod make;
 pub mod repair;
 pub mod running;
+pub mod serve;
 pub mod show;
 pub mod source;
 pub mod undo;
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         (Command::Check(args), _) => check::run(args),
         (Command::Invalidate(args), _) => invalidate::run(args),
         (Command::Export(args), _) => export::run(args),
+        (Command::Serve(args), _) => serve::run(args),
         (Command::Writeback(args), _) => writeback::run(args),
         (Command::Undo(args), _) => undo::run(args),
         (Command::Image(args), _) => image::run(args),

@@ -5,7 +5,7 @@ pub(super) type Sections = &'static [(&'static str, &'static str)];
 pub(super) const SEE_ALSO: (&str, &str) = (
     "SEE ALSO",
     "bcachectl(8), bcachectl-make(8), bcachectl-show(8), bcachectl-check(8), \
-     bcachectl-invalidate(8), bcachectl-list(8), bcachectl-export(8), bcachectl-writeback(8), bcachectl-repair(8), \
+     bcachectl-invalidate(8), bcachectl-list(8), bcachectl-export(8), bcachectl-serve(8), bcachectl-writeback(8), bcachectl-repair(8), \
      bcachectl-undo(8), bcachectl-recovery(7), bcachectl-image(8), bcachectl-register(8), bcachectl-status(8), bcache-bench(8), blkid(8), \
      losetup(8), wipefs(8)
 

@@ -139,6 +139,64 @@ pub fn export(
     Ok(export.report)
 }
 
+/// Fills `buf` from the byte `offset` of the volume. `false` where a part of it is lost, cannot be read,
+/// or is not certain; with `likely`, what is likely right is taken.
+pub fn read_range(
+    reader: &mut VolumeReader<'_, '_>,
+    offset: u64,
+    buf: &mut [u8],
+    likely: bool,
+) -> bool {
+    let end = offset.saturating_add(buf.len() as u64);
+    let mut sectors =
+        AlignedBuf::zeroed(usize::try_from(CHUNK_SECTORS * SECTOR_BYTES).unwrap_or(0));
+    let mut at = offset / SECTOR_BYTES;
+    while at < end.div_ceil(SECTOR_BYTES) {
+        let until = at.saturating_add(CHUNK_SECTORS).min(end.div_ceil(SECTOR_BYTES));
+        let mut stretches = Vec::new();
+        let _ = reader.stretches(at, until, &mut |stretch| {
+            stretches.push(stretch);
+            ControlFlow::Continue(())
+        });
+        let mut next = at;
+        for stretch in &stretches {
+            let is_known = !matches!(stretch.source, Source::Unknown(_));
+            if !is_known || !(likely || stretch.is_certain()) || stretch.start != next {
+                return false;
+            }
+            next = stretch.end;
+            let byte = |sector: u64| {
+                usize::try_from(Sectors(sector.saturating_sub(at)).bytes()).unwrap_or(usize::MAX)
+            };
+            let Some(part) = sectors.get_mut(byte(stretch.start)..byte(stretch.end)) else {
+                return false;
+            };
+            let mut failed = false;
+            if stretch.source == Source::Hole {
+                part.fill(0);
+            } else {
+                reader.read_stretch(stretch, 0, part, &mut |_, _, _| failed = true);
+            }
+            if failed {
+                return false;
+            }
+        }
+        if next != until {
+            return false;
+        }
+        let (first, last) = (offset.max(Sectors(at).bytes()), end.min(Sectors(until).bytes()));
+        let index =
+            |byte: u64, base: u64| usize::try_from(byte.saturating_sub(base)).unwrap_or(usize::MAX);
+        let base = Sectors(at).bytes();
+        let source = sectors.get(index(first, base)..index(last, base));
+        let target = buf.get_mut(index(first, offset)..index(last, offset));
+        let (Some(source), Some(target)) = (source, target) else { return false };
+        target.copy_from_slice(source);
+        at = until;
+    }
+    true
+}
+
 struct Export<'e> {
     options: &'e ExportOptions,
     sink: &'e mut dyn Sink,
