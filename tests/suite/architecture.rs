@@ -342,3 +342,21 @@ fn a_circle_would_be_seen() {
     assert!(circles(&with("use super::c::C;", "fn f() {}")).is_empty());
     assert!(circles(&with("use super::c::C;", "#[cfg(test)]\nuse super::b::B;")).is_empty());
 }
+
+/// The library says what is; the commands and their options are the binaries' to name.
+#[test]
+fn core_names_no_command() {
+    let mut all = Vec::new();
+    files(&core(), &mut all);
+    let mut named = Vec::new();
+    for file in all.iter().filter(|file| file.extension().is_some_and(|it| it == "rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            let words = line.trim_start();
+            if !words.starts_with("//") && (words.contains("bcachectl") || words.contains(" --")) {
+                named.push(format!("{}:{number}: {words}", file.display()));
+            }
+        }
+    }
+    assert!(named.is_empty(), "{}", named.join("\n"));
+}

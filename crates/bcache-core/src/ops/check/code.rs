@@ -87,10 +87,10 @@ macro_rules! codes {
 codes! {
     SuperblockRefused = 101, "superblock-refused", KernelRefuses,
         "The kernel refuses the superblock.",
-        "Compare with `bcachectl show`; a superblock of the same device saved earlier can be written back.";
+        "Look at all of the superblock; one of the same device that was saved earlier can be written back.";
     SuperblockHazard = 102, "superblock-hazard", DataAtRisk,
         "The kernel accepts the superblock and comes to grief over it.",
-        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
+        "Do not register the device. Copy the whole of it, then export its dirty data.";
     SuperblockUnknownFlags = 103, "superblock-unknown-flags", Untidy,
         "The superblock has flags that no kernel knows.",
         "Nothing needs to be done.";
@@ -102,7 +102,7 @@ codes! {
         "Do not register the device: the kernel would initialise it, and all that it holds would be lost. Copy the whole device first.";
     SuperblockMagic = 106, "superblock-magic", KernelRefuses,
         "The magic of the superblock is overwritten; everything else is in place.",
-        "Nothing is lost yet. Do not format the device; restore the magic (bcachectl repair).";
+        "Nothing is lost yet. Do not format the device; a repair restores the magic.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -111,7 +111,7 @@ codes! {
         "After a power failure this is normal: the kernel goes on from the entry before. Otherwise the last changes to the cache are lost.";
     JournalGap = 203, "journal-gap", KernelRefuses,
         "A journal entry that replay needs is missing.",
-        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export its dirty data.";
     JournalSearch = 204, "journal-search", DataAtRisk,
         "The kernel's search of the journal does not find its newest entry.",
         "Do not register the device: the kernel would go back to an older state.";
@@ -123,7 +123,7 @@ codes! {
         "Do not register the device; the kernel would read past the entry's end.";
     JournalLastSeq = 207, "journal-last-seq", KernelRefuses,
         "A journal entry needs entries that come after it.",
-        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export its dirty data.";
     JournalEmpty = 208, "journal-empty", KernelRefuses,
         "The journal holds no entries.",
         "Do not format the device: its data is still there, and its btree would have to be searched for. Copy the whole device first.";
@@ -138,13 +138,13 @@ codes! {
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     PrioDamaged = 302, "prio-damaged", KernelRefuses,
         "A prio set is damaged, or is not one of this set.",
-        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export its dirty data.";
     PrioOutOfRange = 303, "prio-out-of-range", KernelRefuses,
         "The prio chain leads to a bucket that the device does not have.",
-        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export its dirty data.";
     PrioInJournal = 304, "prio-in-journal", DataAtRisk,
         "The prio chain leads to a bucket of the journal.",
-        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
+        "Do not register the device. Copy the whole of it, then export its dirty data.";
     PrioRepeated = 305, "prio-repeated", DataAtRisk,
         "The prio chain leads to one bucket twice.",
         "Do not register the device: the gens of some buckets are wrong.";
@@ -153,7 +153,7 @@ codes! {
         "Do not register the device: the gens of some buckets are older than they were.";
     UuidPointer = 401, "uuid-pointer", KernelRefuses,
         "The journal does not tell where the uuid table is.",
-        "The set cannot be registered. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export its dirty data.";
     UuidUnreadable = 402, "uuid-unreadable", KernelRefuses,
         "The uuid table cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -177,13 +177,13 @@ codes! {
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
     BtreeNode = 503, "btree-node", KernelRefuses,
         "A btree node is damaged.",
-        "The set cannot be registered. Copy the whole device, then save what the other nodes name (bcachectl export).";
+        "The set cannot be registered. Copy the whole device, then export what the other nodes name.";
     BtreeBadExtent = 504, "btree-bad-extent", KernelRefuses,
         "A key in a leaf cannot be an extent.",
-        "The kernel gives the set up when it reads the node. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The kernel gives the set up when it reads the node. Copy the whole device, then export its dirty data.";
     BtreeBadPointer = 505, "btree-bad-pointer", KernelRefuses,
         "A key in an interior node cannot point to a node.",
-        "The kernel gives the set up when it reads the node. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The kernel gives the set up when it reads the node. Copy the whole device, then export its dirty data.";
     BtreeOrder = 506, "btree-order", DataAtRisk,
         "The keys of a set in a btree node are not in order, or one is cut off.",
         "Do not register the device: the kernel does not notice and reads wrong data.";
@@ -192,7 +192,7 @@ codes! {
         "The kernel gives up at such a node, unless it is almost empty.";
     BtreeRevisited = 508, "btree-revisited", DataAtRisk,
         "Two keys of the btree lead to one node.",
-        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
+        "Do not register the device. Copy the whole of it, then export its dirty data.";
     BtreeBeforeNode = 509, "btree-before-node", DataAtRisk,
         "A btree node holds keys that belong to the node before it.",
         "Do not register the device: what is found depends on where one looks.";
@@ -204,19 +204,19 @@ codes! {
         "The data is lost. Check the filesystem on the volume.";
     KeyTooStale = 602, "key-too-stale", KernelRefuses,
         "A pointer is more than 96 gens behind its bucket.",
-        "The kernel gives the set up when it meets the key. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The kernel gives the set up when it meets the key. Copy the whole device, then export its dirty data.";
     KeyNewer = 603, "key-newer", Untidy,
         "An extent is of a newer gen than the prio set knows.",
         "The kernel takes the extent's gen. Nothing needs to be done.";
     KeyInconsistent = 604, "key-inconsistent", KernelRefuses,
         "Keys for data and for the btree point into one bucket.",
-        "The kernel gives the set up. Copy the whole device, then save its dirty data (bcachectl export).";
+        "The kernel gives the set up. Copy the whole device, then export its dirty data.";
     KeyNoVolume = 605, "key-no-volume", DataAtRisk,
         "An extent is of a volume that the uuid table does not have.",
         "Clean data is of no use any more; dirty data cannot be reached through the kernel.";
     BucketShared = 606, "bucket-shared", DataAtRisk,
         "A bucket of journal, prios or uuids is used for something else too.",
-        "Do not register the device. Copy the whole of it, then save its dirty data (bcachectl export).";
+        "Do not register the device. Copy the whole of it, then export its dirty data.";
     BucketOverused = 607, "bucket-overused", DataAtRisk,
         "The extents in a bucket are longer than the bucket: some overlap.",
         "Some of the data is wrong. Compare clean data with the backing device (--verify-clean).";
@@ -228,13 +228,13 @@ codes! {
         "Copy the volume off before the cache is used again.";
     BackingUnreadable = 701, "backing-unreadable", NotChecked,
         "A backing device cannot be read, or is none.",
-        "Name the right device; `bcachectl show` lists them.";
+        "Name the right device; the list of the machine's devices has it.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
-        "Compare with `bcachectl show`.";
+        "Look at all of its superblock.";
     BackingOtherSet = 703, "backing-other-set", NotChecked,
         "A backing device belongs to another cache set.",
-        "Name the right device; `bcachectl show` lists them.";
+        "Name the right device; the list of the machine's devices has it.";
     BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,
         "A backing device says that it is attached, and the uuid table does not have it.",
         "Do not register both: the kernel would not find the device's dirty data.";
@@ -243,7 +243,7 @@ codes! {
         "Do not run the device without the cache: data would be lost.";
     BackingStateStale = 706, "backing-state-stale", DataAtRisk,
         "A backing device was run without its cache while the cache held dirty data of it.",
-        "Do not register the two together: the kernel attaches the device and drops the dirty data. Save that first (bcachectl export --dirty-only).";
+        "Do not register the two together: the kernel attaches the device and drops the dirty data. Export the dirty data first.";
     BackingTooSmall = 707, "backing-too-small", DataAtRisk,
         "The cache holds data past the end of a backing device.",
         "Name the right device, or undo its shrinking.";
@@ -261,7 +261,7 @@ codes! {
         "Save the dirty data from the cache before this set is registered again.";
     BackingBlockSize = 712, "backing-block-size", KernelRefuses,
         "The blocks of the set are larger than those of a backing device: the kernel does not attach it.",
-        "Make a cache whose blocks are no larger (make --block), or the backing device anew with larger ones after copying its data.";
+        "Make a cache whose blocks are no larger, or the backing device anew with larger ones after copying its data.";
 }
 
 impl std::fmt::Display for Code {

@@ -38,8 +38,8 @@ pub enum InvalidateError {
     },
     /// Something is wrong with the cache set; writing could make it worse.
     #[error(
-        "{}: the cache set is damaged; `bcachectl check` tells what is wrong and what to do (findings: \
-         {count}); the first of them",
+        "{}: the cache set is damaged; a check tells what is wrong and what to do (findings: {count}); \
+         the first of them",
         path.display()
     )]
     Damaged {
@@ -94,7 +94,7 @@ pub enum InvalidateError {
     #[error(
         "{}: sound journal entries stand behind a damaged one; with entry {planned} in its place \
          the kernel would go on to them, and take entry {found} for the newest, of a state that is \
-         gone. See what `bcachectl check` finds; then register the cache with the kernel, write to \
+         gone. See what a check finds; then register the cache with the kernel, write to \
          a volume, stop it, and repeat: its own entries go to other places",
         path.display()
     )]
