@@ -1,8 +1,8 @@
 //! bcache's on-disk formats, cache set reader and bucket allocator.
 //!
 //! bcache is the part of the Linux kernel that puts an SSD in front of slow disks. This library reads
-//! what it keeps on its devices, says what would be lost, changes it so that the kernel honours the
-//! change, and runs its bucket allocator in user space. Formats and rules are those of the kernel, to the
+//! what bcache keeps on its devices and says what would be lost. It changes that so that the kernel
+//! honours the change, and it runs bcache's bucket allocator in user space. Formats and rules are those of the kernel, to the
 //! byte; `docs/on-disk-format.md` has them.
 //!
 //! # What is on a device

@@ -1,10 +1,10 @@
 //! What a cache device holds, read-only: the kernel's own view at registration.
 //!
-//! [`CacheSet::read`] follows the kernel's registration (docs/on-disk-format.md §7): the journal is
-//! found and ordered, the prio chain gives prios and gens, the btree is walked from the root with
-//! newer sets hiding older ones, the journal's keys are marked like the btree's, and out of that
-//! come effective gens, GC marks and usage. Nothing is kept of the keys themselves: a [`Visitor`]
-//! sees them once, in order.
+//! [`CacheSet::read`] follows the kernel's registration (docs/on-disk-format.md §7). The journal is
+//! found and ordered, and the prio chain gives prios and gens. The btree is walked from the root, newer
+//! sets hiding older ones, and the journal's keys are marked like its own. Out of that come effective
+//! gens, GC marks and usage. Nothing is kept of the keys themselves: a [`Visitor`] sees them once, in
+//! order.
 //!
 //! Damage does not end the reading where something sound is left: it is told as a [`Problem`].
 //!

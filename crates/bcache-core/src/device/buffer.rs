@@ -1,7 +1,7 @@
 //! Buffers that O_DIRECT takes as they are.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -67,9 +67,39 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
+/// Where two stretches of a device, each a first byte and a length, lie over one another: the places in
+/// the first, and those in the second.
+pub(crate) fn overlap(
+    first: (u64, usize),
+    second: (u64, u64),
+) -> Option<(Range<usize>, Range<usize>)> {
+    let end = |at: u64, len: u64| at.saturating_add(len);
+    let from = first.0.max(second.0);
+    let to = end(first.0, first.1 as u64).min(end(second.0, second.1));
+    let within = |base: u64| {
+        let index = |byte: u64| usize::try_from(byte.checked_sub(base)?).ok();
+        Some(index(from)?..index(to)?)
+    };
+    (from < to).then(|| within(first.0).zip(within(second.0))).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overlaps_are_of_one_length_and_none_where_nothing_is_shared() {
+        assert_eq!(overlap((10, 10), (15, 10)), Some((5..10, 0..5)));
+        assert_eq!(overlap((10, 10), (5, 100)), Some((0..10, 5..15)));
+        assert_eq!(overlap((10, 10), (12, 3)), Some((2..5, 0..3)));
+        for apart in [(0, 10), (20, 5), (15, 0)] {
+            assert_eq!(overlap((10, 10), apart), None);
+        }
+        assert_eq!(
+            overlap((u64::MAX - 1, 10), (0, u64::MAX)),
+            Some((0..1, usize::MAX - 1..usize::MAX))
+        );
+    }
 
     #[test]
     fn buffers_are_aligned_and_of_their_length() {

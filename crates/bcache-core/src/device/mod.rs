@@ -30,6 +30,7 @@ use crate::units::Sectors;
 
 pub use bcachefs::Bcachefs;
 pub use buffer::AlignedBuf;
+pub(crate) use buffer::overlap;
 pub use content::{Content, ContentError, first_nonzero, volume_content};
 pub use file::{
     FileDevice, FileReader, create_image, forget_partitions, open_read, open_unused, open_write,

@@ -1,7 +1,7 @@
 //! A device as it will read once a plan is carried out: for looking at the result before the first
 //! byte is written.
 
-use crate::device::{DeviceError, DeviceInfo, ReadDevice};
+use crate::device::{DeviceError, DeviceInfo, ReadDevice, overlap};
 use crate::ops::plan::Step;
 
 /// A device with the writes of a plan laid over what it holds. What a plan discards reads as before.
@@ -24,24 +24,17 @@ impl ReadDevice for PlannedDevice<'_> {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
         self.device.read_at(offset, buf)?;
-        let end = offset.saturating_add(buf.len() as u64);
         for step in &self.steps {
             let (at, len) = match step {
                 Step::Write { offset, data, .. } => (*offset, data.len() as u64),
                 Step::Zero { offset, len, .. } => (*offset, *len),
                 Step::Discard { .. } | Step::Flush => continue,
             };
-            let (from, to) = (at.max(offset), at.saturating_add(len).min(end));
-            if from >= to {
-                continue;
-            }
-            let index = |byte: u64| usize::try_from(byte).unwrap_or(usize::MAX);
-            let Some(place) = buf.get_mut(index(from - offset)..index(to - offset)) else {
-                continue;
-            };
+            let Some((place, part)) = overlap((offset, buf.len()), (at, len)) else { continue };
+            let Some(place) = buf.get_mut(place) else { continue };
             match step {
                 Step::Write { data, .. } => {
-                    if let Some(part) = data.get(index(from - at)..index(to - at)) {
+                    if let Some(part) = data.get(part) {
                         place.copy_from_slice(part);
                     }
                 }

@@ -9,6 +9,8 @@ use bcache_core::ops::invalidate::{Amount, Selection};
 use bcache_core::units::Sectors;
 use clap::{ArgGroup, Args};
 
+use super::ScriptArgs;
+
 /// Selections that a range of a volume says nothing about. The parser passes over what an option
 /// requires where that conflicts with what is given.
 const NOT_VOLUME: [&str; 5] = ["bucket", "sectors", "coldest", "all_clean", "policy"];
@@ -73,13 +75,9 @@ pub struct InvalidateArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    /// Do not ask; needed where standard input is no terminal
-    #[arg(short, long)]
-    pub yes: bool,
+    /// What scripts give
+    #[command(flatten)]
+    pub script: ScriptArgs,
 }
 
 /// First sector and number of sectors.

@@ -14,7 +14,7 @@ pub mod show;
 pub mod undo;
 pub mod writeback;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use check::CheckArgs;
@@ -28,6 +28,18 @@ pub use serve::ServeArgs;
 pub use show::ShowArgs;
 pub use undo::UndoArgs;
 pub use writeback::WritebackArgs;
+
+/// Options for whoever is no person at a terminal.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ScriptArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not ask; needed where standard input is no terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
 
 /// Make, inspect and control bcache devices
 #[derive(Debug, Parser)]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use bcache_core::ops::repair::Code;
 use clap::Args;
 
+use super::ScriptArgs;
+
 /// Options of `bcachectl repair`.
 #[derive(Debug, Args)]
 pub struct RepairArgs {
@@ -28,13 +30,9 @@ pub struct RepairArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    /// Do not ask; needed where standard input is no terminal
-    #[arg(short, long)]
-    pub yes: bool,
+    /// What scripts give
+    #[command(flatten)]
+    pub script: ScriptArgs,
 }
 
 fn parse_code(text: &str) -> Result<Code, String> {

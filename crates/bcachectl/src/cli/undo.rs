@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ScriptArgs;
+
 /// Options of `bcachectl undo`.
 #[derive(Debug, Args)]
 pub struct UndoArgs {
@@ -19,11 +21,7 @@ pub struct UndoArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    /// Do not ask; needed where standard input is no terminal
-    #[arg(short, long)]
-    pub yes: bool,
+    /// What scripts give
+    #[command(flatten)]
+    pub script: ScriptArgs,
 }

@@ -35,7 +35,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         show(args, &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
-    if !args.yes && !io::stdin().is_terminal() {
+    if !args.script.yes && !io::stdin().is_terminal() {
         bail!(
             "standard input is no terminal where one could be asked: give --yes to repair, or \
              --dry-run to see what would be changed; nothing was written"
@@ -52,7 +52,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         show(args, &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
     }
-    if !args.yes {
+    if !args.script.yes {
         let mut stderr = io::stderr();
         render::text(&mut stderr, args, &plan, &accepted, render::Outcome::DryRun)?;
         if !confirm::go_on()? {
@@ -91,7 +91,7 @@ fn show(
     outcome: render::Outcome,
 ) -> Result<()> {
     let mut out = Out::stdout();
-    if args.json {
+    if args.script.json {
         render::json(&mut out, args, plan, accepted, outcome)?;
     } else {
         render::text(&mut out, args, plan, accepted, outcome)?;

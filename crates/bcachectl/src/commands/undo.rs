@@ -65,7 +65,7 @@ pub fn run(args: &UndoArgs) -> Result<ExitCode> {
         show(args, &file, &paths, &check, state)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes && !io::stdin().is_terminal() {
+    if !args.script.yes && !io::stdin().is_terminal() {
         bail!(
             "standard input is no terminal where one could be asked: give --yes to undo, or \
              --dry-run to see what would be put back; nothing was written"
@@ -79,7 +79,7 @@ pub fn run(args: &UndoArgs) -> Result<ExitCode> {
         show(args, &file, &paths, &check, State::Nothing)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes {
+    if !args.script.yes {
         text(&mut io::stderr(), &file, &paths, &check, State::Planned)?;
         if !confirm::go_on()? {
             bail!("nothing was written");
@@ -131,7 +131,7 @@ fn show(
     state: State,
 ) -> Result<()> {
     let mut out = Out::stdout();
-    if args.json {
+    if args.script.json {
         let devices = paths.iter().zip(file.devices()).zip(&check.differing_bytes);
         out.json(&Json {
             state: match state {

@@ -39,7 +39,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
         return dry_run(args, &options);
     }
     // Before the reading, which takes minutes on a large cache.
-    if !args.yes && !io::stdin().is_terminal() {
+    if !args.script.yes && !io::stdin().is_terminal() {
         bail!(
             "standard input is no terminal where one could be asked: give --yes to write back, or \
              --dry-run to see what would be written; nothing was written"
@@ -59,7 +59,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
         show(args, &plan, &options, render::Outcome::Nothing)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes && !confirm(args, &plan)? {
+    if !args.script.yes && !confirm(args, &plan)? {
         bail!("nothing was written");
     }
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
@@ -73,7 +73,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     match done {
         Ok(done) => report(args, &plan, &options, done),
         Err(error) => {
-            if args.json {
+            if args.script.json {
                 // What failed before says more than that this could not be told.
                 let _ = show(args, &plan, &options, render::Outcome::Failed(error.state()));
             }
@@ -116,7 +116,7 @@ fn show(
     outcome: render::Outcome,
 ) -> Result<()> {
     let mut out = Out::stdout();
-    if args.json {
+    if args.script.json {
         render::json(&mut out, &args.backing, plan, options, outcome)?;
     } else {
         render::text(&mut out, args, plan, outcome)?;

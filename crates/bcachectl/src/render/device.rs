@@ -377,12 +377,12 @@ pub fn label_or_dash(label: &str) -> &str {
 /// Tells of one device in full.
 pub fn render(out: &mut Out, report: &DeviceReport) -> Result<()> {
     headline(out, report)?;
-    fields(out, report, Extent::Full)
+    fields(out, report, Verbosity::Full)
 }
 
 /// How much of a superblock is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum Verbosity {
     /// What a person asks for.
     Short,
     /// Every field.
@@ -408,7 +408,7 @@ pub fn headline(out: &mut Out, report: &DeviceReport) -> Result<()> {
 
 /// A table of what the superblock says and of what was found. A superblock whose checksum is bad is
 /// told in full: any field of it may be what is wrong.
-pub fn fields(out: &mut Out, report: &DeviceReport, extent: Extent) -> Result<()> {
+pub fn fields(out: &mut Out, report: &DeviceReport, verbosity: Verbosity) -> Result<()> {
     let style = out.style();
     let mut body = table::bare(style);
     let mut add = |name: &str, value: Cell| {
@@ -429,8 +429,8 @@ pub fn fields(out: &mut Out, report: &DeviceReport, extent: Extent) -> Result<()
         add("running", Cell::prose(running));
     }
     let bad = report.superblock.as_ref().is_some_and(|sb| sb.checksum != "ok");
-    let rows = match (&report.superblock, extent) {
-        (Some(sb), Extent::Short) if !bad => short_rows(report, sb),
+    let rows = match (&report.superblock, verbosity) {
+        (Some(sb), Verbosity::Short) if !bad => short_rows(report, sb),
         (Some(sb), _) => full_rows(report, sb),
         (None, _) => vec![("size", sectors(report.size_sectors))],
     };
@@ -447,7 +447,7 @@ pub fn fields(out: &mut Out, report: &DeviceReport, extent: Extent) -> Result<()
     }
     if bad {
         add("checksum", table::state(style, "BAD", Color::Red));
-    } else if report.superblock.is_some() && extent == Extent::Full {
+    } else if report.superblock.is_some() && verbosity == Verbosity::Full {
         add("checksum", table::state(style, "ok", Color::Green));
     }
     writeln!(out, "{body}")?;

@@ -63,10 +63,13 @@ impl AllocatorCore {
         // Only passes push, so that the room can but grow meanwhile.
         let wanted = self.free_inc_room();
         victims.clear();
-        pass.found = if self.config.policy == Policy::Lru && self.config.kernel_heap {
-            self.invalidate_lru_by_heap(wanted, victims, scratch, &mut pass)
-        } else if self.config.policy == Policy::Lru {
-            self.invalidate_lru(wanted, victims, scratch, &mut pass)
+        pass.found = if self.config.policy == Policy::Lru {
+            let select = if self.config.kernel_heap {
+                Self::invalidate_lru_by_heap
+            } else {
+                Self::invalidate_lru
+            };
+            select(self, wanted, victims, scratch, &mut pass)
         } else {
             let mut take = |bucket| {
                 let taken = self.invalidate_one(bucket, None, &mut pass);

@@ -1,8 +1,8 @@
 //! LRU as the kernel selects: every bucket through a heap of `8 * free` (on-disk-format.md §9.3, §9.4).
 //!
-//! [`lru`](super::lru) finds victims with the same `bucket_prio` in the same order, and faster. Which of
-//! several that rank alike go first is decided by how the kernel's heap moves them, and only a heap that
-//! moves them in the same way tells.
+//! [`lru`](super::lru) finds victims with the same `bucket_prio` in the same order, and faster. Of victims
+//! that rank alike, the kernel's heap decides which goes first. Only a heap that moves them in the same
+//! way finds the same ones.
 
 use super::super::sync::Ordering;
 use super::super::table::BucketTable;

@@ -115,8 +115,6 @@ pub struct BackingAlone {
     pub path: std::path::PathBuf,
     /// What its superblock says of its state; `None` where that cannot be trusted.
     pub state: Option<BackingState>,
-    /// The set that it names.
-    pub set_uuid: Option<uuid::Uuid>,
 }
 
 /// What a check found.
@@ -385,7 +383,6 @@ fn check_alone<'d>(
         alone.push(BackingAlone {
             path: member.path().clone(),
             state: trusted.map(Superblock::state),
-            set_uuid: trusted.map(Superblock::set_uuid),
         });
     }
     let refusal = collector.findings.iter().find(|it| it.code() == Code::BackingRefused);

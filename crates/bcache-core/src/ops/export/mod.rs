@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cache_set::volume::{Certainty, Source, Stretch, Unknown};
 use crate::cache_set::{Doubt, VolumeReader};
-use crate::device::AlignedBuf;
+use crate::device::{AlignedBuf, overlap};
 use crate::units::{SECTOR_BYTES, Sectors};
 
 pub use map::Status;
@@ -184,13 +184,11 @@ pub fn read_range(
         if next != until {
             return false;
         }
-        let (first, last) = (offset.max(Sectors(at).bytes()), end.min(Sectors(until).bytes()));
-        let index =
-            |byte: u64, base: u64| usize::try_from(byte.saturating_sub(base)).unwrap_or(usize::MAX);
-        let base = Sectors(at).bytes();
-        let source = sectors.get(index(first, base)..index(last, base));
-        let target = buf.get_mut(index(first, offset)..index(last, offset));
-        let (Some(source), Some(target)) = (source, target) else { return false };
+        let read = (Sectors(at).bytes(), Sectors(until.saturating_sub(at)).bytes());
+        let Some((target, source)) = overlap((offset, buf.len()), read) else { return false };
+        let (Some(target), Some(source)) = (buf.get_mut(target), sectors.get(source)) else {
+            return false;
+        };
         target.copy_from_slice(source);
         at = until;
     }

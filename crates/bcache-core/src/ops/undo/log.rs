@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use super::file::{Copied, Directory, HEAD_BYTES, SavedDevice, Segment, end, head};
 use super::{SaveError, Watch, watch};
 use crate::device::packed::{ChunkRole, PackedHeader, PackedKind, PackedWriter};
-use crate::device::{AlignedBuf, ReadDevice};
+use crate::device::{AlignedBuf, ReadDevice, overlap};
 use crate::ops::plan::Step;
 use crate::ops::verify::Ranges;
 
@@ -290,18 +290,14 @@ impl Saver<'_, '_> {
 
     /// Lays what an earlier step writes over `buf`, which begins at the byte `offset`.
     fn lay(&self, piece: &Piece, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let end = offset.saturating_add(buf.len() as u64);
-        let (from, to) = (piece.offset.max(offset), (piece.offset + piece.len as u64).min(end));
-        if from >= to {
+        let piece_range = (piece.offset, piece.len as u64);
+        let Some((target, source)) = overlap((offset, buf.len()), piece_range) else {
             return Ok(());
-        }
+        };
         let mut packed = vec![0; piece.stored];
         self.file.read_exact_at(&mut packed, piece.at)?;
         let bytes = zstd::bulk::decompress(&packed, piece.len)?;
-        let index = |byte: u64, base: u64| usize::try_from(byte - base).unwrap_or(usize::MAX);
-        let source = bytes.get(index(from, piece.offset)..index(to, piece.offset));
-        let target = buf.get_mut(index(from, offset)..index(to, offset));
-        if let (Some(source), Some(target)) = (source, target) {
+        if let (Some(target), Some(source)) = (buf.get_mut(target), bytes.get(source)) {
             target.copy_from_slice(source);
         }
         Ok(())

@@ -19,8 +19,8 @@
 //! What an operation discards cannot be had back. Copied data stays: the cache that comes back answers
 //! for those sectors.
 //!
-//! The file is described in docs/metadata-image.md. Saving more, for a later part of the operation,
-//! makes a new file that takes the place of the old one, so that there is a whole one at any time.
+//! The file is described in docs/metadata-image.md. A later part of the operation saves into a new
+//! file, which then takes the place of the old one: there is a whole one at any time.
 
 mod copied;
 mod error;

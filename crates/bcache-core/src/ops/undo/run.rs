@@ -8,7 +8,7 @@ use super::file::{Part, UndoFile};
 use super::log::CELL_BYTES;
 use super::{UndoError, watch};
 use crate::device::packed::{Chunk, ChunkRole, PackedReader};
-use crate::device::{AlignedBuf, BlockDevice, DeviceError, DeviceInfo, ReadDevice};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError, DeviceInfo, ReadDevice, overlap};
 use crate::units::SECTOR_BYTES;
 
 /// What a check found: what undoing has to put back.
@@ -258,22 +258,19 @@ impl ReadDevice for Undone<'_> {
         for &(segment, index) in self.cells.range(cells).flat_map(|(_, it)| it.iter().rev()) {
             let Some((_, image)) = self.file.segments.get(segment) else { continue };
             let Some(chunk) = image.chunks().get(index) else { continue };
-            let (from, to) =
-                (chunk.offset.max(offset), chunk.offset.saturating_add(chunk.len.into()).min(end));
-            if chunk.role != ChunkRole::Before || from >= to {
+            if chunk.role != ChunkRole::Before {
                 continue;
             }
-            let bytes = image.contents(index).map_err(|source| DeviceError::Io {
+            let within = overlap((offset, buf.len()), (chunk.offset, chunk.len.into()));
+            let Some((target, source)) = within else { continue };
+            let bytes = image.contents(index).map_err(|error| DeviceError::Io {
                 path: self.file.path.clone(),
                 operation: crate::device::Operation::Read,
-                offset: from,
-                len: to - from,
-                source: std::io::Error::new(std::io::ErrorKind::InvalidData, source),
+                offset: chunk.offset,
+                len: chunk.len.into(),
+                source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
             })?;
-            let index = |byte: u64, base: u64| usize::try_from(byte - base).unwrap_or(usize::MAX);
-            let source = bytes.get(index(from, chunk.offset)..index(to, chunk.offset));
-            let target = buf.get_mut(index(from, offset)..index(to, offset));
-            if let (Some(source), Some(target)) = (source, target) {
+            if let (Some(target), Some(source)) = (buf.get_mut(target), bytes.get(source)) {
                 target.copy_from_slice(source);
             }
         }

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bcache_core::running::Backing;
@@ -11,11 +10,8 @@ use bcache_core::running::control::{
 };
 
 use super::records::{FlushRecord, Held, Record as _, Records};
-use super::session::{Session, Target, target};
+use super::session::{NO_LIMIT, Session, Target, target};
 use crate::cli::running::FlushArgs;
-
-/// No limit, for what writes data back.
-const NO_LIMIT: Duration = Duration::ZERO;
 
 /// Runs `bcachectl flush`.
 pub(in crate::commands) fn flush(args: &FlushArgs) -> Result<ExitCode> {

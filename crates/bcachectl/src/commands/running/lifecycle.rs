@@ -13,17 +13,11 @@ use bcache_core::running::control::{
     plan_stop_set, plan_unregister,
 };
 
-use super::session::{Session, Target, ask, target};
+use super::session::{AT_ONCE, NO_LIMIT, Session, Target, ask, target};
 use crate::cli::running::{
     AttachArgs, DetachArgs, RegisterArgs, ResizeArgs, RunArgs, StopArgs, UnregisterArgs,
 };
 use crate::exit::{ExitError, Failure};
-
-/// Limit for what the kernel does at once.
-const AT_ONCE: Duration = Duration::from_secs(60);
-
-/// No limit, for what writes data back.
-const NO_LIMIT: Duration = Duration::ZERO;
 
 /// The word that gives up dirty data.
 const LOSE: &str = "lose dirty data";

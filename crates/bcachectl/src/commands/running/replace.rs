@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::progress::Progress as Bar;
@@ -24,15 +23,12 @@ use uuid::Uuid;
 use super::flush::Ready;
 use super::lifecycle::{registered_again, wipe};
 use super::records::{Held, Moving, Record as _, Records, ReplaceRecord};
-use super::session::{Session, Target, ask, target};
+use super::session::{NO_LIMIT, Session, Target, ask, target};
 use super::set::{Owner, change};
 use crate::cli::running::ReplaceCacheArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::make_words;
 use crate::{scan, udev};
-
-/// No limit, for what writes data back.
-const NO_LIMIT: Duration = Duration::ZERO;
 
 /// The new cache device, as it is found.
 struct New {

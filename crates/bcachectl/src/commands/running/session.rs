@@ -27,6 +27,12 @@ use crate::interrupt;
 /// How long the kernel's answer to the first look is waited for, unless told otherwise.
 const LOOK_LIMIT: Duration = Duration::from_secs(60);
 
+/// Limit for what the kernel does at once.
+pub(super) const AT_ONCE: Duration = Duration::from_secs(60);
+
+/// No limit, for what writes data back.
+pub(super) const NO_LIMIT: Duration = Duration::ZERO;
+
 /// A command at work.
 pub(super) struct Session {
     pub(super) root: Root,

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use bcache_cli::out::Out;
@@ -12,10 +11,8 @@ use bcache_core::running::control::{
 use bcache_core::running::{Attributes, Rounded, Scope, TUNABLES, Tunable, Unit, ValueError, View};
 use serde::Serialize;
 
-use super::session::{Session, Target, read_view, target};
+use super::session::{AT_ONCE, Session, Target, read_view, target};
 use crate::cli::running::{GetArgs, SetArgs};
-
-const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// What settings belong to.
 pub(super) struct Owner {

@@ -18,12 +18,10 @@ use bcache_core::running::{
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::session::{Session, Target, read_view, target};
+use super::session::{AT_ONCE, Session, Target, read_view, target};
 use super::set::{Owner, change, unit};
 use crate::cli::running::{SettingsArgs, SettingsCommand};
 use crate::exit::{ExitError, Failure};
-
-const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// The file's version.
 const VERSION: u32 = 1;

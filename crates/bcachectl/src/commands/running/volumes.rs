@@ -1,16 +1,13 @@
 //! `label` and `volume`.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bcache_core::running::control::{plan_label, plan_volume_create, plan_volume_remove};
 use bcache_core::units::{Sectors, format_bytes};
 
-use super::session::{Session, Target, ask, target};
+use super::session::{AT_ONCE, Session, Target, ask, target};
 use crate::cli::running::{LabelArgs, VolumeArgs, VolumeCommand};
-
-const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// Runs `bcachectl label`.
 pub(in crate::commands) fn label(args: &LabelArgs) -> Result<ExitCode> {

@@ -19,7 +19,7 @@ use crate::deep::keys::{KeySelection, Keys};
 use crate::deep::lookup::Lookups;
 use crate::deep::usage::UsageReport;
 use crate::deep::uuids::Uuids;
-use crate::render::device::{self, DeviceReport, Extent};
+use crate::render::device::{self, DeviceReport, Verbosity};
 use crate::stakes::{self, AdviceReport, DirtyAnswer};
 
 fn selection(args: &ShowArgs) -> Selection {
@@ -182,8 +182,9 @@ pub(super) fn table(out: &mut Out, args: &ShowArgs, shown: &Shown<'_, '_>) -> Re
         answer(out, shown, "")?;
         writeln!(out)?;
     }
-    let extent = if args.superblock || args.verbose { Extent::Full } else { Extent::Short };
-    device::fields(out, &shown.report, extent)?;
+    let verbosity =
+        if args.superblock || args.verbose { Verbosity::Full } else { Verbosity::Short };
+    device::fields(out, &shown.report, verbosity)?;
     let Some(set) = shown.set() else { return Ok(()) };
     problems(out, shown)?;
     if args.parts().usage {
