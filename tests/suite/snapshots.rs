@@ -40,6 +40,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("writeback", "bcachectl writeback -n dirty.cache dirty.0"),
     ("writeback_refused", "bcachectl writeback -n dirty.cache clean.0"),
     ("export_refused", "bcachectl export dirty.cache dirty.0 --volume 7 -o never"),
+    ("serve_refused", "bcachectl serve head.cache --volume 0 --socket never"),
     ("repair", "bcachectl repair -n prios.cache dirty.0"),
     ("repair_nothing", "bcachectl repair -n clean.cache"),
     ("make", "bcachectl make -n -C blank.img"),

@@ -168,6 +168,7 @@ fn text(
         State::Done => writeln!(out, "what bcachectl {command} overwrote is put back:")?,
         State::Nothing => {
             writeln!(out, "nothing to put back: all is as it was before bcachectl {command}")?;
+            return Ok(());
         }
     }
     for (path, bytes) in paths.iter().zip(&check.differing_bytes) {

@@ -192,8 +192,8 @@ pub const fn of_state(state: Option<BackingState>) -> &'static str {
             "This backing device is complete: no cache holds dirty data of it."
         }
         Some(BackingState::Dirty) => {
-            "This backing device is INCOMPLETE: its cache may hold dirty data of it; how much, show \
-             says of the cache."
+            "This backing device is INCOMPLETE: its cache may hold dirty data of it. `bcachectl show` \
+             of the cache tells how much."
         }
         Some(BackingState::Stale) => {
             "This backing device was run without its cache while that held dirty data (state \

@@ -84,7 +84,11 @@ pub fn find_volume(set: &CacheSet<'_>, name: &str) -> Result<u32> {
                     label => format!("volume {slot} \"{label}\""),
                 })
                 .collect();
-            anyhow::anyhow!("{error}; there are: {}", known.join(", "))
+            if known.is_empty() {
+                anyhow::anyhow!("{error}: no volume can be found on this cache")
+            } else {
+                anyhow::anyhow!("{error}; there are: {}", known.join(", "))
+            }
         }
         FindVolumeError::Ambiguous { .. } => {
             anyhow::anyhow!("{error}: name the UUID of one of them")
