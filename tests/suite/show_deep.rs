@@ -524,7 +524,11 @@ fn nothing_is_written_and_no_privilege_needed() {
         open_to_all(folder);
         // The build folder need not be open to others.
         let copy = folder.join("bcachectl");
-        fs::copy(bcache_tests::binary("bcachectl").unwrap(), &copy).unwrap();
+        // By cp: what other tests start meanwhile inherits a file that this process writes, and a
+        // program that somebody has open for writing cannot be run (ETXTBSY).
+        let built = bcache_tests::binary("bcachectl").unwrap();
+        let copied = std::process::Command::new("cp").arg(built).arg(&copy).status().unwrap();
+        assert!(copied.success());
         let mut command = std::process::Command::new("setpriv");
         let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
         command.args(nobody).arg(copy).arg("show").args(arguments).output().unwrap()

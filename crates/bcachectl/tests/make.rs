@@ -690,7 +690,10 @@ fn a_user_without_rights_is_refused() {
     let image = images.image("image", 40 * MIB);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
     let program = images.path("bcachectl");
-    fs::copy(assert_cmd::cargo::cargo_bin("bcachectl"), &program).unwrap();
+    // By cp: what other tests start meanwhile inherits a file that this process writes, and a program
+    // that somebody has open for writing cannot be run (ETXTBSY).
+    let built = assert_cmd::cargo::cargo_bin("bcachectl");
+    assert!(Command::new("cp").arg(built).arg(&program).status().unwrap().success());
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.args(arguments).arg(&image).stdin(Stdio::null());
