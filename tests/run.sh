@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs all tests of the workspace. Those that boot kernels run beside the others:
-# a guest waits more than it computes. When some fail, the end of what each said
-# comes again after everything else, where whoever reads a long log begins.
+# a guest waits more than it computes. When some fail, what each said
+# comes again after everything else, cut short, where whoever reads a long log begins.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -49,10 +49,14 @@ done
 if [ "$status" != 0 ]; then
     printf '\nWhat failed:\n'
     # "---- NAME ----" or "---- NAME stdout ----", what it said, and at last "failures:" with the names.
-    awk -v most=15 '
+    # A guest's log is long: of it the beginning, where the reason stands, and the end.
+    awk -v most=12 '
         function show(   line) {
-            for (line = (lines > most) ? lines - most + 1 : 1; line <= lines; line++)
-                print kept[line]
+            for (line = 1; line <= lines; line++)
+                if (line <= most || line > lines - most)
+                    print kept[line]
+                else if (line == most + 1)
+                    print "    [...]"
             lines = 0
         }
         /^---- .* ----$/ { show(); print; within = 1; skip = 0; next }

@@ -55,7 +55,7 @@ pub use lifecycle::{Lifecycle, Ready, ReuseReason};
 pub use mark::Mark;
 #[cfg(feature = "model")]
 pub use planted::{Bug, plant};
-pub use pointer::{CACHES_MAX, SetPointer};
+pub use pointer::SetPointer;
 pub use prios::{PrioChains, PrioSetPlan, PrioWriteError};
 pub use replacement::{Found, Policy};
 pub use rescale::SetCounters;

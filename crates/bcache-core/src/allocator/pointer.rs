@@ -14,4 +14,4 @@ pub struct SetPointer {
 }
 
 /// Caches that a set can have (on-disk-format.md §1.4 row 20).
-pub const CACHES_MAX: usize = 8;
+pub(crate) const CACHES_MAX: usize = 8;

@@ -28,7 +28,7 @@ impl Reserve {
     const PUSH_ORDER: [Self; 4] = [Self::Prio, Self::Btree, Self::MovingGc, Self::None];
 
     /// Whether its buckets hold metadata (`reserve <= RESERVE_PRIO`).
-    pub const fn is_metadata(self) -> bool {
+    pub(crate) const fn is_metadata(self) -> bool {
         matches!(self, Self::Btree | Self::Prio)
     }
 }

@@ -151,7 +151,11 @@ impl Allocator {
     }
 
     /// The same; what a key to the bucket needs.
-    pub fn alloc_pointer(&self, reserve: Reserve, wait: bool) -> Result<SetPointer, AllocError> {
+    pub(crate) fn alloc_pointer(
+        &self,
+        reserve: Reserve,
+        wait: bool,
+    ) -> Result<SetPointer, AllocError> {
         let bucket = self.bucket_alloc(reserve, wait)?;
         Ok(self.core.pointer_to(bucket)?)
     }

@@ -195,7 +195,7 @@ impl Journal {
     }
 
     /// The same, with a choice of which entry counts as the newest.
-    pub fn read_newest(
+    pub(crate) fn read_newest(
         cache: &CacheDevice<'_>,
         newest: NewestEntry,
         progress: &mut dyn FnMut(u64),
@@ -477,10 +477,4 @@ fn gaps(entries: &[JournalEntry]) -> Vec<Gap> {
         expected = seq.saturating_add(1);
     }
     gaps
-}
-
-/// Bytes that an entry with `key_words` words of keys occupies, whole blocks.
-pub fn entry_bytes(key_words: u64, block_bytes: u64) -> u64 {
-    let bytes = (JSET_HEADER_BYTES as u64).saturating_add(key_words.saturating_mul(8));
-    bytes.checked_next_multiple_of(block_bytes.max(1)).unwrap_or(u64::MAX)
 }

@@ -236,14 +236,6 @@ impl BtreeSummary {
             None => 0,
         }
     }
-
-    /// `average_key_size` in bytes, as the kernel's GC counts it: 0 without keys.
-    pub const fn average_key_bytes(&self) -> u64 {
-        match self.usable_sectors.saturating_mul(512).checked_div(self.usable_keys) {
-            Some(bytes) => bytes,
-            None => 0,
-        }
-    }
 }
 
 /// What the cache holds of one volume, journal replayed.

@@ -35,7 +35,7 @@ impl Overlay {
     }
 
     /// The same, each with the sequence number of its entry.
-    pub fn extents_with_seq(&self) -> impl Iterator<Item = (u64, &Bkey)> {
+    pub(crate) fn extents_with_seq(&self) -> impl Iterator<Item = (u64, &Bkey)> {
         self.seqs.iter().copied().zip(&self.extents)
     }
 
@@ -55,12 +55,17 @@ impl Overlay {
     }
 
     /// The extents that overlap `[start, end)` of `inode`, uncut.
-    pub fn overlapping(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = &Bkey> {
+    pub(crate) fn overlapping(
+        &self,
+        inode: u32,
+        start: u64,
+        end: u64,
+    ) -> impl Iterator<Item = &Bkey> {
         self.overlapping_with_seq(inode, start, end).map(|(_, key)| key)
     }
 
     /// The same, each with the sequence number of its entry.
-    pub fn overlapping_with_seq(
+    pub(crate) fn overlapping_with_seq(
         &self,
         inode: u32,
         start: u64,

@@ -31,7 +31,7 @@ pub enum Problem {
 
 impl Problem {
     /// Whether something could not be read, rather than that it is wrong.
-    pub const fn is_unreadable(&self) -> bool {
+    pub(crate) const fn is_unreadable(&self) -> bool {
         matches!(
             self,
             Self::Journal(JournalProblem::Unreadable { .. })

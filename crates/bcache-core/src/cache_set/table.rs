@@ -78,7 +78,6 @@ pub struct Bucket {
     gc: u16,
     bucket_gen: Gen,
     last_gc: Gen,
-    disk_gen: Gen,
     flags: u8,
 }
 
@@ -94,11 +93,6 @@ impl Bucket {
     /// step 3).
     pub const fn bucket_gen(&self) -> Gen {
         self.bucket_gen
-    }
-
-    /// Gen in the prio set.
-    pub const fn disk_gen(&self) -> Gen {
-        self.disk_gen
     }
 
     /// Oldest gen of a pointer into it, stale ones included.
@@ -130,12 +124,12 @@ impl Bucket {
     /// Whether pointers marked it that a newer one has made stale since. They count in
     /// [`Self::mark`] and [`Self::sectors_used`], as with the kernel, and no more once the newer gen
     /// is in the prio set.
-    pub const fn outgrown(&self) -> bool {
+    pub(crate) const fn outgrown(self) -> bool {
         self.flags & FLAG_OUTGROWN != 0
     }
 
     /// Whether the prio set with its gen could not be read, and no pointer told it either.
-    pub const fn gen_unknown(&self) -> bool {
+    pub(crate) const fn gen_unknown(self) -> bool {
         self.flags & FLAG_GEN_UNKNOWN != 0
     }
 
@@ -227,7 +221,6 @@ impl BucketTable {
                 prio: disk.prio,
                 bucket_gen: disk.bucket_gen,
                 last_gc: disk.bucket_gen,
-                disk_gen: disk.bucket_gen,
                 ..Bucket::default()
             };
         }
@@ -257,7 +250,7 @@ impl BucketTable {
 
     /// How far the gen of the bucket behind `ptr` is ahead of it: 0 for a valid pointer
     /// (`ptr_stale`).
-    pub fn staleness(&self, bucket: BucketIndex, ptr_gen: Gen) -> u8 {
+    pub(crate) fn staleness(&self, bucket: BucketIndex, ptr_gen: Gen) -> u8 {
         self.get(bucket).map_or(0, |bucket| {
             if bucket.gen_unknown() { 0 } else { bucket.bucket_gen.gen_after(ptr_gen) }
         })
@@ -265,7 +258,7 @@ impl BucketTable {
 
     /// Whether all pointers of `key` can be used: there are some, all are available, none is stale.
     /// The key must be structurally valid.
-    pub fn is_usable(&self, key: &Bkey, geometry: &Geometry) -> bool {
+    pub(crate) fn is_usable(&self, key: &Bkey, geometry: &Geometry) -> bool {
         key.ptrs_count() > 0
             && key.ptrs().iter().all(|ptr| {
                 ptr.available() && self.staleness(ptr.bucket(geometry), ptr.ptr_gen()) == 0
@@ -292,7 +285,6 @@ impl BucketTable {
                 bucket.flags &= !FLAG_GEN_UNKNOWN;
                 bucket.bucket_gen = ptr_gen;
                 bucket.last_gc = ptr_gen;
-                bucket.disk_gen = ptr_gen;
             }
             let stale = bucket.bucket_gen.gen_after(ptr_gen);
             if stale == 0 {
@@ -343,7 +335,7 @@ impl BucketTable {
     ///
     /// A marker carries a gen as pointers do, and one that the bucket's gen is 129 past sets it back
     /// (docs/on-disk-format.md §5.4, §5.5). The kernel does not count it in `last_gc`.
-    pub fn freed_node_span(&self, bucket: BucketIndex) -> u8 {
+    pub(crate) fn freed_node_span(&self, bucket: BucketIndex) -> u8 {
         let oldest = self.freed_nodes.get(&bucket);
         oldest.map_or(0, |oldest| self.staleness(bucket, *oldest))
     }
@@ -380,7 +372,7 @@ impl BucketTable {
     }
 
     /// Pins the buckets that a structurally valid key of the journal points to.
-    pub fn pin_key(&mut self, key: &Bkey, geometry: &Geometry) {
+    pub(crate) fn pin_key(&mut self, key: &Bkey, geometry: &Geometry) {
         for ptr in key.ptrs().iter().filter(|ptr| ptr.available()) {
             if let Some(bucket) = self.get_mut(ptr.bucket(geometry)) {
                 bucket.flags |= FLAG_PINNED;
@@ -389,7 +381,7 @@ impl BucketTable {
     }
 
     /// Marks a bucket of journal, prios or uuids (`bch_btree_gc_finish`).
-    pub fn mark_metadata(&mut self, bucket: BucketIndex) {
+    pub(crate) fn mark_metadata(&mut self, bucket: BucketIndex) {
         if let Some(bucket) = self.get_mut(bucket) {
             bucket.set_mark(GcMark::Metadata);
         }

@@ -10,10 +10,10 @@ use crate::cache_set::table::{BucketTable, GcMark};
 use crate::units::{Geometry, Prio};
 
 /// Number of quantiles that the kernel shows.
-pub const QUANTILES: usize = 31;
+pub(crate) const QUANTILES: usize = 31;
 
 /// Bars of the histogram of bucket ages.
-pub const AGE_BARS: usize = 32;
+pub(crate) const AGE_BARS: usize = 32;
 
 /// Numbers of buckets by what they hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

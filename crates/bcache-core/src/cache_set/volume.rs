@@ -353,7 +353,7 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
     ///
     /// Where a device fails, the same clean data is taken from the other. A stretch of
     /// [`Source::Unknown`] is not read at all.
-    pub fn read_stretch(
+    pub(crate) fn read_stretch(
         &self,
         stretch: &Stretch,
         skip: u64,

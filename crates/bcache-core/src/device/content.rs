@@ -61,7 +61,7 @@ pub enum ContentError {
 
 /// Where the first byte that is not zero is in `len` bytes from `offset` on, in bytes from the start
 /// of the device. The range must be on the device.
-pub fn first_nonzero(
+pub(crate) fn first_nonzero(
     device: &(impl ReadDevice + ?Sized),
     offset: u64,
     len: u64,

@@ -144,7 +144,7 @@ pub fn create_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<FileDevic
 }
 
 /// Whether an image could be made at `path`, as far as that can be told without making it.
-pub fn check_new_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<(), DeviceError> {
+pub(crate) fn check_new_image(path: impl AsRef<Path>, size_bytes: u64) -> Result<(), DeviceError> {
     let path = path.as_ref();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     access(folder.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK).map_err(
@@ -560,7 +560,7 @@ pub(super) fn drop_page_cache(path: &Path, file: &File) {
 /// The claim on the disk must have been dropped.
 ///
 /// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
-pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
+pub(crate) fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
     let path = path.as_ref();
     let has_partitions = || {
         BlockDir::of_path(&Root::system(), path).is_some_and(|disk| !disk.partitions().is_empty())

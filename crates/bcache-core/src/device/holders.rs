@@ -139,7 +139,7 @@ pub fn holders_of(path: &Path) -> Vec<Holder> {
 }
 
 /// [`holders_of`] against another root.
-pub fn holders_of_in(root: &Root, path: &Path) -> Vec<Holder> {
+pub(crate) fn holders_of_in(root: &Root, path: &Path) -> Vec<Holder> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
     if metadata.file_type().is_block_device() {
         let number = DeviceNumber::from_dev_t(metadata.rdev());
@@ -155,7 +155,7 @@ pub fn holders_of_in(root: &Root, path: &Path) -> Vec<Holder> {
 }
 
 /// Who uses a block device: itself, its partitions, and the disk it is a partition of.
-pub fn holders_of_device(root: &Root, device: &BlockDir) -> Vec<Holder> {
+pub(crate) fn holders_of_device(root: &Root, device: &BlockDir) -> Vec<Holder> {
     let mut holders = direct_holders(root, device);
     for partition in device.partitions() {
         let of_partition = direct_holders(root, &partition);

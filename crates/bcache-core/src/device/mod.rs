@@ -31,10 +31,10 @@ use crate::units::Sectors;
 pub use bcachefs::Bcachefs;
 pub use buffer::AlignedBuf;
 pub(crate) use buffer::overlap;
-pub use content::{Content, ContentError, first_nonzero, volume_content};
-pub use file::{
-    FileDevice, FileReader, create_image, forget_partitions, open_read, open_unused, open_write,
-};
+pub(crate) use content::first_nonzero;
+pub use content::{Content, ContentError, volume_content};
+pub(crate) use file::forget_partitions;
+pub use file::{FileDevice, FileReader, create_image, open_read, open_unused, open_write};
 pub use signature::{Partition, Signature, SignatureKind};
 pub use superblock_area::SuperblockArea;
 
@@ -328,7 +328,7 @@ impl DeviceError {
 
 impl DeviceError {
     /// Whether the system refused for want of a right.
-    pub fn is_permission_denied(&self) -> bool {
+    pub(crate) fn is_permission_denied(&self) -> bool {
         match self {
             Self::Open { source, .. }
             | Self::Create { source, .. }

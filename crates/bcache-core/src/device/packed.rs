@@ -15,14 +15,14 @@ use crate::checksum::crc64;
 use crate::units::{SECTOR_BYTES, Sectors};
 
 /// First bytes of a packed image.
-pub const PACKED_MAGIC: [u8; 16] = *b"bcache-image\r\n\x1a\n";
+pub(crate) const PACKED_MAGIC: [u8; 16] = *b"bcache-image\r\n\x1a\n";
 
 const TRAILER_MAGIC: [u8; 16] = *b"bcache-index\r\n\x1a\n";
 const VERSION: u32 = 1;
 const LEVEL: i32 = 3;
 
 /// Most bytes of a device in one chunk: what a reader takes at once.
-pub const PACKED_CHUNK_BYTES_MAX: usize = 1 << 20;
+pub(crate) const PACKED_CHUNK_BYTES_MAX: usize = 1 << 20;
 
 /// What a packed image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,7 +283,7 @@ impl<D> std::fmt::Debug for PackedReader<D> {
 }
 
 /// Whether a file begins as a packed image does.
-pub fn is_packed(raw: &dyn ReadDevice) -> bool {
+pub(crate) fn is_packed(raw: &dyn ReadDevice) -> bool {
     let mut magic = [0; 16];
     raw.info().size_bytes >= HEADER_BYTES as u64
         && raw.read_at(0, &mut magic).is_ok()

@@ -88,7 +88,7 @@ impl Signature {
     }
 
     /// Whether it is a bcache superblock, or a table that lists a partition with one in it.
-    pub fn holds_bcache(&self) -> bool {
+    pub(crate) fn holds_bcache(&self) -> bool {
         let mut contents = self.partitions.iter().flat_map(|partition| &partition.contents);
         self.is_bcache() || contents.any(Self::is_bcache)
     }
@@ -97,7 +97,7 @@ impl Signature {
     ///
     /// `size_bytes` is the size of the device: GUID partition tables have a second header in its
     /// last block, whose size is `block_bytes`.
-    pub fn magic_ranges(&self, size_bytes: u64, block_bytes: u64) -> Vec<(u64, u64)> {
+    pub(crate) fn magic_ranges(&self, size_bytes: u64, block_bytes: u64) -> Vec<(u64, u64)> {
         let mut ranges: Vec<_> = self
             .magic_offset
             .iter()

@@ -63,7 +63,7 @@ impl SuperblockArea {
     }
 
     /// Whether it is a bcache superblock without its magic.
-    pub fn is_magic_wiped(&self) -> bool {
+    pub(crate) fn is_magic_wiped(&self) -> bool {
         matches!(self, Self::MagicWiped(_))
     }
 

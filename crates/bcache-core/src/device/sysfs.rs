@@ -62,7 +62,7 @@ pub struct DeviceNumber {
 
 impl DeviceNumber {
     /// From the `st_rdev` or `st_dev` of a file.
-    pub fn from_dev_t(dev: u64) -> Self {
+    pub(crate) fn from_dev_t(dev: u64) -> Self {
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Self {
             major: narrow(nix::sys::stat::major(dev)),
@@ -98,7 +98,7 @@ pub struct BlockDir {
 
 impl BlockDir {
     /// The device with this number.
-    pub fn by_number(root: &Root, number: DeviceNumber) -> Option<Self> {
+    pub(crate) fn by_number(root: &Root, number: DeviceNumber) -> Option<Self> {
         Self::at(&root.sys(format!("dev/block/{number}")))
     }
 
@@ -166,7 +166,7 @@ impl BlockDir {
     }
 
     /// Whether it is a partition.
-    pub fn is_partition(&self) -> bool {
+    pub(crate) fn is_partition(&self) -> bool {
         self.dir.join("partition").exists()
     }
 

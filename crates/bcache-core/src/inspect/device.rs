@@ -147,7 +147,7 @@ impl<'d> Device<'d> {
     }
 
     /// Where the last bucket of a cache ends, if the device is shorter than that.
-    pub fn ends_before_its_buckets(&self) -> Option<Sectors> {
+    pub(crate) fn ends_before_its_buckets(&self) -> Option<Sectors> {
         let geometry = self.superblock.as_ref()?.geometry()?;
         let is_cache = self.kind() == Some(Kind::Cache);
         Some(geometry.size()).filter(|needed| is_cache && *needed > self.handle.info().size())

@@ -25,4 +25,5 @@ pub use doubt::Doubt;
 pub use group::Group;
 pub use member::{Member, Relation};
 pub use stakes::{Answer, Stakes, VolumeStakes};
-pub use volume::{FindVolumeError, Owner, Volume, Volumes, find_slot, label_text};
+pub(crate) use volume::label_text;
+pub use volume::{FindVolumeError, Owner, Volume, Volumes, find_slot};

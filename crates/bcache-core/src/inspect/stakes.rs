@@ -170,7 +170,7 @@ impl Stakes {
     }
 
     /// Whether overwriting the cache loses nothing, as long as nobody uses it.
-    pub fn nothing_to_lose(&self) -> bool {
+    pub(crate) fn nothing_to_lose(&self) -> bool {
         self.answer == Answer::None && !self.has_flash_only()
     }
 }

@@ -185,6 +185,6 @@ pub fn find_slot(set: &CacheSet<'_>, name: &str) -> Result<u32, FindVolumeError>
 }
 
 /// A label as people know it: sysfs keeps the newline that `echo` put behind it.
-pub fn label_text(label: &Label) -> String {
+pub(crate) fn label_text(label: &Label) -> String {
     label.to_string().trim_end_matches("\\n").to_owned()
 }

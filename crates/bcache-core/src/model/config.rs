@@ -10,7 +10,7 @@ pub const BUCKETS_MIN: u64 = 513;
 
 /// A pass over a small cache, a bucket to an SSD, and a journal entry with its flush. Kernels under QEMU
 /// took 1.5 to 3 ms.
-pub const CHAIN_NS_DEFAULT: u64 = 2_500_000;
+pub(crate) const CHAIN_NS_DEFAULT: u64 = 2_500_000;
 
 /// `cache_mode` of the backing devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

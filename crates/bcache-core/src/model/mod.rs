@@ -34,7 +34,7 @@ mod set;
 mod stats;
 mod writeback;
 
-pub use config::{BUCKETS_MIN, CHAIN_NS_DEFAULT, Config, ConfigError, Mode, ReadaheadPolicy};
+pub use config::{BUCKETS_MIN, Config, ConfigError, Mode, ReadaheadPolicy};
 pub use engine::{Allocator, Engine, PassFound, Refill, Space};
 pub use index::{Extent, ExtentIndex, Placed};
 pub use request::{Flags, Op, Request};

@@ -37,7 +37,7 @@ impl Flags {
     }
 
     /// Whether any of `other` is set.
-    pub const fn intersects(self, other: Self) -> bool {
+    pub(crate) const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 

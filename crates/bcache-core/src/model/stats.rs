@@ -184,11 +184,6 @@ impl Stats {
         self.inserted_sectors() + self.prio_sectors
     }
 
-    /// Reads that bypassed.
-    pub const fn bypassed_read_requests(&self) -> u64 {
-        self.cache_bypass_hits + self.cache_bypass_misses
-    }
-
     /// Sectors of reads and of writes and discards that bypassed.
     pub fn bypassed_sectors(&self) -> (u64, u64) {
         let sum = |by: &Bypassed| BypassReason::ALL.iter().map(|why| by.by(*why).sectors).sum();

@@ -80,7 +80,7 @@ impl Attributes {
     }
 
     /// The last part of what a link says, also where that does not exist any more.
-    pub fn link_name(&self, name: &str) -> Option<String> {
+    pub(crate) fn link_name(&self, name: &str) -> Option<String> {
         Some(fs::read_link(self.path(name)).ok()?.file_name()?.to_str()?.to_owned())
     }
 

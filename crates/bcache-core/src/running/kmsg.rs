@@ -33,7 +33,7 @@ impl Mark {
     }
 
     /// What bcache has logged since the last call, or since the mark was made.
-    pub fn bcache_lines(&mut self) -> Vec<String> {
+    pub(crate) fn bcache_lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         let Some(log) = &mut self.log else { return lines };
         let mut record = vec![0; RECORD_BYTES];

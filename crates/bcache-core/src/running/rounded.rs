@@ -120,7 +120,8 @@ impl fmt::Display for Rounded {
 }
 
 /// `value` as the kernel prints it.
-pub fn as_the_kernel_prints(value: i64) -> String {
+#[cfg(test)]
+fn as_the_kernel_prints(value: i64) -> String {
     let sign = if value < 0 { "-" } else { "" };
     let mut whole = value.unsigned_abs();
     let mut part = 0;

@@ -5,12 +5,6 @@ use serde::Serialize;
 use super::attributes::Attributes;
 use super::rounded::Rounded;
 
-/// How often bcache adds to its statistics, in seconds (300/22, docs/running.md §5).
-pub const TICK_SECONDS: f64 = 13.6;
-
-/// Most events that bcache can count in a tick; above it the count wraps.
-pub const EVENTS_PER_TICK_MAX: u64 = 65_535;
-
 /// One of bcache's statistics directories.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stats {

@@ -147,7 +147,7 @@ pub const TUNABLES: &[Tunable] = &[
 ];
 
 /// The three that limit each other: low < mid < high.
-pub const FP_TERMS: [&str; 3] =
+pub(crate) const FP_TERMS: [&str; 3] =
     ["writeback_rate_fp_term_low", "writeback_rate_fp_term_mid", "writeback_rate_fp_term_high"];
 
 /// The kernel keeps a multiple of this for `io_error_halflife`.

@@ -95,7 +95,7 @@ impl NodeKeys {
     }
 
     /// The keys from `index` on.
-    pub fn iter_from(&self, index: usize) -> impl Iterator<Item = Bkey> {
+    pub(crate) fn iter_from(&self, index: usize) -> impl Iterator<Item = Bkey> {
         let (short, full): (&[ShortKey], &[Bkey]) = match &self.0 {
             Repr::Short(keys) => (keys.get(index..).unwrap_or_default(), &[]),
             Repr::Full(keys) => (&[], keys.get(index..).unwrap_or_default()),

@@ -172,7 +172,7 @@ pub fn node_ptr(key: &Bkey) -> Ptr {
 }
 
 /// Reads the node that `key`, a valid btree pointer, points to.
-pub fn read_node(
+pub(crate) fn read_node(
     cache: &CacheDevice<'_>,
     key: &Bkey,
     level: u16,

@@ -14,7 +14,7 @@ const KEY_SIZE_MAX: u64 = 0xFFFF;
 ///
 /// Each set must be in order, as sets of a sound node are; what comes out of others is ordered but
 /// may still overlap.
-pub fn merge_extent_sets(mut sets: Vec<Vec<Bkey>>) -> Vec<Bkey> {
+pub(crate) fn merge_extent_sets(mut sets: Vec<Vec<Bkey>>) -> Vec<Bkey> {
     for set in &mut sets {
         set.retain(|key| key.size().0 != 0);
     }
@@ -71,7 +71,7 @@ fn merge_two(older: Vec<Bkey>, newer: Vec<Bkey>) -> Vec<Bkey> {
 
 /// Joins neighbours that continue each other, on the volume and on the cache, as the kernel does
 /// whenever it sorts a node (`bch_extent_merge`).
-pub fn join_neighbours(keys: &mut Vec<Bkey>, geometry: &Geometry) {
+pub(crate) fn join_neighbours(keys: &mut Vec<Bkey>, geometry: &Geometry) {
     keys.dedup_by(|next, last| try_join(last, next, geometry));
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn try_join(last: &mut Bkey, next: &mut Bkey, geometry: &Geometry) ->
 
 /// The keys of an interior node's sets, oldest first, in order; of equal keys the newest comes
 /// first. None hides another: which child is the current one, the gens of the pointers tell.
-pub fn merge_interior_sets(sets: Vec<Vec<Bkey>>) -> Vec<Bkey> {
+pub(crate) fn merge_interior_sets(sets: Vec<Vec<Bkey>>) -> Vec<Bkey> {
     let mut keys: Vec<Bkey> = sets.into_iter().rev().flatten().collect();
     keys.sort_by_key(Bkey::pos);
     keys

@@ -61,7 +61,10 @@ pub fn probe(path: impl AsRef<Path>) -> Result<Vec<Signature>, ProbeError> {
 
 /// Everything that is found behind the first `start` sectors of the device or image at `path`: what
 /// a backing device whose data starts there holds. Partitions are listed and not looked into.
-pub fn probe_from(path: impl AsRef<Path>, start: Sectors) -> Result<Vec<Signature>, ProbeError> {
+pub(crate) fn probe_from(
+    path: impl AsRef<Path>,
+    start: Sectors,
+) -> Result<Vec<Signature>, ProbeError> {
     let path = path.as_ref();
     let file = open(path)?;
     let size = size_of(path, &file)?;

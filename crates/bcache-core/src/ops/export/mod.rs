@@ -88,7 +88,7 @@ impl ExportReport {
 }
 
 /// The key of a reason in [`ExportReport::reasons`].
-pub const fn doubt_name(doubt: Doubt) -> &'static str {
+pub(crate) const fn doubt_name(doubt: Doubt) -> &'static str {
     match doubt {
         Doubt::Gens => "gens-lost",
         Doubt::Btree => "btree-damaged",
@@ -98,7 +98,7 @@ pub const fn doubt_name(doubt: Doubt) -> &'static str {
 }
 
 /// The key of a reason in [`ExportReport::reasons`].
-pub const fn unknown_name(unknown: Unknown) -> &'static str {
+pub(crate) const fn unknown_name(unknown: Unknown) -> &'static str {
     match unknown {
         Unknown::Btree => "btree-node-lost",
         Unknown::NoBacking => "backing-device-missing",

@@ -45,7 +45,7 @@ pub use error::{DeviceState, InvalidateError, ProofError, RunError};
 pub use refusal::{DirtyShare, Reason};
 pub use run::{RunProgress, run, run_with_undo};
 pub use select::{Amount, Selection};
-pub use survey::{DIRTY_DETAILS_MAX, Survey, volume_name};
+pub use survey::{Survey, volume_name};
 pub use trust::TrustedSet;
 pub(in crate::ops) use trust::{Unsound, blocks, read_sound};
 pub use writes::Writes;
@@ -163,7 +163,7 @@ impl<'d> InvalidatePlan<'d> {
     }
 
     /// Whether a bucket is among those that may be invalidated.
-    pub fn is_target(&self, bucket: BucketIndex) -> bool {
+    pub(crate) fn is_target(&self, bucket: BucketIndex) -> bool {
         self.targets.contains(bucket)
     }
 

@@ -18,7 +18,7 @@ use crate::ops::invalidate::refusal::DirtyShare;
 use crate::units::{BucketIndex, GC_SECTORS_USED_MAX, Sectors};
 
 /// Refused buckets whose dirty data is told volume by volume; there can be millions.
-pub const DIRTY_DETAILS_MAX: usize = 1 << 16;
+pub(crate) const DIRTY_DETAILS_MAX: usize = 1 << 16;
 
 /// Volumes that have a bit of their own in a bucket's mask; the last bit is for all others.
 const MASK_VOLUMES: usize = 31;

@@ -50,7 +50,7 @@ pub use run::{
 pub const BUCKET_SIZE_DEFAULT: Sectors = Sectors(1024);
 
 /// Largest bucket: 1 GiB. The kernel's own limit is higher and no device has use for it.
-pub const BUCKET_SIZE_MAX: Sectors = Sectors(1 << 21);
+pub(crate) const BUCKET_SIZE_MAX: Sectors = Sectors(1 << 21);
 
 /// Fewest blocks of a bucket: kernels crash over btree nodes of a single one
 /// ([`Warning::OneBlockBtreeNodes`]).

@@ -32,7 +32,7 @@ impl<'s, 'd> KeptExtents<'s, 'd> {
 
     /// The extents of these slots' volumes become clean: the backing devices have the data.
     #[must_use]
-    pub fn made_clean(mut self, slots: impl IntoIterator<Item = u32>) -> Self {
+    pub(crate) fn made_clean(mut self, slots: impl IntoIterator<Item = u32>) -> Self {
         self.clean.extend(slots);
         self
     }

@@ -99,7 +99,7 @@ pub struct RunningSet {
 }
 
 /// How a formatted cache allocates: what its superblock says.
-pub fn config_of(superblock: &Superblock) -> Option<Config> {
+pub(crate) fn config_of(superblock: &Superblock) -> Option<Config> {
     let geometry = superblock.geometry()?;
     let policy = Policy::from(superblock.replacement()?);
     Some(Config { policy, discard: superblock.discard(), ..Config::new(geometry) })

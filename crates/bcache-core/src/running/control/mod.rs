@@ -27,13 +27,12 @@ use super::kmsg::{Mark, reason};
 use super::rounded::Rounded;
 use crate::device::sysfs::Root;
 
-pub use claim::claimable;
 pub use flush::{
     Changed, FlushOptions, Flushed, changes_of_flush, flush, plan_flush, plan_put_back,
 };
 pub use plans::{
     plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_stop, plan_stop_set,
-    plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, returns_to, users_of,
+    plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, returns_to,
 };
 pub use proof::Proof;
 pub use refusal::Refusal;
@@ -165,13 +164,6 @@ fn why(source: &io::Error, reason: Option<&str>) -> String {
     match reason {
         Some(reason) => format!("{reason} ({source})"),
         None => source.to_string(),
-    }
-}
-
-impl ControlError {
-    /// Whether anything was changed before it failed.
-    pub const fn has_written(&self) -> bool {
-        !matches!(self, Self::Write { .. })
     }
 }
 

@@ -41,7 +41,7 @@ pub fn read_on_device(path: &Path) -> Option<OnDevice> {
 }
 
 /// Who uses a bcache device or one of its partitions, in words; empty where nobody does.
-pub fn users_of(root: &Root, bcache: &str) -> Vec<String> {
+pub(crate) fn users_of(root: &Root, bcache: &str) -> Vec<String> {
     let Some(device) = BlockDir::by_name(root, bcache) else { return Vec::new() };
     let mut users: Vec<String> =
         holders_of_device(root, &device).iter().map(ToString::to_string).collect();
