@@ -110,8 +110,10 @@ pub fn run(args: &MakeArgs, matches: &ArgMatches) -> Result<ExitCode> {
         options.lose_dirty_data = LoseDirtyData::Allowed;
     }
     options.set_block_size = set_block_size(&options, &devices);
-    let plans = make::plan(&options, facts, &mut Uuid::new_v4)
-        .map_err(|error| anyhow!(make_words::refusal(&error)))?;
+    let plans = make::plan(&options, facts, &mut Uuid::new_v4).map_err(|error| {
+        let words = anyhow!(make_words::refusal(&error));
+        if make_words::is_usage(&error) { usage(words) } else { words }
+    })?;
 
     let mut out = Out::stdout();
     if args.dry_run {

@@ -97,6 +97,24 @@ pub fn refusal(error: &MakeError) -> String {
     }
 }
 
+/// Whether the refusal is about the command line alone: no device would change it.
+pub const fn is_usage(error: &MakeError) -> bool {
+    use MakeError as E;
+    matches!(
+        error,
+        E::NoDevices
+            | E::SameDevice { .. }
+            | E::NilSetUuid
+            | E::SeveralCaches { .. }
+            | E::BucketNotPowerOfTwo { .. }
+            | E::BucketTooSmall { .. }
+            | E::BucketTooLarge { .. }
+            | E::BlockNotPowerOfTwo { .. }
+            | E::BlockOutOfRange { .. }
+            | E::DataOffsetTooSmall { .. }
+    )
+}
+
 /// Why the facts about the devices cannot be had.
 pub fn gathering(error: GatherError) -> anyhow::Error {
     match error {
