@@ -3,84 +3,41 @@
 mod replay;
 mod text;
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
-use bcache_cli::man::Page;
+use anyhow::Result;
+use bcache_cli::man::{self, Files, Page};
 
 use crate::cli;
 
-/// Writes all pages to `folder`.
-pub fn write(folder: &Path) -> Result<()> {
-    for (name, page) in pages()? {
-        let path = folder.join(&name);
-        std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}
+const PAGES: [Page; 7] = [
+    Page::of_program(
+        &["COMMAND [OPTIONS]", "--help", "--version"],
+        text::MAIN_BEFORE,
+        text::MAIN_AFTER,
+    ),
+    Page::of(
+        "device",
+        &["[OPTIONS] DEV...", "[OPTIONS] --image FILE --size SIZE"],
+        text::DEVICE_BEFORE,
+        text::DEVICE_AFTER,
+    ),
+    Page::of("replay", &["[OPTIONS] TRACE..."], replay::REPLAY_BEFORE, replay::REPLAY_AFTER),
+    Page::of("size", &["[OPTIONS] DEV|SIZE"], replay::SIZE_BEFORE, replay::SIZE_AFTER),
+    Page::of(
+        "record",
+        &["[OPTIONS] --output FILE DEV"],
+        replay::RECORD_BEFORE,
+        replay::RECORD_AFTER,
+    ),
+    Page::of("compare", &["[OPTIONS] A.json B.json"], text::COMPARE_BEFORE, text::COMPARE_AFTER),
+    Page::of(
+        "plot",
+        &["[OPTIONS] --output FILE.svg REPORT.json..."],
+        text::PLOT_BEFORE,
+        text::PLOT_AFTER,
+    ),
+];
 
 /// All pages, by file name.
-pub fn pages() -> Result<Vec<(String, Vec<u8>)>> {
-    let subcommand = |name: &str| {
-        cli::command().find_subcommand(name).cloned().with_context(|| format!("no command {name}"))
-    };
-    let pages = [
-        Page {
-            name: "bcache-bench",
-            command: cli::command(),
-            synopsis: &["COMMAND [OPTIONS]", "--help", "--version"],
-            invocation: "bcache-bench",
-            before: text::MAIN_BEFORE,
-            after: text::MAIN_AFTER,
-        },
-        Page {
-            name: "bcache-bench-device",
-            command: subcommand("device")?,
-            synopsis: &["[OPTIONS] DEV...", "[OPTIONS] --image FILE --size SIZE"],
-            invocation: "bcache-bench device",
-            before: text::DEVICE_BEFORE,
-            after: text::DEVICE_AFTER,
-        },
-        Page {
-            name: "bcache-bench-replay",
-            command: subcommand("replay")?,
-            synopsis: &["[OPTIONS] TRACE..."],
-            invocation: "bcache-bench replay",
-            before: replay::REPLAY_BEFORE,
-            after: replay::REPLAY_AFTER,
-        },
-        Page {
-            name: "bcache-bench-size",
-            command: subcommand("size")?,
-            synopsis: &["[OPTIONS] DEV|SIZE"],
-            invocation: "bcache-bench size",
-            before: replay::SIZE_BEFORE,
-            after: replay::SIZE_AFTER,
-        },
-        Page {
-            name: "bcache-bench-record",
-            command: subcommand("record")?,
-            synopsis: &["[OPTIONS] --output FILE DEV"],
-            invocation: "bcache-bench record",
-            before: replay::RECORD_BEFORE,
-            after: replay::RECORD_AFTER,
-        },
-        Page {
-            name: "bcache-bench-compare",
-            command: subcommand("compare")?,
-            synopsis: &["[OPTIONS] A.json B.json"],
-            invocation: "bcache-bench compare",
-            before: text::COMPARE_BEFORE,
-            after: text::COMPARE_AFTER,
-        },
-        Page {
-            name: "bcache-bench-plot",
-            command: subcommand("plot")?,
-            synopsis: &["[OPTIONS] --output FILE.svg REPORT.json..."],
-            invocation: "bcache-bench plot",
-            before: text::PLOT_BEFORE,
-            after: text::PLOT_AFTER,
-        },
-    ];
-    pages.iter().map(|page| Ok((page.file_name(), page.render()?))).collect()
+pub fn pages() -> Result<Files> {
+    man::files(&cli::command(), PAGES)
 }

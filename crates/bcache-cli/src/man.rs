@@ -5,7 +5,9 @@
 //! examples, and `term :: meaning` is an entry of a list.
 
 use std::io;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
 use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
@@ -13,37 +15,82 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 /// Date on the pages: that of the release.
 const DATE: &str = "2026-11-22";
 
-/// A page.
+/// Sections: title and text of each.
+pub type Sections = &'static [(&'static str, &'static str)];
+
+/// What the parser does not know of a command's page.
+#[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// Its name and the file's, such as `bcachectl-make`.
-    pub name: &'static str,
-    /// What the parser knows of the command.
-    pub command: Command,
-    /// Lines of SYNOPSIS, each without the command's name: the name is put before it.
-    pub synopsis: &'static [&'static str],
-    /// The name in SYNOPSIS, such as `bcachectl make`.
-    pub invocation: &'static str,
-    /// Sections before OPTIONS.
-    pub before: &'static [(&'static str, &'static str)],
-    /// Sections after OPTIONS.
-    pub after: &'static [(&'static str, &'static str)],
+    subcommand: Option<&'static str>,
+    synopsis: &'static [&'static str],
+    before: Sections,
+    after: Sections,
+}
+
+/// Pages by the names of their files.
+pub type Files = Vec<(String, Vec<u8>)>;
+
+/// The pages of `program`.
+///
+/// # Errors
+/// When a page is about no command of it.
+pub fn files(program: &Command, pages: impl IntoIterator<Item = Page>) -> Result<Files> {
+    pages.into_iter().map(|page| page.file(program)).collect()
+}
+
+/// Writes pages to `folder`.
+///
+/// # Errors
+/// When one cannot be written.
+pub fn write(folder: &Path, files: Files) -> Result<()> {
+    for (name, page) in files {
+        let path = folder.join(&name);
+        std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 impl Page {
-    /// File name of the page.
-    pub fn file_name(&self) -> String {
-        format!("{}.8", self.name)
+    /// The page of a subcommand. The lines of `synopsis` lack the command's name, which is put before
+    /// each; `before` and `after` stand on either side of OPTIONS.
+    pub const fn of(
+        subcommand: &'static str,
+        synopsis: &'static [&'static str],
+        before: Sections,
+        after: Sections,
+    ) -> Self {
+        Self { subcommand: Some(subcommand), synopsis, before, after }
     }
 
-    /// The page in roff.
-    pub fn render(&self) -> io::Result<Vec<u8>> {
+    /// The page of a program itself.
+    pub const fn of_program(
+        synopsis: &'static [&'static str],
+        before: Sections,
+        after: Sections,
+    ) -> Self {
+        Self { subcommand: None, synopsis, before, after }
+    }
+
+    /// Its file and its text.
+    fn file(self, program: &Command) -> Result<(String, Vec<u8>)> {
+        let own = program.get_name();
+        let Some(name) = self.subcommand else {
+            return Ok((format!("{own}.8"), self.render(program, own, own)?));
+        };
+        let command = program.find_subcommand(name);
+        let command = command.with_context(|| format!("no command {name}"))?;
+        let page = self.render(command, &format!("{own}-{name}"), &format!("{own} {name}"))?;
+        Ok((format!("{own}-{name}.8"), page))
+    }
+
+    /// The page called `name` of a command that is invoked by `invocation`.
+    fn render(&self, command: &Command, name: &str, invocation: &str) -> io::Result<Vec<u8>> {
         // The package's own: that of the command has the revision of a build.
-        let version = self.command.get_version().map_or("", |_| env!("CARGO_PKG_VERSION"));
-        let about = self.command.get_about().map(ToString::to_string).unwrap_or_default();
+        let version = command.get_version().map_or("", |_| env!("CARGO_PKG_VERSION"));
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         // clap puts a parent's name into what it prints; the page has its own.
-        let command = self.command.clone().display_name(self.name).bin_name(self.invocation);
-        let man = Man::new(command)
-            .title(self.name.to_uppercase())
+        let man = Man::new(command.clone().display_name(name).bin_name(invocation))
+            .title(name.to_uppercase())
             .section("8")
             .date(DATE)
             .source(format!("bcache-tools-rs {version}"))
@@ -52,13 +99,13 @@ impl Page {
         man.render_title(&mut page)?;
         let mut roff = Roff::new();
         roff.control("SH", ["NAME"]);
-        roff.text([roman(format!("{} \\- {}", self.name, lower_first(&about)))]);
+        roff.text([roman(format!("{name} \\- {}", lower_first(&about)))]);
         roff.control("SH", ["SYNOPSIS"]);
         for (index, line) in self.synopsis.iter().enumerate() {
             if index > 0 {
                 roff.control("br", []);
             }
-            let mut inlines = vec![bold(self.invocation)];
+            let mut inlines = vec![bold(invocation)];
             if !line.is_empty() {
                 inlines.push(roman(" "));
                 inlines.extend(synopsis(line));
@@ -70,10 +117,10 @@ impl Page {
         }
         // Roff escapes backslashes, and the dash of NAME has to be one.
         page.extend_from_slice(roff.render().replace("\\\\\\-", "\\-").as_bytes());
-        if self.command.get_subcommands().any(|command| !command.is_hide_set()) {
+        if command.get_subcommands().any(|command| !command.is_hide_set()) {
             let mut roff = Roff::new();
             roff.control("SH", ["COMMANDS"]);
-            for command in self.command.get_subcommands().filter(|command| !command.is_hide_set()) {
+            for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
                 roff.control("TP", []);
                 roff.text([bold(command.get_name())]);
                 let about = command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -100,17 +147,16 @@ pub struct Overview {
     /// What it is about, for the line under NAME.
     pub about: &'static str,
     /// Its sections.
-    pub sections: &'static [(&'static str, &'static str)],
+    pub sections: Sections,
 }
 
 impl Overview {
-    /// File name of the page.
-    pub fn file_name(&self) -> String {
-        format!("{}.{}", self.name, self.section)
+    /// Its file and its text.
+    pub fn file(&self) -> Result<(String, Vec<u8>)> {
+        Ok((format!("{}.{}", self.name, self.section), self.render()?))
     }
 
-    /// The page in roff.
-    pub fn render(&self) -> io::Result<Vec<u8>> {
+    fn render(&self) -> io::Result<Vec<u8>> {
         let version = env!("CARGO_PKG_VERSION");
         let man = Man::new(Command::new(self.name))
             .title(self.name.to_uppercase())

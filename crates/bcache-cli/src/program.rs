@@ -1,15 +1,16 @@
 //! How a command begins and ends: its command line, its errors, its completions.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgMatches, Command};
+use clap::{ArgMatches, Command, FromArgMatches};
 use clap_complete::Shell;
 
 use crate::exit::{ExitError, REFUSED, USAGE};
 use crate::out::Out;
-use crate::{completions, is_broken_pipe, usage};
+use crate::{completions, is_broken_pipe, man, usage};
 
 /// Version with the git revision that it was built from, for a release build inside a git tree.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("BCACHE_REVISION_SUFFIX"));
@@ -24,14 +25,23 @@ pub struct Program {
 }
 
 impl Program {
-    /// The command line of this process. Where there is nothing to run, because help was asked for or
-    /// the line makes no sense, that has been printed and the status is returned.
-    pub fn parse(&self) -> Result<ArgMatches, ExitCode> {
-        (self.command)().try_get_matches().map_err(|error| self.explain(&error))
+    /// Runs what the command line of this process asks for: `C` as clap fills it in.
+    pub fn main<C: FromArgMatches>(
+        &self,
+        run: impl FnOnce(&C, &ArgMatches) -> Result<ExitCode>,
+    ) -> ExitCode {
+        let parsed = (self.command)()
+            .try_get_matches()
+            .and_then(|matches| Ok((C::from_arg_matches(&matches)?, matches)));
+        match parsed {
+            Ok((cli, matches)) => self.finish(run(&cli, &matches)),
+            // Help was asked for, or the line makes no sense.
+            Err(error) => self.explain(&error),
+        }
     }
 
     /// Prints help or what is wrong with the command line.
-    pub fn explain(&self, error: &clap::Error) -> ExitCode {
+    fn explain(&self, error: &clap::Error) -> ExitCode {
         use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NothingGiven;
         if !error.use_stderr() {
             // Standard output is flushed here: at the end of the process nobody sees it fail.
@@ -61,7 +71,7 @@ impl Program {
 
     /// The status of what was run; an error is told on standard error. A reader of the output that
     /// goes away is no error.
-    pub fn finish(&self, result: Result<ExitCode>) -> ExitCode {
+    fn finish(&self, result: Result<ExitCode>) -> ExitCode {
         match result {
             Ok(code) => code,
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -78,6 +88,11 @@ impl Program {
         out.write_all(&completions::script(&(self.command)(), self.name, shell))?;
         out.finish()?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Writes man pages to `folder`.
+    pub fn man(&self, folder: &Path, pages: man::Files) -> Result<ExitCode> {
+        man::write(folder, pages).map(|()| ExitCode::SUCCESS)
     }
 
     fn say(&self, message: &dyn std::fmt::Display) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bcache_core::cache_set::btree::{FaultKind, NodeFault, NodeReadError, WalkHandler, walk};
+use bcache_core::cache_set::btree::{FaultKind, NodeFault, ReadNode, WalkHandler, walk};
 use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::{
     BtreeProblem, CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace,
@@ -958,12 +958,7 @@ fn a_small_device_is_not_believed_to_have_any_number_of_buckets() {
 struct FirstNodes(u64);
 
 impl WalkHandler for FirstNodes {
-    fn node(
-        &mut self,
-        _key: &Bkey,
-        _level: u16,
-        _node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, _key: &Bkey, _level: u16, _node: ReadNode<'_>) -> ControlFlow<()> {
         self.0 -= 1;
         if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

@@ -10,7 +10,6 @@ pub mod size;
 use std::process::ExitCode;
 
 use bcache_cli::program::Program;
-use clap::FromArgMatches;
 
 use crate::cli::{self, Cli, Command};
 use crate::device::run::OnDevices;
@@ -21,15 +20,7 @@ const PROGRAM: Program = Program { name: "bcache-bench", command: cli::command }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let matches = match PROGRAM.parse() {
-        Ok(matches) => matches,
-        Err(code) => return code,
-    };
-    let cli = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli,
-        Err(error) => return PROGRAM.explain(&error),
-    };
-    let result = match &cli.command {
+    PROGRAM.main(|cli: &Cli, _| match &cli.command {
         Command::Device(args) => device::run(args, &mut OnDevices::default()),
         Command::Replay(args) => replay::run(args),
         Command::Size(args) => size::run(args),
@@ -37,7 +28,6 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Completions { shell } => PROGRAM.completions(*shell),
-        Command::Man { folder } => man::write(folder).map(|()| ExitCode::SUCCESS),
-    };
-    PROGRAM.finish(result)
+        Command::Man { folder } => PROGRAM.man(folder, man::pages()?),
+    })
 }

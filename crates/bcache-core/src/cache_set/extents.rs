@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::{NodeReadError, node_ptr};
-use crate::cache_set::btree::{LoadedNode, WalkHandler, WalkOptions, walk};
+use crate::cache_set::btree::{ReadNode, WalkHandler, WalkOptions, walk};
 use crate::cache_set::problem::KeySource;
 use crate::cache_set::{CacheSet, KeyState};
 use crate::layout::bkey::{Bkey, Pos};
@@ -184,12 +184,7 @@ impl Stream<'_, '_, '_> {
 }
 
 impl WalkHandler for Stream<'_, '_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         match node {
             Err(error) => {
                 self.missing(key, level, error.into());

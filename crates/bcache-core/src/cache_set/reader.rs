@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
-use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, walk};
+use crate::cache_set::btree::{LoadedNode, ReadNode, WalkHandler, walk};
 use crate::cache_set::problem::{
     BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem,
 };
@@ -422,12 +422,7 @@ impl Marker<'_, '_> {
 }
 
 impl WalkHandler for Marker<'_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         let ptr = node_ptr(key);
         let bucket = ptr.bucket(self.cache.geometry());
         let place = NodePlace { level, bucket, sector: ptr.offset(), end: key.pos() };

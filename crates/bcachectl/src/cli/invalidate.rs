@@ -9,7 +9,7 @@ use bcache_core::ops::invalidate::{Amount, Selection};
 use bcache_core::units::Sectors;
 use clap::{ArgGroup, Args};
 
-use super::ScriptArgs;
+use super::WriteArgs;
 
 /// Selections that a range of a volume says nothing about. The parser passes over what an option
 /// requires where that conflicts with what is given.
@@ -67,17 +67,9 @@ pub struct InvalidateArgs {
     #[arg(long)]
     pub skip_refused: bool,
 
-    /// Save what is overwritten to this new file first, for bcachectl undo
-    #[arg(long, value_name = "FILE")]
-    pub undo: Option<PathBuf>,
-
-    /// Show what would be invalidated and written, and write nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-
-    /// What scripts give
+    /// What the commands have that write
     #[command(flatten)]
-    pub script: ScriptArgs,
+    pub write: WriteArgs,
 }
 
 /// First sector and number of sectors.

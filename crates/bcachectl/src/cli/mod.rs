@@ -14,6 +14,8 @@ pub mod show;
 pub mod undo;
 pub mod writeback;
 
+use std::path::PathBuf;
+
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -39,6 +41,22 @@ pub struct ScriptArgs {
     /// Do not ask; needed where standard input is no terminal
     #[arg(short, long)]
     pub yes: bool,
+}
+
+/// Options that the commands have which write to a set that does not run.
+#[derive(Clone, Debug, Args)]
+pub struct WriteArgs {
+    /// Save what is overwritten to this new file first, for bcachectl undo
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+
+    /// Show what would be written, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// What scripts give
+    #[command(flatten)]
+    pub script: ScriptArgs,
 }
 
 /// Make, inspect and control bcache devices
@@ -131,7 +149,7 @@ pub enum Command {
     #[command(hide = true)]
     Man {
         /// The folder to write them to
-        folder: std::path::PathBuf,
+        folder: PathBuf,
     },
 }
 

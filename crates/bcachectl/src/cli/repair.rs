@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bcache_core::ops::repair::Code;
 use clap::Args;
 
-use super::ScriptArgs;
+use super::WriteArgs;
 
 /// Options of `bcachectl repair`.
 #[derive(Debug, Args)]
@@ -22,17 +22,9 @@ pub struct RepairArgs {
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     pub accept: Vec<Code>,
 
-    /// Save what is overwritten to this new file first, for bcachectl undo
-    #[arg(long, value_name = "FILE")]
-    pub undo: Option<PathBuf>,
-
-    /// Show what would be changed, and write nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-
-    /// What scripts give
+    /// What the commands have that write
     #[command(flatten)]
-    pub script: ScriptArgs,
+    pub write: WriteArgs,
 }
 
 fn parse_code(text: &str) -> Result<Code, String> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ScriptArgs;
+use super::WriteArgs;
 
 /// Options of `bcachectl writeback`.
 #[derive(Debug, Args)]
@@ -34,15 +34,7 @@ pub struct WritebackArgs {
     #[arg(long)]
     pub verify: bool,
 
-    /// Save what is overwritten to this new file first, for bcachectl undo
-    #[arg(long, value_name = "FILE")]
-    pub undo: Option<PathBuf>,
-
-    /// Show what would be written, and write nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-
-    /// What scripts give
+    /// What the commands have that write
     #[command(flatten)]
-    pub script: ScriptArgs,
+    pub write: WriteArgs,
 }

@@ -32,7 +32,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     let names_buckets = options.selection.names_buckets();
     let path = &args.device;
     // Before the reading, which takes minutes on a large cache.
-    if !args.dry_run && !args.script.yes && !io::stdin().is_terminal() {
+    if !args.write.dry_run && !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
             "{}: standard input is no terminal where one could be asked: give --yes to invalidate, \
              or --dry-run to see what would go; nothing was written",
@@ -41,7 +41,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     }
     // A plan for a device that is in use would be of what it held a moment ago.
     let device = file::open_unused(path).map_err(in_use)?;
-    let undo = undo::log(args.undo.as_deref().filter(|_| !args.dry_run), "invalidate")?;
+    let undo = undo::log(args.write.undo.as_deref().filter(|_| !args.write.dry_run), "invalidate")?;
     let mut bar = Bar::new("reading");
     let set = TrustedSet::read(&device, &read, &mut |progress| bar.reading(progress));
     drop(bar);
@@ -57,11 +57,11 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
             _ => refused(&plan),
         });
     }
-    if args.dry_run {
+    if args.write.dry_run {
         show(args, &plan, render::Outcome::DryRun)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if plan.writes.is_some() && !args.script.yes && !confirm(path, &plan)? {
+    if plan.writes.is_some() && !args.write.script.yes && !confirm(path, &plan)? {
         bail!("nothing was written");
     }
     let mut bar = Bar::new("writing");
@@ -79,7 +79,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     drop(bar);
     undo::tell(undo.as_ref());
     if let Err(error) = done {
-        if args.script.json {
+        if args.write.script.json {
             // What failed before says more than that this could not be told.
             let _ = show(args, &plan, render::Outcome::Failed(error.state()));
         }
@@ -97,7 +97,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
 
 fn show(args: &InvalidateArgs, plan: &InvalidatePlan<'_>, outcome: render::Outcome) -> Result<()> {
     let mut out = Out::stdout();
-    if args.script.json {
+    if args.write.script.json {
         render::json(&mut out, plan, outcome)?;
     } else {
         render::text(&mut out, plan, outcome)?;

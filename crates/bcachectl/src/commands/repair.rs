@@ -25,7 +25,7 @@ use crate::render::repair as render;
 pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     let options = ReadOptions::default();
     let accepted: BTreeSet<Code> = args.accept.iter().copied().collect();
-    if args.dry_run {
+    if args.write.dry_run {
         let open = |path: &PathBuf| file::open_unused(path).map_err(in_use);
         let cache = open(&args.cache)?;
         let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
@@ -35,13 +35,13 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         show(args, &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
-    if !args.script.yes && !io::stdin().is_terminal() {
+    if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
             "standard input is no terminal where one could be asked: give --yes to repair, or \
              --dry-run to see what would be changed; nothing was written"
         );
     }
-    let undo = undo::log(args.undo.as_deref(), "repair")?;
+    let undo = undo::log(args.write.undo.as_deref(), "repair")?;
     // Held from here on, so that nothing changes between plan and run.
     let cache = claim(&args.cache)?;
     let backing: Vec<FileDevice> =
@@ -52,7 +52,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         show(args, &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
     }
-    if !args.script.yes {
+    if !args.write.script.yes {
         let mut stderr = io::stderr();
         render::text(&mut stderr, args, &plan, &accepted, render::Outcome::DryRun)?;
         if !confirm::go_on()? {
@@ -91,7 +91,7 @@ fn show(
     outcome: render::Outcome,
 ) -> Result<()> {
     let mut out = Out::stdout();
-    if args.script.json {
+    if args.write.script.json {
         render::json(&mut out, args, plan, accepted, outcome)?;
     } else {
         render::text(&mut out, args, plan, accepted, outcome)?;

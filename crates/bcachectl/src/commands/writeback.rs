@@ -35,17 +35,17 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
         seed: uuid::Uuid::new_v4().as_u64_pair().0,
         ..Options::default()
     };
-    if args.dry_run {
+    if args.write.dry_run {
         return dry_run(args, &options);
     }
     // Before the reading, which takes minutes on a large cache.
-    if !args.script.yes && !io::stdin().is_terminal() {
+    if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
             "standard input is no terminal where one could be asked: give --yes to write back, or \
              --dry-run to see what would be written; nothing was written"
         );
     }
-    let undo = undo::log(args.undo.as_deref(), "writeback")?;
+    let undo = undo::log(args.write.undo.as_deref(), "writeback")?;
     // Held from here on, so that nothing changes between plan and run.
     let cache = claim(&args.cache)?;
     let backing: Vec<FileDevice> =
@@ -59,7 +59,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
         show(args, &plan, &options, render::Outcome::Nothing)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.script.yes && !confirm(args, &plan)? {
+    if !args.write.script.yes && !confirm(args, &plan)? {
         bail!("nothing was written");
     }
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
@@ -73,7 +73,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     match done {
         Ok(done) => report(args, &plan, &options, done),
         Err(error) => {
-            if args.script.json {
+            if args.write.script.json {
                 // What failed before says more than that this could not be told.
                 let _ = show(args, &plan, &options, render::Outcome::Failed(error.state()));
             }
@@ -116,7 +116,7 @@ fn show(
     outcome: render::Outcome,
 ) -> Result<()> {
     let mut out = Out::stdout();
-    if args.script.json {
+    if args.write.script.json {
         render::json(&mut out, &args.backing, plan, options, outcome)?;
     } else {
         render::text(&mut out, args, plan, outcome)?;

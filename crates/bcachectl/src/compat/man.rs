@@ -1,8 +1,7 @@
 //! The man pages of the old names.
 
-use std::io;
-
-use bcache_cli::man::{Overview, Page};
+use anyhow::Result;
+use bcache_cli::man::{self, Files, Overview, Page};
 
 use super::definition;
 
@@ -324,14 +323,9 @@ Files that are missing :: such as discard on new kernels, are printed as empty o
 ];
 
 /// All pages, by file name.
-pub fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
-    let page = |name, synopsis, before, after| Page {
-        name,
-        command: definition(name),
-        synopsis,
-        invocation: name,
-        before,
-        after,
+pub fn pages() -> Result<Files> {
+    let page = |name, synopsis, before, after| {
+        man::files(&definition(name), [Page::of_program(synopsis, before, after)])
     };
     let pages = [
         page(
@@ -373,9 +367,9 @@ pub fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
         about: "how the old names differ from bcache-tools",
         sections: OVERVIEW,
     };
-    let mut files = vec![(overview.file_name(), overview.render()?)];
+    let mut files = vec![overview.file()?];
     for page in pages {
-        files.push((page.file_name(), page.render()?));
+        files.extend(page?);
     }
     Ok(files)
 }

@@ -10,7 +10,7 @@ use bcache_cli::rows::{Column, Json, Line, List, Row};
 use bcache_cli::table::{self, number};
 use bcache_core::cache_set::CacheSet;
 use bcache_core::cache_set::btree::node::node_ptr;
-use bcache_core::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler};
+use bcache_core::cache_set::btree::{LoadedNode, ReadNode, WalkHandler};
 use bcache_core::layout::bkey::Bkey;
 use serde::Serialize;
 
@@ -137,12 +137,7 @@ struct NodeWalk<'w, 's, 'd> {
 }
 
 impl WalkHandler for NodeWalk<'_, '_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         let size = key.size().bytes();
         let ptr = node_ptr(key);
         let read = node.as_ref().ok().copied();

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use bcache_cli::rows::{Column, Line, List, Row};
 use bcache_core::cache_set::btree::node::node_ptr;
-use bcache_core::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, WalkOptions, walk};
+use bcache_core::cache_set::btree::{ReadNode, WalkHandler, WalkOptions, walk};
 use bcache_core::cache_set::{CacheSet, KeyState};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::units::BucketIndex;
@@ -192,12 +192,7 @@ struct Once<'h, 's, 'd> {
 }
 
 impl WalkHandler for Once<'_, '_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         self.handler.node(key, level, node)
     }
 
@@ -223,12 +218,7 @@ struct KeyWalk<'w, 's, 'd> {
 }
 
 impl WalkHandler for KeyWalk<'_, '_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         let Ok(node) = node else {
             self.keys.unreadable.set(self.keys.unreadable.get().saturating_add(1));
             return ControlFlow::Continue(());

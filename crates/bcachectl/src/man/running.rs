@@ -1,12 +1,8 @@
 //! The sections of the pages about running devices.
 
-use anyhow::Result;
-use bcache_cli::man::Page;
-use clap::Command;
+use bcache_cli::man::{Page, Sections};
 
 use super::text::{FILES, SEE_ALSO};
-
-type Sections = &'static [(&'static str, &'static str)];
 
 /// The statuses that the commands share.
 const STATUS: (&str, &str) = (
@@ -509,57 +505,43 @@ const TOP_AFTER: Sections = &[
     SEE_ALSO,
 ];
 
-/// The pages; `subcommand` gives what the parser knows of a command.
-pub(super) fn pages(subcommand: &dyn Fn(&str) -> Result<Command>) -> Result<Vec<Page>> {
-    macro_rules! page {
-        ($name:literal, $synopsis:expr, $before:expr, $after:expr) => {
-            Page {
-                name: concat!("bcachectl-", $name),
-                command: subcommand($name)?,
-                synopsis: $synopsis,
-                invocation: concat!("bcachectl ", $name),
-                before: $before,
-                after: $after,
-            }
-        };
-    }
-    Ok(vec![
-        page!("register", &["[OPTIONS] DEV..."], REGISTER_BEFORE, REGISTER_AFTER),
-        page!("attach", &["[OPTIONS] DEV SET"], ATTACH_BEFORE, ATTACH_AFTER),
-        page!("detach", &["[OPTIONS] [ --wait ] DEV"], DETACH_BEFORE, DETACH_AFTER),
-        page!("flush", &["[OPTIONS] DEV|SET"], FLUSH_BEFORE, FLUSH_AFTER),
-        page!("stop", &["[OPTIONS] DEV|SET"], STOP_BEFORE, STOP_AFTER),
-        page!("unregister", &["[OPTIONS] [ --wipe ] SET"], UNREGISTER_BEFORE, UNREGISTER_AFTER),
-        page!("run", &["[OPTIONS] DEV"], RUN_BEFORE, RUN_AFTER),
-        page!("label", &["[OPTIONS] DEV LABEL"], LABEL_BEFORE, LABEL_AFTER),
-        page!(
-            "volume",
-            &[
-                "create [ --dry-run ] [ --json ] [ --timeout TIME ] [ --label TEXT ] SET SIZE",
-                "remove [ --dry-run ] [ --json ] [ --timeout TIME ] [ --yes ] DEV",
-            ],
-            VOLUME_BEFORE,
-            VOLUME_AFTER
-        ),
-        page!("resize", &["[OPTIONS] DEV"], RESIZE_BEFORE, RESIZE_AFTER),
-        page!("replace-cache", &["[OPTIONS] [ --wipe ] OLD NEW"], REPLACE_BEFORE, REPLACE_AFTER),
-        page!("set", &["[OPTIONS] DEV|SET NAME=VALUE..."], SET_BEFORE, SET_AFTER),
-        page!("get", &["[OPTIONS] DEV|SET [NAME...]"], GET_BEFORE, GET_AFTER),
-        page!(
-            "settings",
-            &[
-                "save [ --timeout TIME ] [FILE]",
-                "apply [ --dry-run ] [ --json ] [ --timeout TIME ] [ --device DEV|SET ] [FILE]",
-            ],
-            SETTINGS_BEFORE,
-            SETTINGS_AFTER
-        ),
-        page!("status", &["[OPTIONS] [DEV|SET]"], STATUS_BEFORE, STATUS_AFTER),
-        page!(
-            "top",
-            &["[OPTIONS]", "[OPTIONS] --batch [ --count N ]", "[OPTIONS] --once"],
-            TOP_BEFORE,
-            TOP_AFTER
-        ),
-    ])
-}
+/// The pages.
+pub(super) const PAGES: [Page; 16] = [
+    Page::of("register", &["[OPTIONS] DEV..."], REGISTER_BEFORE, REGISTER_AFTER),
+    Page::of("attach", &["[OPTIONS] DEV SET"], ATTACH_BEFORE, ATTACH_AFTER),
+    Page::of("detach", &["[OPTIONS] [ --wait ] DEV"], DETACH_BEFORE, DETACH_AFTER),
+    Page::of("flush", &["[OPTIONS] DEV|SET"], FLUSH_BEFORE, FLUSH_AFTER),
+    Page::of("stop", &["[OPTIONS] DEV|SET"], STOP_BEFORE, STOP_AFTER),
+    Page::of("unregister", &["[OPTIONS] [ --wipe ] SET"], UNREGISTER_BEFORE, UNREGISTER_AFTER),
+    Page::of("run", &["[OPTIONS] DEV"], RUN_BEFORE, RUN_AFTER),
+    Page::of("label", &["[OPTIONS] DEV LABEL"], LABEL_BEFORE, LABEL_AFTER),
+    Page::of(
+        "volume",
+        &[
+            "create [ --dry-run ] [ --json ] [ --timeout TIME ] [ --label TEXT ] SET SIZE",
+            "remove [ --dry-run ] [ --json ] [ --timeout TIME ] [ --yes ] DEV",
+        ],
+        VOLUME_BEFORE,
+        VOLUME_AFTER,
+    ),
+    Page::of("resize", &["[OPTIONS] DEV"], RESIZE_BEFORE, RESIZE_AFTER),
+    Page::of("replace-cache", &["[OPTIONS] [ --wipe ] OLD NEW"], REPLACE_BEFORE, REPLACE_AFTER),
+    Page::of("set", &["[OPTIONS] DEV|SET NAME=VALUE..."], SET_BEFORE, SET_AFTER),
+    Page::of("get", &["[OPTIONS] DEV|SET [NAME...]"], GET_BEFORE, GET_AFTER),
+    Page::of(
+        "settings",
+        &[
+            "save [ --timeout TIME ] [FILE]",
+            "apply [ --dry-run ] [ --json ] [ --timeout TIME ] [ --device DEV|SET ] [FILE]",
+        ],
+        SETTINGS_BEFORE,
+        SETTINGS_AFTER,
+    ),
+    Page::of("status", &["[OPTIONS] [DEV|SET]"], STATUS_BEFORE, STATUS_AFTER),
+    Page::of(
+        "top",
+        &["[OPTIONS]", "[OPTIONS] --batch [ --count N ]", "[OPTIONS] --once"],
+        TOP_BEFORE,
+        TOP_AFTER,
+    ),
+];

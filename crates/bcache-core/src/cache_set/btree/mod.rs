@@ -8,4 +8,4 @@ pub mod walk;
 pub use keys::NodeKeys;
 pub(crate) use keys::ShortKey;
 pub use node::{FaultKind, LoadedNode, NodeFault, NodeReadError, SetInfo};
-pub use walk::{WalkHandler, WalkOptions, walk};
+pub use walk::{ReadNode, WalkHandler, WalkOptions, walk};

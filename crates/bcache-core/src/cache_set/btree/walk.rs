@@ -32,16 +32,14 @@ impl Default for WalkOptions {
     }
 }
 
+/// A node as a walk tells it, or why it could not be read.
+pub type ReadNode<'a> = Result<&'a LoadedNode, NodeReadError>;
+
 /// What a walk tells.
 pub trait WalkHandler {
     /// A node was read, or could not be. Breaking ends the walk: nothing more is read but what was
     /// asked for ahead.
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()>;
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()>;
 
     /// Whether to go on to the child that `key` of the node just told points to.
     fn follow(&mut self, key: &Bkey, child_level: u16) -> bool;

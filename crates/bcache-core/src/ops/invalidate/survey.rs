@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, TryReserveError};
 use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
-use crate::cache_set::btree::{LoadedNode, NodeReadError, WalkHandler, WalkOptions, walk};
+use crate::cache_set::btree::{ReadNode, WalkHandler, WalkOptions, walk};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::inspect::label_text;
 use crate::layout::bkey::Bkey;
@@ -201,12 +201,7 @@ struct Extents<'a, 'd, 'f> {
 }
 
 impl WalkHandler for Extents<'_, '_, '_> {
-    fn node(
-        &mut self,
-        key: &Bkey,
-        level: u16,
-        node: Result<&LoadedNode, NodeReadError>,
-    ) -> ControlFlow<()> {
+    fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         let node = match node {
             Ok(node) => node,
             Err(error) => {
