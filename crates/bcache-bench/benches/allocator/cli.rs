@@ -49,9 +49,9 @@ pub struct Common {
     pub json: bool,
 }
 
-/// Options of `invalidate`.
+/// The caches of a bench that runs on one after the other.
 #[derive(Debug, Args)]
-pub struct InvalidateArgs {
+pub struct Caches {
     /// Buckets of the cache; several sizes may be given
     #[arg(
         long,
@@ -62,7 +62,7 @@ pub struct InvalidateArgs {
     )]
     pub nbuckets: Vec<u64>,
 
-    /// Threads that do the same at once, each with a cache of its own
+    /// Threads at once: in `invalidate` each has a cache of its own, in `bucket` they share one
     #[arg(
         long,
         value_name = "N",
@@ -70,6 +70,14 @@ pub struct InvalidateArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     pub threads: u32,
+}
+
+/// Options of `invalidate`.
+#[derive(Debug, Args)]
+pub struct InvalidateArgs {
+    /// The caches.
+    #[command(flatten)]
+    pub caches: Caches,
 
     /// Passes of each thread, of which the median is reported
     #[arg(
@@ -88,24 +96,9 @@ pub struct InvalidateArgs {
 /// Options of `bucket`.
 #[derive(Debug, Args)]
 pub struct BucketArgs {
-    /// Buckets of the cache; several sizes may be given
-    #[arg(
-        long,
-        value_name = "N",
-        value_delimiter = ',',
-        default_value = "1048576",
-        value_parser = clap::value_parser!(u64).range(513..=NBUCKETS_MAX)
-    )]
-    pub nbuckets: Vec<u64>,
-
-    /// Callers of the closed loop
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=1024)
-    )]
-    pub threads: u32,
+    /// The caches.
+    #[command(flatten)]
+    pub caches: Caches,
 
     /// Rates of the open loop, in allocations a second
     #[arg(

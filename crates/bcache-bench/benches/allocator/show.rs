@@ -95,9 +95,9 @@ fn ratio(of: u64, to: u64) -> String {
 /// Runs `invalidate`.
 pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
     let (threads, passes, engine, seed) =
-        (args.threads, args.passes, args.common.engine, args.common.seed);
+        (args.caches.threads, args.passes, args.common.engine, args.common.seed);
     let settings = json!({
-        "nbuckets": args.nbuckets,
+        "nbuckets": args.caches.nbuckets,
         "threads": threads,
         "passes": passes,
         "engine": engine,
@@ -107,7 +107,7 @@ pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
         let run = |&nbuckets: &u64| {
             invalidate::run(&invalidate::Options { nbuckets, threads, passes, engine, seed })
         };
-        args.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
+        args.caches.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
     })?;
     let out = Out::stdout();
     let style = out.style();
@@ -155,8 +155,8 @@ pub fn invalidate(args: &InvalidateArgs) -> Result<ExitCode> {
 /// Runs `bucket`.
 pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
     let settings = json!({
-        "nbuckets": args.nbuckets,
-        "threads": args.threads,
+        "nbuckets": args.caches.nbuckets,
+        "threads": args.caches.threads,
         "rates": args.rate,
         "passes": args.passes,
         "limit_seconds": args.limit,
@@ -164,11 +164,11 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
         "seed": args.common.seed,
     });
     // The callers and the allocator's thread.
-    let (mut report, found) = observed("bucket", &settings, args.threads + 1, || {
+    let (mut report, found) = observed("bucket", &settings, args.caches.threads + 1, || {
         let run = |&nbuckets: &u64| {
             bucket::run(&bucket::Options {
                 nbuckets,
-                threads: usize::try_from(args.threads)?,
+                threads: usize::try_from(args.caches.threads)?,
                 engine: args.common.engine,
                 rates: args.rate.clone(),
                 passes: args.passes,
@@ -176,7 +176,7 @@ pub fn bucket(args: &BucketArgs) -> Result<ExitCode> {
                 seed: args.common.seed,
             })
         };
-        args.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
+        args.caches.nbuckets.iter().map(run).collect::<Result<Vec<_>>>()
     })?;
     let out = Out::stdout();
     let style = out.style();
