@@ -1,20 +1,35 @@
-//! What `bcache-bench device --keep` leaves is a cache set: our check finds nothing in it, and stock
-//! kernels register it, cache with it and write on in it.
+//! What our allocator leaves on a device is a cache set: our check finds nothing in it, and stock kernels
+//! register it, cache with it and write on in it. So it is with what `bcache-bench device --keep` has
+//! made, and with sets that kernels have made and the allocator has gone on with.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use bcache_tests::cache::check_clean;
+use bcache_core::allocator::{AllocatorThread, Reserve};
+use bcache_core::cache_set::testkit::{contents, lost_or_changed};
+use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
+use bcache_core::device::testkit::{MemoryDevice, SimDevice};
+use bcache_core::device::{BlockDevice, open_read, open_write};
+use bcache_core::ops::check::{CheckOptions, Severity, check};
+use bcache_core::ops::start::RunningSet;
+use bcache_tests::cache::{check_clean, with_cache_set};
 use bcache_tests::tool::{make, show, text, truth};
-use bcache_tests::{Guest, Kernel, LoopDevice, Need, Scratch, binary, main_with, trial};
+use bcache_tests::volume::{md5_of_backing, md5_of_flash_only};
+use bcache_tests::{
+    DiskOptions, Fixture, Guest, Kernel, LoopDevice, Need, Scratch, binary, main_with, trial,
+};
 use rand::{RngCore as _, SeedableRng as _};
 use serde_json::Value;
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
+    trials.push(trial("in_use_power_cuts", &[], in_use_power_cuts));
     for kernel in Kernel::ALL {
+        trials.push(trial(format!("in_use_{kernel}"), &[Need::Guest], move || in_use(kernel)));
         for (name, options) in RUNS {
             trials.push(trial(
                 format!("kept_{name}_{kernel}"),
@@ -106,4 +121,137 @@ fn kept(kernel: Kernel, options: &[&str]) -> anyhow::Result<()> {
     // Nothing but the set's own metadata is in use: what the bench wrote has no keys.
     ensure!(run.log.number("cache_available_percent")? >= 95, "{}", run.tail());
     check_clean(&cache)
+}
+
+/// Goes on with the set on `device`: takes `count` buckets and writes over each, as long as the device
+/// works. The keys of none are kept, so that they are used over and over.
+fn go_on(device: &Arc<dyn BlockDevice>, count: usize) -> anyhow::Result<()> {
+    let options = ReadOptions::default();
+    let set = RunningSet::open(vec![Arc::clone(device)], |_| {}, &options, &mut |_, _| {})?;
+    let set = Arc::new(set);
+    let (wake, woken) = std::sync::mpsc::channel();
+    let allocator = Arc::clone(set.allocator());
+    let collector = std::thread::spawn(move || {
+        while woken.recv().is_ok() {
+            allocator.gc_start();
+            allocator.gc_finish(&[]).expect("a GC");
+        }
+    });
+    let io = set.io(0, Arc::new(move || wake.send(()).unwrap_or(()))).context("its cache")?;
+    let cache = set.allocator().cache(0)?;
+    let thread = AllocatorThread::start(cache, io)?;
+    let geometry = *set.caches().first().context("a cache")?.geometry();
+    let junk = vec![0xda; usize::try_from(geometry.bucket_bytes())?];
+    let allocate = || -> anyhow::Result<()> {
+        for _ in 0..count {
+            let bucket = cache.bucket_alloc(Reserve::None, true)?;
+            device.write_at(geometry.bucket_to_sector(bucket).bytes(), &junk)?;
+            cache.release(bucket)?;
+        }
+        Ok(())
+    };
+    let allocated = allocate();
+    let stopped = thread.stop().map(drop).map_err(|(_, error)| error);
+    collector.join().expect("the collector");
+    allocated?;
+    stopped?;
+    set.write_prios(0)?;
+    cache.core().check()?;
+    Ok(())
+}
+
+/// What the images hold of their volumes is there after every power cut, or was clean.
+fn in_use_power_cuts() -> anyhow::Result<()> {
+    for name in Fixture::names()? {
+        let fixture = Fixture::unpack(&name)?;
+        let device = MemoryDevice::from_reader(&mut File::open(&fixture.cache)?)?;
+        let contents = |device: &MemoryDevice| -> anyhow::Result<_> {
+            let cache = CacheDevice::open(device)?;
+            Ok(contents(&CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor)?)?)
+        };
+        let before = contents(&device)?;
+        ensure!(before.len() > 1000, "{name}: {} sectors", before.len());
+        let whole = SimDevice::new(&device);
+        go_on(&(Arc::new(whole.clone()) as Arc<dyn BlockDevice>), 40).context(name.clone())?;
+        let changes = whole.changes();
+        ensure!(changes > 60, "{name}: {changes} changes");
+        for cut in (0..changes).step_by(7) {
+            let sim = SimDevice::new(&device).with_power_cut_at(cut);
+            let ran = go_on(&(Arc::new(sim.clone()) as Arc<dyn BlockDevice>), 40);
+            ensure!(ran.is_err(), "{name}: the power was not cut");
+            let image = sim.crash(cut);
+            let found = lost_or_changed(&before, &contents(&image)?);
+            ensure!(found.is_none(), "{name}, cut at {cut} of {changes}: {found:?}");
+            let report = check(&image, &CheckOptions::default(), &mut |_| {})?;
+            let sound = report.findings.iter().all(|it| it.severity() == Severity::Untidy);
+            ensure!(sound, "{name}, cut at {cut} of {changes}: {:?}", report.findings);
+        }
+    }
+    Ok(())
+}
+
+/// A kernel's set that the allocator has gone on with.
+struct InUse {
+    name: String,
+    cache: PathBuf,
+    backing: Vec<PathBuf>,
+    /// Sums of the volumes as they were: those with a backing device, then those without.
+    sums: Vec<String>,
+}
+
+fn in_use(kernel: Kernel) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let mut data = vec![0; 1 << 20];
+    rand_pcg::Pcg64::seed_from_u64(11).fill_bytes(&mut data);
+    let mut guest = Guest::new(kernel).file("/data", data).timeout(Duration::from_secs(600));
+    let (mut all, mut disks) = (Vec::new(), 0);
+    for name in Fixture::names()? {
+        let fixture = Fixture::unpack(&name)?;
+        let sums = |cache: &Path| {
+            with_cache_set(cache, |set| {
+                let mut sums = Vec::new();
+                for path in &fixture.backing {
+                    sums.push(md5_of_backing(set, &open_read(path)?)?);
+                }
+                let slots = (0u32..).zip(&set.uuids.slots);
+                for (slot, _) in slots.filter(|(_, entry)| entry.flash_only()) {
+                    sums.push(md5_of_flash_only(set, slot)?);
+                }
+                Ok(sums)
+            })
+        };
+        let before = sums(&fixture.cache)?;
+        let cache = scratch.copy(&format!("{name}.cache"), &fixture.cache)?;
+        // Each bucket several times.
+        go_on(&(Arc::new(open_write(&cache)?) as Arc<dyn BlockDevice>), 5000)?;
+        check_clean(&cache)?;
+        assert_eq!(sums(&cache)?, before, "{name}");
+        let mut backing = Vec::new();
+        for (index, path) in fixture.backing.iter().enumerate() {
+            backing.push(scratch.copy(&format!("{name}.back{index}"), path)?);
+        }
+        guest = guest.script(format!("stage {name}"));
+        for image in backing.iter().chain([&cache]) {
+            guest = guest.disk_with(image, DiskOptions::default());
+            guest = guest.script(format!("register {}", Guest::disk_name(disks)));
+            disks += 1;
+        }
+        for index in 0..before.len() {
+            guest = guest.script(format!("wait_for 20 test -b /dev/bcache{index}"));
+            guest = guest.script(format!("md5 /dev/bcache{index}"));
+        }
+        guest = guest.go_on_and_stop(backing.len());
+        all.push(InUse { name, cache, backing, sums: before });
+    }
+    let run = guest.run()?.ok()?.without_errors()?;
+    for InUse { name, cache, backing, sums } in &all {
+        let stage = run.log.stage(name).context("no such stage")?;
+        for (index, sum) in sums.iter().enumerate() {
+            let device = format!("/dev/bcache{index}");
+            assert_eq!(stage.md5(&device), Some(sum.as_str()), "{name}, {kernel}: {device}");
+        }
+        ensure!(!backing.is_empty());
+        check_clean(cache).with_context(|| format!("{name}, kernel {kernel}"))?;
+    }
+    Ok(())
 }

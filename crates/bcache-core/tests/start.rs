@@ -1,13 +1,12 @@
 //! A cache set in use on devices that lose power or fail: what its thread wrote, read again.
 #![cfg(not(feature = "model"))]
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+mod start_support;
 
-use bcache_core::allocator::{
-    AllocError, AllocatorThread, BucketSource, Config, Mark, Reserve, SetPointer, ThreadError,
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bcache_core::allocator::{Config, Mark, SetPointer};
 use bcache_core::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions};
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, SimDevice, Trigger};
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice};
@@ -17,24 +16,8 @@ use bcache_core::layout::superblock::{
 use bcache_core::ops::check::{CheckOptions, Registration, check};
 use bcache_core::ops::make::read_superblock;
 use bcache_core::ops::start::{Member, RunningSet, StartError};
-use bcache_core::units::Sectors;
+use start_support::{BUCKET_SIZE, Devices, Ran, Shape, allocate};
 use uuid::Uuid;
-
-const BUCKET_SIZE: Sectors = Sectors(8);
-
-/// What kind of caches a run is on, and what it does with them.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    nbuckets: u64,
-    replacement: Replacement,
-    discard: bool,
-    reclaim_in_gc: bool,
-    /// Caches of the set. Each allocation takes a bucket on each.
-    caches: usize,
-    /// How many of the newest allocations keep their keys, for a GC to find.
-    keys: usize,
-    allocations: usize,
-}
 
 /// Nothing is kept, so that a GC finds every bucket free. Two prio sets a chain, and enough
 /// allocations for several passes.
@@ -77,21 +60,6 @@ fn formatted(shape: Shape) -> (MemoryDevice, Superblock) {
     (device, superblock)
 }
 
-type Devices = Vec<Arc<dyn BlockDevice>>;
-
-/// What a run did before it ended.
-#[derive(Debug, Default)]
-struct Ran {
-    /// Buckets that were handed out, with their gens.
-    handed_out: Vec<SetPointer>,
-    start_failed: bool,
-    thread_failed: bool,
-    alloc_failed: bool,
-    /// A journal entry failed that may be durable all the same.
-    in_doubt: bool,
-    prio_writes: u64,
-}
-
 /// Brings caches into use and allocates as `shape` says, or until an error, writing to each bucket.
 fn run(devices: &Devices, superblock: &Superblock, shape: Shape) -> Ran {
     run_and(devices, superblock, shape, 0)
@@ -119,93 +87,6 @@ fn run_and(devices: &Devices, superblock: &Superblock, shape: Shape, again: usiz
         allocate(&set, devices, Shape { allocations: again, ..shape }, &keys, &mut ran);
     }
     ran
-}
-
-/// The keys of the data that is kept, oldest first.
-type Keys = Mutex<VecDeque<SetPointer>>;
-
-/// A GC: marks what keys point to, and forgets those that are stale.
-fn collect(set: &RunningSet, keys: &Keys) {
-    let allocator = set.allocator();
-    allocator.gc_start();
-    keys.lock().unwrap().retain(|key| {
-        let table = allocator.cache(key.device).unwrap().core().table();
-        !allocator.is_stale(key)
-            && table.mark_key(key.bucket, key.bucket_gen, Mark::Reclaimable, 8) == Ok(0)
-    });
-    allocator.gc_finish(&set.metadata_marks()).unwrap();
-}
-
-/// Starts the threads and allocates until the shape's number of times or an error.
-fn allocate(
-    set: &Arc<RunningSet>,
-    devices: &Devices,
-    shape: Shape,
-    keys: &Arc<Keys>,
-    ran: &mut Ran,
-) {
-    let (wake, woken) = mpsc::channel();
-    let (of_collector, collected) = (Arc::clone(set), Arc::clone(keys));
-    let collector = std::thread::spawn(move || {
-        while woken.recv().is_ok() {
-            collect(&of_collector, &collected);
-        }
-    });
-    let caches = set.allocator().caches();
-    let start = |(device, cache)| {
-        let wake = wake.clone();
-        let io = set.io(device, Arc::new(move || wake.send(()).unwrap_or(()))).unwrap();
-        AllocatorThread::start(cache, io).unwrap()
-    };
-    let threads: Vec<_> = caches.iter().enumerate().map(start).collect();
-    drop(wake);
-    for _ in 0..shape.allocations {
-        match set.allocator().bucket_alloc_set(Reserve::None, shape.caches, true) {
-            Ok(pointers) => {
-                ran.handed_out.extend(&pointers);
-                let wrote = pointers.iter().all(|pointer| {
-                    let byte = pointer.bucket.0 * BUCKET_SIZE.bytes();
-                    devices[usize::from(pointer.device)].write_at(byte, &[0xda; 512]).is_ok()
-                });
-                if shape.keys == 0 {
-                    set.allocator().release_set(&pointers).unwrap();
-                } else {
-                    let mut keys = keys.lock().unwrap();
-                    keys.extend(&pointers);
-                    while keys.len() > shape.keys {
-                        keys.pop_front();
-                    }
-                    drop(keys);
-                    pointers.iter().try_for_each(|key| set.allocator().unpin(key)).unwrap();
-                }
-                if !wrote {
-                    break;
-                }
-            }
-            // Of two caches that each request wants one is left.
-            Err(AllocError::Failed | AllocError::TooFewHealthyCaches { .. }) => {
-                ran.alloc_failed = true;
-                break;
-            }
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-    for (thread, cache) in threads.into_iter().zip(caches) {
-        match thread.stop() {
-            Ok(_) => {}
-            Err((_, ThreadError::Io(_))) => {
-                // Nobody gets anything any more, and nobody waits.
-                assert_eq!(cache.bucket_alloc(Reserve::None, true), Err(AllocError::Failed));
-                ran.thread_failed = true;
-            }
-            Err((_, error)) => panic!("{error:?}"),
-        }
-        let chain = cache.core().prio_chains();
-        ran.in_doubt |= chain.in_doubt().is_some();
-        ran.prio_writes = chain.seq();
-    }
-    collector.join().unwrap();
-    caches.iter().try_for_each(|cache| cache.core().check()).unwrap();
 }
 
 /// What is wrong with `image`, that of cache `device` after `ran`: nothing, if the cache was as

@@ -46,8 +46,8 @@ mod words;
 
 pub use chain::{WriteError, write_prios};
 pub use core::{
-    AllocatorCore, CannotInvalidate, Config, Inconsistency, NewAllocatorError, Pass, PushStep,
-    Refiller,
+    AllocatorCore, CannotInvalidate, Config, Inconsistency, Kept, NewAllocatorError, Pass,
+    PushStep, Refiller,
 };
 pub use error::AllocError;
 pub use io::{AllocatorIo, Event, WaitsFor};

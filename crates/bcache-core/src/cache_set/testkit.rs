@@ -4,8 +4,13 @@
 //! the keys given. The btree's nodes are taken from the end of the device downwards, so that data
 //! may be put anywhere below [`SetBuilder::data_buckets`].
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::ControlFlow;
+
 use uuid::Uuid;
 
+use crate::cache_set::{CacheSet, Found, KeyState, WalkOptions};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::layout::SetMagic;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
@@ -84,6 +89,43 @@ pub fn backing_volume(number: u128) -> UuidEntry {
         sectors: Sectors(0),
         padding_is_zero: true,
     }
+}
+
+/// What a set has cached: by volume and sector, whether it is dirty, and a hash of its data.
+pub type Contents = BTreeMap<(u32, u64), (bool, u64)>;
+
+/// What `set` has cached, once its journal is replayed.
+pub fn contents(set: &CacheSet<'_>) -> Result<Contents, DeviceError> {
+    let (mut contents, mut failed) = (Contents::new(), None);
+    set.for_each_extent(&WalkOptions::default(), &mut |found| {
+        let Found::Extent { key, state: KeyState::Valid, .. } = found else {
+            return ControlFlow::Continue(());
+        };
+        let Some(ptr) = key.ptrs().first() else { return ControlFlow::Continue(()) };
+        let mut data = AlignedBuf::zeroed(size(key.size().bytes()));
+        if let Err(error) = set.cache.device().read_at(ptr.offset().bytes(), &mut data) {
+            failed = Some(error);
+            return ControlFlow::Break(());
+        }
+        for (place, sector) in (key.start()..).zip(data.chunks(512)) {
+            let mut hasher = DefaultHasher::new();
+            sector.hash(&mut hasher);
+            contents.insert((key.inode(), place), (key.dirty(), hasher.finish()));
+        }
+        ControlFlow::Continue(())
+    });
+    failed.map_or(Ok(contents), Err)
+}
+
+/// What is wrong with a set whose contents were `before` and are `after`, where only clean data may
+/// have gone: the first sector that was dirty and is gone, or that is another.
+pub fn lost_or_changed(before: &Contents, after: &Contents) -> Option<String> {
+    let lost = before.iter().find(|(place, (dirty, _))| *dirty && !after.contains_key(place));
+    if let Some(lost) = lost {
+        return Some(format!("dirty data is lost: {lost:?}"));
+    }
+    let other = after.iter().find(|&(place, now)| before.get(place) != Some(now));
+    other.map(|(place, now)| format!("{place:?} was {:?} and is {now:?}", before.get(place)))
 }
 
 /// Where things were put.

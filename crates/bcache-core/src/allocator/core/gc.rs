@@ -31,6 +31,7 @@ impl AllocatorCore {
         marks: impl Iterator<Item = (BucketIndex, Mark)>,
     ) -> Result<GcSummary, TableError> {
         let refill = self.refill();
+        self.mark_kept(&refill.kept)?;
         for (bucket, mark) in marks {
             self.table.set_mark(bucket, mark)?;
         }

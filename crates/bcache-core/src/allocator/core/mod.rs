@@ -16,6 +16,7 @@ mod check;
 mod config;
 mod fill;
 mod gc;
+mod kept;
 mod pass;
 mod prio_write;
 mod push;
@@ -36,6 +37,7 @@ use super::trace::{TraceEvent, TraceHook, Tracer};
 
 pub use check::Inconsistency;
 pub use config::{Config, NewAllocatorError};
+pub use kept::Kept;
 pub use pass::{CannotInvalidate, Pass};
 pub use push::PushStep;
 pub use refiller::Refiller;
@@ -44,6 +46,8 @@ pub use refiller::Refiller;
 #[derive(Debug)]
 pub(crate) struct RefillState {
     pub(crate) chains: PrioChains,
+    /// What keys on the device say.
+    kept: Vec<Kept>,
     policy: PolicyState,
     scratch: Scratch,
     /// What a pass has invalidated and not put into `free_inc` yet.
@@ -115,6 +119,7 @@ impl AllocatorCore {
             nothing_ready: AtomicBool::new(true),
             refill: Mutex::new(RefillState {
                 chains: PrioChains::default(),
+                kept: Vec::new(),
                 policy: PolicyState::new(config.seed.unwrap_or_else(rand::random)),
                 scratch: Scratch::default(),
                 victims: Vec::new(),

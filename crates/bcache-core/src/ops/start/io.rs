@@ -10,15 +10,13 @@ use crate::units::BucketIndex;
 use super::RunningCache;
 use super::behind::WriteBehind;
 use super::error::CacheIoError;
-use super::journal::JournalWriter;
+use super::journal::{JournalWriter, NewEntry};
 
 /// An [`AllocatorIo`] over the device of a [`RunningCache`].
 pub struct CacheIo {
     cache: Arc<RunningCache>,
     wake_gc: Arc<dyn Fn() + Send + Sync>,
     sets: Sets,
-    /// One block of journal.
-    block: AlignedBuf,
     /// A journal entry was written, and the next flush makes it durable.
     entry_written: bool,
 }
@@ -53,9 +51,7 @@ impl Sets {
 impl CacheIo {
     pub(super) fn new(cache: Arc<RunningCache>, wake_gc: Arc<dyn Fn() + Send + Sync>) -> Self {
         let sets = Sets::new(&cache);
-        let block_bytes = usize::try_from(cache.geometry.block_bytes()).unwrap_or(0);
-        let block = AlignedBuf::zeroed(block_bytes);
-        Self { cache, wake_gc, sets, block, entry_written: false }
+        Self { cache, wake_gc, sets, entry_written: false }
     }
 
     /// The cache.
@@ -104,12 +100,16 @@ impl AllocatorIo for CacheIo {
 
     fn write_journal_entry(&mut self, prio_head: BucketIndex) -> Result<(), CacheIoError> {
         let cache = &self.cache;
-        let (offset, entry) = self
-            .journal()
-            .next(cache.uuid_bucket, cache.btree_root, prio_head, cache.magic)
-            .ok_or(CacheIoError::JournalSeq)?;
-        self.block.iter_mut().zip(entry.as_bytes()).for_each(|(to, from)| *to = *from);
-        cache.device.write_at(offset, &self.block)?;
+        let block_bytes = usize::try_from(cache.geometry.block_bytes()).unwrap_or(1).max(1);
+        let group = self.journal().next_group(prio_head)?;
+        for (n, NewEntry { offset, entry, .. }) in group.into_iter().enumerate() {
+            // Each says that those before it are there.
+            if n > 0 {
+                cache.device.flush()?;
+            }
+            let len = entry.as_bytes().len().next_multiple_of(block_bytes);
+            cache.device.write_at(offset, &AlignedBuf::padded(entry.as_bytes(), len))?;
+        }
         self.entry_written = true;
         Ok(())
     }

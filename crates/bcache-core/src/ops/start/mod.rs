@@ -1,6 +1,8 @@
-//! Bringing freshly formatted caches into use, as the kernel does at their first registration
-//! (docs/on-disk-format.md §7, `run_cache_set` without `CACHE_SYNC`), and what a running cache
-//! writes from then on.
+//! Bringing caches into use, and what a running cache writes from then on.
+//!
+//! [`RunningSet::start`] takes freshly formatted caches, as the kernel does at their first registration
+//! (docs/on-disk-format.md §7, `run_cache_set` without `CACHE_SYNC`). [`RunningSet::open`] takes those
+//! that have been in use, and writes nothing itself: only step 3 concerns them.
 //!
 //! Order of the writes, and what a power cut leaves:
 //!
@@ -12,21 +14,19 @@
 //!    order that [`AllocatorThread`](crate::allocator::AllocatorThread) keeps: at each moment the newest
 //!    durable entry names a whole chain, whose gens are those of every bucket handed out so far.
 //!
-//! Whoever runs the set keeps its keys where it likes; on the device the btree stays empty, so that to
-//! the kernel every data bucket is free.
+//! Whoever runs the set keeps its keys where it likes; on the device the btree stays as it is. To the
+//! kernel, a bucket that the set hands out holds nothing.
 
 mod behind;
 mod error;
+mod in_use;
 mod io;
 mod journal;
 
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::allocator::{
-    AllocError, Config, Mark, Policy, Reserve, SetAllocator, SetError, TableError, WriteError,
-    write_prios,
-};
+use crate::allocator::{Config, Mark, Policy, Reserve, SetAllocator, WriteError, write_prios};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::layout::SetMagic;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
@@ -36,7 +36,7 @@ use crate::units::{BucketIndex, Geometry, SECTOR_BYTES};
 
 use journal::JournalWriter;
 
-pub use error::CacheIoError;
+pub use error::{CacheIoError, InUseError, StartError};
 pub use io::CacheIo;
 
 /// A formatted cache device that is to be part of a running set.
@@ -48,45 +48,12 @@ pub struct Member {
     pub superblock: Superblock,
 }
 
-/// Why a set cannot be brought into use.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The superblock describes no device, or one that has been in use.
-    #[error("cache {device} is not freshly formatted")]
-    NotFresh {
-        /// Number of the cache in the set.
-        device: usize,
-    },
-    /// The allocator cannot be made.
-    #[error(transparent)]
-    Set(#[from] SetError),
-    /// There is no bucket for a structure.
-    #[error(transparent)]
-    Alloc(#[from] AllocError),
-    /// The bucket table is inconsistent.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// A prio set or the journal entry could not be written.
-    #[error("cache {device}: the first priorities and gens")]
-    Prios {
-        /// Number of the cache in the set.
-        device: usize,
-        /// Why.
-        source: WriteError<CacheIoError>,
-    },
-    /// The device failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-}
-
 /// One cache of a running set.
 pub struct RunningCache {
     device: Arc<dyn BlockDevice>,
     superblock: Superblock,
     geometry: Geometry,
     magic: SetMagic,
-    uuid_bucket: Bkey,
-    btree_root: Bkey,
     journal: Mutex<JournalWriter>,
 }
 
@@ -94,7 +61,7 @@ pub struct RunningCache {
 pub struct RunningSet {
     allocator: Arc<SetAllocator>,
     caches: Vec<Arc<RunningCache>>,
-    /// Buckets that no key of the set points to and that are in use all the same.
+    /// Buckets of the metadata that was written at the start.
     metadata: Vec<(u16, BucketIndex)>,
 }
 
@@ -202,9 +169,13 @@ impl RunningSet {
             device: block_device,
             geometry,
             magic,
-            uuid_bucket,
-            btree_root,
-            journal: Mutex::new(JournalWriter::new(&geometry, njournal)),
+            journal: Mutex::new(JournalWriter::new(
+                &geometry,
+                magic,
+                njournal,
+                uuid_bucket,
+                btree_root,
+            )),
             superblock,
         })
     }
@@ -219,7 +190,8 @@ impl RunningSet {
         &self.caches
     }
 
-    /// What the end of a GC marks besides the keys' buckets: journals, uuid tables, btree roots.
+    /// What the end of a GC marks besides the keys' buckets, of caches that were formatted: journals,
+    /// uuid tables, btree roots. What a set in use holds, its allocator marks by itself.
     pub fn metadata_marks(&self) -> Vec<(u16, BucketIndex, Mark)> {
         self.metadata.iter().map(|&(device, bucket)| (device, bucket, Mark::Metadata)).collect()
     }
