@@ -10,7 +10,9 @@ use bcache_core::allocator::{Config, Mark, Policy};
 use bcache_core::cache_set::testkit::{
     Contents, SetBuilder, backing_volume, contents, lost_or_changed,
 };
-use bcache_core::cache_set::{CacheDevice, CacheSet, GcMark, NoVisitor, ReadError, ReadOptions};
+use bcache_core::cache_set::{
+    Bucket, CacheDevice, CacheSet, GcMark, NoVisitor, ReadError, ReadOptions,
+};
 use bcache_core::device::testkit::{Fault, FaultDevice, MemoryDevice, SimDevice, Trigger};
 use bcache_core::device::{BlockDevice, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
@@ -278,7 +280,7 @@ fn no_pointer_is_valid_again_however_often_a_bucket_is_used() {
         assert_eq!(violation(&before, &device, &ran), None);
     }
     let set = read(&device);
-    let spans = set.table.as_slice().iter().map(|bucket| bucket.gen_span());
+    let spans = set.table.as_slice().iter().map(Bucket::gen_span);
     assert_eq!(spans.max(), Some(96));
     assert!(set.journal.newest().unwrap().jset.seq() > first_seq + 1000);
     // Dirty data is all there, and nothing else need be.
