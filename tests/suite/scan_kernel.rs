@@ -1,5 +1,5 @@
-//! A device that does not answer holds up nothing that was not asked about it: a suspended
-//! device-mapper device under stock kernels, beside healthy ones.
+//! Devices beside those that were asked about hold up nothing, under stock kernels: a suspended
+//! device-mapper device, which does not answer, and 2,000 that hold nothing.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             .map(|kernel| {
                 trial(format!("a_suspended_device_{kernel}"), needs, move || suspended(kernel))
             })
+            .chain([trial("two_thousand_devices_6.12", &[Need::Guest], two_thousand)])
             .collect(),
     )
 }
@@ -64,5 +65,39 @@ fn suspended(kernel: Kernel) -> anyhow::Result<()> {
     // The set was found although a device did not answer.
     ensure!(said.contains("smaller than that of the set (4 KiB)"), "{said}\n{}", run.tail());
     ensure!(run.log.number("same_status")? == 0, "{}", run.tail());
+    Ok(())
+}
+
+const MANY: &str = r#"
+    rmmod null_blk
+    insmod "$(find /modules -name 'null_blk.ko*')" nr_devices=2000 queue_mode=0 gb=1
+    wait_for 60 test -e /dev/nullb1999
+    register /dev/vda
+    capture list bcachectl list --json
+    capture show bcachectl show /dev/vda
+    stop_all
+"#;
+
+fn two_thousand() -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let cache = scratch.sparse("cache", 300 << 20)?;
+    make(["-w", "4k", "-C", cache.to_str().context("a path")?])?;
+    let run = Guest::new(Kernel::V6_12)
+        .module("null_blk")
+        .binary(binary("bcachectl")?)
+        .disk(&cache)
+        .script(MANY)
+        .timeout(Duration::from_secs(300))
+        .run()?
+        .ok()?;
+    let said = |name: &str| {
+        let capture = run.log.capture(name).with_context(|| format!("no {name}"))?;
+        ensure!(capture.status == Some(0), "{name}: {}\n{}", capture.output, run.tail());
+        Ok(capture.output.clone())
+    };
+    let list = said("list")?;
+    ensure!(list.contains("/dev/vda") && !list.contains("nullb"), "{list}");
+    let show = said("show")?;
+    ensure!(show.contains("There is no dirty data on this cache"), "{show}");
     Ok(())
 }
