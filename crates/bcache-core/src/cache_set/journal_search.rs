@@ -146,7 +146,8 @@ pub(crate) fn search(buckets: &[JournalBucket]) -> Found {
 }
 
 /// What the search would have found had it not left a bucket at a damaged entry: all sound entries
-/// that the newest of them needs. `None` where no newer one than the newest of `kernel` is hidden.
+/// that the newest of them needs. `None` where none that is newer than the newest of `kernel`, or that
+/// this one needs, is hidden.
 ///
 /// Nor is there an answer where the set went on from the older state: its new entries have the same
 /// numbers as the hidden ones, and the two must not be mixed. Then the kernel's newest entry stands
@@ -155,7 +156,7 @@ pub(crate) fn search(buckets: &[JournalBucket]) -> Found {
 pub(crate) fn with_hidden(buckets: &[JournalBucket], kernel: &Found) -> Option<Found> {
     let newest = kernel.list.last()?;
     let all = || buckets.iter().flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind));
-    let hidden = all().max_by_key(|entry| entry.seq).filter(|entry| entry.seq > newest.seq)?;
+    let hidden = all().max_by_key(|entry| entry.seq).filter(|entry| entry.seq >= newest.seq)?;
     let count = buckets.len();
     let mut before = newest.seq;
     let mut index = newest.place.index;
@@ -173,6 +174,10 @@ pub(crate) fn with_hidden(buckets: &[JournalBucket], kernel: &Found) -> Option<F
         all().filter(|entry| needed.contains(&entry.seq)).copied().collect();
     list.sort_by_key(|entry| entry.seq);
     if list.windows(2).any(|pair| matches!(pair, [a, b] if a.seq == b.seq)) {
+        return None;
+    }
+    let seen = kernel.list.iter().filter(|entry| needed.contains(&entry.seq)).count();
+    if hidden.seq == newest.seq && list.len() <= seen {
         return None;
     }
     Some(Found { list, current: hidden.place.index })

@@ -236,6 +236,20 @@ impl BucketTable {
         }
     }
 
+    /// Takes a newer gen of a bucket from a pointer to it, without marking what it points to.
+    pub(crate) fn raise_gen(&mut self, bucket: BucketIndex, newest: Gen) {
+        let Some(bucket) = self.get_mut(bucket) else { return };
+        if bucket.gen_unknown() {
+            bucket.flags &= !FLAG_GEN_UNKNOWN;
+            (bucket.bucket_gen, bucket.last_gc) = (newest, newest);
+        } else if newest.gen_after(bucket.bucket_gen) != 0 {
+            if bucket.mark() != GcMark::Unused {
+                bucket.flags |= FLAG_OUTGROWN;
+            }
+            bucket.bucket_gen = newest;
+        }
+    }
+
     /// Brings what is known of the buckets behind `ptrs` into the processor's caches.
     ///
     /// Neighbours on a volume lie anywhere on the cache. When each key waits for its bucket's entry

@@ -14,7 +14,7 @@ pub struct RepairArgs {
     #[arg(value_name = "CACHE")]
     pub cache: PathBuf,
 
-    /// Backing devices of the set, whose superblocks are repaired, too
+    /// Backing devices of the set: they tell whose a volume is, and their superblocks are repaired
     #[arg(value_name = "BACKING")]
     pub backing: Vec<PathBuf>,
 

@@ -83,10 +83,12 @@ device busy :: Something else holds the device: a file system, RAID, LVM, device
         "In these cases the volumes do not appear. The devices still have their data.
 
 no journal entries found :: The journal is empty or overwritten. The data is there, but nothing tells \
-         where the btree is. No command here can mend that yet. Copy the whole device. (check: \
-         journal-empty)
+         where the btree is. repair searches the device for it; what was written last may be lost. Copy the \
+         whole device first. (check: journal-empty)
 
-    bcachectl check /dev/nvme0n1 /dev/sdb
+    bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
+    bcachectl repair --undo repair.undo --accept journal --accept btree-node --accept uuid-table \
+         /dev/nvme0n1 /dev/sdb
 
 journal entries A-B missing! (replaying X-Y) :: Entries that replay needs are lost. repair makes new \
          metadata from what is left; it says of which sectors newer data may be lost. export saves the \
@@ -102,7 +104,8 @@ bad csum reading priorities :: A prio set is damaged, and the set is refused wit
     bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
     bcachectl repair --undo repair.undo --accept prio-sets /dev/nvme0n1 /dev/sdb
 
-bad btree header at bucket N, block 0, 0 keys :: A btree node is overwritten. (check: btree-node)
+bad btree header at bucket N, block 0, 0 keys :: A btree node is overwritten. Of the root, repair finds \
+         the leaves on the device. (check: btree-node)
 
     bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
     bcachectl repair --undo repair.undo --accept btree-node /dev/nvme0n1 /dev/sdb
@@ -115,6 +118,7 @@ bad checksum at bucket N, block B, K keys :: A set of keys in a btree node is da
 unsupported bset version :: As above: what is in the place of a btree node is none. (check: btree-node)
 
     bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
+    bcachectl repair --undo repair.undo --accept btree-node /dev/nvme0n1 /dev/sdb
     bcachectl export /dev/nvme0n1 /dev/sdb -o volume.img
 
 replay journal failed :: The journal was read, and its keys could not be put into the btree. The lines \
@@ -136,11 +140,12 @@ replay journal failed :: The journal was read, and its keys could not be put int
     bcachectl repair --undo repair.undo /dev/nvme0n1 /dev/sdb
 
 Couldn't find uuid for DEV in set :: The uuid table is damaged or the backing device is of an older state \
-         of the set. The cache may hold its dirty data all the same. Do not attach it to anything. (check: \
-         uuid-not-a-table, backing-not-in-table)
+         of the set. The cache may hold its dirty data all the same. Do not attach it to anything. repair makes the \
+         table again; name all backing devices of the set. (check: uuid-not-a-table, backing-not-in-table)
 
     bcachectl check /dev/nvme0n1 /dev/sdb
-    bcachectl export --dirty-only /dev/nvme0n1 /dev/sdb -o volume.img
+    bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
+    bcachectl repair --undo repair.undo /dev/nvme0n1 /dev/sdb
 
 stale dirty pointer :: A bucket with the only copy of data was reused, or its gen is wrong. Reads give the \
          old data of the backing device. Stop the set. (check: key-stale-dirty)

@@ -15,25 +15,36 @@ flipped-bit :: One bit was flipped in a journal entry, a prio set, a btree node 
      checksum names it.
 
 superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and the checksum proves that \
-     nothing else was.
+     nothing else was, but for one bit perhaps.
 
 superblock-checksum :: The checksum of a superblock is wrong, the kernel would accept all that it says, and \
-     the whole set reads without an error by it; or the cache knows the backing device. Likely.
+     the whole set reads by it, or can be made again from what does; or the cache knows the backing device. \
+     Likely.
 
 journal :: Damage in the journal hides newer entries from the kernel, which would go back to an older state \
      without a word. Certain where replay lacks no entry. Where it does, newer keys for some sectors may be \
-     lost: likely.
+     lost: likely. Of a journal without any entry, root, uuid table and prio chain are searched for. What was \
+     written last may have been there alone: a guess.
 
 prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
+
+uuid-table :: The uuid table is lost, or slots of it are. A volume is known by what is left of its slot; by \
+     its clean data, where that is the data of one BACKING and of no other; or by an older table that still \
+     stands in some bucket. That is certain where the journal names that table, or where something else \
+     confirms it, and likely otherwise. It is a guess where one volume and one device are left. Name all \
+     backing devices of the set. A flash-only volume is known by an older table alone. Where nothing tells \
+     whose a volume with dirty data is, the table is not made.
 
 btree-node :: A btree node is damaged or cannot be read. The journal keeps what was inserted until it is \
      overwritten. Certain where it has all that the node lacks. Likely where it has every entry since the \
      cache was made, for the kernel does not write moves of its garbage collection there. Else a guess: \
-     dirty data may be lost in the sectors that are told.
+     dirty data may be lost in the sectors that are told. For a lost root, and for other nodes above the \
+     leaves, the whole device is searched for the leaves. That is likely where they fit together, else a \
+     guess. For a lost leaf, outdated copies of it are searched for, too.
 
-The last three are one change: a new btree, a new prio chain and a journal entry, beside the old ones. Dirty \
-     data that can be read is kept, also where newer data for the same sectors may be lost. Clean data in \
-     doubt is no longer cached: the backing device has it.
+The last four are one change: a new btree, a new prio chain, a new uuid table where it was lost, and a \
+     journal entry, beside the old ones. Dirty data that can be read is kept, also where newer data for the \
+     same sectors may be lost. Clean data in doubt is no longer cached: the backing device has it.
 
 A repair of a superblock becomes likely where other damage is left: with its superblock restored, the \
      kernel may register the set, for udev does so by itself.
@@ -41,8 +52,7 @@ A repair of a superblock becomes likely where other damage is left: with its sup
 A journal entry is mended only where no other entry has its number. Else the kernel has gone on without \
      it, and what it says is of a state that is gone.
 
-A damaged uuid table, a lost root, an empty journal and keys that contradict each other are not mended. \
-     What is readable of the volumes can then be saved with bcachectl-export(8).
+Keys that contradict each other are not mended. What is readable of the volumes can then be saved with bcachectl-export(8).
 
 Every single change is one write of a logical block, and stands by itself. New metadata goes to buckets \
      that nothing points to, and becomes current with one journal entry. Superblocks come last. A power cut \
@@ -91,6 +101,10 @@ dirty_sectors_after :: The same once all changes are made. With problems left, t
         "What can be repaired?
 
     bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
+
+The root of the btree is lost; what is overwritten is saved first:
+
+    bcachectl repair --undo repair.undo --accept btree-node /dev/nvme0n1 /dev/sdb
 
 After a wipefs of the wrong device:
 

@@ -140,11 +140,7 @@ pub fn json(
             .anew
             .as_ref()
             .map(|anew| AnewReport::new(anew, plan.is_anew_accepted(accepted))),
-        left: if plan.is_anew_accepted(accepted) {
-            Vec::new()
-        } else {
-            plan.left.iter().map(ToString::to_string).collect()
-        },
+        left: plan.left_with(accepted).map(ToString::to_string).collect(),
         dirty_sectors_before: plan.dirty_sectors_before.map(|it| it.0),
         dirty_sectors_after: plan.dirty_sectors_after.map(|it| it.0),
     };
@@ -201,13 +197,11 @@ pub fn text(
     for code in not_accepted {
         writeln!(out, "  not made without --accept {}", code.name())?;
     }
-    if plan.left.is_empty() || plan.is_anew_accepted(accepted) {
-        // Nothing is.
-    } else {
-        let left = plural(plan.left.len() as u64, "problem");
+    let left = plan.left_with(accepted).count() as u64;
+    if left > 0 {
         let why = if plan.anew.is_some() { "left as it is" } else { "repair cannot mend" };
-        writeln!(out, "{why}: {left}")?;
-        for problem in plan.left.iter().take(10) {
+        writeln!(out, "{why}: {}", plural(left, "problem"))?;
+        for problem in plan.left_with(accepted).take(10) {
             writeln!(out, "  {problem}")?;
         }
     }

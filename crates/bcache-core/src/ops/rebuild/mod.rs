@@ -321,6 +321,11 @@ fn signature(set: &CacheSet<'_>) -> u64 {
     (mixed >> 32) | 1
 }
 
+/// Whether the node with this sequence number was made by a rebuild of this set.
+pub(in crate::ops) fn is_made_here(set: &CacheSet<'_>, seq: u64) -> bool {
+    seq >> 32 == signature(set)
+}
+
 /// Why steps could not be told.
 #[derive(Debug)]
 pub enum PrepareError<E> {

@@ -17,35 +17,39 @@
 
 mod anew;
 mod bits;
+mod blank;
 mod flip;
 mod past;
+mod reading;
+mod reason;
 mod region;
 mod run;
+mod salvaged;
+mod search;
 mod superblock;
+mod volumes;
 
-pub use anew::{Anew, NotAnew, Reason, Share};
+pub use reason::{Anew, NotAnew, Reason, Share, Witness};
 pub use run::{RepairRunError, run, run_with_undo};
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use crate::cache_set::{
-    BucketProblem, CacheDevice, CacheSet, Journal, OpenError, Problem, Progress, ReadError,
-    ReadOptions, Visitor, expect_superblock,
+    CacheDevice, Journal, OpenError, Problem, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
-use crate::ops::invalidate::blocks;
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
+use bits::FoundFlip;
+use reading::read;
+use volumes::Owner;
 
 /// How often the set is read: damage may hide other damage.
 const ROUNDS: usize = 16;
-
-/// Problems that are kept, at most.
-const PROBLEMS_MAX: usize = 4096;
 
 /// What is mended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -61,18 +65,21 @@ pub enum Code {
     Journal,
     /// Prio sets are lost.
     PrioSets,
-    /// A btree node is lost or damaged.
+    /// The uuid table is lost or damaged.
+    UuidTable,
+    /// A btree node is lost or damaged, the root among them.
     BtreeNode,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SuperblockMagic,
         Self::FlippedBit,
         Self::SuperblockChecksum,
         Self::Journal,
         Self::PrioSets,
+        Self::UuidTable,
         Self::BtreeNode,
     ];
 
@@ -84,6 +91,7 @@ impl Code {
             Self::SuperblockChecksum => "superblock-checksum",
             Self::Journal => "journal",
             Self::PrioSets => "prio-sets",
+            Self::UuidTable => "uuid-table",
             Self::BtreeNode => "btree-node",
         }
     }
@@ -242,7 +250,10 @@ impl Fix {
 impl RepairPlan {
     /// The changes that are made when those of `accepted` are.
     pub fn accepted<'p>(&'p self, accepted: &'p BTreeSet<Code>) -> impl Iterator<Item = &'p Fix> {
-        self.fixes.iter().filter(|fix| fix.is_accepted(accepted))
+        // A first journal entry is of use with what it does not name alone.
+        let anew = self.is_anew_accepted(accepted);
+        let fixes = self.fixes.iter().filter(|fix| fix.is_accepted(accepted));
+        fixes.filter(move |fix| fix.code != Code::Journal || anew)
     }
 
     /// Whether the new metadata is made where changes of these codes are accepted.
@@ -252,10 +263,16 @@ impl RepairPlan {
         self.anew.as_ref().is_some_and(|anew| anew.reasons.iter().all(is_accepted))
     }
 
+    /// What is still wrong once changes of these codes are made, among them the new metadata.
+    pub fn left_with(&self, accepted: &BTreeSet<Code>) -> impl Iterator<Item = &Left> {
+        let made_anew = self.is_anew_accepted(accepted);
+        self.left.iter().filter(move |left| !made_anew || !matches!(left, Left::Problem(_)))
+    }
+
     /// Whether everything is mended where changes of these codes are accepted.
     pub fn is_whole(&self, accepted: &BTreeSet<Code>) -> bool {
         let fixed = self.fixes.iter().all(|fix| fix.is_accepted(accepted));
-        fixed && (self.left.is_empty() || self.is_anew_accepted(accepted))
+        fixed && self.left_with(accepted).next().is_none()
     }
 
     /// Whether nothing is written where changes of these codes are accepted.
@@ -301,9 +318,19 @@ pub fn plan(
     let problems_before = first.problems.len();
     let dirty_sectors_before = if mended.is_none() { first.dirty_sectors } else { None };
     let mut last = first;
+    if matches!(last.no_set, Some(ReadError::NoJournal)) {
+        // Where a flipped bit is all there is to it, the entry comes back.
+        let flips = std::mem::take(&mut last.flips);
+        if flips.is_empty() {
+            let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
+            fixes.extend(blank::entry(&device));
+        }
+        mend_bits(cache, &mut fixes, flips)?;
+        last = read(cache, &fixes, options, progress)?;
+    }
     for _ in 0..ROUNDS {
         let before = fixes.len();
-        mend_bits(cache, &mut fixes, &last, options, progress)?;
+        mend_bits(cache, &mut fixes, std::mem::take(&mut last.flips))?;
         if fixes.len() == before {
             break;
         }
@@ -315,22 +342,33 @@ pub fn plan(
         fixes.retain(|fix| !mended_journal(fix));
         last = read(cache, &fixes, options, progress)?;
     }
+    let refused = verdict(cache, &found).refusal;
+    let is_resealed = matches!(mended, Some((Code::SuperblockChecksum, _)));
     let sb = mended.map_or(found, |(_, sb)| sb);
     let (mut dirty_sectors_after, uuids) = (last.dirty_sectors, std::mem::take(&mut last.uuids));
-    let left = last.left(&verdict(cache, &sb));
-    let vouched = left.is_empty() && dirty_sectors_after.is_some();
+    let mut left = last.left(&verdict(cache, &sb));
+    let is_sound = left.is_empty() && dirty_sectors_after.is_some();
     let (mut anew, mut not_anew) = (None, None);
     if left.iter().any(|it| matches!(it, Left::Problem(_))) {
         let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
-        match anew::decide(&device, options, 0, progress) {
+        let owners = owners(backing, sb.set_uuid())?;
+        match anew::decide(&device, &owners, options, 0, progress) {
             Ok(ready) => {
                 dirty_sectors_after = Some(ready.anew.dirty_sectors());
                 anew = Some(ready.anew);
             }
-            Err(error) => not_anew = Some(error),
+            Err(error) => {
+                fixes.retain(|fix| fix.code != Code::Journal);
+                not_anew = Some(error);
+            }
         }
     }
-    fixes.retain(|fix| fix.code != Code::SuperblockChecksum || vouched);
+    // The whole set reads by it, or what is damaged can be made again from what does.
+    let vouched = is_sound || anew.as_ref().is_some_and(|anew| anew.class() < Class::Guess);
+    if is_resealed && !vouched {
+        fixes.retain(|fix| fix.code != Code::SuperblockChecksum);
+        left.splice(..0, refused.map(Left::Superblock));
+    }
     let certain = anew.as_ref().is_some_and(|anew| anew.class() == Class::Certain);
     if !left.is_empty() && !certain {
         for fix in fixes.iter_mut().filter(|fix| fix.place == Place::Superblock) {
@@ -359,6 +397,18 @@ pub fn plan(
     })
 }
 
+/// The backing devices of the set among those that were named.
+fn owners<'d>(
+    backing: &[&'d dyn ReadDevice],
+    set_uuid: uuid::Uuid,
+) -> Result<Vec<Owner<'d>>, DeviceError> {
+    let mut owners = Vec::new();
+    for &device in backing {
+        owners.extend(Owner::of(device, set_uuid, &expect_superblock(device)?));
+    }
+    Ok(owners)
+}
+
 fn superblock_fix(
     code: Code,
     backing: Option<usize>,
@@ -384,24 +434,12 @@ fn verdict(device: &dyn ReadDevice, sb: &Superblock) -> Verdict {
     kernel_verdict(sb, &device.info().target())
 }
 
-/// Finds flipped bits behind the problems of the last reading.
+/// Flips back what was found.
 fn mend_bits(
     cache: &dyn ReadDevice,
     fixes: &mut Vec<Fix>,
-    last: &Reading,
-    options: &ReadOptions,
-    progress: &mut dyn FnMut(Progress),
+    found: Vec<FoundFlip>,
 ) -> Result<(), RepairError> {
-    let mut found = Vec::new();
-    {
-        let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
-        let Ok(opened) = CacheDevice::open(&device) else { return Ok(()) };
-        let mut watch = Seen { progress, problems: Vec::new() };
-        let set = CacheSet::read(opened.clone(), options, &mut watch).ok();
-        for problem in last.problems.iter().chain(&last.torn) {
-            found.extend(bits::explain(&opened, set.as_ref(), problem));
-        }
-    }
     for flip in found {
         if fixes.iter().any(|fix| fix.backing.is_none() && fix.byte == flip.byte) {
             continue;
@@ -415,86 +453,6 @@ fn mend_bits(
         fixes.push(Fix { code, class, backing: None, place: flip.place, byte: flip.byte, step });
     }
     Ok(())
-}
-
-/// What a reading found.
-struct Reading {
-    problems: Vec<Problem>,
-    /// Torn entries, which stand in nobody's way.
-    torn: Vec<Problem>,
-    dirty_sectors: Option<Sectors>,
-    uuids: Vec<uuid::Uuid>,
-    /// Why there is no set.
-    no_set: Option<ReadError>,
-}
-
-impl Reading {
-    fn left(self, verdict: &Verdict) -> Vec<Left> {
-        let no_set = self.no_set.filter(|_| self.problems.is_empty());
-        let refused = verdict.refusal.map(Left::Superblock);
-        let problems = self.problems.into_iter().map(Left::Problem);
-        refused.into_iter().chain(no_set.map(Left::NoSet)).chain(problems).collect()
-    }
-}
-
-fn read(
-    cache: &dyn ReadDevice,
-    fixes: &[Fix],
-    options: &ReadOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Reading, RepairError> {
-    let path = || cache.info().path.clone();
-    let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
-    let opened = CacheDevice::open(&device)
-        .map_err(|source| RepairError::NoCache { path: path(), source })?;
-    let mut watch = Seen { progress, problems: Vec::new() };
-    let set = match CacheSet::read(opened, options, &mut watch) {
-        Ok(set) => Ok(set),
-        Err(error @ (ReadError::Unsynced | ReadError::NoJournal)) => Err(error),
-        Err(source) => return Err(RepairError::NotRead { path: path(), source }),
-    };
-    let (set, no_set) = match set {
-        Ok(set) => (Some(set), None),
-        Err(error) => (None, Some(error)),
-    };
-    // A stale dirty key with nothing newer for its sectors: data that the kernel does not show any more.
-    let in_the_way = |problem: &Problem| {
-        blocks(problem)
-            || matches!(
-                problem,
-                Problem::Bucket(BucketProblem::StaleDirty { superseded: false, .. })
-            )
-    };
-    let (problems, others): (Vec<Problem>, Vec<Problem>) =
-        watch.problems.into_iter().partition(in_the_way);
-    let torn = others.into_iter().filter(|it| matches!(it, Problem::Journal(_))).collect();
-    let uuids = set
-        .iter()
-        .flat_map(|set| set.uuids.used().map(|(_, entry)| entry.uuid).collect::<Vec<_>>())
-        .collect();
-    let dirty_sectors = set.map(|set| set.dirty_sectors());
-    Ok(Reading { problems, torn, dirty_sectors, uuids, no_set })
-}
-
-struct Seen<'p> {
-    progress: &'p mut dyn FnMut(Progress),
-    problems: Vec<Problem>,
-}
-
-impl Visitor for Seen<'_> {
-    fn wants_keys(&self) -> bool {
-        false
-    }
-
-    fn progress(&mut self, progress: Progress) {
-        (self.progress)(progress);
-    }
-
-    fn problem(&mut self, problem: Problem) {
-        if self.problems.len() < PROBLEMS_MAX {
-            self.problems.push(problem);
-        }
-    }
 }
 
 /// Whether all entries that count after mending are of one history: each number once, none newer than

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cache_set::CacheSet;
 use crate::cache_set::journal::EntryHeader;
+use crate::cache_set::{CacheDevice, CacheSet};
 use crate::device::AlignedBuf;
 use crate::layout::bkey::Bkey;
 use crate::layout::jset::Jset;
@@ -76,10 +76,24 @@ impl Past {
     }
 }
 
+/// All entries that can be read, also those that replay does not need, the newest first.
+pub(super) fn all_entries<'s>(set: &'s CacheSet<'_>) -> impl Iterator<Item = Jset> + 's {
+    let buckets = set.journal.buckets.iter();
+    let mut headers: Vec<&EntryHeader> =
+        buckets.flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind)).collect();
+    headers.sort_by_key(|header| std::cmp::Reverse(header.seq));
+    headers.into_iter().filter_map(|header| load(set, header))
+}
+
 fn load(set: &CacheSet<'_>, header: &EntryHeader) -> Option<Jset> {
+    load_from(&set.cache, header)
+}
+
+/// The entry at its place.
+pub(super) fn load_from(cache: &CacheDevice<'_>, header: &EntryHeader) -> Option<Jset> {
     let len = usize::try_from(header.bytes).ok()?;
     let mut bytes = AlignedBuf::zeroed(len);
-    set.cache.read_bucket(header.place.bucket, header.place.offset, &mut bytes).ok()?;
-    let jset = Jset::parse(&bytes, set.cache.magic(), len).ok()?;
+    cache.read_bucket(header.place.bucket, header.place.offset, &mut bytes).ok()?;
+    let jset = Jset::parse(&bytes, cache.magic(), len).ok()?;
     (jset.seq() == header.seq).then_some(jset)
 }

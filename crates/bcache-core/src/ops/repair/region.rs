@@ -1,15 +1,12 @@
 //! What can be told of the keys of a btree node that is lost or damaged.
 
-use std::collections::HashMap;
-
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay};
-use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
-use crate::layout::bset::{Bset, salvage_node};
 use crate::ops::repair::Class;
 use crate::ops::repair::past::Past;
-use crate::units::{BucketIndex, Gen, Sectors};
+use crate::ops::repair::search::{FoundLeaf, FoundNodes, NodeSets, Pointers, in_order};
+use crate::units::{BucketIndex, Sectors};
 
 /// A stretch of the btree of which keys are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,94 +52,179 @@ pub(super) struct Region {
     pub(super) class: Class,
     /// Sectors of dirty keys whose buckets were reused: written back since, or moved.
     pub(super) stale_dirty: u64,
+    /// Nodes that a search found, and that tell of it.
+    pub(super) found_nodes: u64,
+    /// Buckets of those that were outdated before.
+    pub(super) copies: Vec<BucketIndex>,
 }
 
 /// Only dirty extents matter: of the others the backing device has the data, and newer data perhaps.
 pub(super) type Matters<'m> = &'m dyn Fn(&Bkey) -> bool;
 
-/// What can be told of `lost`. `stream` are the extents that sound nodes below it tell of.
-pub(super) fn region(
-    set: &CacheSet<'_>,
-    past: &Past,
-    lost: Lost,
-    stream: &[Bkey],
-    matters: Matters<'_>,
-) -> Region {
-    let geometry = *set.geometry();
-    let node = if lost.level == 0 { Node::read(set, &lost) } else { Node::default() };
-    // Of a node whose first set is sound, only what was inserted since is missing.
-    let certain_from = if !node.begins || lost.level > 0 {
-        None
-    } else {
-        let index = Pointers::new(&node.before);
-        past.first_after(|key| index.has(key))
-    };
-    let class = match certain_from {
-        Some(_) => Class::Certain,
-        None if past.is_complete() => Class::Likely,
-        None => Class::Guess,
-    };
-    let first = certain_from.unwrap_or(0);
-    let base = stream.iter().chain(&node.before).map(|key| (0, *key));
-    let later = node.after.iter().map(|key| (u64::MAX, *key));
-    let replayed = set.overlay.extents_with_seq().map(|(seq, key)| (seq, *key));
-    let keys = base.chain(past.keys_from(first)).chain(later).chain(replayed);
-    let keys = keys
-        .filter(|(_, key)| key.is_valid_extent(&geometry))
-        .filter_map(|(seq, key)| Some((seq, lost.clip(&key)?)));
-    let (mut kept, mut stale_dirty) = (Vec::new(), 0u64);
-    for key in Overlay::new(keys).extents().iter().filter(|key| matters(key)) {
-        match set.key_state(key, 0) {
-            KeyState::Valid => kept.push(*key),
-            KeyState::Stale { .. } => stale_dirty = stale_dirty.saturating_add(key.size().0),
-            KeyState::Hole | KeyState::Unavailable | KeyState::FreedNode => {}
-        }
+/// Keys in the order of their insertion, each with its entry's number.
+type Told = Vec<(u64, Bkey)>;
+
+/// Where regions come from.
+pub(super) struct Sources<'s, 'd> {
+    pub(super) set: &'s CacheSet<'d>,
+    pub(super) past: Past,
+    /// What a search found, if there was one.
+    pub(super) found: Option<FoundNodes>,
+    /// Whether gens are lost: an outdated node may look as if it were none.
+    pub(super) gens_lost: bool,
+}
+
+impl Sources<'_, '_> {
+    /// Whether the journal has what `lost` lacks, and everything that was inserted later.
+    pub(super) fn is_certain(&self, lost: &Lost) -> bool {
+        lost.level == 0 && self.certain_from(&self.sets(lost)).is_some()
     }
-    // The garbage collector's moves are not in the journal.
-    let class = if stale_dirty > 0 { class.max(Class::Likely) } else { class };
-    Region { lost, kept, class, stale_dirty }
-}
 
-/// The sound sets of a damaged leaf.
-#[derive(Default)]
-struct Node {
-    /// Whether its first set is sound.
-    begins: bool,
-    /// Keys of those before the damage.
-    before: Vec<Bkey>,
-    /// Keys of those behind it.
-    after: Vec<Bkey>,
-}
+    fn sets(&self, lost: &Lost) -> NodeSets {
+        NodeSets::read(self.set, lost.bucket, pointer(self.set, lost.bucket)).unwrap_or_default()
+    }
 
-impl Node {
-    fn read(set: &CacheSet<'_>, lost: &Lost) -> Self {
-        let geometry = set.geometry();
-        let Ok(len) = usize::try_from(geometry.btree_node_size().bytes()) else {
-            return Self::default();
-        };
-        let block_bytes = usize::try_from(geometry.block_bytes()).unwrap_or(512).max(1);
-        let ptr = pointer(set, lost.bucket);
-        let mut bytes = AlignedBuf::zeroed(len);
-        if set.cache.read_bucket(lost.bucket, 0, &mut bytes).is_err() {
-            return Self::default();
+    /// The first entry to replay, where that brings back everything.
+    fn certain_from(&self, node: &NodeSets) -> Option<u64> {
+        // Of a node whose first set is sound, only what was inserted since is missing.
+        if !node.begins {
+            return None;
         }
-        let (sound, error) = salvage_node(&bytes, set.cache.magic(), ptr, block_bytes);
-        let keys = |sets: &[Bset<'_>]| sets.iter().flat_map(Bset::keys).collect::<Vec<_>>();
-        let begins = !sound.sets.is_empty();
-        let mut node = Self { begins, before: keys(&sound.sets), after: Vec::new() };
-        let mut at = error.map_or(len, |error| error.offset).saturating_add(block_bytes);
-        // The checksum, which is seeded with bucket and gen, tells the node's own sets from others.
-        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-            let (behind, _) = salvage_node(rest, set.cache.magic(), ptr, block_bytes);
-            if behind.sets.is_empty() || (begins && behind.seq != sound.seq) {
-                at = at.saturating_add(block_bytes);
-            } else {
-                node.after.extend(keys(&behind.sets));
-                at = at.saturating_add(behind.written_bytes.max(block_bytes));
+        let pointers = Pointers::new(node.before.iter());
+        self.past.first_after(|key| pointers.has(key))
+    }
+
+    /// What can be told of `lost`. `damaged_below` is whether nodes below it are damaged, too.
+    pub(super) fn region(&self, lost: Lost, damaged_below: bool, matters: Matters<'_>) -> Region {
+        let (told, class, found_nodes, copies) = if lost.level == 0 {
+            let (told, class, copies) = self.leaf(&lost);
+            (told, class, copies.len() as u64, copies)
+        } else {
+            let (told, class, found_nodes) = self.interior(&lost, damaged_below, matters);
+            (told, class, found_nodes, Vec::new())
+        };
+        let replayed = self.set.overlay.extents_with_seq().map(|(seq, key)| (seq, *key));
+        let geometry = *self.set.geometry();
+        let keys = told
+            .into_iter()
+            .chain(replayed)
+            .filter(|(_, key)| key.is_valid_extent(&geometry))
+            .filter_map(|(seq, key)| Some((seq, lost.clip(&key)?)));
+        let (mut kept, mut stale_dirty) = (Vec::new(), 0u64);
+        for key in Overlay::new(keys).extents().iter().filter(|key| matters(key)) {
+            match self.set.key_state(key, 0) {
+                KeyState::Valid => kept.push(*key),
+                KeyState::Stale { .. } => stale_dirty = stale_dirty.saturating_add(key.size().0),
+                KeyState::Hole | KeyState::Unavailable | KeyState::FreedNode => {}
             }
         }
-        node
+        // The garbage collector's moves are not in the journal.
+        let class = if stale_dirty > 0 { class.max(Class::Likely) } else { class };
+        Region { lost, kept, class, stale_dirty, found_nodes, copies }
     }
+
+    fn leaf(&self, lost: &Lost) -> (Told, Class, Vec<BucketIndex>) {
+        let node = self.sets(lost);
+        let certain_from = self.certain_from(&node);
+        let class = match certain_from {
+            Some(_) => Class::Certain,
+            None if self.past.is_complete() => Class::Likely,
+            None => Class::Guess,
+        };
+        let mut told = Told::new();
+        let mut copies = Vec::new();
+        if class == Class::Guess {
+            // What it was once is better than nothing: data that is still in its bucket.
+            let is_copy = |leaf: &&FoundLeaf| !leaf.is_live && leaf.bucket != lost.bucket;
+            let nodes = self.read(self.leaves(lost).filter(is_copy));
+            told.extend(in_order(&nodes).iter().flat_map(|sets| sets.keys().map(|key| (0, *key))));
+            copies = nodes.iter().map(|(leaf, _)| leaf.bucket).collect();
+        }
+        told.extend(node.before.iter().map(|key| (0, *key)));
+        told.extend(self.past.keys_from(certain_from.unwrap_or(0)));
+        told.extend(node.after.iter().map(|key| (u64::MAX, *key)));
+        (told, class, copies)
+    }
+
+    /// Leaves that a search found; where none was, the journal's past.
+    fn interior(
+        &self,
+        lost: &Lost,
+        damaged_below: bool,
+        matters: Matters<'_>,
+    ) -> (Told, Class, u64) {
+        let leaves: Vec<FoundLeaf> =
+            self.leaves(lost).filter(|leaf| leaf.is_live).copied().collect();
+        // A leaf tells of all between its first key and its last one, but for what is in the journal's
+        // replay range. Leaves that overlap are of two times.
+        let mut spans: Vec<Lost> = Vec::new();
+        let mut groups: Vec<Vec<FoundLeaf>> = Vec::new();
+        for leaf in &leaves {
+            let span = spans.last_mut().filter(|last| leaf.from < last.to);
+            if let (Some(span), Some(group)) = (span, groups.last_mut()) {
+                span.to = span.to.max(leaf.to);
+                group.push(*leaf);
+            } else {
+                let (from, to, bucket) = (leaf.from, leaf.to, leaf.bucket);
+                spans.push(Lost { from, to, level: 0, bucket });
+                groups.push(vec![*leaf]);
+            }
+        }
+        let damaged = damaged_below || leaves.iter().any(|leaf| leaf.is_damaged);
+        let whole = self.past.is_complete() || !leaves.is_empty();
+        let single = groups.iter().all(|group| group.len() == 1);
+        let sure = whole && !damaged && single && !self.gens_lost;
+        let class = if sure { Class::Likely } else { Class::Guess };
+        let mut told: Told = self
+            .past
+            .keys_from(0)
+            .flat_map(|(seq, key)| outside(&key, &spans).into_iter().map(move |key| (seq, key)))
+            .collect();
+        for group in &groups {
+            let nodes = self.read(group.iter());
+            let keys = in_order(&nodes).into_iter().flat_map(NodeSets::keys);
+            // One group at a time, and of each what is of use.
+            let group = Overlay::new(keys.map(|key| (0, *key)));
+            told.extend(group.extents().iter().filter(|key| matters(key)).map(|key| (0, *key)));
+        }
+        (told, class, leaves.len() as u64)
+    }
+
+    /// The found leaves with keys in `lost`, by where they begin.
+    fn leaves(&self, lost: &Lost) -> impl Iterator<Item = &FoundLeaf> {
+        let (from, to) = (lost.from, lost.to);
+        let leaves = self.found.iter().flat_map(|found| &found.leaves);
+        leaves.filter(move |leaf| leaf.from < to && from < leaf.to)
+    }
+
+    fn read<'l>(&self, leaves: impl Iterator<Item = &'l FoundLeaf>) -> Vec<(FoundLeaf, NodeSets)> {
+        leaves
+            .filter_map(|leaf| Some((*leaf, NodeSets::read(self.set, leaf.bucket, leaf.ptr)?)))
+            .collect()
+    }
+}
+
+/// The pieces of `key` that lie in no stretch of `lost`, which are in order and do not overlap.
+pub(super) fn outside(key: &Bkey, lost: &[Lost]) -> Vec<Bkey> {
+    let mut pieces = Vec::new();
+    let mut rest = *key;
+    let first = lost.partition_point(|lost| lost.to <= key.start_pos());
+    for lost in lost.get(first..).unwrap_or_default() {
+        if lost.from >= key.pos() {
+            break;
+        }
+        let Some(inside) = lost.clip(&rest) else { continue };
+        let mut front = rest;
+        if front.start() < inside.start() {
+            front.cut_back(inside.start());
+            pieces.push(front);
+        }
+        rest.cut_front(inside.offset());
+    }
+    if rest.size().0 > 0 {
+        pieces.push(rest);
+    }
+    pieces
 }
 
 /// The pointer through which the kernel reads the node in `bucket`, which seeds its checksums: a pointer
@@ -155,31 +237,6 @@ pub(super) fn pointer(set: &CacheSet<'_>, bucket: BucketIndex) -> Ptr {
     let bucket_gen = set.table.get(bucket).map(Bucket::bucket_gen).unwrap_or_default();
     let sector = set.geometry().bucket_to_sector(bucket);
     Ptr::new(bucket_gen, Sectors(sector.0), set.cache.superblock().nr_this_dev())
-}
-
-/// Where extents point to, apart from how they were cut.
-struct Pointers(HashMap<(u32, Gen, u64), Vec<(u64, u64)>>);
-
-impl Pointers {
-    fn new(keys: &[Bkey]) -> Self {
-        let mut map: HashMap<_, Vec<(u64, u64)>> = HashMap::new();
-        for key in keys {
-            if let Some(line) = Self::line(key) {
-                map.entry(line).or_default().push((key.start(), key.offset()));
-            }
-        }
-        Self(map)
-    }
-
-    fn line(key: &Bkey) -> Option<(u32, Gen, u64)> {
-        let ptr = key.ptrs().first()?;
-        Some((key.inode(), ptr.ptr_gen(), ptr.offset().0.wrapping_sub(key.start())))
-    }
-
-    fn has(&self, key: &Bkey) -> bool {
-        let ranges = Self::line(key).and_then(|line| self.0.get(&line));
-        ranges.is_some_and(|it| it.iter().any(|(start, end)| (*start..*end).contains(&key.start())))
-    }
 }
 
 #[cfg(test)]

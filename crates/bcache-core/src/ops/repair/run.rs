@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::anew::{self, NotAnew};
-use super::{Code, RepairError, RepairPlan, read, verdict};
+use super::{Code, NotAnew, RepairError, RepairPlan, anew, owners, read, verdict};
 use crate::cache_set::{CacheDevice, CacheSet, NoVisitor, ReadOptions, expect_superblock};
 use crate::device::{BlockDevice, ReadDevice};
 use crate::ops::plan::{ApplyError, Plan, apply};
@@ -89,8 +88,14 @@ pub fn run_with_undo(
     let ready = match &plan.anew {
         Some(anew) if plan.is_anew_accepted(accepted) => {
             // Planned once more, for this process alone has the device since.
-            let ready =
-                anew::decide(&mended, options, seed, &mut |_| {}).map_err(RepairRunError::Again)?;
+            let sb =
+                expect_superblock(&mended).map_err(|error| RepairRunError::Reread(error.into()))?;
+            let named: Vec<&dyn ReadDevice> =
+                backing.iter().map(|device| *device as &dyn ReadDevice).collect();
+            let owners = owners(&named, sb.set_uuid())
+                .map_err(|error| RepairRunError::Reread(error.into()))?;
+            let ready = anew::decide(&mended, &owners, options, seed, &mut |_| {})
+                .map_err(RepairRunError::Again)?;
             if ready.anew != *anew {
                 return Err(RepairRunError::Changed);
             }
@@ -130,7 +135,7 @@ pub fn run_with_undo(
     }
     let after = read(&cache, &[], options, &mut |_| {}).map_err(RepairRunError::Reread)?;
     let sb = expect_superblock(&cache).map_err(|error| RepairRunError::Reread(error.into()))?;
-    let expected = if contents.is_some() { 0 } else { plan.left.len() };
+    let expected = plan.left_with(accepted).count();
     let found = after.left(&verdict(&cache, &sb)).len();
     if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
 }

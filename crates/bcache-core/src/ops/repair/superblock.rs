@@ -26,6 +26,9 @@ pub(super) fn mended(found: &Superblock) -> Option<(Code, Superblock)> {
         if with_magic.csum_ok() {
             return Some((Code::SuperblockMagic, with_magic));
         }
+        if let Some(flipped) = without_flip(&with_magic) {
+            return Some((Code::SuperblockMagic, flipped));
+        }
     }
     if let Some(flipped) = without_flip(found) {
         return Some((Code::FlippedBit, flipped));

@@ -1,0 +1,99 @@
+//! An entry for a journal in which the kernel finds none.
+//!
+//! Where sound ones stand behind damage, it goes on from the newest of them. Else it names the newest prio
+//! chain that a search finds, and neither a root nor a uuid table. The kernel refuses a set with such an
+//! entry as it refuses one without any. What is missing is then made again like any other.
+
+use std::collections::BTreeMap;
+
+use crate::cache_set::{CacheDevice, Journal};
+use crate::device::{AlignedBuf, ReadDevice};
+use crate::layout::bkey::Bkey;
+use crate::layout::jset::{JsetParams, encode};
+use crate::layout::prio_set::PrioSet;
+use crate::ops::plan::{Step, WriteKind};
+use crate::ops::repair::{Class, Code, Fix, Place, past};
+use crate::units::BucketIndex;
+
+/// The entry for the set on `device`, at the start of its journal.
+pub(super) fn entry(device: &dyn ReadDevice) -> Option<Fix> {
+    let cache = CacheDevice::open(device).ok()?;
+    let sb = cache.superblock();
+    if !sb.sync() {
+        return None;
+    }
+    let journal = Journal::read(&cache, &mut |_| {}, &mut |_| {});
+    let bucket = *cache.journal_buckets().first()?;
+    let behind = journal.buckets.iter().flat_map(|bucket| &bucket.behind).max_by_key(|it| it.seq);
+    let seq = behind.map_or(0, |entry| entry.seq).checked_add(1)?;
+    let params = if let Some(header) = behind {
+        // The kernel went on from no other, for it finds none.
+        JsetParams { seq, ..JsetParams::of(&past::load_from(&cache, header)?, &[]) }
+    } else {
+        let mut prio_bucket = [0; 8];
+        *prio_bucket.get_mut(usize::from(sb.nr_this_dev()))? =
+            newest_chain(&cache).map_or(0, |it| it.0);
+        JsetParams {
+            seq,
+            last_seq: seq,
+            uuid_bucket: Bkey::default(),
+            btree_root: Bkey::default(),
+            btree_level: 0,
+            prio_bucket,
+            keys: &[],
+        }
+    };
+    let jset = encode(&params, cache.magic())?;
+    let block_bytes = usize::try_from(cache.geometry().block_bytes()).ok()?.max(1);
+    let len = jset.as_bytes().len().next_multiple_of(block_bytes);
+    let offset = cache.geometry().bucket_to_sector(bucket).bytes();
+    Some(Fix {
+        code: Code::Journal,
+        class: if behind.is_some() { Class::Likely } else { Class::Guess },
+        backing: None,
+        place: Place::JournalEntry { bucket, seq },
+        byte: offset,
+        step: Step::Write {
+            kind: WriteKind::JournalEntry { seq },
+            offset,
+            data: AlignedBuf::padded(jset.as_bytes(), len),
+        },
+    })
+}
+
+/// The head of the newest prio chain of which every set is sound.
+fn newest_chain(cache: &CacheDevice<'_>) -> Option<BucketIndex> {
+    let geometry = cache.geometry();
+    let journal = cache.journal_buckets();
+    let len = usize::try_from(geometry.meta_bucket_bytes()).ok()?;
+    let mut start = AlignedBuf::zeroed(4096.min(len));
+    let mut image = AlignedBuf::zeroed(len);
+    // By number of the write: sets, and those that follow them.
+    let mut writes: BTreeMap<u64, BTreeMap<BucketIndex, BucketIndex>> = BTreeMap::new();
+    for bucket in (geometry.first_bucket().0..geometry.nbuckets()).map(BucketIndex) {
+        if journal.contains(&bucket) || cache.read_bucket(bucket, 0, &mut start).is_err() {
+            continue;
+        }
+        if PrioSet::salvage(&start, cache.magic()).0.is_none()
+            || cache.read_bucket(bucket, 0, &mut image).is_err()
+        {
+            continue;
+        }
+        if let Ok(set) = PrioSet::parse(&image, cache.magic()) {
+            let next = BucketIndex(set.next_bucket());
+            writes.entry(set.seq()).or_default().insert(bucket, next);
+        }
+    }
+    let needed = geometry.prio_buckets();
+    writes.values().rev().find_map(|sets| {
+        let follows = |bucket: &&BucketIndex| !sets.values().any(|next| next == *bucket);
+        sets.keys().filter(follows).copied().find(|head| {
+            let mut at = Some(*head);
+            (0..needed).all(|_| {
+                let next = at.and_then(|bucket| sets.get(&bucket).copied());
+                at = next;
+                next.is_some()
+            })
+        })
+    })
+}

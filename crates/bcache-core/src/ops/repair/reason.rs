@@ -1,0 +1,264 @@
+//! Why new metadata is made, and what becomes of the volumes.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::cache_set::journal::Gap;
+use crate::cache_set::{OpenError, Problem, ReadError};
+use crate::ops::rebuild::{ExtentsError, RebuildError};
+use crate::ops::repair::{Class, Code};
+use crate::units::{BucketIndex, Sectors};
+
+/// Why new metadata is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Damage in the journal keeps the kernel from its newest entry, or entries are missing.
+    Journal {
+        /// The entry that the kernel takes for the newest; 0 for none.
+        found: u64,
+        /// The newest there is.
+        newest: u64,
+        /// Older entries that the kernel needs and does not find.
+        hidden: u64,
+        /// Entries that are missing.
+        gaps: Vec<Gap>,
+    },
+    /// The journal has no entries.
+    NoJournal,
+    /// Prio sets are damaged.
+    PrioSets {
+        /// How many are sound.
+        sound: u64,
+        /// How many there should be.
+        needed: u64,
+    },
+    /// The uuid table is damaged.
+    UuidTable {
+        /// By slot: what says whose volume it is.
+        known: BTreeMap<u32, Witness>,
+    },
+    /// A btree node is damaged or cannot be read.
+    BtreeNode {
+        /// Its bucket; `None` for a root that the journal does not tell.
+        bucket: Option<BucketIndex>,
+        /// Its level; 0 for a leaf.
+        level: u16,
+        /// How sure what is kept of it is.
+        class: Class,
+        /// Sectors of its dirty keys that point to buckets which were reused since.
+        stale_dirty_sectors: u64,
+        /// Nodes that a search found, and that tell of it.
+        found_nodes: u64,
+    },
+}
+
+impl Reason {
+    /// Its code.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Journal { .. } | Self::NoJournal => Code::Journal,
+            Self::PrioSets { .. } => Code::PrioSets,
+            Self::UuidTable { .. } => Code::UuidTable,
+            Self::BtreeNode { .. } => Code::BtreeNode,
+        }
+    }
+
+    /// How sure it is that nothing is lost.
+    pub fn class(&self) -> Class {
+        match self {
+            // Older ones may be of a past that the kernel has left.
+            Self::Journal { gaps, hidden: 0, .. } if gaps.is_empty() => Class::Certain,
+            Self::Journal { .. } | Self::PrioSets { .. } => Class::Likely,
+            // What was written last was there alone.
+            Self::NoJournal => Class::Guess,
+            Self::UuidTable { known } => {
+                known.values().map(|it| it.class()).max().unwrap_or(Class::Certain)
+            }
+            Self::BtreeNode { class, .. } => *class,
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Journal { found, newest, hidden, gaps } => {
+                let mut told = Vec::new();
+                if found != newest {
+                    told.push(format!(
+                        "journal entry {newest} is the newest, the kernel finds {found}"
+                    ));
+                }
+                if *hidden > 0 {
+                    told.push(format!("damage hides {hidden} journal entries from the kernel"));
+                }
+                told.extend(gaps.iter().map(|gap| {
+                    format!("keys of journal entries {}-{} are lost", gap.first, gap.last)
+                }));
+                f.write_str(&told.join("; "))
+            }
+            Self::NoJournal => {
+                f.write_str("the journal has no entries: what was written last may be lost")
+            }
+            Self::PrioSets { sound, needed } => {
+                write!(f, "{} of {needed} prio sets are lost", needed.saturating_sub(*sound))
+            }
+            Self::UuidTable { known } => {
+                f.write_str("uuid table")?;
+                for (index, (slot, witness)) in known.iter().enumerate() {
+                    let comma = if index == 0 { ": " } else { "; " };
+                    write!(f, "{comma}volume {slot} is known by {witness}")?;
+                }
+                Ok(())
+            }
+            Self::BtreeNode { bucket, level, class, stale_dirty_sectors, found_nodes } => {
+                match bucket {
+                    Some(bucket) => write!(f, "btree node in bucket {bucket} (level {level})")?,
+                    None => f.write_str("the root of the btree")?,
+                }
+                match (class, found_nodes) {
+                    (Class::Certain, _) => f.write_str(": the journal has what it lacks")?,
+                    (Class::Likely, 0) => f.write_str(": made again from the journal")?,
+                    (Class::Guess, 0) => f.write_str(": only a part of it is known")?,
+                    (Class::Likely, 1) => {
+                        f.write_str(": made again from a node that a search found")?;
+                    }
+                    (Class::Likely, nodes) => {
+                        write!(f, ": made again from {nodes} nodes that a search found")?;
+                    }
+                    (Class::Guess, 1) => {
+                        f.write_str(
+                            ": only a part of it is known, from a node that a search found",
+                        )?;
+                    }
+                    (Class::Guess, nodes) => write!(
+                        f,
+                        ": only a part of it is known, from {nodes} nodes that a search found"
+                    )?,
+                }
+                if *stale_dirty_sectors > 0 {
+                    write!(f, "; {stale_dirty_sectors} dirty sectors point to reused buckets")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What says whose a volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Witness {
+    /// The slot itself.
+    Slot,
+    /// Its clean data is the device's.
+    Data,
+    /// An older table, which is of this set for certain.
+    OlderTable,
+    /// An older table that nothing confirms.
+    FoundTable,
+    /// It is the only one left, and so is the device.
+    OnlyOne,
+}
+
+impl Witness {
+    /// How sure that is.
+    pub const fn class(self) -> Class {
+        match self {
+            Self::Slot | Self::Data | Self::OlderTable => Class::Certain,
+            Self::FoundTable => Class::Likely,
+            Self::OnlyOne => Class::Guess,
+        }
+    }
+}
+
+impl std::fmt::Display for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Slot => "its slot",
+            Self::Data => "its data",
+            Self::OlderTable => "an older table",
+            Self::FoundTable => "a table that may be of another set",
+            Self::OnlyOne => "no other device is left",
+        })
+    }
+}
+
+/// What becomes of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Its uuid; nil where the uuid table does not tell.
+    pub uuid: Uuid,
+    /// Dirty sectors that are kept.
+    pub dirty_sectors: u64,
+    /// Of these, what something lost might say otherwise of.
+    pub doubtful_sectors: u64,
+    /// Clean sectors that are left out: they are read from the backing device.
+    pub left_out_sectors: u64,
+    /// Sectors of the volume's keys in whose stretch dirty data may be lost that nothing tells of, and
+    /// where they begin and end.
+    pub unknown: Option<(u64, u64)>,
+}
+
+/// New metadata that is decided, in figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anew {
+    /// Why it is made.
+    pub reasons: Vec<Reason>,
+    /// By slot: volumes with dirty data, or with extents that are left out.
+    pub volumes: BTreeMap<u32, Share>,
+    /// New btree nodes.
+    pub nodes: u64,
+    /// New prio sets.
+    pub prio_sets: u64,
+    /// The new journal entry.
+    pub journal_seq: u64,
+}
+
+impl Anew {
+    /// The least sure of the reasons.
+    pub fn class(&self) -> Class {
+        self.reasons.iter().map(Reason::class).max().unwrap_or(Class::Certain)
+    }
+
+    /// Dirty sectors that are kept.
+    pub fn dirty_sectors(&self) -> Sectors {
+        Sectors(self.volumes.values().fold(0, |sum, share| sum.saturating_add(share.dirty_sectors)))
+    }
+}
+
+/// Why no new metadata can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAnew {
+    /// There is no set to start from.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The device holds no cache.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Damage of a kind that new metadata does not mend.
+    #[error("{0}")]
+    Damage(Box<Problem>),
+    /// The kernel went on without the entries that it did not find: two histories are mixed.
+    #[error(
+        "the kernel has gone on from an older journal entry; what it did not find is of another history"
+    )]
+    TwoHistories,
+    /// Nothing tells whose a volume with dirty data is.
+    #[error(
+        "nothing tells whose volume {slot} is, with {dirty_sectors} sectors of dirty data; name all \
+         backing devices of the set"
+    )]
+    NoOwner {
+        /// Its slot.
+        slot: u32,
+        /// Its dirty sectors.
+        dirty_sectors: u64,
+    },
+    /// The keys that can be read contradict each other.
+    #[error(transparent)]
+    Extents(#[from] ExtentsError),
+    /// It cannot be built.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+}
