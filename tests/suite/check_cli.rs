@@ -61,7 +61,9 @@ fn images_of_stock_kernels_are_clean() {
         assert_eq!(code(&output), 0, "{name}: {}{}", text(&output), errors(&output));
         let words = text(&output);
         let first = words.lines().next().unwrap();
-        assert!(first.contains("the kernel would register it; no data is at risk"), "{first}");
+        let dirty = words.contains("There IS dirty data");
+        let data = if dirty { "its dirty data is all there" } else { "no data is at risk" };
+        assert!(first.contains(&format!("the kernel would register it; {data}")), "{first}");
         assert!(words.contains("No problems found"), "{name}: {words}");
         let report = json(&check(devices(&fixture).chain([OsStr::new("--json")])));
         assert_eq!(report["registration"], "accepted", "{name}");

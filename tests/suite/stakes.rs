@@ -1,6 +1,9 @@
 //! What would be lost, as `check`, `show --dirty` and their JSON tell it: inputs rebuilt from public
 //! reports, with what must be said of each, and what must never be said.
 
+#[path = "stakes/kinds.rs"]
+mod kinds;
+
 use std::ffi::OsString;
 use std::fs;
 use std::ops::Range;

@@ -146,11 +146,13 @@ impl<'d> Device<'d> {
         }
     }
 
-    /// Where the last bucket of a cache ends, if the device is shorter than that.
+    /// Where the last bucket of a cache ends, if the device is shorter than that. Of a superblock
+    /// whose checksum is wrong, its number of buckets may be what is wrong.
     pub(crate) fn ends_before_its_buckets(&self) -> Option<Sectors> {
-        let geometry = self.superblock.as_ref()?.geometry()?;
-        let is_cache = self.kind() == Some(Kind::Cache);
-        Some(geometry.size()).filter(|needed| is_cache && *needed > self.handle.info().size())
+        let sb = self.superblock.as_ref()?;
+        let vouched = self.kind() == Some(Kind::Cache) && sb.csum_ok();
+        let needed = sb.geometry()?.size();
+        (vouched && needed > self.handle.info().size()).then_some(needed)
     }
 
     /// The cache set, if there is one.
@@ -179,7 +181,10 @@ impl<'d> Device<'d> {
         self.cut_off = self.ends_before_its_buckets();
         self.doubts.extend(self.cut_off.map(|_| Doubt::CutOff));
         let Some(sb) = &self.superblock else { return Ok(()) };
-        let cache = match CacheDevice::with_superblock(self.handle, readable(sb)) {
+        let cache = match CacheDevice::with_superblock(
+            self.handle,
+            readable(sb, self.handle.info().size()),
+        ) {
             Ok(cache) => cache,
             Err(error) => {
                 self.doubts.insert(Doubt::Geometry);
@@ -220,16 +225,20 @@ impl<'d> Device<'d> {
     }
 }
 
-/// The superblock with which the set is read. Where the checksum is wrong and no journal is named,
-/// the journal is looked for where every kernel puts it.
-fn readable(sb: &Superblock) -> Superblock {
+/// The superblock with which the set is read. Where the checksum is wrong, there
+/// are no more buckets than a device of `size` has room for, and a journal that is not named is looked for
+/// where every kernel puts it.
+fn readable(sb: &Superblock, size: Sectors) -> Superblock {
     let mut sb = sb.clone();
-    if !sb.csum_ok() && sb.njournal_buckets() == 0 {
-        if let Some(geometry) = sb.geometry() {
-            sb.edit(|edit| {
-                edit.journal_buckets(geometry.njournal_buckets_default());
-            });
-        }
+    if sb.csum_ok() {
+        return sb;
+    }
+    if let Some(geometry) = sb.geometry().filter(|it| it.size() > size) {
+        let room = size.0 / geometry.bucket_size().0.max(1);
+        sb.edit(|edit| _ = edit.nbuckets(room));
+    }
+    if let Some(geometry) = sb.geometry().filter(|_| sb.njournal_buckets() == 0) {
+        sb.edit(|edit| _ = edit.journal_buckets(geometry.njournal_buckets_default()));
     }
     sb
 }

@@ -791,6 +791,12 @@ impl Editor<'_> {
         self
     }
 
+    /// Sets the number of buckets of a cache device.
+    pub fn nbuckets(&mut self, nbuckets: u64) -> &mut Self {
+        self.raw.nbuckets = nbuckets.into();
+        self
+    }
+
     /// Sets `CACHE_SYNC`.
     pub fn sync(&mut self, sync: bool) -> &mut Self {
         let flags = self.raw.flags.get() & !FLAG_CACHE_SYNC;

@@ -197,6 +197,9 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
         ("data is missing that only the cache has", Color::Yellow)
     } else if report.stakes.answer == Answer::Unknown {
         ("whether data is at risk cannot be told", Color::Yellow)
+    } else if report.stakes.answer == Answer::Present {
+        // Nothing is at risk as long as the cache is kept: no word that could be read as "wipe it".
+        ("its dirty data is all there", Color::Green)
     } else {
         ("no data is at risk", Color::Green)
     };

@@ -1,0 +1,284 @@
+//! Two more inputs of each kind, on sets that stock kernels 6.1 and 6.12 left with dirty data: after a power
+//! cut in mid-write, and with several volumes.
+
+use bcache_core::layout::superblock::Superblock;
+
+use super::*;
+
+/// Sets with dirty data, and how much.
+const SETS: [(&str, u64); 3] = [("crash-612", 10816), ("crashhot-61", 16336), ("multi-612", 25072)];
+
+/// A set after something was done to it, and what is said of it.
+struct After {
+    fixture: Fixture,
+    dirty: u64,
+}
+
+impl After {
+    fn each(damage: impl Fn(&Fixture)) -> impl Iterator<Item = Self> {
+        SETS.into_iter().map(move |(name, dirty)| {
+            let fixture = Fixture::unpack(name).unwrap();
+            damage(&fixture);
+            Self { fixture, dirty }
+        })
+    }
+
+    fn said(&self) -> Said {
+        let backing = self.fixture.backing.iter().map(PathBuf::as_path);
+        let devices: Vec<&Path> =
+            [self.fixture.cache.as_path()].into_iter().chain(backing).collect();
+        Said::of(&devices)
+    }
+
+    /// What is said where all dirty data can still be read, and something is wrong.
+    fn at_risk(&self) -> Said {
+        let said = self.said();
+        assert_eq!(said.answer(), "present", "{}", said.check);
+        assert_eq!(said.check_json["stakes"]["at_least_sectors"], self.dirty, "{}", said.check);
+        self.warned(said)
+    }
+
+    /// Where something is wrong, wiping is warned of.
+    fn warned(&self, said: Said) -> Said {
+        let first = said.check.lines().next().unwrap();
+        assert!(!first.contains("no data is at risk"), "{}: {first}", self.fixture.name);
+        assert!(!first.contains("all there"), "{}: {first}", self.fixture.name);
+        assert_ne!(said.check_status, 0, "{}", said.check);
+        assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
+        assert!(!said.advice().contains(&"register-and-detach"), "{:?}", said.advice());
+        said
+    }
+
+    /// Overwrites the first bytes of a bucket.
+    fn overwrite(fixture: &Fixture, bucket: u64, bytes: &[u8]) {
+        write_at(&fixture.cache, bucket_byte(&fixture.cache, bucket).unwrap(), bytes).unwrap();
+    }
+}
+
+/// What is right is said without a word that could be read as "wipe it".
+#[test]
+fn a_sound_set_with_dirty_data_is_no_invitation_to_wipe_it() {
+    for after in After::each(|_| {}) {
+        let said = after.said();
+        let first = said.check.lines().next().unwrap();
+        assert!(first.contains("would register it; its dirty data is all there"), "{first}");
+        assert_eq!(said.check_json["stakes"]["at_least_sectors"], after.dirty);
+        assert_eq!(said.check_json["stakes"]["at_most_sectors"], after.dirty);
+        assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
+        assert!(said.advice().contains(&"register-and-detach"), "{:?}", said.advice());
+    }
+}
+
+/// Detached after a failure, the only word of its owner is its UUID in the uuid table.
+#[test]
+fn a_released_backing_device() {
+    let release = |fixture: &Fixture| {
+        patch(&fixture.backing[0], 56, &[0; 16], false);
+        patch(&fixture.backing[0], 104, &1u64.to_le_bytes(), true);
+    };
+    for after in After::each(release) {
+        let said = after.at_risk();
+        assert_eq!(said.codes(), ["backing-released"]);
+        assert_eq!(said.advice()[0], "do-not-register", "{:?}", said.advice());
+    }
+}
+
+#[test]
+fn a_backing_device_that_ran_without_its_cache() {
+    let damage =
+        |fixture: &Fixture| set_state(fixture.backing.last().unwrap(), BackingState::Stale);
+    for after in After::each(damage) {
+        let said = after.at_risk();
+        assert_eq!(said.codes(), ["backing-state-stale"]);
+        assert_eq!(said.advice()[0], "do-not-register", "{:?}", said.advice());
+    }
+}
+
+/// Each of them names a set that the cache beside it is not.
+#[test]
+fn a_backing_device_of_another_set() {
+    let others = Fixture::unpack("clean-612").unwrap();
+    for after in After::each(|_| {}) {
+        let said = Said::of(&[&others.cache, after.fixture.backing.last().unwrap()]);
+        assert_eq!(said.codes(), ["backing-set-gone"], "{}", said.check);
+        assert!(said.check.contains("AT RISK"), "{}", said.check);
+    }
+    for after in After::each(|fixture| set_state(&fixture.backing[0], BackingState::Clean)) {
+        let said = Said::of(&[&others.cache, &after.fixture.backing[0]]);
+        assert_eq!(said.codes(), ["backing-other-set"], "{}", said.check);
+    }
+}
+
+/// Formatted again with the UUID of the old set: what the old one held is not on it.
+#[test]
+fn a_cache_made_anew_with_the_old_uuid() {
+    let scratch = Scratch::new().unwrap();
+    for after in After::each(|_| {}) {
+        let remade = blank(&scratch, &format!("remade-{}", after.fixture.name));
+        let backing = after.fixture.backing.last().unwrap();
+        make(&["-w", "512", "--cset-uuid", &set_uuid(backing), "-C"], &remade);
+        let said = Said::of(&[&remade, backing]);
+        assert_eq!(said.codes(), ["backing-set-gone"], "{}", said.check);
+        assert!(!said.advice().contains(&"safe-to-wipe"), "{:?}", said.advice());
+    }
+}
+
+/// As a bug report has it, and a partition that was made smaller.
+#[test]
+fn a_device_that_is_cut_off() {
+    for share in [1 << 14, 1 << 24, 100 << 20] {
+        let cut = |fixture: &Fixture| {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&fixture.cache)
+                .unwrap()
+                .set_len(share)
+                .unwrap();
+        };
+        for after in After::each(cut) {
+            let said = after.warned(after.said());
+            assert_eq!(said.codes(), ["superblock-cut-off"], "{}", said.check);
+            assert_ne!(said.answer(), "none", "{}", said.check);
+            assert!(said.advice().contains(&"get-whole-device"), "{:?}", said.advice());
+        }
+    }
+}
+
+#[test]
+fn a_magic_that_was_wiped() {
+    let wipe = |fixture: &Fixture| {
+        write_at(&fixture.cache, SB_OFFSET_BYTES + 24, &[0; 16]).unwrap();
+    };
+    for after in After::each(wipe) {
+        let said = after.at_risk();
+        assert_eq!(said.codes(), ["superblock-magic"], "{}", said.check);
+        assert!(said.advice().contains(&"repair"), "{:?}", said.advice());
+    }
+}
+
+/// A number of buckets that the device has no room for is no device that was cut off: the checksum
+/// says that it is the superblock that is wrong.
+#[test]
+fn a_number_of_buckets_that_cannot_be_right() {
+    for wrong in [u64::from(u16::MAX), 1 << 20] {
+        let damage = |fixture: &Fixture| patch(&fixture.cache, 184, &wrong.to_le_bytes(), false);
+        for after in After::each(damage) {
+            let said = after.at_risk();
+            assert_eq!(said.codes(), ["superblock-refused"], "{}", said.check);
+            assert!(!said.advice().contains(&"get-whole-device"), "{:?}", said.advice());
+            assert!(said.advice().contains(&"copy-device"), "{:?}", said.advice());
+        }
+    }
+}
+
+/// Sizes that make no cache: nothing can be read, and that is what is said.
+#[test]
+fn sizes_that_make_no_cache() {
+    // The block size, and the bucket size.
+    for offset in [192, 194] {
+        for after in After::each(|fixture| patch(&fixture.cache, offset, &[0; 2], false)) {
+            let said = after.warned(after.said());
+            assert_ne!(said.answer(), "none", "{}", said.check);
+            assert!(said.check.contains("CANNOT BE TOLD"), "{}", said.check);
+        }
+    }
+}
+
+#[test]
+fn a_prio_set_that_is_lost() {
+    for bytes in [&[0; 4096], &[0x5a; 4096]] {
+        let damage = |fixture: &Fixture| {
+            let bucket = with_cache_set(&fixture.cache, |set| Ok(set.prios.buckets[0].0)).unwrap();
+            After::overwrite(fixture, bucket, bytes);
+        };
+        for after in After::each(damage) {
+            // Without gens it is not known which of the journal's keys are stale.
+            let said = after.warned(after.said());
+            let least = said.check_json["stakes"]["at_least_sectors"].as_u64().unwrap();
+            assert!(said.answer() == "present" && least <= after.dirty, "{}", said.check);
+            assert!(said.advice().contains(&"copy-device"), "{:?}", said.advice());
+            assert!(said.dirty.contains("at least"), "{}", said.dirty);
+        }
+    }
+}
+
+#[test]
+fn a_uuid_table_that_is_none() {
+    for byte in [0x5a, 0xff] {
+        let damage = |fixture: &Fixture| {
+            let bucket =
+                with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+            After::overwrite(fixture, bucket, &[byte; 8192]);
+        };
+        for after in After::each(damage) {
+            let said = after.at_risk();
+            assert!(said.codes().contains(&"uuid-not-a-table"), "{:?}", said.codes());
+            assert_eq!(said.advice()[0], "do-not-register", "{:?}", said.advice());
+        }
+    }
+}
+
+/// What the root named is unknown; the journal still names some.
+#[test]
+fn a_root_that_is_lost() {
+    for bytes in [&[0; 4096], &[0xff; 4096]] {
+        let damage = |fixture: &Fixture| {
+            let sector =
+                with_cache_set(&fixture.cache, |set| Ok(set.root.ptrs()[0].offset())).unwrap();
+            write_at(&fixture.cache, sector.bytes(), bytes).unwrap();
+        };
+        for after in After::each(damage) {
+            let said = after.warned(after.said());
+            assert_ne!(said.answer(), "none", "{}", said.check);
+            assert_eq!(said.check_json["stakes"]["at_most_sectors"], Value::Null, "{}", said.check);
+        }
+    }
+}
+
+#[test]
+fn a_journal_that_is_lost() {
+    let damage = |fixture: &Fixture| {
+        let buckets = u64::from(superblock(&fixture.cache).njournal_buckets());
+        for bucket in 0..buckets {
+            let first = u64::from(superblock(&fixture.cache).first_bucket());
+            After::overwrite(fixture, first + bucket, &vec![0; 64 << 10]);
+        }
+    };
+    for after in After::each(damage) {
+        let said = after.warned(after.said());
+        assert_ne!(said.answer(), "none", "{}", said.check);
+    }
+}
+
+/// The device says that it is complete, and nothing but its cache is broken.
+#[test]
+fn a_complete_backing_device_beside_a_broken_cache() {
+    for byte in [0, 0xff] {
+        let fixture = Fixture::unpack("clean-612").unwrap();
+        let root = with_cache_set(&fixture.cache, |set| Ok(set.root.ptrs()[0].offset())).unwrap();
+        write_at(&fixture.cache, root.bytes(), &[byte; 4096]).unwrap();
+        let alone = Said::of(&[&fixture.cache]);
+        assert_ne!(alone.check_status, 0, "{}", alone.check);
+        let said = Said::of(&[&fixture.cache, &fixture.backing[0]]);
+        assert_eq!(said.answer(), "none", "{}", said.check);
+        assert!(said.dirty.contains("It is safe to wipe"), "{}", said.dirty);
+    }
+}
+
+/// A copy by dd, or a second path: both say that they are the same device.
+#[test]
+fn one_uuid_on_two_devices() {
+    for after in After::each(|_| {}) {
+        let scratch = Scratch::new().unwrap();
+        let copy = scratch.path("copy");
+        fs::copy(&after.fixture.backing[0], &copy).unwrap();
+        let shown = text(&run(&["show"], &[&after.fixture.backing[0], &copy]));
+        assert!(shown.contains("same"), "{shown}");
+    }
+}
+
+fn superblock(image: &Path) -> Superblock {
+    let mut bytes = vec![0; SB_BYTES];
+    open_read(image).unwrap().read_at(SB_OFFSET_BYTES, &mut bytes).unwrap();
+    Superblock::from_bytes(&bytes).unwrap()
+}
