@@ -14,6 +14,9 @@ Each change has a code and a class: certain, likely or guess. Those that are cer
 flipped-bit :: One bit was flipped in a journal entry, a prio set, a btree node or a superblock. The \
      checksum names it.
 
+superblock-field :: One field of a superblock was changed, up to 32 bits in a row, and nothing else. The \
+     checksum names it.
+
 superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and the checksum proves that \
      nothing else was, but for one bit perhaps.
 

@@ -59,6 +59,8 @@ pub enum Code {
     SuperblockMagic,
     /// One bit was flipped, which the checksum names.
     FlippedBit,
+    /// One field of a superblock was changed, which the checksum names.
+    SuperblockField,
     /// The checksum of a superblock is wrong, and all that it says is true of the device.
     SuperblockChecksum,
     /// Journal entries are missing, or damage hides newer ones from the kernel.
@@ -73,9 +75,10 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SuperblockMagic,
         Self::FlippedBit,
+        Self::SuperblockField,
         Self::SuperblockChecksum,
         Self::Journal,
         Self::PrioSets,
@@ -88,6 +91,7 @@ impl Code {
         match self {
             Self::SuperblockMagic => "superblock-magic",
             Self::FlippedBit => "flipped-bit",
+            Self::SuperblockField => "superblock-field",
             Self::SuperblockChecksum => "superblock-checksum",
             Self::Journal => "journal",
             Self::PrioSets => "prio-sets",

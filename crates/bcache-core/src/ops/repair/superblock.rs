@@ -1,8 +1,9 @@
-//! Superblocks: a magic that was wiped, a bit that was flipped, a checksum that is wrong.
+//! Superblocks: a magic that was wiped, a bit that was flipped, a field that was changed, a checksum that
+//! is wrong.
 
-use crate::layout::superblock::{BCACHE_MAGIC, Superblock};
+use crate::layout::superblock::{BCACHE_MAGIC, SB_JOURNAL_BUCKETS, Superblock};
 use crate::ops::repair::Code;
-use crate::ops::repair::flip::flipped_bit;
+use crate::ops::repair::flip::{changed_field, flipped_bit};
 
 /// Bytes of the magic, from the start of the superblock.
 const MAGIC: std::ops::Range<usize> = 24..40;
@@ -36,6 +37,9 @@ pub(super) fn mended(found: &Superblock) -> Option<(Code, Superblock)> {
     if !found.magic_ok() {
         return None;
     }
+    if let Some(restored) = with_field(found) {
+        return Some((Code::SuperblockField, restored));
+    }
     let mut resealed = found.clone();
     resealed.update_checksum();
     resealed.csum_ok().then_some((Code::SuperblockChecksum, resealed))
@@ -60,6 +64,27 @@ fn without_flip(found: &Superblock) -> Option<Superblock> {
         *bytes.get_mut(byte)? ^= mask;
         Superblock::from_bytes(&bytes).filter(|sb| sb.magic_ok() && sb.csum_ok())
     })
+}
+
+fn with_field(found: &Superblock) -> Option<Superblock> {
+    let covered = KEYS_START + 8 * usize::from(found.njournal_buckets());
+    let named = found
+        .csum_expected()
+        .and_then(|expected| changed_field(covered, found.csum(), expected))
+        .map(|change| {
+            let mut bytes = found.as_bytes().to_vec();
+            bytes.iter_mut().skip(change.byte).zip(change.masks).for_each(|(byte, it)| *byte ^= it);
+            bytes
+        });
+    let of_length = (0..=SB_JOURNAL_BUCKETS).map(|count| {
+        let mut bytes = found.as_bytes().to_vec();
+        bytes.splice(KEYS, count.to_le_bytes());
+        bytes
+    });
+    named
+        .into_iter()
+        .chain(of_length)
+        .find_map(|bytes| Superblock::from_bytes(&bytes).filter(|sb| sb.magic_ok() && sb.csum_ok()))
 }
 
 #[cfg(test)]
@@ -87,6 +112,24 @@ mod tests {
             let in_magic = wiped || MAGIC.contains(&(bit / 8));
             let expected = if in_magic { Code::SuperblockMagic } else { Code::FlippedBit };
             prop_assert_eq!(code, expected);
+            prop_assert_eq!(mended.as_bytes(), sound.as_bytes());
+        }
+    }
+
+    proptest! {
+        /// Any value of any field that has up to four bytes is put back.
+        #[test]
+        fn a_field_is_restored(at in 20usize..(208 + 64) / 2 - 1, value: [u8; 4], bytes in 1usize..=4) {
+            let sound = SetBuilder::default().superblock();
+            let at = at * 2;
+            let width = if KEYS.contains(&at) { 2 } else { bytes };
+            prop_assume!(at + width <= KEYS.start || at >= KEYS.start);
+            let mut changed = sound.as_bytes().to_vec();
+            changed[at..at + width].copy_from_slice(&value[..width]);
+            prop_assume!(changed != sound.as_bytes());
+            let found = Superblock::from_bytes(&changed).unwrap();
+            let (code, mended) = mended(&found).unwrap();
+            prop_assert!(matches!(code, Code::SuperblockField | Code::FlippedBit), "{code:?}");
             prop_assert_eq!(mended.as_bytes(), sound.as_bytes());
         }
     }
