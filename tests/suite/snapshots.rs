@@ -1,5 +1,6 @@
 //! What every command prints for people: piped, and on terminals of 80 and of 200 columns. A change is
-//! looked at, and taken over with `INSTA_UPDATE=always cargo test --workspace --test snapshots`.
+//! looked at, and taken over with `cargo build --workspace --bins`, and then
+//! `INSTA_UPDATE=always cargo test --workspace --test snapshots`.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -63,26 +63,17 @@ impl AllocatorCore {
         // Only passes push, so that the room can but grow meanwhile.
         let wanted = self.free_inc_room();
         victims.clear();
-        pass.found = if self.config.policy == Policy::Lru {
-            let select = if self.config.kernel_heap {
-                Self::invalidate_lru_by_heap
-            } else {
-                Self::invalidate_lru
-            };
-            select(self, wanted, victims, scratch, &mut pass)
-        } else {
-            let mut take = |bucket| {
-                let taken = self.invalidate_one(bucket, None, &mut pass);
-                if taken {
-                    victims.push(bucket);
-                }
-                taken
-            };
-            if self.config.policy == Policy::Fifo {
-                policy.cursor.select(&self.table, wanted, &mut take)
-            } else {
-                policy.random.select(&self.table, wanted, &mut take)
+        pass.found = match self.config.policy {
+            Policy::Lru if self.config.kernel_heap => {
+                self.invalidate_lru_by_heap(wanted, victims, scratch, &mut pass)
             }
+            Policy::Lru => self.invalidate_lru(wanted, victims, scratch, &mut pass),
+            Policy::Fifo => policy.cursor.select(&self.table, wanted, &mut |bucket| {
+                self.take_victim(bucket, victims, &mut pass)
+            }),
+            Policy::Random => policy.random.select(&self.table, wanted, &mut |bucket| {
+                self.take_victim(bucket, victims, &mut pass)
+            }),
         };
         for batch in victims.chunks(BATCH) {
             let mut free_inc = lock(&self.free_inc);
@@ -96,6 +87,19 @@ impl AllocatorCore {
             self.invalidate_needs_gc.store(true, Ordering::SeqCst);
         }
         Ok(pass)
+    }
+
+    fn take_victim(
+        &self,
+        bucket: BucketIndex,
+        victims: &mut Vec<BucketIndex>,
+        pass: &mut Pass,
+    ) -> bool {
+        let taken = self.invalidate_one(bucket, None, pass);
+        if taken {
+            victims.push(bucket);
+        }
+        taken
     }
 
     fn invalidate_lru_by_heap(
