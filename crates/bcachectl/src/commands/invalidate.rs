@@ -49,12 +49,13 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
 
     let nothing_left = names_buckets && plan.writes.is_none() && plan.refused_count() > 0;
     if plan.stopped() || nothing_left {
-        // The refusal is to be told also where nobody reads the list.
+        // Each bucket is told once: by the list for people, and else by the message.
         return Err(match show(args, &plan, render::Outcome::Refused) {
+            Ok(()) if !args.write.script.json => refused(&plan, true),
             Err(error) if !is_broken_pipe(&error) => {
-                refused(&plan).context(format!("the list could not be written ({error:#})"))
+                refused(&plan, false).context(format!("the list could not be written ({error:#})"))
             }
-            _ => refused(&plan),
+            _ => refused(&plan, false),
         });
     }
     if args.write.dry_run {
@@ -131,8 +132,13 @@ fn in_use(error: DeviceError) -> anyhow::Error {
     })
 }
 
-fn refused(plan: &InvalidatePlan<'_>) -> anyhow::Error {
+fn refused(plan: &InvalidatePlan<'_>, is_listed: bool) -> anyhow::Error {
     let count = plan.refused_count();
+    let skip =
+        if plan.target_count() > 0 { "; to invalidate the others, add --skip-refused" } else { "" };
+    if is_listed {
+        return anyhow::anyhow!("nothing was written, {count} refused{skip}");
+    }
     let told: Vec<String> = plan
         .refused()
         .take(REFUSED_TOLD)
@@ -144,8 +150,6 @@ fn refused(plan: &InvalidatePlan<'_>) -> anyhow::Error {
     };
     let advice: Vec<String> =
         plan.advice().iter().map(|it| format!("{}: {}", it.kind, it.instead)).collect();
-    let skip =
-        if plan.target_count() > 0 { "; to invalidate the others, add --skip-refused" } else { "" };
     anyhow::anyhow!(
         "nothing was written, {count} refused ({}{more}). What to do: {}{skip}",
         told.join("; "),

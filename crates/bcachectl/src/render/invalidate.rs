@@ -129,7 +129,7 @@ pub fn headline(plan: &InvalidatePlan<'_>, outcome: Outcome) -> String {
     match outcome {
         _ if count == 0 => "nothing to invalidate".to_owned(),
         Outcome::DryRun => format!("{buckets} would be invalidated"),
-        Outcome::Refused => format!("nothing was written; {buckets} could be invalidated"),
+        Outcome::Refused => format!("{buckets} could be invalidated"),
         Outcome::Done => format!("{buckets} invalidated"),
         Outcome::Failed(_) => format!("{buckets} were to be invalidated"),
     }
