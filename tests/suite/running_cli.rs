@@ -1,10 +1,12 @@
 //! `bcachectl status` and `settings` on trees that were recorded from stock kernels.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use bcache_tests::{binary, workspace_root};
 use serde_json::Value;
+use tempfile::TempDir;
 
 fn recorded(name: &str) -> PathBuf {
     workspace_root().join("tests/fixtures/running").join(name)
@@ -124,6 +126,93 @@ fn top_prints_a_look_where_there_is_no_terminal() {
     let (lines, error, code) = top(&[]);
     assert_eq!((lines.as_str(), code), ("", Some(1)));
     assert!(error.contains("no terminal; --batch prints lines"), "{error}");
+}
+
+/// A recorded tree in a folder, in which reading `file` never ends.
+fn tree_that_hangs(file: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(recorded("dirty-6.12.sysfs")).unwrap();
+    let root = bcache_core::running::recorded::unpack(&text, folder.path()).unwrap();
+    let path = root.sys(file);
+    std::fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    folder
+}
+
+/// The command over a folder; its output, errors and exit status.
+fn over(folder: &TempDir, arguments: &[&str]) -> (String, String, Option<i32>) {
+    let mut command = Command::new(binary("bcachectl").unwrap());
+    let output = command.args(arguments).arg("--recorded").arg(folder.path()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr), output.status.code())
+}
+
+/// As while the kernel holds bcache's lock.
+#[test]
+fn what_does_not_answer_is_named_and_the_rest_is_shown() {
+    let folder = tree_that_hangs("class/block/vda/bcache/dirty_data");
+    let lock = "vda does not answer for 1 s: the kernel holds bcache's lock";
+    let (text, error, code) = over(&folder, &["status"]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(lock) && error.lines().count() == 1, "{error}");
+    assert!(text.contains("99 % available"), "{text}");
+    assert!(text.contains("bcache0 on vda: does not answer"), "{text}");
+    assert!(!text.contains("do not fit together"), "{text}");
+    let (json, _, code) = over(&folder, &["status", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["not_answering"][0]["device"], code), (&"vda".into(), Some(1)));
+    let (metrics, error, code) = over(&folder, &["status", "--prometheus"]);
+    assert!(metrics.contains("node_bcache_cache_available_percent{"), "{metrics}");
+    assert!(!metrics.contains("node_bcache_dirty_data_bytes"), "{metrics}");
+    assert!(error.contains(lock) && code == Some(1), "{error}");
+    let (lines, error, code) = over(&folder, &["top", "--once"]);
+    assert!(error.contains(lock) && code == Some(1), "{error}");
+    assert!(lines.lines().any(|line| line.starts_with("bcache0 ")), "{lines}");
+
+    let folder = tree_that_hangs("class/block/vda/bcache/cache/congested");
+    let (text, error, code) = over(&folder, &["status"]);
+    assert!(error.contains("the set 19df93f1-") && code == Some(1), "{error}");
+    assert!(text.contains(": does not answer\n"), "{text}");
+    assert!(text.contains("bcache0 on vda: attached-dirty"), "{text}");
+}
+
+#[test]
+fn an_interrupt_ends_the_wait() {
+    use nix::sys::signal::{Signal, kill};
+    let folder = tree_that_hangs("class/block/vda/bcache/dirty_data");
+    for arguments in [&["status", "--timeout", "1h"][..], &["top", "--batch"]] {
+        let mut child = Command::new(binary("bcachectl").unwrap())
+            .args(arguments)
+            .arg("--recorded")
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Its helper is at it, then.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "{arguments:?}");
+        let helpers = helpers_of(child.id());
+        assert_eq!(helpers.len(), 1, "{arguments:?}");
+        let begun = Instant::now();
+        let pid = i32::try_from(child.id()).unwrap();
+        kill(nix::unistd::Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        child.wait().unwrap();
+        // Less than the hour, and than the rest of a look.
+        assert!(begun.elapsed() < Duration::from_secs(20), "{arguments:?}");
+        let gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+        while !helpers.iter().all(gone) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "a helper is left");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The processes that `parent` has started.
+fn helpers_of(parent: u32) -> Vec<u32> {
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    let all = std::fs::read_to_string(children).unwrap();
+    all.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// The same tree with the sets and devices of `count` machines.

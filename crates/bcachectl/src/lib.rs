@@ -3,6 +3,7 @@
 //! Everything that knows bcache is in `bcache-core`; here arguments become its options, and its
 //! plans and reports become tables and JSON.
 
+mod ask;
 pub mod cli;
 pub mod commands;
 pub mod compat;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::sysfs::{BlockDir, DeviceNumber, Registered, Root};
+use super::sysfs::{BlockDir, DeviceNumber, Role, Root};
 
 /// Something that uses a device or an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,24 +181,19 @@ fn direct_holders(root: &Root, device: &BlockDir) -> Vec<Holder> {
     if swaps(root).iter().any(|swap| names_device(swap, device)) {
         holders.push(Holder::Swap);
     }
-    let registered = device.bcache();
-    match &registered {
-        Some(Registered::Cache(cache)) => {
-            holders.push(Holder::BcacheCache { set_uuid: cache.set_uuid });
-        }
-        Some(Registered::Backing(backing)) => holders.push(Holder::BcacheBacking {
-            device: backing.device.clone(),
-            set_uuid: backing.set_uuid,
-        }),
-        None => {}
-    }
+    let role = device.role();
+    let is_registered = role.is_some();
+    holders.extend(role.map(|role| match role {
+        Role::Cache { set_uuid } => Holder::BcacheCache { set_uuid },
+        Role::Backing { device, set_uuid } => Holder::BcacheBacking { device, set_uuid },
+    }));
     for holder in device.holders() {
         let name = holder.name().to_owned();
         if let Some(mapping) = holder.attribute("dm/name") {
             holders.push(Holder::DeviceMapper { name, mapping: Some(mapping) });
         } else if name.starts_with("dm-") {
             holders.push(Holder::DeviceMapper { name, mapping: None });
-        } else if registered.is_none() || !name.starts_with("bcache") {
+        } else if !is_registered || !name.starts_with("bcache") {
             // Below a registered device, bcacheN says nothing new.
             holders.push(Holder::Device { name });
         }

@@ -13,6 +13,7 @@ pub mod holders;
 mod ioctl;
 pub mod packed;
 pub mod probe;
+mod root;
 pub mod same_uuid;
 pub mod scan;
 mod signature;
@@ -35,6 +36,8 @@ pub(crate) use content::first_nonzero;
 pub use content::{Content, ContentError, volume_content};
 pub(crate) use file::forget_partitions;
 pub use file::{FileDevice, FileReader, create_image, open_read, open_unused, open_write};
+pub(crate) use root::Entry;
+pub use root::Tree;
 pub use signature::{Partition, Signature, SignatureKind};
 pub use superblock_area::SuperblockArea;
 

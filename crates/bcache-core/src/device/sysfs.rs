@@ -15,41 +15,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use super::root::Root;
 use crate::units::Sectors;
-
-/// Where `sys` and `proc` are mounted: `/` on a machine, a directory of a test.
-#[derive(Clone, Debug)]
-pub struct Root {
-    base: PathBuf,
-}
-
-impl Default for Root {
-    fn default() -> Self {
-        Self::system()
-    }
-}
-
-impl Root {
-    /// The running machine.
-    pub fn system() -> Self {
-        Self::at("/")
-    }
-
-    /// A tree whose `sys` and `proc` directories are under `base`.
-    pub fn at(base: impl Into<PathBuf>) -> Self {
-        Self { base: base.into() }
-    }
-
-    /// A path below `sys`.
-    pub fn sys(&self, relative: impl AsRef<Path>) -> PathBuf {
-        self.base.join("sys").join(relative)
-    }
-
-    /// A path below `proc`.
-    pub fn proc(&self, relative: impl AsRef<Path>) -> PathBuf {
-        self.base.join("proc").join(relative)
-    }
-}
 
 /// The number by which the kernel knows a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,6 +59,7 @@ impl fmt::Display for DeviceNumber {
 /// The directory of one block device (a disk or a partition) in sysfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockDir {
+    root: Root,
     name: String,
     dir: PathBuf,
 }
@@ -99,12 +67,12 @@ pub struct BlockDir {
 impl BlockDir {
     /// The device with this number.
     pub(crate) fn by_number(root: &Root, number: DeviceNumber) -> Option<Self> {
-        Self::at(&root.sys(format!("dev/block/{number}")))
+        Self::at(root, &root.sys(format!("dev/block/{number}")))
     }
 
     /// The device with this kernel name, such as `sda1`.
     pub fn by_name(root: &Root, name: &str) -> Option<Self> {
-        Self::at(&root.sys("class/block").join(name))
+        Self::at(root, &root.sys("class/block").join(name))
     }
 
     /// The device whose node is at `path`.
@@ -114,8 +82,11 @@ impl BlockDir {
 
     /// Every block device that the kernel knows, in order of name (`sda2` before `sda10`).
     pub fn all(root: &Root) -> io::Result<Vec<Self>> {
-        let mut found: Vec<Self> = fs::read_dir(root.sys("class/block"))?
-            .filter_map(|entry| Self::at(&entry.ok()?.path()))
+        let class = root.sys("class/block");
+        let mut found: Vec<Self> = root
+            .names(&class)?
+            .iter()
+            .filter_map(|name| Self::at(root, &class.join(name)))
             .collect();
         found.sort_by_cached_key(|device| natural_key(&device.name));
         Ok(found)
@@ -124,20 +95,32 @@ impl BlockDir {
     /// Every loop device that reads something.
     pub fn loops(root: &Root) -> io::Result<Vec<Self>> {
         // By name first: with thousands of devices, following each link costs seconds.
-        let mut found: Vec<Self> = fs::read_dir(root.sys("class/block"))?
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_name().as_bytes().starts_with(b"loop"))
-            .filter_map(|entry| Self::at(&entry.path()))
+        let class = root.sys("class/block");
+        let mut found: Vec<Self> = root
+            .names(&class)?
+            .iter()
+            .filter(|name| name.as_bytes().starts_with(b"loop"))
+            .filter_map(|name| Self::at(root, &class.join(name)))
             .filter(|device| device.loop_backing_file().is_some())
             .collect();
         found.sort_by_cached_key(|device| natural_key(&device.name));
         Ok(found)
     }
 
-    fn at(link: &Path) -> Option<Self> {
-        let dir = fs::canonicalize(link).ok()?;
+    fn at(root: &Root, link: &Path) -> Option<Self> {
+        let dir = root.resolve(link)?;
         let name = dir.file_name()?.to_str()?.to_owned();
-        Some(Self { name, dir })
+        Some(Self { root: root.clone(), name, dir })
+    }
+
+    /// The directories in `dir`, and links to directories.
+    fn subdirectories(&self, dir: &Path) -> Vec<Self> {
+        let names = self.root.names(dir).unwrap_or_default();
+        let paths = names.iter().map(|name| dir.join(name));
+        paths
+            .filter(|path| self.root.is_dir(path))
+            .filter_map(|path| Self::at(&self.root, &path))
+            .collect()
     }
 
     /// The kernel's name for it, such as `sda1` or `dm-0`.
@@ -162,23 +145,22 @@ impl BlockDir {
 
     /// The text of an attribute, without the newline.
     pub fn attribute(&self, relative: impl AsRef<Path>) -> Option<String> {
-        read_text(&self.dir.join(relative))
+        read_text(&self.root, &self.dir.join(relative))
     }
 
     /// Whether it is a partition.
     pub(crate) fn is_partition(&self) -> bool {
-        self.dir.join("partition").exists()
+        self.root.exists(&self.dir.join("partition"))
     }
 
     /// The disk that a partition is on.
     pub fn disk(&self) -> Option<Self> {
-        if self.is_partition() { Self::at(self.dir.parent()?) } else { None }
+        if self.is_partition() { Self::at(&self.root, self.dir.parent()?) } else { None }
     }
 
     /// The partitions of a disk.
     pub fn partitions(&self) -> Vec<Self> {
-        let mut partitions: Vec<Self> =
-            subdirectories(&self.dir).filter_map(|d| Self::at(&d)).collect();
+        let mut partitions = self.subdirectories(&self.dir);
         partitions.retain(Self::is_partition);
         partitions.sort_by_cached_key(|partition| natural_key(&partition.name));
         partitions
@@ -195,15 +177,14 @@ impl BlockDir {
 
     /// Devices that are built on this one.
     pub fn holders(&self) -> Vec<Self> {
-        let mut holders: Vec<Self> =
-            subdirectories(&self.dir.join("holders")).filter_map(|d| Self::at(&d)).collect();
+        let mut holders = self.subdirectories(&self.dir.join("holders"));
         holders.sort_by_cached_key(|holder| natural_key(&holder.name));
         holders
     }
 
     /// The file or device that a loop device reads, as the path it was set up with.
     pub fn loop_backing_file(&self) -> Option<PathBuf> {
-        let bytes = fs::read(self.dir.join("loop/backing_file")).ok()?;
+        let bytes = self.root.read(&self.dir.join("loop/backing_file")).ok()?;
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
         (!bytes.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(bytes)))
     }
@@ -217,42 +198,71 @@ impl BlockDir {
         })
     }
 
-    /// What bcache runs on this device; `None` when it is not registered.
+    /// As what bcache has registered the device; `None` when it has not. Looks at names and links
+    /// alone, which the kernel shows whoever holds bcache's lock.
     ///
     /// The `bcache` directory of a registered device is its own; that of `bcacheN` is a link to the
     /// one of its backing device, or tells of a flash-only volume: nothing of a use of `bcacheN`.
-    pub fn bcache(&self) -> Option<Registered> {
+    pub fn role(&self) -> Option<Role> {
         if self.is_bcache_volume() {
             return None;
         }
         let dir = self.dir.join("bcache");
-        let metadata = fs::symlink_metadata(&dir).ok()?;
-        if !metadata.is_dir() {
+        if !self.root.is_own_dir(&dir) {
             return None;
         }
-        if dir.join("set").exists() || dir.join("nbuckets").exists() {
-            return Some(Registered::Cache(RunningCache {
-                set_uuid: link_name(&dir.join("set")).and_then(|name| parse_uuid(&name)),
-                replacement: read_text(&dir.join("cache_replacement_policy"))
-                    .and_then(|text| selected(&text)),
-            }));
-        }
-        Some(Registered::Backing(RunningBacking {
-            device: link_name(&dir.join("dev")),
-            set_uuid: link_name(&dir.join("cache")).and_then(|name| parse_uuid(&name)),
-            running: read_text(&dir.join("running")).and_then(|text| match text.as_str() {
-                "0" => Some(false),
-                "1" => Some(true),
-                _ => None,
-            }),
-            state: read_text(&dir.join("state")).map(|text| BackingState::from_sysfs(&text)),
-            cache_mode: read_text(&dir.join("cache_mode")).and_then(|text| selected(&text)),
-            dirty_data: read_text(&dir.join("dirty_data")),
-            label: read_text(&dir.join("label")).filter(|label| !label.is_empty()),
-            backing_uuid: read_text(&dir.join("backing_dev_uuid"))
-                .and_then(|text| parse_uuid(&text)),
-        }))
+        let uuid_of = |link: &str| parse_uuid(&self.root.link_name(&dir.join(link))?);
+        Some(if ["set", "nbuckets"].iter().any(|name| self.root.exists(&dir.join(name))) {
+            Role::Cache { set_uuid: uuid_of("set") }
+        } else {
+            Role::Backing {
+                device: self.root.link_name(&dir.join("dev")),
+                set_uuid: uuid_of("cache"),
+            }
+        })
     }
+
+    /// What bcache runs on this device; `None` when it is not registered. Waits for bcache's lock.
+    pub fn bcache(&self) -> Option<Registered> {
+        let text = |name: &str| self.attribute(Path::new("bcache").join(name));
+        Some(match self.role()? {
+            Role::Cache { set_uuid } => Registered::Cache(RunningCache {
+                set_uuid,
+                replacement: text("cache_replacement_policy").and_then(|text| selected(&text)),
+            }),
+            Role::Backing { device, set_uuid } => Registered::Backing(RunningBacking {
+                device,
+                set_uuid,
+                running: text("running").and_then(|text| match text.as_str() {
+                    "0" => Some(false),
+                    "1" => Some(true),
+                    _ => None,
+                }),
+                state: text("state").map(|text| BackingState::from_sysfs(&text)),
+                cache_mode: text("cache_mode").and_then(|text| selected(&text)),
+                dirty_data: text("dirty_data"),
+                label: text("label").filter(|label| !label.is_empty()),
+                backing_uuid: text("backing_dev_uuid").and_then(|text| parse_uuid(&text)),
+            }),
+        })
+    }
+}
+
+/// As what the kernel's bcache has registered a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// As a cache of a set.
+    Cache {
+        /// The set.
+        set_uuid: Option<Uuid>,
+    },
+    /// As a backing device.
+    Backing {
+        /// The device it runs as, such as `bcache0`; none while it waits for its cache set.
+        device: Option<String>,
+        /// The set it is attached to.
+        set_uuid: Option<Uuid>,
+    },
 }
 
 /// A device that the kernel's bcache has registered, as its sysfs directory tells.
@@ -348,8 +358,8 @@ pub struct MachineDevice {
     pub size: Sectors,
     /// The disk it is a partition of.
     pub partition_of: Option<String>,
-    /// What bcache runs on it.
-    pub bcache: Option<Registered>,
+    /// As what bcache has registered it.
+    pub role: Option<Role>,
 }
 
 /// The block devices of the machine that can hold anything, in order of name.
@@ -370,7 +380,7 @@ pub fn devices_of_the_machine(root: &Root) -> io::Result<Vec<MachineDevice>> {
             number: device.number(),
             size,
             partition_of: device.disk().map(|disk| disk.name),
-            bcache: device.bcache(),
+            role: device.role(),
             name: device.name,
         })
     });
@@ -378,21 +388,9 @@ pub fn devices_of_the_machine(root: &Root) -> io::Result<Vec<MachineDevice>> {
 }
 
 /// The text of a file without its last newline; `None` when it cannot be read.
-fn read_text(path: &Path) -> Option<String> {
-    let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+fn read_text(root: &Root, path: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&root.read(path).ok()?).into_owned();
     Some(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
-}
-
-fn subdirectories(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
-        let path = entry.ok()?.path();
-        path.is_dir().then_some(path)
-    })
-}
-
-/// The last component of what a link points to.
-fn link_name(link: &Path) -> Option<String> {
-    Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
 }
 
 fn parse_uuid(text: &str) -> Option<Uuid> {

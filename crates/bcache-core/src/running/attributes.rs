@@ -1,21 +1,28 @@
 //! One directory of sysfs, read attribute by attribute.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::rounded::Rounded;
+use crate::device::sysfs::Root;
 
 /// A directory whose files are attributes. What is not there, or makes no sense, is `None`: files
 /// come and go with kernel versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
+    root: Root,
     dir: PathBuf,
 }
 
 impl Attributes {
-    /// The attributes in `dir`.
-    pub fn at(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+    /// The attributes in `dir`, a path of `root`.
+    pub fn at(root: &Root, dir: impl Into<PathBuf>) -> Self {
+        Self { root: root.clone(), dir: dir.into() }
+    }
+
+    /// The attributes in a directory of this one.
+    #[must_use]
+    pub(crate) fn below(&self, name: &str) -> Self {
+        Self::at(&self.root, self.path(name))
     }
 
     /// The directory.
@@ -30,12 +37,12 @@ impl Attributes {
 
     /// Whether the attribute is there.
     pub fn has(&self, name: &str) -> bool {
-        fs::symlink_metadata(self.path(name)).is_ok()
+        self.root.has(&self.path(name))
     }
 
     /// The text, without its last newline.
     pub fn text(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8_lossy(&fs::read(self.path(name)).ok()?).into_owned();
+        let text = String::from_utf8_lossy(&self.root.read(&self.path(name)).ok()?).into_owned();
         Some(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
     }
 
@@ -76,21 +83,24 @@ impl Attributes {
 
     /// What a link leads to, every link on the way resolved.
     pub fn target(&self, name: &str) -> Option<PathBuf> {
-        fs::canonicalize(self.path(name)).ok()
+        self.root.resolve(&self.path(name))
     }
 
     /// The last part of what a link says, also where that does not exist any more.
     pub(crate) fn link_name(&self, name: &str) -> Option<String> {
-        Some(fs::read_link(self.path(name)).ok()?.file_name()?.to_str()?.to_owned())
+        self.root.link_name(&self.path(name))
+    }
+
+    /// Whether it is a directory at all.
+    pub(crate) fn exist(&self) -> bool {
+        self.root.is_dir(&self.dir)
     }
 
     /// The names in the directory, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(&self.dir)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect();
+        let names = self.root.names(&self.dir).unwrap_or_default();
+        let mut names: Vec<String> =
+            names.into_iter().filter_map(|name| name.into_string().ok()).collect();
         names.sort();
         names
     }

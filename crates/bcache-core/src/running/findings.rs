@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::view::{Backing, View};
@@ -95,7 +95,7 @@ pub enum Severity {
 }
 
 /// What a superblock on a registered device says, beside what sysfs tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnDevice {
     /// The set that it names.
     pub set: Uuid,

@@ -5,6 +5,7 @@
 //! that could be checked was checked, and is done only when the kernel's files prove it ([`control`]).
 //! The facts about the kernel are in docs/running.md.
 
+mod ask;
 mod attributes;
 pub mod control;
 mod deadline;
@@ -18,6 +19,7 @@ mod tests;
 mod tunables;
 mod view;
 
+pub use ask::{Asker, Part, SLOW, Snapshot, serve};
 pub use attributes::Attributes;
 pub use deadline::{Blocked, Late, within};
 pub use findings::{DeviceState, Finding, IN_USE_MAX_PERCENT, OnDevice, Severity, findings};

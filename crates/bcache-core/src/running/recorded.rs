@@ -7,10 +7,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use uuid::Uuid;
+
+use super::ask::Part;
 use crate::device::sysfs::Root;
+use crate::device::{Entry, Tree};
 
 /// Files whose reading makes the kernel sort all buckets or walk the whole btree.
 const COSTLY: [&str; 2] = ["priority_stats", "bset_tree_stats"];
@@ -18,68 +22,125 @@ const COSTLY: [&str; 2] = ["priority_stats", "bset_tree_stats"];
 /// What is recorded of each block device beside its `bcache` directory.
 const OF_DEVICES: [&str; 6] = ["dev", "size", "stat", "ro", "holders", "slaves"];
 
-/// Records bcache's part of sysfs, and of each device that it runs or shows.
-pub fn record(root: &Root) -> io::Result<String> {
-    let base = root.sys("");
-    let base = base.parent().unwrap_or(&base).to_owned();
-    let mut lines = Vec::new();
-    walk(&base, &root.sys("fs/bcache"), &mut lines)?;
-    let class = root.sys("class/block");
-    for entry in fs::read_dir(&class)? {
-        let link = entry?.path();
-        let Ok(dir) = fs::canonicalize(&link) else { continue };
-        let is_bcache = dir
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("bcache"));
-        if !is_bcache && !dir.join("bcache").exists() {
-            continue;
+/// Bits of a mode that let somebody read.
+const READABLE: u32 = 0o444;
+
+/// A tree in memory as its text; empty for any other root.
+pub fn text(root: &Root) -> String {
+    let line = |(path, entry): (PathBuf, Entry<'_>)| match entry {
+        Entry::File(Some(bytes)) => {
+            format!("{}\t{}", path.display(), escape(&String::from_utf8_lossy(bytes)))
         }
-        add_link(&base, &link, &mut lines);
-        for name in OF_DEVICES.iter().map(|name| dir.join(name)).chain([dir.join("bcache")]) {
-            walk(&base, &name, &mut lines)?;
-        }
-        if dir.join("partition").exists() {
-            walk(&base, &dir.join("partition"), &mut lines)?;
-        }
-    }
+        Entry::File(None) => format!("{}\t!", path.display()),
+        Entry::Link(target) => format!("{} -> {}", path.display(), target.display()),
+    };
+    let mut lines: Vec<String> = root.entries().into_iter().map(line).collect();
     lines.sort();
-    lines.dedup();
-    let mut text = lines.join("\n");
-    text.push('\n');
-    Ok(text)
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
-fn relative(base: &Path, path: &Path) -> String {
-    path.strip_prefix(base).unwrap_or(path).to_string_lossy().into_owned()
+/// What there is to record. Links and names are read without bcache's lock.
+pub(super) struct Listing {
+    /// Links, each as its line.
+    pub(super) lines: Vec<String>,
+    pub(super) files: Vec<File>,
+    base: PathBuf,
 }
 
-fn add_link(base: &Path, link: &Path, lines: &mut Vec<String>) {
-    if let Ok(target) = fs::read_link(link) {
-        lines.push(format!("{} -> {}", relative(base, link), target.display()));
+/// A file to record.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    /// The path below the root.
+    name: String,
+    /// What it belongs to; none where it takes no lock.
+    pub(super) part: Option<Part>,
+}
+
+impl File {
+    /// The line of a file that was not read.
+    pub(super) fn unread(&self) -> String {
+        format!("{}\t!", self.name)
+    }
+
+    /// Reads it.
+    pub(super) fn line(&self) -> String {
+        match fs::read(&self.path) {
+            Ok(bytes) => format!("{}\t{}", self.name, escape(&String::from_utf8_lossy(&bytes))),
+            Err(_) => self.unread(),
+        }
+    }
+
+    /// Whether it is the state of a backing device.
+    pub(super) fn is_state(&self) -> bool {
+        self.name.ends_with("/bcache/state")
+    }
+
+    /// Whether it is one of those that the kernel shows without its lock.
+    pub(super) fn is_statistic(&self) -> bool {
+        self.name.contains("/stats_")
     }
 }
 
-fn walk(base: &Path, path: &Path, lines: &mut Vec<String>) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if metadata.file_type().is_symlink() {
-        add_link(base, path, lines);
-    } else if metadata.is_dir() {
-        for entry in fs::read_dir(path)? {
-            walk(base, &entry?.path(), lines)?;
+impl Listing {
+    pub(super) fn new(root: &Root) -> io::Result<Self> {
+        let mut listing =
+            Self { lines: Vec::new(), files: Vec::new(), base: root.base().to_owned() };
+        for entry in fs::read_dir(root.sys("fs/bcache")).into_iter().flatten() {
+            let path = entry?.path();
+            let set = path.file_name().and_then(|it| Uuid::try_parse(it.to_str()?).ok());
+            listing.walk(&path, set.map(Part::Set).as_ref())?;
         }
-    } else {
+        let class = root.sys("class/block");
+        for entry in fs::read_dir(&class)? {
+            let link = entry?.path();
+            let Ok(dir) = fs::canonicalize(&link) else { continue };
+            let Some(name) = dir.file_name().and_then(|name| name.to_str()) else { continue };
+            if !name.starts_with("bcache") && !dir.join("bcache").exists() {
+                continue;
+            }
+            listing.add_link(&link);
+            for name in OF_DEVICES.iter().map(|name| dir.join(name)) {
+                listing.walk(&name, None)?;
+            }
+            listing.walk(&dir.join("bcache"), Some(&Part::Device(name.to_owned())))?;
+            if dir.join("partition").exists() {
+                listing.walk(&dir.join("partition"), None)?;
+            }
+        }
+        Ok(listing)
+    }
+
+    fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.base).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    fn add_link(&mut self, link: &Path) {
+        if let Ok(target) = fs::read_link(link) {
+            self.lines.push(format!("{} -> {}", self.relative(link), target.display()));
+        }
+    }
+
+    fn walk(&mut self, path: &Path, part: Option<&Part>) -> io::Result<()> {
+        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if COSTLY.contains(&name) {
-            return Ok(());
+        if metadata.file_type().is_symlink() {
+            self.add_link(path);
+        } else if metadata.is_dir() {
+            for entry in fs::read_dir(path)? {
+                self.walk(&entry?.path(), part)?;
+            }
+        } else if !COSTLY.contains(&name) {
+            let name = self.relative(path);
+            let file = File { path: path.to_owned(), name, part: part.cloned() };
+            if metadata.mode() & READABLE == 0 {
+                self.lines.push(file.unread());
+            } else {
+                self.files.push(file);
+            }
         }
-        let contents = match fs::read(path) {
-            Ok(bytes) => escape(&String::from_utf8_lossy(&bytes)),
-            Err(_) => "!".to_owned(),
-        };
-        lines.push(format!("{}\t{contents}", relative(base, path)));
+        Ok(())
     }
-    Ok(())
 }
 
 fn escape(text: &str) -> String {
@@ -104,37 +165,90 @@ fn unescape(text: &str) -> String {
     out
 }
 
+/// A line of a recorded tree.
+enum Line<'t> {
+    /// A file, and what it holds; none where it could not be read.
+    File(&'t Path, Option<String>),
+    Link(&'t Path, &'t Path),
+}
+
+/// Takes a line apart.
+///
+/// # Errors
+/// When it is none, or when its path leaves the tree.
+fn parse_line(line: &str) -> io::Result<Line<'_>> {
+    let parsed = if let Some((path, contents)) = line.split_once('\t') {
+        let contents = (contents != "!").then(|| unescape(contents));
+        Some(Line::File(Path::new(path), contents))
+    } else {
+        line.split_once(" -> ")
+            .filter(|(_, target)| !Path::new(target).is_absolute())
+            .map(|(path, target)| Line::Link(Path::new(path), Path::new(target)))
+    };
+    let is_inside =
+        |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    match parsed {
+        Some(Line::File(path, _) | Line::Link(path, _)) if !is_inside(path) => Err(invalid(line)),
+        parsed => parsed.ok_or_else(|| invalid(line)),
+    }
+}
+
+fn invalid(line: &str) -> io::Error {
+    let what = format!("no line of a recorded tree: {line:?}");
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Adds a line to a tree in memory.
+///
+/// # Errors
+/// When it is none, or does not fit to those before it.
+pub(super) fn add(tree: &mut Tree, line: &str) -> io::Result<()> {
+    let added = match parse_line(line)? {
+        Line::File(path, contents) => tree.add_file(path, contents.map(String::into_bytes)),
+        Line::Link(path, target) => tree.add_link(path, target),
+    };
+    if added { Ok(()) } else { Err(invalid(line)) }
+}
+
+/// A tree to add lines to. A machine without a bcache device has none of them.
+pub(super) fn empty() -> Tree {
+    let mut tree = Tree::default();
+    // Nothing is in its way.
+    let _ = tree.add_directory(Path::new("sys/class/block"));
+    tree
+}
+
+/// A recorded tree, as a root in memory.
+///
+/// # Errors
+/// When a line is none of the format, or when a path leaves the tree.
+pub fn parse(recorded: &str) -> io::Result<Root> {
+    let mut tree = empty();
+    for line in recorded.lines().filter(|line| !line.is_empty()) {
+        add(&mut tree, line)?;
+    }
+    Ok(Root::in_memory(tree))
+}
+
 /// Lays a recorded tree out below `folder`, for [`Root::at`].
 ///
 /// # Errors
 /// When a line is none of the format, when a path leaves the folder, or when writing fails.
 pub fn unpack(recorded: &str, folder: &Path) -> io::Result<Root> {
-    let invalid = |line: &str| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("no line of a recorded tree: {line:?}"))
-    };
-    let place = |line: &str, path: &str| -> io::Result<PathBuf> {
-        let path = Path::new(path);
-        let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
-        // Links are laid out last, so that no path of a file leads through one of them.
-        if inside { Ok(folder.join(path)) } else { Err(invalid(line)) }
-    };
     let mut links = Vec::new();
     for line in recorded.lines().filter(|line| !line.is_empty()) {
-        if let Some((path, contents)) = line.split_once('\t') {
-            let path = place(line, path)?;
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
+        match parse_line(line)? {
+            Line::File(path, contents) => {
+                let path = folder.join(path);
+                if let Some(parent) = path.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                if let Some(contents) = contents {
+                    fs::write(&path, contents)?;
+                }
             }
-            if contents != "!" {
-                fs::write(&path, unescape(contents))?;
-            }
-        } else if let Some((path, target)) = line.split_once(" -> ") {
-            if Path::new(target).is_absolute() {
-                return Err(invalid(line));
-            }
-            links.push((place(line, path)?, target.to_owned()));
-        } else {
-            return Err(invalid(line));
+            // Links are laid out last, so that no path of a file leads through one of them.
+            Line::Link(path, target) => links.push((folder.join(path), target)),
         }
     }
     for (path, target) in links {
@@ -149,6 +263,7 @@ pub fn unpack(recorded: &str, folder: &Path) -> io::Result<Root> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::running::{Attributes, View};
 
     #[test]
     fn a_tree_comes_back_as_it_was() {
@@ -157,12 +272,35 @@ mod tests {
                     sys/devices/vda/dev\t254:0\\n\n\
                     sys/fs/bcache/register\t!\n";
         let folder = tempfile::tempdir().unwrap();
-        let root = unpack(text, folder.path()).unwrap();
-        let label = fs::read_to_string(root.sys("class/block/vda/bcache/label")).unwrap();
-        assert_eq!(label, "a\tb\\n\n");
-        let again = record(&root).unwrap();
-        // Files that could not be read are not laid out.
-        assert_eq!(again, text.replace("sys/fs/bcache/register\t!\n", ""));
+        for root in [unpack(text, folder.path()).unwrap(), parse(text).unwrap()] {
+            let label = root.read(&root.sys("class/block/vda/bcache/label")).unwrap();
+            assert_eq!(label, b"a\tb\\n\n");
+        }
+        assert_eq!(super::text(&parse(text).unwrap()), text);
+    }
+
+    #[test]
+    fn memory_and_a_folder_show_the_same() {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/running");
+        for entry in fs::read_dir(fixtures).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let (disk, memory) = (unpack(&text, folder.path()).unwrap(), parse(&text).unwrap());
+            let words = |root: &Root| {
+                let mut view = View::read(root).unwrap();
+                // Where the files are differs, of course.
+                let nowhere = || Attributes::at(&Root::system(), "");
+                for set in &mut view.sets {
+                    set.attributes = nowhere();
+                    set.cache.iter_mut().for_each(|it| it.attributes = nowhere());
+                    set.volumes.iter_mut().for_each(|it| it.attributes = nowhere());
+                }
+                view.backing.iter_mut().for_each(|it| it.attributes = nowhere());
+                assert!(!view.backing.is_empty());
+                (view.sets, view.backing, view.closing)
+            };
+            assert_eq!(words(&disk), words(&memory));
+        }
     }
 
     #[test]
@@ -170,6 +308,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for line in ["../x\ty", "/etc/x\ty", "a/../../x\ty", "a -> /etc", "nonsense"] {
             assert!(unpack(line, folder.path()).is_err(), "{line}");
+            assert!(parse(line).is_err(), "{line}");
         }
     }
 }

@@ -26,8 +26,8 @@ pub struct Stats {
 impl Stats {
     /// Reads the directory `name` of `of`, such as `stats_total`.
     pub fn read(of: &Attributes, name: &str) -> Option<Self> {
-        let dir = Attributes::at(of.path(name));
-        dir.dir().is_dir().then(|| Self {
+        let dir = of.below(name);
+        dir.exist().then(|| Self {
             cache_hits: dir.number("cache_hits"),
             cache_misses: dir.number("cache_misses"),
             cache_bypass_hits: dir.number("cache_bypass_hits"),

@@ -234,8 +234,8 @@ impl Tunable {
     pub fn directory(&self, of: &Attributes) -> Attributes {
         match self.scope {
             Backing | Set => of.clone(),
-            Internal => Attributes::at(of.path("internal")),
-            Cache => Attributes::at(of.path("cache0")),
+            Internal => of.below("internal"),
+            Cache => of.below("cache0"),
         }
     }
 

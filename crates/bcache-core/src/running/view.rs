@@ -1,7 +1,6 @@
 //! The kernel's view of every set, cache, backing device and volume, at one moment.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +10,7 @@ use uuid::Uuid;
 use super::attributes::Attributes;
 use super::rounded::Rounded;
 use super::stats::{DiskStats, Stats};
-use crate::device::sysfs::{BackingState, BlockDir, Registered, Root};
+use crate::device::sysfs::{BackingState, BlockDir, Role, Root};
 use crate::units::Sectors;
 
 /// What the kernel's bcache runs.
@@ -212,7 +211,7 @@ impl View {
     /// # Errors
     /// When sysfs cannot be read at all.
     pub fn read(root: &Root) -> io::Result<Self> {
-        let top = Attributes::at(root.sys("fs/bcache"));
+        let top = Attributes::at(root, root.sys("fs/bcache"));
         let sets = top
             .names()
             .iter()
@@ -221,18 +220,18 @@ impl View {
         let mut backing = Vec::new();
         let mut stopped = BTreeMap::new();
         for device in BlockDir::all(root)? {
-            match device.bcache() {
-                // A flash-only volume has a directory of its own, too, and no state.
-                Some(Registered::Backing(_)) if device.attribute("bcache/state").is_some() => {
-                    backing.push(Backing::read(root, &device));
+            let at = Attributes::at(root, root.sys("class/block").join(device.name()));
+            match device.role() {
+                // While a device comes or goes, some of its files are not there.
+                Some(Role::Backing { .. }) if at.below("bcache").has("state") => {
+                    backing.push(Backing::read(root, &device, &at));
                 }
-                None if is_bcache(device.name()) && device.attribute("dev").is_some() => {
-                    let dir = root.sys("class/block").join(device.name());
-                    // The link may be there still, and lead nowhere.
-                    if !dir.join("bcache").exists() {
-                        let holds = Attributes::at(dir.join("slaves")).names();
-                        stopped.insert(device.name().to_owned(), holds);
-                    }
+                // The link may be there still, and lead nowhere.
+                None if is_bcache(device.name())
+                    && device.attribute("dev").is_some()
+                    && at.target("bcache").is_none() =>
+                {
+                    stopped.insert(device.name().to_owned(), at.below("slaves").names());
                 }
                 _ => {}
             }
@@ -278,7 +277,7 @@ fn is_bcache(name: &str) -> bool {
 impl Set {
     /// Reads the set at `dir`.
     fn read(root: &Root, uuid: Uuid, dir: &Path) -> Self {
-        let at = Attributes::at(dir);
+        let at = Attributes::at(root, dir);
         let (mut cache, mut attached, mut volumes) = (None, Vec::new(), Vec::new());
         for name in at.names() {
             let target = || {
@@ -295,7 +294,7 @@ impl Set {
         }
         attached.sort_by_key(|it| it.slot);
         volumes.sort_by_key(|it| it.slot);
-        let internal = Attributes::at(at.path("internal"));
+        let internal = at.below("internal");
         Self {
             uuid,
             cache,
@@ -332,7 +331,7 @@ impl Set {
 
 impl Cache {
     fn read(root: &Root, name: String, dir: PathBuf) -> Self {
-        let at = Attributes::at(dir);
+        let at = Attributes::at(root, dir);
         Self {
             nbuckets: at.number("nbuckets"),
             replacement: at.choice("cache_replacement_policy"),
@@ -348,7 +347,7 @@ impl Cache {
 
 impl Volume {
     fn read(root: &Root, slot: u32, bcache: String, dir: PathBuf) -> Self {
-        let at = Attributes::at(dir);
+        let at = Attributes::at(root, dir);
         Self {
             slot,
             label: at.text("label").map(|it| it.trim_end().to_owned()).filter(|it| !it.is_empty()),
@@ -362,10 +361,9 @@ impl Volume {
 }
 
 impl Backing {
-    fn read(root: &Root, device: &BlockDir) -> Self {
+    fn read(root: &Root, device: &BlockDir, at: &Attributes) -> Self {
         let name = device.name().to_owned();
-        let link = root.sys("class/block").join(&name).join("bcache");
-        let at = Attributes::at(fs::canonicalize(&link).unwrap_or(link));
+        let at = Attributes::at(root, at.target("bcache").unwrap_or_else(|| at.path("bcache")));
         let bcache = at.link_name("dev");
         let bcache_disk = bcache.as_deref().and_then(|bcache| disk_stats(root, bcache));
         let bcache_sectors =

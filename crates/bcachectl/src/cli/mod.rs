@@ -145,12 +145,26 @@ pub enum Command {
     /// Read superblocks for the command that started this one, as `device::scan` asks
     #[command(hide = true)]
     ReadSuperblocks,
+    /// Read what the kernel runs for the command that started this one, as `running::ask` asks
+    #[command(hide = true)]
+    ReadRunning(ReadRunningArgs),
     /// Write the man pages
     #[command(hide = true)]
     Man {
         /// The folder to write them to
         folder: PathBuf,
     },
+}
+
+/// Options of the hidden `bcachectl read-running`.
+#[derive(Debug, Args)]
+pub struct ReadRunningArgs {
+    /// The folder that sys is in
+    pub root: PathBuf,
+
+    /// Read the superblocks of backing devices, too
+    #[arg(long)]
+    pub superblocks: bool,
 }
 
 /// The whole command line, as clap sees it.

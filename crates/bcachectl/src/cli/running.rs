@@ -357,12 +357,12 @@ pub struct StatusArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why", "prometheus", "target", "recorded"])]
     pub record: Option<PathBuf>,
 
-    /// Take a file that --record wrote for the kernel
+    /// Take a file that --record wrote for the kernel, or a folder with a copy of /sys in it
     #[arg(long, value_name = "FILE")]
     pub recorded: Option<PathBuf>,
 
-    /// Wait at most so long for the kernel's answer
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+    /// Go on without what has not answered for so long
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
     pub timeout: Duration,
 }
 
@@ -389,7 +389,8 @@ pub struct TopArgs {
     #[arg(long, value_name = "COLUMN", value_enum, default_value_t)]
     pub sort: TopSort,
 
-    /// Take a file that `bcachectl status --record` wrote for the kernel
+    /// Take a file that `bcachectl status --record` wrote for the kernel, or a folder with a copy of
+    /// /sys in it
     #[arg(long, value_name = "FILE")]
     pub recorded: Option<PathBuf>,
 }

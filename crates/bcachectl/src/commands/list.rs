@@ -136,7 +136,10 @@ fn field(device: &DeviceReport, column: ListColumn) -> Field {
     let backing = sb.and_then(|sb| sb.backing.as_ref());
     // What the kernel knows is newer than what it last wrote.
     let running = device.running.as_ref();
+    // Where the kernel does not answer, what is on the device may be old.
+    let is_silent = running.is_some_and(|running| running.not_answering);
     match column {
+        ListColumn::State | ListColumn::Mode | ListColumn::Dirty if is_silent => Field::None,
         ListColumn::Set => Field::maybe(Some(set_of(device)).filter(|set| *set != "-")),
         ListColumn::Device => Field::Text(device.path.display().to_string()),
         ListColumn::Kind => Field::maybe(kind_of(device)),

@@ -22,7 +22,7 @@ use bcache_cli::program::Program;
 use crate::cli::{self, Cli, Command};
 use crate::compat;
 use crate::exit::Failure;
-use crate::{man, scan};
+use crate::{ask, man, scan};
 
 /// The command.
 const PROGRAM: Program = Program { name: "bcachectl", command: cli::command };
@@ -59,6 +59,7 @@ pub fn main() -> ExitCode {
             (Command::Status(args), _) => running::status(args),
             (Command::Top(args), _) => running::top(args),
             (Command::ReadSuperblocks, _) => scan::serve(),
+            (Command::ReadRunning(args), _) => ask::serve(args),
             (Command::Completions { shell, old_name: None }, _) => PROGRAM.completions(*shell),
             (Command::Completions { shell, old_name: Some(name) }, _) => {
                 compat::completions(name, *shell)

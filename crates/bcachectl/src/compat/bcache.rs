@@ -285,7 +285,8 @@ fn listed() -> Result<Vec<Listed>> {
         .map_err(|error| format!("Unable to open dir /sys/block: {}", reason(&error)))?;
     let with_superblock = devices.into_iter().filter_map(|device| {
         let sb = read_superblock(&open_read(&device.path).ok()?).ok()??;
-        sb.magic_ok().then_some(Listed { path: device.path, sb, running: device.bcache })
+        let running = BlockDir::by_name(&Root::system(), &device.name)?.bcache();
+        sb.magic_ok().then_some(Listed { path: device.path, sb, running })
     });
     Ok(with_superblock.collect())
 }

@@ -70,7 +70,7 @@ pub(super) fn run(call: &Call) -> ExitCode {
 
 /// The directories of the sets, by UUID.
 fn set_folders(root: &Root) -> Vec<PathBuf> {
-    let top = Attributes::at(root.sys("fs/bcache"));
+    let top = Attributes::at(root, root.sys("fs/bcache"));
     top.names().iter().map(|name| top.path(name)).filter(|path| path.is_dir()).collect()
 }
 
@@ -171,7 +171,8 @@ fn device(links: &Path, number: &str) -> String {
 /// A cache device's sectors and how many of them are in buckets that nothing uses.
 fn cache_sectors(cache: &Path) -> (f64, f64) {
     let all = number(&line(cache, "../size"));
-    let unused = Attributes::at(cache).line("priority_stats", "Unused").unwrap_or_default();
+    let unused =
+        Attributes::at(&Root::system(), cache).line("priority_stats", "Unused").unwrap_or_default();
     (all, number(unused.trim_end_matches('%')) * all / 100.0)
 }
 
@@ -197,7 +198,7 @@ fn add(text: &mut String, indent: &str, name: &str, value: &str) {
 
 /// What there is to say of the set at `set`.
 fn report(set: &Path, links: &Path, options: &BTreeSet<String>) -> String {
-    let names = Attributes::at(set).names();
+    let names = Attributes::at(&Root::system(), set).names();
     let folders = |prefix: &str| -> Vec<PathBuf> {
         let own = names.iter().filter(|name| name.starts_with(prefix));
         own.map(|name| set.join(name)).filter(|path| path.is_dir()).collect()

@@ -7,7 +7,8 @@ pub(super) const BEFORE: Sections = &[(
     "bcachectl list shows the bcache devices of the machine, set by set, each cache before the backing \
      devices of its set. It reads the superblock of every block device, and what sysfs says of those \
      that run. A device that does not answer holds up nothing: the others are listed, and it is named \
-     on standard error.
+     on standard error. While the kernel holds bcache's lock, nothing is said of the state of devices that \
+     run, and they are named there, too.
 
 On a terminal that is too narrow, whole columns are left out, and a line below names them. UUIDs, paths \
      and numbers are never broken.",

@@ -375,15 +375,19 @@ Hits and misses are the kernel's counts of reads since registration. They change
      bound. With --interval, rates and the share of the bytes that came from the cache are measured, \
      from the block layer's exact counts.
 
-While the kernel registers a cache it answers nobody; status says so after a second and waits, at most \
-     --timeout.",
+While the kernel registers a cache it says nothing of any set or device but names and counts. What \
+     has not answered for a second, or for --timeout, is named on standard error, the rest is shown, and \
+     the exit status is 1. The same goes for the superblock of a device that does not answer.
+
+With --recorded a folder stands for the machine, too, such as the one that sos report makes: sys is in it.",
 )];
 const STATUS_AFTER: Sections = &[
     NAMES,
     (
         "JSON",
-        "With --json the output is one object with sets, unattached (backing devices of no set) and \
-     findings. Numbers that the kernel rounds are objects with low and high, the least and the most \
+        "With --json the output is one object with sets, unattached (backing devices of no set), \
+     findings and, where there are any, not_answering: a list of objects with set, device or superblock. \
+     Numbers that the kernel rounds are objects with low and high, the least and the most \
      that the true value can be.
 
 sets :: uuid, cache, cache_bytes, bucket_bytes, nbuckets, available_percent, replacement, io_errors, \
@@ -413,7 +417,8 @@ findings :: code, severity (danger, warning, note), text, way_out (a list of ste
         "EXIT STATUS",
         "0 :: Nothing is in danger. Warnings and notes may be there.
 
-1 :: The kernel's files could not be read, it did not answer in time, or there is no such device.
+1 :: The kernel's files could not be read, there is no such device, or something did not answer and \
+     is not shown.
 
 2 :: The command line makes no sense.
 
@@ -445,7 +450,8 @@ Rates and hits come from the block layer's counts, which are exact. HITS is the 
      read that did not come from the backing device. It needs two looks; --batch begins with the second.
 
 While the kernel holds bcache's lock, as it does when it registers a cache, it answers nobody. After \
-     a second top says so, and keys go on to work. It never reads priority_stats.",
+     a second top says so, and keys go on to work. With --batch it then prints what it has, names the rest \
+     on standard error, and ends with the status 1. It never reads priority_stats.",
     ),
     (
         "COLUMNS",

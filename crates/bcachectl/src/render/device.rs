@@ -111,6 +111,22 @@ pub struct RunningReport {
     /// Dirty data of a backing device, as the kernel rounds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dirty_data: Option<String>,
+    /// The kernel did not answer, and nothing but names is known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub not_answering: bool,
+}
+
+impl RunningReport {
+    /// That the kernel did not answer, as a sentence about `path`.
+    pub fn silence(&self, path: &Path) -> Option<String> {
+        let path = path.display();
+        self.not_answering.then(|| {
+            format!(
+                "{path}: the kernel does not say how it runs: it holds bcache's lock, as it does \
+                 while it registers a cache"
+            )
+        })
+    }
 }
 
 /// A superblock.

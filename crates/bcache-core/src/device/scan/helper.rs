@@ -18,12 +18,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use super::{Answer, Bytes, read, threads};
+use super::{Answer, Bytes, read, read_all};
 use crate::device::{DeviceError, Operation};
 use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
 
@@ -127,7 +126,7 @@ pub fn serve(mut input: impl Read, mut output: impl Write) -> io::Result<()> {
         return Ok(());
     }
     let paths = list.split(|byte| *byte == 0).map(|path| PathBuf::from(OsStr::from_bytes(path)));
-    for (index, answer) in threads::read_all(paths.collect(), Arc::new(read)) {
+    for (index, answer) in read_all(paths.collect(), read) {
         let index = u32::try_from(index).map_err(io::Error::other)?;
         output.write_all(&encode(index, &answer))?;
         output.flush()?;
@@ -292,7 +291,7 @@ mod tests {
             number: None,
             size: Sectors(4096),
             partition_of: None,
-            bcache: None,
+            role: None,
         }
     }
 

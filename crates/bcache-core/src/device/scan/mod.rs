@@ -6,10 +6,10 @@
 //! with such a thread cannot end, and its parent could not either if the thread were its own.
 
 mod helper;
-mod threads;
+pub(crate) mod threads;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,11 +98,18 @@ pub fn scan(root: &Root, helper: Option<&Helper>, quiet: Duration) -> io::Result
         // One that ended without all answers was no helper, or it was killed.
         (scan.not_answering.is_empty() || !running.has_ended()).then_some(scan)
     });
-    let mut scan = with_helper
-        .unwrap_or_else(|| collect(devices, &threads::read_all(paths, Arc::new(read)), quiet));
+    let mut scan = with_helper.unwrap_or_else(|| collect(devices, &read_all(paths, read), quiet));
     scan.unreadable.retain(|it| !is_gone(root, &it.device));
     scan.not_answering.retain(|it| !is_gone(root, &it.device));
     Ok(scan)
+}
+
+/// Reads all of `paths` in the background.
+fn read_all(
+    paths: Vec<PathBuf>,
+    read: impl Fn(&Path) -> Result<Bytes, DeviceError> + Send + Sync + 'static,
+) -> std::sync::mpsc::Receiver<Answer> {
+    threads::answer_all(paths, Arc::new(move |path: &PathBuf| read(path)))
 }
 
 /// Whether a device went away after it was listed: a loop device that was detached, a stick that was
@@ -160,7 +167,6 @@ fn collect(
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::mpsc;
 
     use super::super::sysfs::fake::Tree;
@@ -200,7 +206,7 @@ mod tests {
             }
         };
         let paths: Vec<PathBuf> = devices.iter().map(|device| device.path.clone()).collect();
-        let answers = threads::read_all(paths, Arc::new(read));
+        let answers = read_all(paths, read);
         let scan = collect(devices, &answers, Duration::from_millis(300));
         assert_eq!(names(scan.not_answering.iter().map(|it| &it.device)), ["sd7"]);
         assert_eq!(names(scan.unreadable.iter().map(|it| &it.device)), ["sd9"]);
@@ -226,7 +232,7 @@ mod tests {
             Ok(None)
         };
         let paths: Vec<PathBuf> = devices.iter().map(|device| device.path.clone()).collect();
-        let answers = threads::read_all(paths, Arc::new(read));
+        let answers = read_all(paths, read);
         let scan = collect(devices, &answers, Duration::from_secs(2));
         assert_eq!((scan.devices.len(), scan.not_answering.len()), (200, 100));
         drop(release);

@@ -1,13 +1,9 @@
-//! A thread for each device, so that one that never answers costs its own only.
+//! A thread for each question, so that one that is never answered costs its own only.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
-
-use super::{Answer, Bytes};
-use crate::device::DeviceError;
 
 /// Threads that read at the same time, while they make progress.
 const RUNNING_MAX: usize = 64;
@@ -20,8 +16,6 @@ const STACK_BYTES: usize = 256 << 10;
 
 /// How often a thread that cannot be started is tried again.
 const SPAWN_TRIES: u32 = 100;
-
-type Read = dyn Fn(&Path) -> Result<Bytes, DeviceError> + Send + Sync;
 
 /// The count of running threads.
 #[derive(Default)]
@@ -45,19 +39,28 @@ impl Running {
     }
 }
 
-/// Reads all of `paths` in the background. The receiver ends when all have answered.
-pub(super) fn read_all(paths: Vec<PathBuf>, read: Arc<Read>) -> Receiver<Answer> {
+/// Answers all of `questions` in the background, each by its index. The receiver ends when all have
+/// been answered.
+pub(crate) fn answer_all<Q, A>(
+    questions: Vec<Q>,
+    answer: Arc<dyn Fn(&Q) -> A + Send + Sync>,
+) -> Receiver<(usize, A)>
+where
+    Q: Send + Sync + 'static,
+    A: Send + 'static,
+{
     let (answers, receiver) = mpsc::channel();
     let running = Arc::new(Running::default());
     let start = move || {
-        for (index, path) in paths.into_iter().enumerate() {
+        for (index, question) in questions.into_iter().enumerate() {
             running.enter();
+            let question = Arc::new(question);
             let mut tries = 0;
             loop {
-                let (read, running, answers) = (read.clone(), running.clone(), answers.clone());
-                let path = path.clone();
+                let (answer, running, answers) = (answer.clone(), running.clone(), answers.clone());
+                let question = question.clone();
                 let one = move || {
-                    let answer = read(&path);
+                    let answer = answer(&question);
                     running.leave();
                     // Nobody listens any more where the time is up.
                     let _ = answers.send((index, answer));
@@ -65,7 +68,7 @@ pub(super) fn read_all(paths: Vec<PathBuf>, read: Arc<Read>) -> Receiver<Answer>
                 tries += 1;
                 match thread::Builder::new().stack_size(STACK_BYTES).spawn(one) {
                     Ok(_) => break,
-                    // Too many processes; without a thread, the device counts as not answering.
+                    // Too many processes; without a thread, there is no answer.
                     Err(_) if tries >= SPAWN_TRIES => break,
                     Err(_) => thread::sleep(PATIENCE),
                 }

@@ -137,7 +137,7 @@ pub fn plan_register(
         }
         return Err(Refusal::InUse { device: name, users });
     }
-    let register = Attributes::at(root.sys("fs/bcache"));
+    let register = Attributes::at(root, root.sys("fs/bcache"));
     let value = format!("{}\n", node(&name).display());
     let writes = vec![write(&register, "register", value)];
     Ok(plan("register", &name, writes, Proof::Registered { device: name.clone() }))
@@ -420,7 +420,7 @@ pub fn plan_volume_create(set: &Set, bytes: u64, label: Option<&str>) -> Result<
         return Err(Refusal::VolumeTooLarge { bytes, available_bytes });
     }
     if let Some(label) = label {
-        plan_label("", &Attributes::at(""), true, label)?;
+        plan_label("", &Attributes::at(&Root::system(), ""), true, label)?;
     }
     // Whole sectors: the kernel drops the rest.
     let bytes = bytes / SECTOR_BYTES * SECTOR_BYTES;

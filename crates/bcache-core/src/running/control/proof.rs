@@ -86,8 +86,8 @@ fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-fn volumes(set: &Path) -> Vec<String> {
-    let mut names = Attributes::at(set).names();
+fn volumes(root: &Root, set: &Path) -> Vec<String> {
+    let mut names = Attributes::at(root, set).names();
     names.retain(|name| name.strip_prefix("volume").is_some_and(|it| it.parse::<u32>().is_ok()));
     names
 }
@@ -113,7 +113,7 @@ impl Proof {
 
     /// One look.
     fn look(&self, root: &Root) -> Look<Done> {
-        let bcache = |device: &str| Attributes::at(class(root, device).join("bcache"));
+        let bcache = |device: &str| Attributes::at(root, class(root, device).join("bcache"));
         let done = |done: bool| if done { Look::Done(Done::default()) } else { Look::NotYet };
         match self {
             Self::Registered { device } => {
@@ -177,9 +177,9 @@ impl Proof {
                 done(read.is_ok_and(|it| it == *text))
             }
             Self::NewVolume { set, before, .. } => {
-                let new = volumes(set).into_iter().find(|name| !before.contains(name));
+                let new = volumes(root, set).into_iter().find(|name| !before.contains(name));
                 let owner = new.and_then(|name| {
-                    let dir = Attributes::at(set).target(&name)?;
+                    let dir = Attributes::at(root, set).target(&name)?;
                     Some(dir.parent()?.file_name()?.to_str()?.to_owned())
                 });
                 match owner {

@@ -57,7 +57,7 @@ pub fn most_of(tunable: &Tunable, of: &Attributes) -> Option<u64> {
     if tunable.name != "writeback_percent" || tunable.scope != Scope::Backing {
         return None;
     }
-    Attributes::at(of.path("cache/internal")).number("cutoff_writeback")
+    of.below("cache/internal").number("cutoff_writeback")
 }
 
 /// The order in which the changes are written so that the kernel changes none of them, and the plan.

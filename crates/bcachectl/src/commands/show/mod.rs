@@ -16,7 +16,7 @@ use bcache_core::cache_set::ReadOptions;
 use bcache_core::cache_set::reused::set_uuid_reused;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::probe::probe;
-use bcache_core::device::sysfs::{BlockDir, Registered, Root};
+use bcache_core::device::sysfs::{BlockDir, Registered, Role, Root};
 use bcache_core::device::{ReadDevice, file};
 use bcache_core::inspect::{Answer, BackingDevices, Device, Group, InspectError};
 use bcache_core::layout::superblock::Kind;
@@ -27,7 +27,7 @@ use self::deep::{Problems, Shown};
 use crate::cli::ShowArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{DeviceReport, RunningReport};
-use crate::scan;
+use crate::{ask, scan};
 
 /// A device that could not be shown.
 #[derive(Clone, Debug, Serialize)]
@@ -92,6 +92,11 @@ impl Status {
             Some(Answer::Present) => self.dirty = true,
             Some(Answer::Unknown) => self.unknown = true,
             Some(Answer::None) | None => {}
+        }
+        let path = &shown.report.path;
+        if let Some(error) = shown.report.running.as_ref().and_then(|it| it.silence(path)) {
+            // What is on the device was read: --dirty can tell.
+            self.errors.push(ErrorReport { path: path.display().to_string(), error });
         }
         if let Some(error) = shown.take_error() {
             self.fail(ErrorReport::new(&shown.report.path, &error));
@@ -276,8 +281,13 @@ fn report_of_open(handle: &dyn ReadDevice, device: &Device<'_>) -> DeviceReport 
     // to show.
     let found = probe(path).unwrap_or_default();
     report.found.extend(found.iter().filter(|found| !found.is_bcache()).map(ToString::to_string));
-    let registered = BlockDir::of_path(&Root::system(), path).and_then(|block| block.bcache());
-    report.running = registered.map(|registered| running(&registered));
+    if let Some(block) = BlockDir::of_path(&Root::system(), path) {
+        if let Some(role) = block.role() {
+            let registered = ask::registered(&block);
+            report.running =
+                Some(registered.map_or_else(|| outline(&role), |registered| running(&registered)));
+        }
+    }
     inside::note_contents(&mut report, handle);
     inside::warn_of_udev(&mut report);
     report
@@ -289,6 +299,17 @@ fn look_at(path: &Path) -> Result<DeviceReport> {
     let handle = file::open_read(path)?;
     let device = Device::read_superblock(&handle)?;
     Ok(report_of_open(&handle, &device))
+}
+
+/// What is known of a device that runs, and of which the kernel says nothing more.
+fn outline(role: &Role) -> RunningReport {
+    let (kind, device, set_uuid) = match role {
+        Role::Cache { set_uuid } => (Kind::Cache, None, set_uuid),
+        Role::Backing { device, set_uuid } => (Kind::Backing, device.clone(), set_uuid),
+    };
+    let set_uuid = set_uuid.map(|uuid| uuid.to_string());
+    let not_answering = true;
+    RunningReport { kind: Some(kind), device, set_uuid, not_answering, ..RunningReport::default() }
 }
 
 fn running(registered: &Registered) -> RunningReport {
@@ -305,6 +326,7 @@ fn running(registered: &Registered) -> RunningReport {
             state: backing.state.as_ref().map(ToString::to_string),
             cache_mode: backing.cache_mode.clone(),
             dirty_data: backing.dirty_data.clone(),
+            not_answering: false,
         },
     }
 }

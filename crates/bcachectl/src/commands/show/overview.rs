@@ -59,11 +59,17 @@ impl Machine {
         let scan = scan::machine()?;
         for found in &scan.devices {
             // Only what carries bcache, or what the kernel runs as such, is opened again.
-            if found.area.superblock().is_none() && found.device.bcache.is_none() {
+            if found.area.superblock().is_none() && found.device.role.is_none() {
                 continue;
             }
             match look_at(&found.device.path) {
-                Ok(found) => report.devices.push(found),
+                Ok(shown) => {
+                    let running = shown.running.as_ref();
+                    if let Some(error) = running.and_then(|it| it.silence(&shown.path)) {
+                        report.fail(&found.device, error);
+                    }
+                    report.devices.push(shown);
+                }
                 Err(_) if is_gone(&found.device) => {}
                 Err(error) => report.fail(&found.device, format!("{error:#}")),
             }
@@ -112,6 +118,11 @@ impl Machine {
         let others = self.scan.unreadable.iter().filter(|it| is_root || !it.is_permission());
         for failed in others {
             writeln!(io::stderr(), "bcachectl: {}", with_causes(&failed.error))?;
+        }
+        for device in self.devices() {
+            if let Some(error) = device.running.as_ref().and_then(|it| it.silence(&device.path)) {
+                writeln!(io::stderr(), "bcachectl: {error}")?;
+            }
         }
         for silent in &self.scan.not_answering {
             writeln!(

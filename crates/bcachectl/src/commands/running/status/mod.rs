@@ -7,10 +7,10 @@ mod text;
 mod unfinished;
 mod why;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::Out;
 use bcache_core::device::sysfs::Root;
-use bcache_core::running::control::read_on_device;
-use bcache_core::running::{OnDevice, Severity, View, recorded, within};
+use bcache_core::running::{Asker, Part, Severity, Snapshot, View, recorded};
 use uuid::Uuid;
 
 use super::records::Records;
-use super::session::{Target, read_view, target};
+use super::session::{Target, target};
+use crate::ask::asker;
 use crate::cli::running::StatusArgs;
 use crate::exit::Failure;
 
@@ -32,37 +32,30 @@ pub(super) use report::{CleanIn, StatusReport};
 
 /// Runs `bcachectl status`.
 pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
-    let recorded = args.recorded.as_deref().map(Recorded::read).transpose()?;
-    let is_recorded = recorded.is_some();
-    let root = recorded.as_ref().map_or_else(Root::system, |it| it.root.clone());
+    let is_recorded = args.recorded.is_some();
+    let root = args.recorded.as_deref().map_or_else(|| Ok(Root::system()), recorded_root)?;
+    let mut asker = asker(root.clone(), root.is_system());
+    let mut snapshot = asker.within(args.timeout).context("cannot read /sys")?;
     if let Some(path) = &args.record {
-        return record(&root, path, args.timeout);
+        return record(&snapshot, path);
     }
-    let view = read_view(&root, args.timeout)?;
+    let mut view = snapshot.view().context("cannot read /sys")?;
     if args.prometheus {
         let mut out = Out::stdout();
         out.write_all(prometheus::metrics(&view).as_bytes())?;
         out.finish()?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(complain(&snapshot));
     }
     let only = match &args.target {
         Some(name) => Some(chosen(&root, &view, name)?),
         None => None,
     };
-    let rates = match args.interval {
-        Some(interval) if !is_recorded => Some(measure(&root, &view, interval, args.timeout)?),
-        _ => None,
-    };
-    let (view, rates) = match rates {
-        Some((after, rates)) => (after, rates),
-        None => (view, BTreeMap::new()),
-    };
-    let on_device: &dyn Fn(&str) -> Option<OnDevice> = if is_recorded {
-        &|_| None
-    } else {
-        &|name| read_on_device(&Path::new("/dev").join(name.replace('!', "/")))
-    };
-    let mut report = StatusReport::new(&view, &rates, on_device, args.why, only.as_ref());
+    let mut rates = BTreeMap::new();
+    if let Some(interval) = args.interval.filter(|_| !is_recorded) {
+        (snapshot, rates) = measure(&mut asker, &view, interval, args.timeout)?;
+        view = snapshot.view().context("cannot read /sys")?;
+    }
+    let mut report = StatusReport::new(&view, &snapshot, &rates, args.why, only.as_ref());
     if !is_recorded {
         let unfinished = unfinished::findings(&Records::system(), &view, only.as_ref());
         report.findings.extend(unfinished);
@@ -76,7 +69,42 @@ pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
     }
     out.finish()?;
     let danger = report.findings.iter().any(|it| it.severity == Severity::Danger);
-    Ok(if danger { Failure::Danger.into() } else { ExitCode::SUCCESS })
+    let status = complain(&snapshot);
+    Ok(if danger { Failure::Danger.into() } else { status })
+}
+
+/// Names what did not answer on standard error; the exit status that follows.
+pub(super) fn complain(snapshot: &Snapshot) -> ExitCode {
+    if snapshot.silent.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    // Where standard error is closed, nobody is told.
+    let _ = writeln!(io::stderr(), "bcachectl: {}", silence(&snapshot.silent, snapshot.waited));
+    Failure::Refused.into()
+}
+
+/// Most that are named in one line.
+const NAMED_MAX: usize = 8;
+
+/// What does not answer, in words.
+pub(super) fn silence(silent: &BTreeSet<Part>, waited: Duration) -> String {
+    let mut names: Vec<String> = silent.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    if let Some(more) = silent.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        names.push(format!("{more} more"));
+    }
+    let (last, others) = names.split_last().map_or(("", &[][..]), |(last, it)| (last, it));
+    let names = match others {
+        [] => last.to_owned(),
+        others => format!("{} and {last}", others.join(", ")),
+    };
+    let verb = if silent.len() == 1 { "does" } else { "do" };
+    let lock = silent.iter().any(|it| !matches!(it, Part::Superblock(_)));
+    let why = if lock {
+        ": the kernel holds bcache's lock, as it does while it registers a cache"
+    } else {
+        ""
+    };
+    format!("{names} {verb} not answer for {} s{why}", waited.as_secs())
 }
 
 /// What the report is about.
@@ -114,18 +142,18 @@ pub(super) struct Rates {
 
 /// Looks again after `interval`; gives the second look and the rates, by backing device.
 fn measure(
-    root: &Root,
+    asker: &mut Asker,
     before: &View,
     interval: Duration,
-    limit: Duration,
-) -> Result<(View, BTreeMap<String, Rates>)> {
+    quiet: Duration,
+) -> Result<(Snapshot, BTreeMap<String, Rates>)> {
     if interval.is_zero() {
         bail!("an interval of 0 measures nothing");
     }
     let begun = Instant::now();
     sleep(interval);
-    let after = read_view(root, limit)?;
-    let rates = rates_between(before, &after, begun.elapsed());
+    let after = asker.within(quiet).context("cannot read /sys")?;
+    let rates = rates_between(before, &after.view().context("cannot read /sys")?, begun.elapsed());
     Ok((after, rates))
 }
 
@@ -154,10 +182,8 @@ pub(super) fn rates_between(
     after.backing.iter().filter_map(|now| Some((now.name.clone(), of(now)?))).collect()
 }
 
-fn record(root: &Root, path: &Path, limit: Duration) -> Result<ExitCode> {
-    let at = root.clone();
-    let text = within(limit, || {}, move || recorded::record(&at))?;
-    let text = text.context("cannot read /sys")?;
+fn record(snapshot: &Snapshot, path: &Path) -> Result<ExitCode> {
+    let text = recorded::text(&snapshot.root);
     if path == Path::new("-") {
         let mut out = Out::stdout();
         out.write_all(text.as_bytes())?;
@@ -165,48 +191,18 @@ fn record(root: &Root, path: &Path, limit: Duration) -> Result<ExitCode> {
     } else {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(complain(snapshot))
 }
 
-/// A recorded tree, laid out in a folder of its own.
-pub(super) struct Recorded {
-    /// Where it stands for the machine.
-    pub(super) root: Root,
-    _folder: TemporaryFolder,
-}
-
-impl Recorded {
-    /// Lays out what is recorded in the file at `path`.
-    ///
-    /// # Errors
-    /// When it cannot be read or is no recorded tree.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let folder = TemporaryFolder::new()?;
-        let root = recorded::unpack(&text, &folder.0)
-            .with_context(|| format!("{} is no recorded tree", path.display()))?;
-        Ok(Self { root, _folder: folder })
+/// What stands for the machine: a file that was recorded, or a folder with a copy of /sys in it.
+///
+/// # Errors
+/// When it cannot be read or is no recorded tree.
+pub(super) fn recorded_root(path: &Path) -> Result<Root> {
+    if path.is_dir() {
+        return Ok(Root::at(std::path::absolute(path)?));
     }
-}
-
-/// A folder that is removed again.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn new() -> Result<Self> {
-        // Of thousands of small files, in memory where there is such a place.
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let path = parent.join(format!("bcachectl-{}", Uuid::new_v4()));
-        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        // What is left in the folder for temporary files is no harm.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    recorded::parse(&text).with_context(|| format!("{} is no recorded tree", path.display()))
 }

@@ -114,10 +114,10 @@ pub(super) fn metrics(view: &View) -> String {
             &labels,
             set.cache_read_races,
         );
-        all.add(
+        all.maybe(
             Metric("bcache_set_synchronous", "gauge", "Whether the cache survives a registration."),
             &labels,
-            flag(set.synchronous.unwrap_or(true)),
+            set.synchronous.map(flag),
         );
         if let Some(cache) = &set.cache {
             let labels = format!("uuid=\"{}\",cache_device=\"cache0\"", set.uuid);

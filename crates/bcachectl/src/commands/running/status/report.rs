@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use bcache_core::running::{
-    Backing, DeviceState, OnDevice, Rounded, Set, Severity, Stats, View, Volume, findings,
+    Backing, DeviceState, Finding, Part, Rounded, Set, Severity, Snapshot, Stats, View, Volume,
+    findings,
 };
 use bcache_core::units::Sectors;
 use serde::Serialize;
@@ -17,6 +18,9 @@ pub(in crate::commands::running) struct StatusReport {
     /// Backing devices of no set.
     pub(super) unattached: Vec<BackingReport>,
     pub(super) findings: Vec<FindingReport>,
+    /// What did not answer: the figures of these are missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) not_answering: Vec<Part>,
 }
 
 #[derive(Debug, Serialize)]
@@ -195,8 +199,8 @@ impl VolumeReport {
 impl StatusReport {
     pub(in crate::commands::running) fn new(
         view: &View,
+        snapshot: &Snapshot,
         rates: &BTreeMap<String, Rates>,
-        on_device: &dyn Fn(&str) -> Option<OnDevice>,
         with_why: bool,
         only: Option<&Only>,
     ) -> Self {
@@ -224,8 +228,18 @@ impl StatusReport {
         let attached = |backing: &Backing| backing.set.is_some_and(|it| view.set(it).is_some());
         let unattached =
             view.backing.iter().filter(|it| !attached(it) && wanted(it)).map(report).collect();
-        let found = findings(view, on_device);
-        let findings = found.iter().filter(|it| words::is_about(it, only, view));
-        Self { sets: sets.collect(), unattached, findings: findings.map(words::report).collect() }
+        let found = findings(view, &|name| snapshot.on_device.get(name).copied());
+        let is_silent = |device: &String| snapshot.silent.contains(&Part::Device(device.clone()));
+        let findings = found
+            .iter()
+            // Of what does not answer it is said that it does not.
+            .filter(|it| !matches!(it, Finding::Unknown { device } if is_silent(device)))
+            .filter(|it| words::is_about(it, only, view));
+        Self {
+            sets: sets.collect(),
+            unattached,
+            findings: findings.map(words::report).collect(),
+            not_answering: snapshot.silent.iter().cloned().collect(),
+        }
     }
 }

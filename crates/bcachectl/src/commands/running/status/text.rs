@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::Result;
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::table::Color;
-use bcache_core::running::Severity;
+use bcache_core::running::{Part, Severity};
 use bcache_core::units::format_bytes;
 
 use super::report::{BackingReport, CleanIn, SetReport, StatusReport};
@@ -39,13 +39,13 @@ pub(super) fn render(out: &mut Out, report: &StatusReport, available: bool) -> R
         if index > 0 {
             writeln!(out)?;
         }
-        of_set(out, set)?;
+        of_set(out, set, report)?;
     }
     if !report.sets.is_empty() && !report.unattached.is_empty() {
         writeln!(out)?;
     }
     for backing in &report.unattached {
-        of_backing(out, backing, "")?;
+        of_backing(out, backing, report, "")?;
     }
     Ok(())
 }
@@ -54,8 +54,9 @@ fn percent(ratio: f64) -> String {
     format!("{:.1} %", ratio * 100.0)
 }
 
-fn of_set(out: &mut Out, set: &SetReport) -> Result<()> {
-    writeln!(out, "set {}", set.uuid)?;
+fn of_set(out: &mut Out, set: &SetReport, report: &StatusReport) -> Result<()> {
+    let is_silent = report.not_answering.contains(&Part::Set(set.uuid));
+    writeln!(out, "set {}{}", set.uuid, if is_silent { ": does not answer" } else { "" })?;
     let mut facts = vec![format!("cache {}", set.cache.as_deref().unwrap_or("(none)"))];
     facts.extend(set.cache_bytes.map(format_bytes));
     facts.extend(set.bucket_bytes.map(|it| format!("buckets of {}", format_bytes(it))));
@@ -68,7 +69,7 @@ fn of_set(out: &mut Out, set: &SetReport) -> Result<()> {
         writeln!(out, "  reads: {hits} hits, {misses} misses{ratio}")?;
     }
     for backing in &set.backing {
-        of_backing(out, backing, "  ")?;
+        of_backing(out, backing, report, "  ")?;
     }
     for volume in &set.volumes {
         let label = volume.label.as_ref().map(|it| format!(" \"{it}\"")).unwrap_or_default();
@@ -78,13 +79,20 @@ fn of_set(out: &mut Out, set: &SetReport) -> Result<()> {
     Ok(())
 }
 
-fn of_backing(out: &mut Out, backing: &BackingReport, indent: &str) -> Result<()> {
+fn of_backing(
+    out: &mut Out,
+    backing: &BackingReport,
+    report: &StatusReport,
+    indent: &str,
+) -> Result<()> {
     let runs = match &backing.bcache {
         Some(bcache) => format!("{bcache} on {}", backing.device),
         None => backing.device.clone(),
     };
     let label = backing.label.as_ref().map(|it| format!(" \"{it}\"")).unwrap_or_default();
-    let mut facts = vec![backing.state.to_string()];
+    let is_silent = report.not_answering.contains(&Part::Device(backing.device.clone()));
+    let mut facts =
+        vec![if is_silent { "does not answer".to_owned() } else { backing.state.to_string() }];
     facts.extend(backing.cache_mode.clone());
     facts.extend(backing.bytes.map(format_bytes));
     writeln!(out, "{indent}{runs}{label}: {}", facts.join(", "))?;

@@ -1,9 +1,10 @@
 //! What `top` shows: figures of one look, and rates from two.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bcache_core::running::{
-    Backing, DeviceState, DiskStats, Rounded, Set, Severity, View, findings,
+    Backing, DeviceState, DiskStats, Finding, Part, Rounded, Set, Severity, View, findings,
 };
 use uuid::Uuid;
 
@@ -14,6 +15,8 @@ use crate::commands::running::status::{CleanIn, Rates, in_words, rates_between};
 pub(super) struct Sample {
     pub(super) view: View,
     pub(super) at: Instant,
+    /// What did not answer.
+    pub(super) silent: BTreeSet<Part>,
 }
 
 /// Figures of all sets and devices.
@@ -133,9 +136,13 @@ impl Figures {
             let then = before.and_then(|it| it.view.set(set.uuid));
             SetRow::new(set, then.zip(elapsed), &devices)
         });
-        // Superblocks are not read: a device that does not answer would stop it all.
+        // Superblocks are not read again and again.
         let found = findings(&now.view, &|_| None);
-        let words = found.iter().map(in_words).map(|it| (it.severity, it.text));
+        let is_silent = |device: &String| now.silent.contains(&Part::Device(device.clone()));
+        let found = found
+            .iter()
+            .filter(|it| !matches!(it, Finding::Unknown { device } if is_silent(device)));
+        let words = found.map(in_words).map(|it| (it.severity, it.text));
         Self {
             sets: sets.collect(),
             findings: words.collect(),
@@ -217,7 +224,8 @@ mod tests {
             std::fs::write(root.sys("class/block").join(name).join("stat"), stat).unwrap();
         }
         let view = View::read(&root).unwrap();
-        Sample { view, at: Instant::now() + Duration::from_secs(seconds) }
+        let at = Instant::now() + Duration::from_secs(seconds);
+        Sample { view, at, silent: BTreeSet::new() }
     }
 
     #[test]

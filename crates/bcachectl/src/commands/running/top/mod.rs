@@ -1,7 +1,7 @@
 //! `bcachectl top`: running sets and devices, looked at again and again.
 //!
-//! The kernel is asked in a thread of its own, one question at a time: while it holds bcache's lock,
-//! the screen says so and keys work. priority_stats and the like, which make the kernel work hard, are
+//! The kernel is asked by a helper process, one question at a time: while it holds bcache's lock, the
+//! screen says so and keys work. priority_stats and the like, which make the kernel work hard, are
 //! never read.
 
 mod batch;
@@ -19,17 +19,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::{Out, Style};
 use bcache_core::device::sysfs::Root;
-use bcache_core::running::{Late, View};
+use bcache_core::running::{Asker, SLOW, Snapshot};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::figures::{Figures, Sample};
 use self::screen::Screen;
-use super::status::Recorded;
+use super::status::{complain, recorded_root, silence};
+use crate::ask::asker;
 use crate::cli::running::TopArgs;
 use crate::interrupt;
-
-/// How long the kernel may take before it is said.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// How often keys and a late answer are looked for.
 const POLL: Duration = Duration::from_millis(100);
@@ -39,13 +37,12 @@ pub(in crate::commands) fn top(args: &TopArgs) -> Result<ExitCode> {
     if args.interval.is_zero() {
         bail!("an interval of 0 measures nothing");
     }
-    let recorded = args.recorded.as_deref().map(Recorded::read).transpose()?;
-    let root = recorded.as_ref().map_or_else(Root::system, |it| it.root.clone());
+    let root = args.recorded.as_deref().map_or_else(|| Ok(Root::system()), recorded_root)?;
     let stop = interrupt::install().context("cannot catch signals")?;
-    let mut asker = Asker::new(root);
+    let mut asker = asker(root, false);
     if args.batch || args.once {
         // A recorded tree does not change: there is nothing to wait for.
-        let wait = recorded.is_none();
+        let wait = args.recorded.is_none();
         return in_batch(args, &mut asker, wait, &stop);
     }
     if !io::stdout().is_terminal() {
@@ -70,38 +67,20 @@ fn nothing(available: bool) -> &'static str {
     }
 }
 
-/// Asks the kernel, one question at a time.
-struct Asker {
-    root: Root,
-    late: Late<io::Result<View>>,
-    asked: Option<Instant>,
+/// The answer, waited for at most `limit`.
+fn answer(asker: &mut Asker, limit: Duration) -> Option<io::Result<Sample>> {
+    let answer = asker.answer(limit)?;
+    Some(answer.and_then(sample))
 }
 
-impl Asker {
-    fn new(root: Root) -> Self {
-        Self { root, late: Late::default(), asked: None }
-    }
+fn sample(snapshot: Snapshot) -> io::Result<Sample> {
+    Ok(Sample { view: snapshot.view()?, at: Instant::now(), silent: snapshot.silent })
+}
 
-    /// Asks, unless an answer is outstanding.
-    fn ask(&mut self) {
-        if self.asked.is_none() {
-            self.asked = Some(Instant::now());
-            let root = self.root.clone();
-            self.late.start(move || View::read(&root));
-        }
-    }
-
-    /// The answer, waited for at most `limit`.
-    fn answer(&mut self, limit: Duration) -> Option<io::Result<Sample>> {
-        let answer = self.late.wait(limit)?;
-        self.asked = None;
-        Some(answer.map(|view| Sample { view, at: Instant::now() }))
-    }
-
-    /// For how long an answer has been outstanding, from a second on.
-    fn blocked(&self) -> Option<Duration> {
-        self.asked.map(|it| it.elapsed()).filter(|it| *it >= SLOW)
-    }
+/// What has been outstanding for a second or longer, in words, and for how many seconds.
+fn blocked(asker: &Asker) -> Option<(u64, String)> {
+    let since = asker.since()?.elapsed();
+    (since >= SLOW).then(|| (since.as_secs(), silence(&asker.silent(), since)))
 }
 
 /// Looks and draws until a key or a signal ends it, or after the looks that were asked for.
@@ -117,13 +96,13 @@ fn watch(
     let mut shown = None;
     draw(screen)?;
     while !stop.load(Ordering::Relaxed) {
-        if asker.asked.is_none() && !screen.is_paused() && Instant::now() >= next {
+        if asker.since().is_none() && !screen.is_paused() && Instant::now() >= next {
             asker.ask();
             next = Instant::now() + args.interval;
         }
         let mut changed = step(asker, screen, &mut shown, &mut looks);
         // Without a question, nothing but a key or the next look comes.
-        let pause = match (asker.asked, screen.is_paused()) {
+        let pause = match (asker.since(), screen.is_paused()) {
             (Some(_), _) => POLL,
             (None, true) => SLOW,
             (None, false) => next.saturating_duration_since(Instant::now()).min(SLOW),
@@ -152,7 +131,7 @@ fn watch(
 
 /// Takes an answer, if there is one, and says whether there is something new to draw.
 fn step(asker: &mut Asker, screen: &mut Screen, shown: &mut Option<u64>, looks: &mut u64) -> bool {
-    let answer = asker.answer(Duration::ZERO);
+    let answer = answer(asker, Duration::ZERO);
     let is_new = answer.is_some();
     match answer {
         Some(Ok(sample)) => {
@@ -162,35 +141,27 @@ fn step(asker: &mut Asker, screen: &mut Screen, shown: &mut Option<u64>, looks: 
         Some(Err(error)) => screen.fail(format!("cannot read /sys: {error}")),
         None => {}
     }
-    let blocked = asker.blocked();
-    screen.blocked(blocked);
-    let seconds = blocked.map(|it| it.as_secs());
+    let blocked = blocked(asker);
+    let seconds = blocked.as_ref().map(|(seconds, _)| *seconds);
+    screen.blocked(blocked.map(|(_, words)| words));
     let told = std::mem::replace(shown, seconds) != seconds;
     is_new || told
 }
 
-/// Prints each look. Rates take two, so that the first one is not printed.
+/// Prints each look. Rates take two, so that the first one is not printed. What does not answer for a
+/// second is named, and left out.
 fn in_batch(args: &TopArgs, asker: &mut Asker, wait: bool, stop: &AtomicBool) -> Result<ExitCode> {
     let count = if args.once { 1 } else { args.count };
     let mut last: Option<Sample> = None;
     let mut looks = 0;
     let mut out = Out::stdout();
+    let mut status = ExitCode::SUCCESS;
     while !stop.load(Ordering::Relaxed) {
-        asker.ask();
-        let mut told = false;
-        let sample = loop {
-            if let Some(answer) = asker.answer(POLL) {
-                break answer.context("cannot read /sys")?;
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Ok(ExitCode::SUCCESS);
-            }
-            if let (Some(since), false) = (asker.blocked(), told) {
-                told = true;
-                // Where standard error is closed, nobody is told.
-                let _ = writeln!(io::stderr(), "bcachectl: {}", words::blocked(since));
-            }
-        };
+        let snapshot = asker.within(SLOW).context("cannot read /sys")?;
+        if !snapshot.silent.is_empty() {
+            status = complain(&snapshot);
+        }
+        let sample = sample(snapshot).context("cannot read /sys")?;
         if last.is_some() || !wait {
             let mut figures = Figures::new(last.as_ref(), &sample);
             figures.sort(args.sort);
@@ -204,7 +175,7 @@ fn in_batch(args: &TopArgs, asker: &mut Asker, wait: bool, stop: &AtomicBool) ->
         }
         sleep(args.interval, stop);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(status)
 }
 
 /// Sleeps, at most until somebody wants the end.

@@ -33,8 +33,8 @@ pub(super) struct Screen {
     /// The set whose devices are shown alone.
     only: Option<Uuid>,
     paused: bool,
-    /// For how long the kernel has not answered, from a second on.
-    blocked: Option<Duration>,
+    /// What has not answered for a second or longer, in words.
+    blocked: Option<String>,
     error: Option<String>,
 }
 
@@ -73,9 +73,9 @@ impl Screen {
         self.error = Some(error);
     }
 
-    /// For how long the kernel has not answered; none while it answers.
-    pub(super) fn blocked(&mut self, since: Option<Duration>) {
-        self.blocked = since;
+    /// What has not answered for a second or longer, in words.
+    pub(super) fn blocked(&mut self, words: Option<String>) {
+        self.blocked = words;
     }
 
     /// The names of the devices that are shown, in their order.
@@ -189,8 +189,8 @@ impl Screen {
     fn notices(&self) -> Vec<Line<'_>> {
         let mut lines = Vec::new();
         let warn = self.style(Color::Yellow);
-        if let Some(since) = self.blocked {
-            lines.push(Line::styled(words::blocked(since), warn));
+        if let Some(words) = &self.blocked {
+            lines.push(Line::styled(words.as_str(), warn));
         } else if let Some(error) = &self.error {
             lines.push(Line::styled(error.as_str(), self.style(Color::Red)));
         } else if let Some(figures) = &self.figures {

@@ -1,7 +1,5 @@
 //! Figures as short words, for columns that are narrow.
 
-use std::time::Duration;
-
 use bcache_core::running::Rounded;
 use bcache_core::units::format_bytes;
 
@@ -149,14 +147,6 @@ pub(super) fn details(row: &DeviceRow) -> [String; 2] {
     let first =
         format!("{} on {}{label}, {set}{}", row.name, row.backing, errors.unwrap_or_default());
     [first, second.join(", ")]
-}
-
-/// That the kernel does not answer.
-pub(super) fn blocked(since: Duration) -> String {
-    format!(
-        "no answer from the kernel for {} s: bcache's lock is held, as while a cache is registered",
-        since.as_secs()
-    )
 }
 
 #[cfg(test)]
