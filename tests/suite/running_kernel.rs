@@ -440,6 +440,56 @@ const REPLACE: &str = r#"
         ctl rc_stop stop $volume
         /bin/dmsetup remove --noudevsync slow"#;
 
+/// A cache is registered whose disk takes five seconds for each read and write: the kernel holds
+/// bcache's lock, and whoever reads its files cannot be killed.
+const LOCKED: &str = r#"
+        size=$(blockdev --getsz /dev/vde)
+        ctl lk_make make --force --cache /dev/vde
+        table "delay /dev/vde 0 5000" create
+        echo /dev/dm-0 >/sys/fs/bcache/register &
+        registering=$!
+        is_locked() {
+            status=0
+            /bin/bcachectl status >/dev/null 2>&1 || status=$?
+            test $status = 1
+        }
+        wait_for 60 is_locked
+        ctl lk_status status
+        ctl lk_show show /dev/vda
+        ctl lk_list list
+        ctl lk_top top --once --interval 1
+        /bin/bcachectl status --timeout 1h >/dev/null 2>&1 &
+        status=$!
+        sleep 1
+        # A shell lets what runs in its background ignore SIGINT.
+        kill -TERM $status
+        status_ended=0
+        wait $status || status_ended=$?
+        echo $status_ended >/status
+        figure lk_interrupted /status
+        kill -0 $registering && echo locked >/status
+        figure lk_still /status
+        becomes "linear /dev/vde 0"
+        wait $registering
+        ctl lk_after status
+        ctl lk_end stop /dev/dm-0
+        /bin/dmsetup remove --noudevsync slow"#;
+
+fn locked(run: &GuestRun) -> anyhow::Result<()> {
+    let figure = |name: &str| run.log.figure(name).map(str::trim);
+    let silent = ["vda", "vdb", "not answer", "the kernel holds bcache's lock"];
+    expect(run, "lk_status", 1, &[&silent[..], &["bcache0 on vda: does not answer"]].concat())?;
+    expect(run, "lk_top", 1, &[&silent[..], &["DEVICE"]].concat())?;
+    let unknown = "/dev/vda: the kernel does not say how it runs";
+    expect(run, "lk_show", 1, &[unknown])?;
+    expect(run, "lk_list", 1, &[unknown, "/dev/vdb"])?;
+    // It had not ended by itself, and nothing had let it go.
+    ensure!(figure("lk_interrupted") == Some("143"), "{}", run.tail());
+    ensure!(figure("lk_still") == Some("locked"), "{}", run.tail());
+    expect(run, "lk_after", 0, &["bcache0 on vda: plain"])?;
+    expect(run, "lk_end", 0, &["stopped"])
+}
+
 fn replaced(run: &GuestRun) -> anyhow::Result<()> {
     let figure = |name: &str| run.log.figure(name).map(str::trim);
     let steps = [
@@ -541,8 +591,9 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     let guest = guest(kernel, &scratch)?.disk(new).disk(full);
     let guest = guest.module("dm_mod").module("dm_delay");
     let guest = guest.binary(find_program("dmsetup").context("dmsetup")?);
-    let run = guest.script(script).script(REPLACE).script("stop_all").run()?.ok()?;
+    let run = guest.script(script).script(REPLACE).script(LOCKED).script("stop_all").run()?.ok()?;
     replaced(&run)?;
+    locked(&run)?;
     let figure = |name: &str| run.log.figure(name).map(str::trim);
     for signal in ["INT", "TERM"] {
         ensure!(figure(&format!("status_{signal}")) == Some("130"), "{signal}\n{}", run.tail());
