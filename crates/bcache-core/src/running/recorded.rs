@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::ask::Part;
+use super::part::Part;
 use crate::device::sysfs::Root;
 use crate::device::{Entry, Tree};
 

@@ -1,7 +1,6 @@
 //! What the helper process does: it reads, and says line by line what it has read.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,41 +8,21 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::device::scan::threads::answer_all;
 use crate::device::sysfs::Root;
 use crate::running::control::read_on_device;
 use crate::running::findings::OnDevice;
+use crate::running::part::Part;
 use crate::running::recorded::{File, Listing};
-
-/// Something that answers for itself.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// The files of a set.
-    Set(Uuid),
-    /// The `bcache` files of a device.
-    Device(String),
-    /// The superblock on a device.
-    Superblock(String),
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Set(uuid) => write!(f, "the set {uuid}"),
-            Self::Device(name) => f.write_str(name),
-            Self::Superblock(name) => write!(f, "the superblock of {name}"),
-        }
-    }
-}
 
 /// What the helper process says, each as a line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
     /// This part is being read.
     Begun(Part),
+    /// All names are told, and each part has begun.
+    Listed,
     /// A line of a recorded tree.
     Line(String),
     /// The set that a superblock names, and its state.
@@ -98,6 +77,7 @@ pub(super) fn look(root: &Root, superblocks: bool, messages: &Sender<Message>) {
         files.sort_by_key(|file| !file.is_statistic());
         tell(Message::Begun(part.clone()));
     }
+    tell(Message::Listed);
     let to = messages.clone();
     let read = move |(part, files): &(Part, Vec<File>)| read_part(part, files, &to);
     let answers = answer_all(parts.into_iter().collect(), Arc::new(read));

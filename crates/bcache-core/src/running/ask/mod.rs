@@ -14,9 +14,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use self::look::serve;
 use self::look::{Message, look};
-pub use self::look::{Part, serve};
 use super::findings::OnDevice;
+use super::part::Part;
 use super::recorded;
 use super::view::View;
 use crate::device::Tree;
@@ -25,6 +26,9 @@ use crate::device::sysfs::Root;
 
 /// How long nothing may be answered before it is said.
 pub const SLOW: Duration = Duration::from_secs(1);
+
+/// How long the names may take, which the kernel shows without a lock, on a machine that is busy.
+const NAMES_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the kernel said at a moment.
 #[derive(Clone, Debug)]
@@ -121,12 +125,14 @@ struct Outstanding {
     tree: Tree,
     on_device: BTreeMap<String, OnDevice>,
     silent: BTreeSet<Part>,
+    /// Whether all names are known. Before that, nothing can be said of what does not answer.
+    listed: bool,
 }
 
 impl Outstanding {
     fn new() -> Self {
         let (on_device, silent) = (BTreeMap::new(), BTreeSet::new());
-        Self { since: Instant::now(), tree: recorded::empty(), on_device, silent }
+        Self { since: Instant::now(), tree: recorded::empty(), on_device, silent, listed: false }
     }
 
     fn snapshot(self) -> Snapshot {
@@ -144,6 +150,7 @@ impl Outstanding {
             Message::Begun(part) => {
                 self.silent.insert(part);
             }
+            Message::Listed => self.listed = true,
             Message::Line(line) => recorded::add(&mut self.tree, &line)?,
             Message::Superblock(name, found) => {
                 self.on_device.insert(name, found);
@@ -215,7 +222,7 @@ impl Asker {
     /// The answer, if it comes within `limit`.
     pub fn answer(&mut self, limit: Duration) -> Option<io::Result<Snapshot>> {
         let until = Instant::now() + limit;
-        self.collect(|| until.saturating_duration_since(Instant::now()))
+        self.collect(|_| until.saturating_duration_since(Instant::now()))
     }
 
     /// The answer, or what there is of it when nothing more has come for the time `quiet`.
@@ -224,15 +231,21 @@ impl Asker {
     /// When the kernel does not list its devices.
     pub fn within(&mut self, quiet: Duration) -> io::Result<Snapshot> {
         self.ask();
-        let answer = self.collect(|| quiet);
-        answer.unwrap_or_else(|| {
-            // The source goes on with this question: it is not asked another one.
-            self.source = Source::None;
-            Ok(self.outstanding.take().unwrap_or_else(Outstanding::new).snapshot())
-        })
+        if let Some(answer) = self.collect(|it| if it.listed { quiet } else { NAMES_LIMIT }) {
+            return answer;
+        }
+        // The source goes on with this question: it is not asked another one.
+        self.source = Source::None;
+        match self.outstanding.take().filter(|it| it.listed) {
+            Some(outstanding) => Ok(outstanding.snapshot()),
+            None => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
-    fn collect(&mut self, limit: impl Fn() -> Duration) -> Option<io::Result<Snapshot>> {
+    fn collect(
+        &mut self,
+        limit: impl Fn(&Outstanding) -> Duration,
+    ) -> Option<io::Result<Snapshot>> {
         self.outstanding.as_ref()?;
         if self.root.is_in_memory() {
             let Outstanding { since, .. } = self.outstanding.take()?;
@@ -246,7 +259,8 @@ impl Asker {
                 Source::Thread(messages) => messages,
                 Source::None => return None,
             };
-            match messages.recv_timeout(limit()) {
+            let limit = limit(self.outstanding.as_ref()?);
+            match messages.recv_timeout(limit) {
                 Ok(message) => match self.outstanding.as_mut()?.take(message) {
                     Ok(false) => {}
                     Ok(true) => return Some(Ok(self.outstanding.take()?.snapshot())),
