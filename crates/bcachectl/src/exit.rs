@@ -35,6 +35,10 @@ pub enum Failure {
     UnsafeToWipe,
 }
 
+/// What is said of [`Failure::Undefined`], where a cache was written.
+pub const NOT_KEPT: &str = "a device did not keep what was written to it: run `bcachectl check`, and do \
+                            not register the cache";
+
 impl Failure {
     /// The status. Numbers above 3 have a meaning for one command each.
     pub const fn status(self) -> u8 {

@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{holding, undo};
 use crate::cli::InvalidateArgs;
-use crate::exit::{ExitError, Failure};
+use crate::exit::{ExitError, Failure, NOT_KEPT};
 use crate::render::invalidate as render;
 
 /// Refused buckets that the message on standard error tells of; the list has them all.
@@ -176,10 +176,7 @@ fn failure(path: &Path, error: RunError) -> anyhow::Error {
         DeviceState::New => {
             (Failure::Unproven, "everything was written and flushed, but could not be read again")
         }
-        DeviceState::Undefined => (
-            Failure::Undefined,
-            "the device did not keep what was written: run `bcachectl check`, and do not register it",
-        ),
+        DeviceState::Undefined => (Failure::Undefined, NOT_KEPT),
     };
     let error = anyhow::Error::from(error).context(format!("{}: {what}", path.display()));
     ExitError::wrap(failure, error)

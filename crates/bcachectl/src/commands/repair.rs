@@ -18,7 +18,7 @@ use bcache_core::ops::verify::VerifyError;
 use crate::cli::RepairArgs;
 use crate::commands::undo;
 use crate::commands::writeback::{claim, in_use};
-use crate::exit::{ExitError, Failure};
+use crate::exit::{ExitError, Failure, NOT_KEPT};
 use crate::render::repair as render;
 
 /// Runs `bcachectl repair`.
@@ -123,16 +123,11 @@ fn failed(error: RepairRunError) -> anyhow::Error {
             CommitState::New => {
                 (Failure::Unproven, "the new metadata is current; run the command again")
             }
-            CommitState::Undefined => (
-                Failure::Undefined,
-                "what was read back is not what was written: the device is failing",
-            ),
+            CommitState::Undefined => (Failure::Undefined, NOT_KEPT),
         },
         RepairRunError::Verify(VerifyError::Differs { .. })
         | RepairRunError::Proof { .. }
-        | RepairRunError::Contents { .. } => {
-            (Failure::Undefined, "what was read back is not what was planned: a device is failing")
-        }
+        | RepairRunError::Contents { .. } => (Failure::Undefined, NOT_KEPT),
     };
     ExitError::wrap(failure, anyhow::Error::from(error).context(what))
 }

@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{holding, undo};
 use crate::cli::WritebackArgs;
-use crate::exit::{ExitError, Failure};
+use crate::exit::{ExitError, Failure, NOT_KEPT};
 use crate::render::writeback as render;
 
 /// Runs `bcachectl writeback`.
@@ -220,11 +220,7 @@ fn failed(error: WritebackRunError) -> anyhow::Error {
             "all dirty data is on the backing devices and the cache is clean; what is left is harmless. \
              Run the command again to complete it",
         ),
-        WritebackState::Undefined => (
-            Failure::Undefined,
-            "a device did not keep what was written to it: run `bcachectl check`, and do not register \
-             the cache",
-        ),
+        WritebackState::Undefined => (Failure::Undefined, NOT_KEPT),
     };
     ExitError::wrap(failure, anyhow::Error::from(error).context(what))
 }

@@ -133,7 +133,7 @@ pub fn json(
                 device: device(args, fix),
                 place: fix.place.to_string(),
                 offset_bytes: fix.byte,
-                accepted: fix.is_accepted(accepted),
+                accepted: plan.is_made(fix, accepted),
             })
             .collect(),
         new_metadata: plan

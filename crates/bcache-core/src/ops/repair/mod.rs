@@ -252,12 +252,15 @@ impl Fix {
 }
 
 impl RepairPlan {
+    /// Whether one of the changes is made where those of these codes are accepted. A first journal entry is
+    /// of use with the new metadata alone.
+    pub fn is_made(&self, fix: &Fix, accepted: &BTreeSet<Code>) -> bool {
+        fix.is_accepted(accepted) && (fix.code != Code::Journal || self.is_anew_accepted(accepted))
+    }
+
     /// The changes that are made when those of `accepted` are.
     pub fn accepted<'p>(&'p self, accepted: &'p BTreeSet<Code>) -> impl Iterator<Item = &'p Fix> {
-        // A first journal entry is of use with what it does not name alone.
-        let anew = self.is_anew_accepted(accepted);
-        let fixes = self.fixes.iter().filter(|fix| fix.is_accepted(accepted));
-        fixes.filter(move |fix| fix.code != Code::Journal || anew)
+        self.fixes.iter().filter(|fix| self.is_made(fix, accepted))
     }
 
     /// Whether the new metadata is made where changes of these codes are accepted.
@@ -275,7 +278,7 @@ impl RepairPlan {
 
     /// Whether everything is mended where changes of these codes are accepted.
     pub fn is_whole(&self, accepted: &BTreeSet<Code>) -> bool {
-        let fixed = self.fixes.iter().all(|fix| fix.is_accepted(accepted));
+        let fixed = self.fixes.iter().all(|fix| self.is_made(fix, accepted));
         fixed && self.left_with(accepted).next().is_none()
     }
 

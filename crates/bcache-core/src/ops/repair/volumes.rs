@@ -202,7 +202,8 @@ pub(super) fn volumes(
         table.put(slot, entry.clone(), Witness::Slot);
     }
     let (rest, uuids) = rest_of_table(set).unzip();
-    for (slot, uuid) in (0u32..).zip(uuids.unwrap_or_default()) {
+    let uuids = uuids.unwrap_or_else(|| set.uuids.slots.iter().map(|it| it.uuid).collect());
+    for (slot, uuid) in (0u32..).zip(uuids) {
         if let Some(owner) = owners.iter().find(|owner| owner.uuid() == uuid) {
             table.put(slot, owner.entry(), Witness::Slot);
         }
