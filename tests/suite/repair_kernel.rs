@@ -4,9 +4,15 @@
 //! Each guest judges all cases one after the other, a stage for each.
 
 use anyhow::{Context as _, ensure};
+use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::cache_set::{CacheDevice, CacheSet, LoadedNode, NodePlace, ReadOptions, Visitor};
-use bcache_core::device::open_read;
-use bcache_core::units::BucketIndex;
+use bcache_core::device::{open_read, open_write};
+use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::superblock::{
+    BDEV_DATA_START_DEFAULT, BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES,
+    Superblock,
+};
+use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{check_clean, flip, with_cache_set};
 use bcache_tests::image::write_at;
 use bcache_tests::tool::run;
@@ -113,7 +119,54 @@ const DAMAGES: &[Damage] = &[
         class: "likely",
         whole: false,
     },
+    Damage {
+        name: "uuid-table",
+        fixture: "dirty-61",
+        make: |image| {
+            let (byte, len) = uuid_table(image)?;
+            spoil(image, byte, len)
+        },
+        // One volume and one device, whose data tells nothing.
+        accept: &["uuid-table"],
+        class: "guess",
+        whole: true,
+    },
+    Damage {
+        name: "slot-of-the-uuid-table",
+        fixture: "multi-612",
+        make: |image| spoil(image, uuid_table(image)?.0 + 128 + 60, 60),
+        accept: &[],
+        class: "certain",
+        whole: true,
+    },
+    Damage {
+        name: "root-of-a-deep-tree",
+        fixture: DEEP,
+        make: |image| spoil(image, root_byte(image)?, 4096),
+        accept: &["btree-node"],
+        class: "likely",
+        whole: true,
+    },
+    Damage {
+        name: "root-and-uuid-table",
+        fixture: DEEP,
+        make: |image| {
+            let (byte, len) = uuid_table(image)?;
+            spoil(image, byte, len)?;
+            write_at(image, root_byte(image)?, &[0; 16 << 10])
+        },
+        // The clean data, which would tell whose the volume is, is not found without the root.
+        accept: &["btree-node", "uuid-table"],
+        class: "guess",
+        whole: true,
+    },
 ];
+
+/// A set of our own, whose btree has a root above its leaves.
+const DEEP: &str = "deep";
+
+/// Its extents, of 4 KiB each.
+const DEEP_EXTENTS: u64 = 700;
 
 /// Overwrites a stretch with noise, the same each time.
 fn spoil(image: &Path, byte: u64, len: usize) -> anyhow::Result<()> {
@@ -130,6 +183,15 @@ fn prio_byte(image: &Path) -> anyhow::Result<u64> {
     with_cache_set(image, |set| {
         let first = *set.prios.buckets.first().context("no chain")?;
         Ok(set.geometry().bucket_to_sector(first).bytes())
+    })
+}
+
+/// The first byte of the uuid table, and its length.
+fn uuid_table(image: &Path) -> anyhow::Result<(u64, usize)> {
+    with_cache_set(image, |set| {
+        let bucket = set.uuids.bucket.context("no uuid table")?;
+        let byte = set.geometry().bucket_to_sector(bucket).bytes();
+        Ok((byte, usize::try_from(set.geometry().meta_bucket_bytes())?))
     })
 }
 
@@ -162,6 +224,73 @@ fn journal_places(image: &Path) -> anyhow::Result<(u64, u64)> {
     })
 }
 
+/// Cache and backing devices of a set.
+struct Devices {
+    cache: PathBuf,
+    backing: Vec<PathBuf>,
+}
+
+/// Copies a fixture, or makes [`DEEP`].
+fn devices(scratch: &Scratch, name: &str, fixture: &str) -> anyhow::Result<Devices> {
+    if fixture == DEEP {
+        return deep(scratch, name);
+    }
+    let fixture = Fixture::unpack(fixture)?;
+    let cache = scratch.copy(&format!("{name}.cache"), &fixture.cache)?;
+    let backing = (0..)
+        .zip(&fixture.backing)
+        .map(|(index, path): (usize, _)| scratch.copy(&format!("{name}.back{index}"), path))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(Devices { cache, backing })
+}
+
+/// A set with extents of random data, every third of them dirty, in leaves of 160 keys at most.
+fn deep(scratch: &Scratch, name: &str) -> anyhow::Result<Devices> {
+    let volume = backing_volume(1);
+    let builder = SetBuilder {
+        nbuckets: 2048,
+        bucket_size: Sectors(32),
+        njournal: 16,
+        fill_percent: 24,
+        volumes: vec![volume.clone()],
+        ..SetBuilder::default()
+    };
+    let cache = scratch.sparse(&format!("{name}.cache"), 2048 * 32 * 512)?;
+    let backing = scratch.sparse(&format!("{name}.back0"), 16 << 20)?;
+    let first = builder.data_buckets(0).start;
+    let extent = |n: u64| {
+        let bucket_gen = (builder.bucket_disk)(first + n).bucket_gen;
+        let ptr = Ptr::new(bucket_gen, Sectors((first + n) * 32), 0);
+        Bkey::new(0, (n + 1) * 24, 8).with_ptrs(&[ptr]).with_dirty(n % 3 == 0)
+    };
+    let built = builder.write(&open_write(&cache)?, (0..DEEP_EXTENTS).map(extent))?;
+    ensure!(built.root.0 == 1, "a btree of level {}", built.root.0);
+    let mut random = rand_pcg::Pcg64::seed_from_u64(5);
+    let mut data = vec![0; 4096];
+    for key in (0..DEEP_EXTENTS).map(extent) {
+        random.fill_bytes(&mut data);
+        let ptr = key.ptrs().first().context("no pointer")?;
+        write_at(&cache, ptr.offset().bytes(), &data)?;
+        if key.dirty() {
+            random.fill_bytes(&mut data);
+        }
+        write_at(&backing, Sectors(key.start()).bytes(), &data)?;
+    }
+    let mut superblock = Superblock::new_backing(&BackingParams {
+        uuid: volume.uuid,
+        set_uuid: built.superblock.set_uuid(),
+        label: Label::default(),
+        data_offset: BDEV_DATA_START_DEFAULT,
+        block_size: builder.block_size,
+        cache_mode: CacheMode::Writeback,
+    });
+    superblock.edit(|sb| {
+        sb.state(BackingState::Dirty);
+    });
+    write_at(&backing, SB_OFFSET_BYTES, superblock.as_bytes())?;
+    Ok(Devices { cache, backing: vec![backing] })
+}
+
 /// A set that was damaged and repaired.
 struct Case {
     name: &'static str,
@@ -172,9 +301,10 @@ struct Case {
     flash_only: bool,
 }
 
-fn repair(image: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
-    let devices = [OsStr::new("repair"), image.as_os_str(), OsStr::new("--json")];
-    run(devices.into_iter().chain(arguments.iter().map(OsStr::new)))
+fn repair(devices: &Devices, arguments: &[&str]) -> anyhow::Result<Output> {
+    let paths = [&devices.cache].into_iter().chain(&devices.backing).map(|path| path.as_os_str());
+    let options = ["--json"].iter().chain(arguments).map(OsStr::new);
+    run([OsStr::new("repair")].into_iter().chain(paths).chain(options))
 }
 
 fn report(output: &Output) -> anyhow::Result<Value> {
@@ -189,55 +319,89 @@ fn sums(cache: &Path, backing: &[PathBuf]) -> anyhow::Result<Vec<String>> {
 }
 
 fn cases(scratch: &Scratch) -> anyhow::Result<Vec<Case>> {
-    DAMAGES.iter().map(|damage| case(scratch, damage).context(damage.name)).collect()
+    let damaged = DAMAGES.iter().map(|damage| case(scratch, damage).context(damage.name));
+    damaged.chain([made_and_undone(scratch)]).collect()
 }
 
 fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
     let name = damage.name;
-    let fixture = Fixture::unpack(damage.fixture)?;
-    let before = sums(&fixture.cache, &fixture.backing)?;
-    let dirty_before = with_cache_set(&fixture.cache, |set| Ok(set.dirty_sectors().0))?;
-    let cache = scratch.copy(&format!("{name}.cache"), &fixture.cache)?;
-    let backing: Vec<PathBuf> = (0..)
-        .zip(&fixture.backing)
-        .map(|(index, path): (usize, _)| scratch.copy(&format!("{name}.back{index}"), path))
-        .collect::<anyhow::Result<_>>()?;
-    (damage.make)(&cache)?;
-    let damaged = std::fs::read(&cache)?;
+    let devices = devices(scratch, name, damage.fixture)?;
+    let cache = &devices.cache;
+    let before = sums(cache, &devices.backing)?;
+    let dirty_before = with_cache_set(cache, |set| Ok(set.dirty_sectors().0))?;
+    (damage.make)(cache)?;
+    let damaged = std::fs::read(cache)?;
 
     // Nothing is done that was not accepted, and a dry run writes nothing.
-    let output = repair(&cache, &["--dry-run"])?;
+    let output = repair(&devices, &["--dry-run"])?;
     let planned = report(&output)?;
-    ensure!(std::fs::read(&cache)? == damaged, "a dry run wrote");
+    ensure!(std::fs::read(cache)? == damaged, "a dry run wrote");
     ensure!(!planned["dirty_sectors_after"].is_null(), "{planned}");
     if !damage.accept.is_empty() {
         assert_eq!(output.status.code(), Some(4), "{planned}");
-        let output = repair(&cache, &["--yes"])?;
+        let output = repair(&devices, &["--yes"])?;
         assert_eq!(output.status.code(), Some(4));
-        ensure!(std::fs::read(&cache)? == damaged, "made without being accepted");
+        ensure!(std::fs::read(cache)? == damaged, "made without being accepted");
     }
     let accept = damage.accept.iter().flat_map(|code| ["--accept", code]);
     let arguments: Vec<&str> = accept.chain(["--yes"]).collect();
-    let output = repair(&cache, &arguments)?;
+    // Done, undone and done again.
+    let log = scratch.path(&format!("{name}.undo"));
+    let with_undo = [&arguments[..], &["--undo", log.to_str().context("a path")?]].concat();
+    let output = repair(&devices, &with_undo)?;
+    assert_eq!(output.status.code(), Some(0), "{}", report(&output)?);
+    ensure!(std::fs::read(cache)? != damaged, "nothing was written");
+    undo(&log)?;
+    ensure!(std::fs::read(cache)? == damaged, "not undone");
+    let output = repair(&devices, &arguments)?;
     let done = report(&output)?;
     assert_eq!((output.status.code(), &done["state"]), (Some(0), &"done".into()), "{done}");
     let anew = &done["new_metadata"];
     if !anew.is_null() {
         assert_eq!(anew["class"], damage.class, "{done}");
     }
-    check_clean(&cache)?;
-    let repaired = std::fs::read(&cache)?;
-    let again = repair(&cache, &["--yes"])?;
+    check_clean(cache)?;
+    let repaired = std::fs::read(cache)?;
+    let again = repair(&devices, &["--yes"])?;
     assert_eq!((again.status.code(), &report(&again)?["state"]), (Some(0), &"nothing".into()));
-    ensure!(std::fs::read(&cache)? == repaired, "the second repair wrote");
-    let after = sums(&cache, &backing)?;
+    ensure!(std::fs::read(cache)? == repaired, "the second repair wrote");
+    let after = sums(cache, &devices.backing)?;
     if damage.whole {
         assert_eq!(after, before, "{done}");
-        let dirty = with_cache_set(&cache, |set| Ok(set.dirty_sectors().0))?;
+        let dirty = with_cache_set(cache, |set| Ok(set.dirty_sectors().0))?;
         ensure!(dirty >= dirty_before, "{dirty} dirty sectors of {dirty_before}: {done}");
     }
     let flash_only = damage.fixture == "multi-612";
+    let Devices { cache, backing } = devices;
     Ok(Case { name, cache, backing, sums: after, flash_only })
+}
+
+fn undo(log: &Path) -> anyhow::Result<()> {
+    let output = run([OsStr::new("undo"), log.as_os_str(), OsStr::new("--yes")])?;
+    ensure!(output.status.success(), "undo: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A set with dirty data over which a cache and a backing device were made, and that was undone: it is
+/// what the kernel had left.
+fn made_and_undone(scratch: &Scratch) -> anyhow::Result<Case> {
+    let name = "made-and-undone";
+    let devices = devices(scratch, name, "crashhot-61")?;
+    let before = sums(&devices.cache, &devices.backing)?;
+    let backing = devices.backing.first().context("no backing device")?;
+    for (kind, device) in [("--cache", &devices.cache), ("--bdev", backing)] {
+        let was = std::fs::read(device)?;
+        let log = scratch.path(&format!("{name}{kind}.undo"));
+        let make = ["make", "--yes", "--wipe-bcache", "--lose-dirty-data", "--undo"];
+        let paths = [log.as_os_str(), OsStr::new(kind), device.as_os_str()];
+        let output = run(make.iter().map(OsStr::new).chain(paths))?;
+        ensure!(output.status.success(), "make: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(std::fs::read(device)? != was, "nothing was written");
+        undo(&log)?;
+        ensure!(std::fs::read(device)? == was, "not undone");
+    }
+    let Devices { cache, backing } = devices;
+    Ok(Case { name, cache, backing, sums: before, flash_only: false })
 }
 
 fn judged(kernel: Kernel) -> anyhow::Result<()> {
