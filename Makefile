@@ -37,7 +37,7 @@ check: deps kernels
 	$(CARGO) test -p bcache-core --features model --test allocator_model
 	CARGO='$(CARGO)' tests/run.sh
 
-# The fuzz targets for a minute each, with cargo-fuzz and a nightly compiler.
+# The fuzz targets for a minute each, on the stable compiler.
 fuzz:
 	tests/fuzz.sh
 

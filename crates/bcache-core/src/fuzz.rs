@@ -16,6 +16,7 @@ use crate::cache_set::btree::node::{parse, parse_generally};
 use crate::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
 use crate::cache_set::{CacheDevice, ReadOptions, UuidTable, WalkOptions};
 use crate::checksum::{crc64, crc64_seeded};
+use crate::device::packed::{ChunkRole, PackedHeader, PackedKind, PackedReader, PackedWriter};
 use crate::device::testkit::MemoryDevice;
 use crate::device::{BlockDevice, ReadDevice};
 use crate::layout::bkey::{Bkey, KeyIter, Ptr};
@@ -31,7 +32,7 @@ use crate::units::{Gen, Sectors};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets; the names are those of the files in `fuzz/fuzz_targets`.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("superblock", superblock),
     ("bkey", bkey),
     ("bset", bset),
@@ -39,6 +40,7 @@ pub const TARGETS: [Target; 7] = [
     ("prio_set", prio_set),
     ("uuid_table", uuid_table),
     ("check", check_device),
+    ("image", image),
 ];
 
 /// Bytes of a block of the devices here.
@@ -355,4 +357,84 @@ fn damage(device: &MemoryDevice, built: &BuiltSet, builder: &SetBuilder, input: 
         }
     }
     device.write_at(bucket * 16 * 512, &bytes).unwrap();
+}
+
+/// A packed image: of any bytes, or a sound one with some damage.
+pub fn image(data: &[u8]) {
+    let mut input = Input(data);
+    let options = input.byte();
+    let (mut bytes, damages) = if options & 1 == 0 {
+        (input.0.to_vec(), 1)
+    } else {
+        let bytes = packed_image(&mut input);
+        (bytes, usize::from(options / 16))
+    };
+    for _ in 0..damages {
+        let at = usize::try_from(input.below(bytes.len() as u64)).unwrap_or(0);
+        let mask = input.byte();
+        bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= mask);
+    }
+    if options & 6 != 0 {
+        seal_image(&mut bytes);
+    }
+    let raw = MemoryDevice::from_bytes(&bytes);
+    let reader = match PackedReader::open(raw) {
+        Ok(reader) => reader,
+        Err(error) if damages == 0 => panic!("{error}"),
+        Err(_) => return,
+    };
+    let size = reader.info().size_bytes;
+    for (index, chunk) in reader.chunks().iter().enumerate() {
+        assert!(chunk.offset.checked_add(u64::from(chunk.len)).is_some_and(|end| end <= size));
+        match reader.contents(index) {
+            Ok(contents) => assert_eq!(contents.len() as u64, u64::from(chunk.len)),
+            Err(error) if damages == 0 => panic!("{error}"),
+            Err(_) => {}
+        }
+        let mut part = vec![0; usize::try_from(chunk.len.min(1024)).unwrap_or(0)];
+        let read = reader.read_at(chunk.offset, &mut part);
+        // As a device, only an image of metadata holds anything.
+        let holds = reader.header().kind == PackedKind::Metadata;
+        assert!(read.is_ok() == holds || damages > 0, "{read:?}");
+    }
+}
+
+/// An image of some chunks, in order.
+fn packed_image(input: &mut Input<'_>) -> Vec<u8> {
+    let options = input.byte();
+    let undo = options & 1 != 0;
+    let header = PackedHeader {
+        kind: if undo { PackedKind::Undo } else { PackedKind::Metadata },
+        anonymized: options & 2 != 0,
+        logical_block_bytes: 512 << (options / 4 % 4),
+        device_bytes: 1 << 20,
+    };
+    let mut writer = PackedWriter::new(Vec::new(), &header).unwrap();
+    let mut offset = 0;
+    for _ in 0..input.byte() % 8 {
+        offset += input.below(16) * 512;
+        let len = 1 + usize::from(input.byte() % 4);
+        let fill = input.byte();
+        let role = match (undo, fill % 2) {
+            (false, _) => ChunkRole::Contents,
+            (true, 0) => ChunkRole::Before,
+            (true, _) => ChunkRole::After,
+        };
+        writer.add(offset, &vec![fill; len * BLOCK], role, u32::from(fill)).unwrap();
+        offset += (len * BLOCK) as u64;
+    }
+    writer.finish().unwrap()
+}
+
+/// Makes the checksums of an image's header, index and trailer right (docs/metadata-image.md).
+fn seal_image(bytes: &mut [u8]) {
+    let head = bytes.get(..120).map(crc64);
+    put(bytes, 120, head.unwrap_or_default());
+    let Some(trailer) = bytes.len().checked_sub(64) else { return };
+    let index_at = bytes.get(trailer + 16..trailer + 24).and_then(|at| at.try_into().ok());
+    let index_at = usize::try_from(u64::from_le_bytes(index_at.unwrap_or_default())).unwrap_or(0);
+    let index = bytes.get(index_at..trailer).map(crc64);
+    put(bytes, trailer + 32, index.unwrap_or_default());
+    let crc = bytes.get(trailer..trailer + 56).map(crc64);
+    put(bytes, trailer + 56, crc.unwrap_or_default());
 }

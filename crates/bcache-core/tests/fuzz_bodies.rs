@@ -48,4 +48,4 @@ macro_rules! targets {
     };
 }
 
-targets!(superblock bkey bset jset prio_set uuid_table check);
+targets!(superblock bkey bset jset prio_set uuid_table check image);

@@ -19,7 +19,7 @@ use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::superblock::Replacement;
 use bcache_core::ops::check::{CheckOptions, Code, Registration, check};
 use bcache_core::ops::start::{InUseError, RunningSet, StartError};
-use bcache_core::units::{BucketIndex, Gen, Sectors};
+use bcache_core::units::{BucketIndex, Gen, Geometry, Sectors};
 use start_support::{BUCKET_SIZE, Devices, Ran, Shape, allocate};
 
 /// Two prio sets a chain.
@@ -292,10 +292,17 @@ fn opening_writes_nothing_and_knows_what_is_in_use() {
     let device = HALF.device();
     let untouched = device.content_hash();
     let devices: Devices = vec![Arc::new(device.clone())];
-    let set = open(&devices, CHURN).unwrap();
+    let change = |config: &mut Config| {
+        config.sync = false;
+        config.geometry = Geometry::new(5000, 1, Sectors(16), Sectors(8)).unwrap();
+        config.seed = Some(7);
+    };
+    let set = RunningSet::open(devices, change, &ReadOptions::default(), &mut |_, _| {}).unwrap();
     let read = read(&device);
     let core = set.allocator().caches()[0].core();
+    assert!(core.config().sync && core.config().geometry == *read.geometry());
     assert_eq!(core.prio_chains().current(), read.prios.buckets);
+    assert_eq!(core.prio_chains().seq(), read.prios.seq);
     assert!(set.metadata_marks().is_empty());
     // A GC that comes by no keys forgets nothing of it.
     for round in 0..2 {
@@ -316,6 +323,7 @@ fn opening_writes_nothing_and_knows_what_is_in_use() {
             if !now.is_free {
                 assert_eq!(now.bucket_gen, found.bucket_gen(), "bucket {bucket}");
                 assert_eq!(now.last_gc, found.last_gc(), "bucket {bucket}");
+                assert_eq!(now.sectors_used, found.sectors_used(), "bucket {bucket}, {round}");
                 assert_eq!(now.prio, found.prio(), "bucket {bucket}");
             }
         }
@@ -391,6 +399,11 @@ fn two_caches_go_on_side_by_side() {
     let images = [HALF.device(), FULL.device()];
     let before = images.each_ref().map(contents_of);
     let devices: Devices = images.iter().map(|it| Arc::new(it.clone()) as Arc<_>).collect();
+    let seeded = |config: &mut Config| config.seed = Some(7);
+    let options = ReadOptions::default();
+    let set = RunningSet::open(devices.clone(), seeded, &options, &mut |_, _| {}).unwrap();
+    let seeds = set.allocator().caches().iter().map(|cache| cache.core().config().seed);
+    assert!(seeds.eq([Some(7), Some(8)]), "they would take the same buckets in step");
     let ran = run(&devices, Shape { caches: 2, ..KEPT });
     assert_eq!(ran.handed_out.len(), 2 * KEPT.allocations);
     for (device, (before, image)) in before.iter().zip(&images).enumerate() {

@@ -281,4 +281,18 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn no_entry_is_longer_than_the_kernel_reads() {
+        let key = Bkey::new(0, 800, 8).with_ptrs(&[Ptr::new(Gen(1), Sectors(400), 0)]);
+        let counts = |bucket_size, count| -> Vec<usize> {
+            let geometry = Geometry::new(1024, 2, Sectors(bucket_size), Sectors(8)).unwrap();
+            in_entries(&vec![key; count], &geometry).iter().map(Vec::len).collect()
+        };
+        // 32768 bytes have room for (32768 - 240) / 24 keys, however large the bucket is.
+        assert_eq!(counts(1024, 1400), [1355, 45]);
+        assert_eq!(counts(64, 1400), [1355, 45]);
+        assert_eq!(counts(32, 700), [672, 28]);
+        assert_eq!(counts(1024, 0), [0]);
+    }
 }
