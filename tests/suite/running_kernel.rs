@@ -446,12 +446,12 @@ const REPLACE: &str = r#"
         ctl rc_stop stop $volume
         /bin/dmsetup remove --noudevsync slow"#;
 
-/// A cache is registered whose disk takes five seconds for each read and write: the kernel holds
-/// bcache's lock, and whoever reads its files cannot be killed.
+/// A cache is registered whose disk takes minutes for each write: the kernel holds bcache's lock, and
+/// whoever reads its files cannot be killed. Another table lets the writes go.
 const LOCKED: &str = r#"
         size=$(blockdev --getsz /dev/vde)
         ctl lk_make make --force --cache /dev/vde
-        table "delay /dev/vde 0 5000" create
+        table "delay /dev/vde 0 0 /dev/vde 0 200000" create
         echo /dev/dm-0 >/sys/fs/bcache/register &
         registering=$!
         is_locked() {
