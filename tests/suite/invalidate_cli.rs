@@ -472,7 +472,7 @@ fn what_reads_as_something_else_is_undefined() -> anyhow::Result<()> {
     let root = root_offset(&fixture.cache)?;
     let destroy = || write_at(&fixture.cache, root, &[0x55; 4096]);
     let output = at_the_question(&fixture.cache, &FEW, "y\n", destroy)?;
-    ended(&output, 5, "undefined", "do not register it")?;
+    ended(&output, 5, "undefined", "do not register the cache")?;
     Ok(())
 }
 

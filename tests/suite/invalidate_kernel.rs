@@ -689,7 +689,7 @@ fn up_to_the_gen_limit(kernel: Kernel) -> anyhow::Result<()> {
     let hash = std::fs::read(&image)?;
     let refused = run_invalidate(&image, &["--bucket", &name, "--yes"])?;
     ensure!(refused.status.code() == Some(1), "{refused:?}");
-    let message = String::from_utf8_lossy(&refused.stderr);
+    let message = String::from_utf8_lossy(&refused.stdout);
     ensure!(message.contains("gen span 96 is at the limit of 96"), "{message}");
     ensure!(std::fs::read(&image)? == hash, "a refused run wrote");
     // A kernel that writes on from there, and collects garbage as the refusal advises.
