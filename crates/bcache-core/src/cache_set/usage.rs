@@ -153,7 +153,7 @@ pub fn gen_stats(table: &BucketTable, geometry: &Geometry) -> GenStats {
     })
 }
 
-/// Numbers of data buckets by age, in [`AGE_BARS`] equal steps from the youngest to the oldest, and
+/// Numbers of data buckets by age, in 32 equal steps from the youngest to the oldest, and
 /// the width of a step.
 pub fn age_histogram(table: &BucketTable, geometry: &Geometry) -> (u16, [u64; AGE_BARS]) {
     let data = || {

@@ -2,7 +2,7 @@
 //!
 //! A key is two words and one word for each pointer. It names the extent of a volume that *ends*
 //! at [`Bkey::offset`], and the pointers say where on the cache it lies. Keys inside btree nodes
-//! name child nodes the same way. [`BkeyRef`] is a key in place; [`KeyIter`] walks packed keys.
+//! name child nodes the same way. `BkeyRef` is a key in place; [`KeyIter`] walks packed keys.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -33,10 +33,10 @@ const PTR_OFFSET_MASK: u64 = (1 << 43) - 1;
 const PTR_DEV_SHIFT: u32 = 51;
 const PTR_DEV_MASK: u64 = (1 << 12) - 1;
 
-/// Largest inode: that of [`MAX_KEY`].
+/// Largest inode: that of the largest key.
 pub const KEY_MAX_INODE: u32 = 0xF_FFFF;
 
-/// Largest offset: that of [`MAX_KEY`].
+/// Largest offset: that of the largest key.
 pub const KEY_MAX_OFFSET: u64 = i64::MAX as u64;
 
 /// A pointer to a place on the cache device.

@@ -90,7 +90,7 @@ pub struct BucketTable {
 
 impl BucketTable {
     /// A table of `nbuckets` buckets with gen 0, prio 0 and no mark, as the kernel's for a device
-    /// without `CACHE_SYNC`. Marks count as valid only after the first [`gc_finish`](Self::gc_finish).
+    /// without `CACHE_SYNC`. Marks count as valid only after the first `gc_finish`.
     pub fn new(nbuckets: u64, first_bucket: u64) -> Result<Self, TableError> {
         let too_many = TableError::TooManyBuckets { nbuckets };
         if u32::try_from(nbuckets).is_err() {

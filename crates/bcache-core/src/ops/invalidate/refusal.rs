@@ -10,7 +10,7 @@ pub enum Reason {
     #[error("dirty: {}", dirty(shares))]
     Dirty {
         /// What of which volume; none where only keys that the journal replaces are dirty, and for
-        /// buckets beyond [`DIRTY_DETAILS_MAX`](super::survey::DIRTY_DETAILS_MAX).
+        /// buckets beyond 65,536.
         shares: Vec<DirtyShare>,
     },
     /// It holds metadata.

@@ -9,7 +9,7 @@
 //! after a flush. Without it the kernel does not touch the device; with it, it may register a set that is
 //! not mended yet.
 //!
-//! What is still damaged then is left behind: new metadata is made from all that can be read (see [`anew`]),
+//! What is still damaged then is left behind: new metadata is made from all that can be read (see `anew`),
 //! and becomes current with one journal entry.
 //!
 //! A journal entry is mended only where no other entry has its number. Else the kernel may have gone on from
