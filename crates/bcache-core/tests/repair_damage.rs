@@ -16,7 +16,6 @@ use bcache_core::ops::repair::NotAnew;
 use bcache_core::ops::repair::{Anew, Class, Code, Reason, RepairPlan, Witness, plan, run};
 use bcache_core::units::{BucketIndex, Gen};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use sample::Sample;
 
 type Damaging = Box<dyn Fn(&Sample)>;
@@ -295,10 +294,9 @@ fn noisy_places(sound: &Sample) -> Vec<(u64, u64)> {
     nodes.chain(prios).collect()
 }
 
-/// Found at random: the new btree does not read back in order, and the repair says so. `--undo` restores
-/// what was there.
+/// Two stretches next to each other are lost, and the first node tells nothing: neither is taken for part of
+/// the other.
 #[test]
-#[ignore = "a known defect"]
 fn an_interior_node_and_noise_in_another() {
     let sound = Sample::new().with_older_table(|_| {});
     let kinds = kinds(&sound);
@@ -314,8 +312,7 @@ fn an_interior_node_and_noise_in_another() {
 }
 
 proptest! {
-    // With random seeds one run in twenty finds `an_interior_node_and_noise_in_another`.
-    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(24) })]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Several kinds at once, and noise anywhere in the metadata: never worse, and all that is wrong was
     /// announced.
