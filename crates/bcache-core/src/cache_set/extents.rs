@@ -83,6 +83,7 @@ pub(super) fn for_each(
         end: None,
         above: 0,
         bound: None,
+        missing_to: Pos::ZERO,
         visited: HashSet::new(),
         done: false,
     };
@@ -102,6 +103,8 @@ struct Stream<'s, 'd, 'f> {
     above: usize,
     /// The own key of the last node whose range is done.
     bound: Option<Pos>,
+    /// Where the stretches of missing nodes that were told end.
+    missing_to: Pos,
     visited: HashSet<BucketIndex>,
     done: bool,
 }
@@ -177,9 +180,14 @@ impl Stream<'_, '_, '_> {
     }
 
     fn missing(&mut self, key: &Bkey, level: u16, error: MissingError) {
-        let from = self.bound.unwrap_or(Pos::ZERO);
+        let (mut from, to) = (self.bound.unwrap_or(Pos::ZERO), key.pos());
+        // Behind a damaged node of which no child told where it ends. A node below one is within it.
+        if self.missing_to < to {
+            from = from.max(self.missing_to);
+            self.missing_to = to;
+        }
         let bucket = node_ptr(key).bucket(self.set.geometry());
-        self.tell(Found::Missing(Missing { from, to: key.pos(), level, bucket, error }));
+        self.tell(Found::Missing(Missing { from, to, level, bucket, error }));
     }
 }
 

@@ -237,18 +237,10 @@ fn missed(set: &CacheSet<'_>, walk: WalkOptions) -> Result<Vec<Missed>, NotAnew>
         Found::Extent { .. } => ControlFlow::Continue(()),
         Found::Missing(missing) => {
             // A node below a damaged one is within its stretch.
-            if let Some((_, damaged_below)) =
-                lost.last_mut().filter(|(last, _)| missing.to <= last.to)
-            {
-                *damaged_below = true;
-                return ControlFlow::Continue(());
+            match lost.last_mut().filter(|(last, _)| missing.to <= last.to) {
+                Some((_, damaged_below)) => *damaged_below = true,
+                None => lost.push(((&missing).into(), false)),
             }
-            let mut stretch = Lost::from(&missing);
-            // Of a damaged node that tells nothing, the walk does not know where it ends.
-            if let Some((last, _)) = lost.last() {
-                stretch.from = stretch.from.max(last.to);
-            }
-            lost.push((stretch, false));
             ControlFlow::Continue(())
         }
         Found::OutOfOrder { key, end } => {
