@@ -225,9 +225,9 @@ impl<'d> Device<'d> {
     }
 }
 
-/// The superblock with which the set is read. Where the checksum is wrong, there
-/// are no more buckets than a device of `size` has room for, and a journal that is not named is looked for
-/// where every kernel puts it.
+/// The superblock with which the set is read. Of one with a wrong checksum, the number of buckets is at
+/// most what a device of `size` has room for. A journal that it does not name is looked for where every
+/// kernel puts it.
 fn readable(sb: &Superblock, size: Sectors) -> Superblock {
     let mut sb = sb.clone();
     if sb.csum_ok() {
