@@ -21,8 +21,7 @@ use bcache_core::device::ReadDevice;
 use bcache_core::device::file::{open_read, open_write};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::superblock::{
-    BDEV_DATA_START_DEFAULT, BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES,
-    Superblock,
+    BDEV_DATA_START_DEFAULT, BackingState, CacheMode, SB_OFFSET_BYTES,
 };
 use bcache_core::units::Sectors;
 use bcache_tests::image::write_at;
@@ -348,17 +347,12 @@ fn build(plan: &Plan, cache: &Path, backing: &Path) -> anyhow::Result<String> {
     let built = builder.write(&open_write(cache)?, (0..plan.extents).map(extent))?;
     ensure!(u64::from(built.root.0) == plan.depth_min, "a btree of level {}", built.root.0);
 
-    let mut superblock = Superblock::new_backing(&BackingParams {
-        uuid: volume.uuid,
-        set_uuid: built.superblock.set_uuid(),
-        label: Label::default(),
-        data_offset: BDEV_DATA_START_DEFAULT,
-        block_size: builder.block_size,
-        cache_mode: CacheMode::Writethrough,
-    });
-    superblock.edit(|sb| {
-        sb.state(BackingState::Clean);
-    });
+    let superblock = built.backing_superblock(
+        &volume,
+        BDEV_DATA_START_DEFAULT,
+        CacheMode::Writethrough,
+        BackingState::Clean,
+    );
     write_at(backing, SB_OFFSET_BYTES, superblock.as_bytes())?;
     Ok(built.superblock.set_uuid().to_string())
 }

@@ -9,8 +9,7 @@ use bcache_core::cache_set::{CacheDevice, CacheSet, LoadedNode, NodePlace, ReadO
 use bcache_core::device::{open_read, open_write};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::superblock::{
-    BDEV_DATA_START_DEFAULT, BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES,
-    Superblock,
+    BDEV_DATA_START_DEFAULT, BackingState, CacheMode, SB_OFFSET_BYTES,
 };
 use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{check_clean, flip, with_cache_set};
@@ -276,17 +275,12 @@ fn deep(scratch: &Scratch, name: &str) -> anyhow::Result<Devices> {
         }
         write_at(&backing, Sectors(key.start()).bytes(), &data)?;
     }
-    let mut superblock = Superblock::new_backing(&BackingParams {
-        uuid: volume.uuid,
-        set_uuid: built.superblock.set_uuid(),
-        label: Label::default(),
-        data_offset: BDEV_DATA_START_DEFAULT,
-        block_size: builder.block_size,
-        cache_mode: CacheMode::Writeback,
-    });
-    superblock.edit(|sb| {
-        sb.state(BackingState::Dirty);
-    });
+    let superblock = built.backing_superblock(
+        &volume,
+        BDEV_DATA_START_DEFAULT,
+        CacheMode::Writeback,
+        BackingState::Dirty,
+    );
     write_at(&backing, SB_OFFSET_BYTES, superblock.as_bytes())?;
     Ok(Devices { cache, backing: vec![backing] })
 }

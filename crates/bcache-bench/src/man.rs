@@ -3,6 +3,8 @@
 mod replay;
 mod text;
 
+use std::path::Path;
+
 use anyhow::Result;
 use bcache_cli::man::{self, Files, Page};
 
@@ -36,6 +38,11 @@ const PAGES: [Page; 7] = [
         text::PLOT_AFTER,
     ),
 ];
+
+/// Writes all pages to `folder`.
+pub fn write(folder: &Path) -> Result<()> {
+    man::write(folder, pages()?)
+}
 
 /// All pages, by file name.
 pub fn pages() -> Result<Files> {

@@ -1,7 +1,6 @@
 //! How a command begins and ends: its command line, its errors, its completions.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::exit::{ExitError, REFUSED, USAGE};
 use crate::out::Out;
-use crate::{completions, is_broken_pipe, man, usage};
+use crate::{completions, is_broken_pipe, usage};
 
 /// Version with the git revision that it was built from, for a release build inside a git tree.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("BCACHE_REVISION_SUFFIX"));
@@ -88,11 +87,6 @@ impl Program {
         out.write_all(&completions::script(&(self.command)(), self.name, shell))?;
         out.finish()?;
         Ok(ExitCode::SUCCESS)
-    }
-
-    /// Writes man pages to `folder`.
-    pub fn man(&self, folder: &Path, pages: man::Files) -> Result<ExitCode> {
-        man::write(folder, pages).map(|()| ExitCode::SUCCESS)
     }
 
     fn say(&self, message: &dyn std::fmt::Display) {

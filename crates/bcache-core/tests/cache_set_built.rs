@@ -6,11 +6,10 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bcache_core::cache_set::btree::{FaultKind, NodeFault, ReadNode, WalkHandler, walk};
-use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
+use bcache_core::cache_set::testkit::{self, BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::{
-    BtreeProblem, CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, NodePlace,
-    OpenError, Problem, ReadError, ReadOptions, SetRefusal, TRUNCATED_NBUCKETS_MAX, Visitor,
-    WalkOptions,
+    BtreeProblem, CacheDevice, CacheSet, KeySource, KeyState, LoadedNode, NoVisitor, OpenError,
+    Problem, ReadError, ReadOptions, SetRefusal, TRUNCATED_NBUCKETS_MAX, Visitor, WalkOptions,
 };
 use bcache_core::checksum::crc64;
 use bcache_core::device::testkit::{
@@ -211,22 +210,8 @@ impl Sample {
 
     /// The nodes of a level: place and keys.
     fn nodes(&self, level: u16) -> Vec<LoadedNode> {
-        struct Nodes(u16, Vec<LoadedNode>);
-        impl Visitor for Nodes {
-            fn node(&mut self, place: NodePlace, node: &LoadedNode) {
-                if place.level == self.0 {
-                    self.1.push(node.clone());
-                }
-            }
-        }
-        let mut nodes = Nodes(level, Vec::new());
-        CacheSet::read(
-            CacheDevice::open(&self.device).unwrap(),
-            &ReadOptions::default(),
-            &mut nodes,
-        )
-        .unwrap();
-        nodes.1
+        let nodes = testkit::nodes(&self.device, level).unwrap();
+        nodes.into_iter().map(|(_, node)| node).collect()
     }
 
     /// Writes a node anew as a single set of changed keys, with a right checksum.

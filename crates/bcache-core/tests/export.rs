@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
+use bcache_core::cache_set::testkit::{self, BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::{
-    Below, CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, NodePlace, ReadOptions,
-    Visitor, VolumeReader,
+    Below, CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, ReadOptions, VolumeReader,
 };
-use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
+use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger, sector_of};
 use bcache_core::device::{BlockDevice, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Pos, Ptr};
 use bcache_core::layout::prio_set::{BucketDisk, PrioSet, encode_into};
@@ -31,14 +30,6 @@ struct Sample {
     built: BuiltSet,
     builder: SetBuilder,
     tree: Vec<Bkey>,
-}
-
-fn sector_of(device: u64, sector: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-        word.copy_from_slice(&(device << 60 | sector << 8 | index as u64).to_le_bytes());
-    }
-    bytes
 }
 
 impl Sample {
@@ -160,19 +151,7 @@ impl Sample {
 
     /// All nodes of a level with where they begin.
     fn nodes(&self, level: u16) -> Vec<(Pos, LoadedNode)> {
-        struct Nodes(u16, Pos, Vec<(Pos, LoadedNode)>);
-        impl Visitor for Nodes {
-            fn node(&mut self, place: NodePlace, node: &LoadedNode) {
-                if place.level == self.0 {
-                    self.2.push((self.1, node.clone()));
-                    self.1 = place.end;
-                }
-            }
-        }
-        let mut nodes = Nodes(level, Pos::ZERO, Vec::new());
-        let cache = CacheDevice::open(&self.cache).unwrap();
-        CacheSet::read(cache, &ReadOptions::default(), &mut nodes).unwrap();
-        nodes.2
+        testkit::nodes(&self.cache, level).unwrap()
     }
 
     /// Sectors of keys that `from` to `end` covers of a volume, without what the journal tells of.

@@ -11,6 +11,8 @@ mod text;
 mod undo;
 mod writeback;
 
+use std::path::Path;
+
 use anyhow::Result;
 use bcache_cli::man::{self, Files, Page};
 
@@ -59,6 +61,11 @@ const PAGES: [Page; 12] = [
     Page::of("repair", &["[OPTIONS] CACHE [BACKING...]"], repair::BEFORE, repair::AFTER),
     Page::of("undo", &["[OPTIONS] FILE [DEV...]"], undo::BEFORE, undo::AFTER),
 ];
+
+/// Writes all pages to `folder`.
+pub fn write(folder: &Path) -> Result<()> {
+    man::write(folder, pages()?)
+}
 
 /// All pages, by file name.
 pub fn pages() -> Result<Files> {

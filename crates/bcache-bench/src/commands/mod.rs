@@ -28,6 +28,6 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Completions { shell } => PROGRAM.completions(*shell),
-        Command::Man { folder } => PROGRAM.man(folder, man::pages()?),
+        Command::Man { folder } => man::write(folder).map(|()| ExitCode::SUCCESS),
     })
 }

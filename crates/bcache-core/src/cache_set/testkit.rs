@@ -10,15 +10,19 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use crate::cache_set::{CacheSet, Found, KeyState, WalkOptions};
-use crate::device::{AlignedBuf, BlockDevice, DeviceError};
+use crate::cache_set::{
+    CacheDevice, CacheSet, Found, KeyState, LoadedNode, NodePlace, ReadError, ReadOptions, Visitor,
+    WalkOptions,
+};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError, ReadDevice};
 use crate::layout::SetMagic;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::layout::bset::{self, BSET_HEADER_BYTES};
 use crate::layout::jset::{self, JsetParams};
 use crate::layout::prio_set::{self, BucketDisk};
 use crate::layout::superblock::{
-    CacheParams, Label, Replacement, SB_OFFSET_BYTES, Superblock, VERSION_CDEV_WITH_UUID,
+    BackingParams, BackingState, CacheMode, CacheParams, Label, Replacement, SB_OFFSET_BYTES,
+    Superblock, VERSION_CDEV_WITH_UUID,
 };
 use crate::layout::uuid_entry::{self, UuidEntry};
 use crate::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
@@ -81,13 +85,9 @@ impl Default for SetBuilder {
 pub fn backing_volume(number: u128) -> UuidEntry {
     UuidEntry {
         uuid: Uuid::from_u128(number << 64 | number),
-        label: Label::default(),
         first_reg: 1,
         last_reg: 2,
-        invalidated: 0,
-        flags: 0,
-        sectors: Sectors(0),
-        padding_is_zero: true,
+        ..UuidEntry::unused()
     }
 }
 
@@ -145,6 +145,44 @@ pub struct BuiltSet {
     pub root: (u16, Bkey),
     /// How many nodes.
     pub nodes: u64,
+}
+
+impl BuiltSet {
+    /// The superblock of a backing device that is attached as `volume`.
+    pub fn backing_superblock(
+        &self,
+        volume: &UuidEntry,
+        data_offset: Sectors,
+        cache_mode: CacheMode,
+        state: BackingState,
+    ) -> Superblock {
+        let mut superblock = Superblock::new_backing(&BackingParams {
+            uuid: volume.uuid,
+            set_uuid: self.superblock.set_uuid(),
+            label: Label::default(),
+            data_offset,
+            block_size: u16::try_from(self.superblock.block_size().0).unwrap_or(u16::MAX),
+            cache_mode,
+        });
+        superblock.edit(|edit| _ = edit.state(state));
+        superblock
+    }
+}
+
+/// The nodes of a level of the set on `device`, each with where it begins.
+pub fn nodes(device: &dyn ReadDevice, level: u16) -> Result<Vec<(Pos, LoadedNode)>, ReadError> {
+    struct Nodes(u16, Pos, Vec<(Pos, LoadedNode)>);
+    impl Visitor for Nodes {
+        fn node(&mut self, place: NodePlace, node: &LoadedNode) {
+            if place.level == self.0 {
+                self.2.push((self.1, node.clone()));
+                self.1 = place.end;
+            }
+        }
+    }
+    let mut nodes = Nodes(level, Pos::ZERO, Vec::new());
+    CacheSet::read(CacheDevice::open(device)?, &ReadOptions::default(), &mut nodes)?;
+    Ok(nodes.2)
 }
 
 impl SetBuilder {

@@ -69,6 +69,20 @@ pub struct UuidEntry {
 }
 
 impl UuidEntry {
+    /// A slot that was never used.
+    pub fn unused() -> Self {
+        Self {
+            uuid: Uuid::nil(),
+            label: Label::default(),
+            first_reg: 0,
+            last_reg: 0,
+            invalidated: 0,
+            flags: 0,
+            sectors: Sectors(0),
+            padding_is_zero: true,
+        }
+    }
+
     /// Whether a kernel may have written this slot. The table has no checksum: what tells it from
     /// other data are the fields that can only have few values (docs/on-disk-format.md §4). A label
     /// tells nothing, for kernels leave garbage behind its end.

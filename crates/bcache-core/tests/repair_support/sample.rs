@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 
-use bcache_core::cache_set::testkit::{BuiltSet, SetBuilder, backing_volume};
+use bcache_core::cache_set::testkit::{self, BuiltSet, SetBuilder, backing_volume};
 use bcache_core::cache_set::volume::Stretch;
 use bcache_core::cache_set::{
-    Below, CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, NodePlace, ReadOptions,
-    Visitor, VolumeReader,
+    Below, CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, ReadOptions, VolumeReader,
 };
-use bcache_core::device::testkit::MemoryDevice;
+use bcache_core::device::testkit::{MemoryDevice, sector_of};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
-use bcache_core::layout::superblock::{BackingParams, BackingState, SB_OFFSET_BYTES, Superblock};
+use bcache_core::layout::superblock::{BackingState, CacheMode, SB_OFFSET_BYTES};
 use bcache_core::layout::uuid_entry::{self, UuidEntry};
 use bcache_core::units::{BucketIndex, Sectors};
 
@@ -35,14 +34,6 @@ pub(crate) struct Sample {
     pub(crate) built: BuiltSet,
     builder: SetBuilder,
     tree: Vec<Bkey>,
-}
-
-fn sector_of(device: u64, sector: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-        word.copy_from_slice(&(device << 60 | sector << 8 | index as u64).to_le_bytes());
-    }
-    bytes
 }
 
 /// Sectors of keys, and of the cache.
@@ -113,17 +104,10 @@ impl Sample {
             for sector in 0..SIZE + DATA_OFFSET {
                 device.write_at(sector * 512, &sector_of(2 + number, sector)).unwrap();
             }
-            let mut sb = Superblock::new_backing(&BackingParams {
-                uuid: backing_volume(u128::from(number)).uuid,
-                set_uuid: built.superblock.set_uuid(),
-                label: bcache_core::layout::superblock::Label::default(),
-                block_size: 1,
-                data_offset: Sectors(DATA_OFFSET),
-                cache_mode: bcache_core::layout::superblock::CacheMode::Writeback,
-            });
-            sb.edit(|sb| {
-                sb.state(BackingState::Dirty);
-            });
+            let volume = backing_volume(u128::from(number));
+            let mode = CacheMode::Writeback;
+            let sb =
+                built.backing_superblock(&volume, Sectors(DATA_OFFSET), mode, BackingState::Dirty);
             device.write_at(SB_OFFSET_BYTES, &AlignedBuf::copy_of(sb.as_bytes())).unwrap();
             device
         });
@@ -281,18 +265,8 @@ impl Sample {
 
     /// All nodes of a level, in order, of the sound set.
     pub(crate) fn nodes(&self, level: u16) -> Vec<LoadedNode> {
-        struct Nodes(u16, Vec<LoadedNode>);
-        impl Visitor for Nodes {
-            fn node(&mut self, place: NodePlace, node: &LoadedNode) {
-                if place.level == self.0 {
-                    self.1.push(node.clone());
-                }
-            }
-        }
-        let mut nodes = Nodes(level, Vec::new());
-        let cache = CacheDevice::open(&self.cache).unwrap();
-        CacheSet::read(cache, &ReadOptions::default(), &mut nodes).unwrap();
-        nodes.1
+        let nodes = testkit::nodes(&self.cache, level).unwrap();
+        nodes.into_iter().map(|(_, node)| node).collect()
     }
 
     /// The byte at which a journal entry starts, in the sound set.

@@ -65,7 +65,7 @@ pub fn main() -> ExitCode {
                 compat::completions(name, *shell)
             }
             (Command::Repair(args), _) => repair::run(args),
-            (Command::Man { folder }, _) => PROGRAM.man(folder, man::pages()?),
+            (Command::Man { folder }, _) => man::write(folder).map(|()| ExitCode::SUCCESS),
             (Command::Make(_), None) => Ok(Failure::Usage.into()),
         }
     })

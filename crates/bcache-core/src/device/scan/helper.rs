@@ -17,7 +17,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
@@ -48,8 +48,8 @@ impl Helper {
         Self { program: PathBuf::from("/proc/self/exe"), arguments: vec![argument.into()] }
     }
 
-    /// Starts it on `paths`.
-    pub(super) fn start(&self, paths: &[PathBuf]) -> io::Result<RunningHelper> {
+    /// Starts it: the process, its standard input and its standard output.
+    pub(crate) fn spawn(&self) -> io::Result<(HelperProcess, ChildStdin, ChildStdout)> {
         // It may outlive this process: it must keep neither its terminal, its pipes nor its folder.
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
@@ -59,11 +59,17 @@ impl Helper {
             .current_dir("/")
             .spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let process = HelperProcess { child };
+        match (stdin, stdout) {
+            (Some(stdin), Some(stdout)) => Ok((process, stdin, stdout)),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Starts it on `paths`.
+    pub(super) fn start(&self, paths: &[PathBuf]) -> io::Result<RunningHelper> {
+        let (process, mut stdin, mut stdout) = self.spawn()?;
         let (answers, receiver) = mpsc::channel();
-        let helper = RunningHelper { child, receiver };
-        let (Some(mut stdin), Some(mut stdout)) = (stdin, stdout) else {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        };
         let mut list = Vec::new();
         for path in paths {
             list.extend(std::path::absolute(path)?.as_os_str().as_bytes());
@@ -79,13 +85,27 @@ impl Helper {
                 }
             }
         })?;
-        Ok(helper)
+        Ok(RunningHelper { process, receiver })
     }
 }
 
-/// A helper at work. It is killed when this is dropped, and waits for its devices alone.
-pub(super) struct RunningHelper {
+/// A helper's process. It is killed when this is dropped, and waits for its devices alone.
+#[derive(Debug)]
+pub(crate) struct HelperProcess {
     child: Child,
+}
+
+impl Drop for HelperProcess {
+    fn drop(&mut self) {
+        // One that has a thread in the kernel ends when the kernel lets go of it; init sees to it.
+        let _ = self.child.kill();
+        let _ = self.child.try_wait();
+    }
+}
+
+/// A helper at work.
+pub(super) struct RunningHelper {
+    process: HelperProcess,
     receiver: Receiver<Answer>,
 }
 
@@ -98,21 +118,12 @@ impl RunningHelper {
     pub(super) fn has_ended(&mut self) -> bool {
         // What it wrote last may be read before it can be waited for.
         (0..GONE_TRIES).any(|_| {
-            let gone = matches!(self.child.try_wait(), Ok(Some(_)) | Err(_));
+            let gone = matches!(self.process.child.try_wait(), Ok(Some(_)) | Err(_));
             if !gone {
                 thread::sleep(GONE_PAUSE);
             }
             gone
         })
-    }
-}
-
-impl Drop for RunningHelper {
-    fn drop(&mut self) {
-        // One that has a thread in a device that does not answer ends when the device does; init
-        // will see to it.
-        let _ = self.child.kill();
-        let _ = self.child.try_wait();
     }
 }
 

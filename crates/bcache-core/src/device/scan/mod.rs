@@ -17,6 +17,7 @@ use super::sysfs::{BlockDir, MachineDevice, Root, devices_of_the_machine};
 use super::{AlignedBuf, DeviceError, ReadDevice, SuperblockArea, file};
 use crate::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES};
 
+pub(crate) use helper::HelperProcess;
 pub use helper::{Helper, serve};
 
 /// How long to wait for the next answer before what is left counts as not answering.

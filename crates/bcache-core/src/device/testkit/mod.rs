@@ -19,3 +19,12 @@ pub use memory::{DiscardReads, MemoryDevice};
 pub use partition::partition_table;
 pub use sim::{CrashUnit, SimDevice, Unflushed};
 pub use trace::{TraceDevice, TraceEvent, TraceOp};
+
+/// Contents of a sector that no other sector and no other device has.
+pub fn sector_of(device: u64, sector: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    for (index, word) in (0u64..).zip(bytes.chunks_exact_mut(8)) {
+        word.copy_from_slice(&(device << 60 | sector << 8 | index).to_le_bytes());
+    }
+    bytes
+}

@@ -5,8 +5,10 @@ use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay};
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::ops::repair::Class;
 use crate::ops::repair::past::Past;
-use crate::ops::repair::search::{FoundLeaf, FoundNodes, NodeSets, Pointers, in_order};
-use crate::units::{BucketIndex, Sectors};
+use crate::ops::repair::search::{
+    FoundLeaf, FoundNodes, NodeSets, Pointers, in_order, node_pointer,
+};
+use crate::units::BucketIndex;
 
 /// A stretch of the btree of which keys are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,8 +237,7 @@ pub(super) fn pointer(set: &CacheSet<'_>, bucket: BucketIndex) -> Ptr {
         return root;
     }
     let bucket_gen = set.table.get(bucket).map(Bucket::bucket_gen).unwrap_or_default();
-    let sector = set.geometry().bucket_to_sector(bucket);
-    Ptr::new(bucket_gen, Sectors(sector.0), set.cache.superblock().nr_this_dev())
+    node_pointer(set, bucket, bucket_gen)
 }
 
 #[cfg(test)]

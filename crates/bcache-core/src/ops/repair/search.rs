@@ -201,7 +201,8 @@ fn gen_of(set: &CacheSet<'_>, bucket: BucketIndex, covered: &[u8], csum: u64) ->
     })
 }
 
-fn node_pointer(set: &CacheSet<'_>, bucket: BucketIndex, ptr_gen: Gen) -> Ptr {
+/// The pointer to the node that a bucket is, of this gen.
+pub(super) fn node_pointer(set: &CacheSet<'_>, bucket: BucketIndex, ptr_gen: Gen) -> Ptr {
     let sector = set.geometry().bucket_to_sector(bucket);
     Ptr::new(ptr_gen, Sectors(sector.0), set.cache.superblock().nr_this_dev())
 }

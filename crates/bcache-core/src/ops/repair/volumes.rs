@@ -103,10 +103,7 @@ impl<'d> Owner<'d> {
             label: self.sb.label(),
             first_reg: seconds,
             last_reg: seconds,
-            invalidated: 0,
-            flags: 0,
-            sectors: Sectors(0),
-            padding_is_zero: true,
+            ..UuidEntry::unused()
         }
     }
 }
@@ -197,7 +194,7 @@ pub(super) fn volumes(
     keyed: &BTreeMap<u32, Keyed>,
 ) -> Result<Volumes, NotAnew> {
     let count = usize::try_from(set.geometry().nr_uuids()).unwrap_or(usize::MAX);
-    let mut table = Table { slots: vec![empty(); count], known: BTreeMap::new() };
+    let mut table = Table { slots: vec![UuidEntry::unused(); count], known: BTreeMap::new() };
     for (slot, entry) in (0u32..).zip(&set.uuids.slots).filter(|(_, entry)| is_sound(entry)) {
         table.put(slot, entry.clone(), Witness::Slot);
     }
@@ -335,19 +332,6 @@ fn is_refuted(
     owner.is_some_and(|owner| !owner.fits(keys) || owner.agrees(set, keys) == Some(false))
 }
 
-fn empty() -> UuidEntry {
-    UuidEntry {
-        uuid: Uuid::nil(),
-        label: crate::layout::superblock::Label::default(),
-        first_reg: 0,
-        last_reg: 0,
-        invalidated: 0,
-        flags: 0,
-        sectors: Sectors(0),
-        padding_is_zero: true,
-    }
-}
-
 /// Whether a slot is in use and may stay as it is.
 fn is_sound(entry: &UuidEntry) -> bool {
     let empty_flash = entry.flash_only() && entry.sectors.0 == 0 && !entry.is_detached();
@@ -360,7 +344,7 @@ fn rest_of_table(set: &CacheSet<'_>) -> Option<(Older, Vec<Uuid>)> {
     let mut slots = uuid_entry::parse_table(&read_table(set, bucket)?, 1);
     let uuids = slots.iter().map(|entry| entry.uuid).collect();
     for entry in slots.iter_mut().filter(|entry| !is_sound(entry) || entry.first_reg == 0) {
-        *entry = empty();
+        *entry = UuidEntry::unused();
     }
     Some((Older { bucket, slots, of_this_set: false }, uuids))
 }

@@ -9,7 +9,7 @@ mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::ChildStdin;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::part::Part;
 use super::recorded;
 use super::view::View;
 use crate::device::Tree;
-use crate::device::scan::Helper;
+use crate::device::scan::{Helper, HelperProcess};
 use crate::device::sysfs::Root;
 
 /// How long nothing may be answered before it is said.
@@ -53,28 +53,17 @@ impl Snapshot {
     }
 }
 
-/// A helper at work. It is killed when this is dropped, and waits for the kernel alone.
+/// A helper at work.
 #[derive(Debug)]
 struct Running {
-    child: Child,
+    _process: HelperProcess,
     requests: ChildStdin,
     messages: Receiver<Message>,
 }
 
 impl Running {
     fn start(helper: &Helper) -> io::Result<Self> {
-        // It may outlive this process: it must keep neither its terminal, its pipes nor its folder.
-        let mut child = Command::new(&helper.program)
-            .args(&helper.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .current_dir("/")
-            .spawn()?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let (Some(requests), Some(stdout)) = (stdin, stdout) else {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        };
+        let (process, requests, stdout) = helper.spawn()?;
         let (sender, messages) = mpsc::channel();
         thread::Builder::new().spawn(move || {
             for line in BufReader::new(stdout).lines() {
@@ -86,15 +75,7 @@ impl Running {
                 }
             }
         })?;
-        Ok(Self { child, requests, messages })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // One that has a thread in the kernel ends when the kernel lets go of it; init sees to it.
-        let _ = self.child.kill();
-        let _ = self.child.try_wait();
+        Ok(Self { _process: process, requests, messages })
     }
 }
 
