@@ -293,6 +293,26 @@ fn noisy_places(sound: &Sample) -> Vec<(u64, u64)> {
     nodes.chain(prios).collect()
 }
 
+/// The new metadata goes by the superblock as it was: without that, nothing is made.
+#[test]
+fn new_metadata_waits_for_the_superblock() {
+    let sound = Sample::new().with_older_table(|_| {});
+    let damaged = sound.snapshot();
+    // The number of buckets, and a leaf.
+    damaged.noise(SB_OFFSET_BYTES + 184, 2);
+    damaged.noise(sound.nodes(0)[3].sector().bytes(), 4096);
+    let plan = planned(&damaged);
+    let codes: Vec<_> = plan.fixes.iter().map(|fix| (fix.code, fix.class)).collect();
+    assert_eq!(codes, [(Code::SuperblockField, Class::Likely)]);
+    let leaf = BTreeSet::from([Code::BtreeNode]);
+    assert!(plan.anew.is_some() && plan.is_nothing(&leaf));
+    let untouched = damaged.snapshot();
+    let (cache, options) = (&damaged.cache, ReadOptions::default());
+    run(&plan, &leaf, cache, &damaged.writers(), &options, 5).unwrap();
+    assert_eq!(cache.first_difference(&untouched.cache), None);
+    check(&sound, &damaged, &[], "both");
+}
+
 /// Two stretches next to each other are lost, and the first node tells nothing: neither is taken for part of
 /// the other.
 #[test]

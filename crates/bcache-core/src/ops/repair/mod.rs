@@ -263,11 +263,14 @@ impl RepairPlan {
         self.fixes.iter().filter(|fix| self.is_made(fix, accepted))
     }
 
-    /// Whether the new metadata is made where changes of these codes are accepted.
+    /// Whether the new metadata is made where changes of these codes are accepted. It is made from the
+    /// cache as it is with all changes to it.
     pub fn is_anew_accepted(&self, accepted: &BTreeSet<Code>) -> bool {
         let is_accepted =
             |reason: &Reason| reason.class() == Class::Certain || accepted.contains(&reason.code());
+        let mut of_cache = self.fixes.iter().filter(|fix| fix.backing.is_none());
         self.anew.as_ref().is_some_and(|anew| anew.reasons.iter().all(is_accepted))
+            && of_cache.all(|fix| fix.is_accepted(accepted))
     }
 
     /// What is still wrong once changes of these codes are made, among them the new metadata.
