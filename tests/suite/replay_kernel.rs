@@ -1,9 +1,13 @@
 //! What the model of a cache says of a trace, against what stock kernels count when the same requests
-//! are made with direct I/O: bypass decisions, hits and misses.
+//! are made with direct I/O: bypass decisions, hits and misses. And the way of a user, from a load to the
+//! cache that replay advises.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
+
+#[path = "replay_kernel/advised.rs"]
+mod advised;
 
 use anyhow::{Context as _, ensure};
 use bcache_bench::trace::{LoadOptions, Op, Request, Source, load, open};
@@ -100,7 +104,19 @@ impl Cell {
 }
 
 fn main() -> ExitCode {
-    let mut trials = Vec::new();
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|it| it == advised::LOAD) {
+        let folder = arguments.next().unwrap_or_default();
+        return match advised::load(folder.as_ref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("the load failed: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let needs = &[Need::Guest, Need::Program("mkfs.ext4", "e2fsprogs")];
+    let mut trials = vec![trial("advice_6.12", needs, || advised::follow(Kernel::V6_12))];
     for cell in &CELLS {
         for (kernel, points) in cell.kernels {
             trials.push(trial(

@@ -55,10 +55,14 @@ refused :: The kernel takes no cache of fewer than 513 buckets.",
 pub(super) const REPLAY_AFTER: Sections = &[
     (
         "WHAT IS NOT MODELLED",
-        "Congestion, allocations that fail because the allocator thread is late, and how long a garbage \
-     collection takes. Background writeback is an estimate from the trace's times. Kernels since 6.10 choose \
-     by position while a garbage collection runs, older ones wait for its end; with policy lru a \
-     kernel's hit ratio differs from the model's by about a point for it.
+        "Congestion: the kernel's default thresholds send requests past a busy cache, which \
+     congested_read_threshold_us=0 and congested_write_threshold_us=0 switch off (bcachectl-set(8)). How long a \
+     garbage collection takes: kernels since 6.10 choose by position while one runs, older ones wait for its \
+     end; with policy lru a kernel's hit ratio differs from the model's by about a point for it. Background \
+     writeback is an estimate from the trace's times.
+
+A chain of prio sets is taken to need 2.5 ms, and what finds no bucket ready meanwhile goes past the cache. A \
+     cache of few buckets has few ready: where the SSD or the machine is slower, it keeps less than is said here.
 
 A trace that names no processes is taken for the requests of one task. Sequential I/O counts by task, so \
      that one stream sends other requests past the cache for a while: a cutoff of 0 shows how much that is.",
