@@ -134,6 +134,20 @@ const FOLLOWED: &[Case] = &[
         outcome: Outcome::Complete,
     },
     Case {
+        name: "says-clean",
+        fixture: "dirty-61",
+        damage: Some(says_clean),
+        advice: OF_DIRTY,
+        // The kernel does not write it back by itself, and a flush says so.
+        script: "both; wait_for 30 test -b /dev/bcache0
+            bcachectl status >/said || true
+            grep 'The kernel takes .* for clean' /said
+            if bcachectl flush --timeout 5s $b 2>/said; then false; fi
+            grep 'for clean' /said
+            bcachectl detach --wait $b; volume",
+        outcome: Outcome::Complete,
+    },
+    Case {
         name: "crashed",
         fixture: "crash-612",
         damage: None,
@@ -346,6 +360,14 @@ fn inconsistent(_: &Path, backing: &Path) -> anyhow::Result<()> {
     edit(backing, |sb| {
         sb.edit(|edit| {
             edit.state(BackingState::Stale);
+        });
+    })
+}
+
+fn says_clean(_: &Path, backing: &Path) -> anyhow::Result<()> {
+    edit(backing, |sb| {
+        sb.edit(|edit| {
+            edit.state(BackingState::Clean);
         });
     })
 }

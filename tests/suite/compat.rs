@@ -339,6 +339,7 @@ fn varied_superblocks() -> anyhow::Result<()> {
         device_size: bcache_core::units::Sectors(300 * MIB / 512),
         disk_size: bcache_core::units::Sectors(300 * MIB / 512),
         logical_block_bytes: 512,
+        is_bcache_volume: false,
     };
     let mut rng = rand_pcg::Pcg64::seed_from_u64(13);
     let mut compared = 0;

@@ -31,7 +31,12 @@ fn seed() -> u64 {
 /// A superblock with fields at their limits, then bits flipped, ranges overwritten, or cut short.
 fn mutated(rng: &mut Pcg64, kernels_own: &[Superblock]) -> Vec<u8> {
     let size = Sectors([8, 16, 6144, 262_144][rng.random_range(0..4)]);
-    let target = Target { device_size: size, disk_size: size, logical_block_bytes: 512 };
+    let target = Target {
+        device_size: size,
+        disk_size: size,
+        logical_block_bytes: 512,
+        is_bcache_volume: false,
+    };
     let mut bytes = if rng.random_bool(0.3) {
         kernels_own[rng.random_range(0..kernels_own.len())].as_bytes().to_vec()
     } else {

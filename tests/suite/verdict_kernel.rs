@@ -60,6 +60,7 @@ impl Disk {
             device_size: self.partition.map_or(disk_size, |(_, size)| size),
             disk_size,
             logical_block_bytes: self.logical_block_size,
+            is_bcache_volume: false,
         }
     }
 

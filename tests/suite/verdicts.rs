@@ -29,7 +29,12 @@ fn verdict_is_the_kernels() {
         .read_to_end(&mut records)
         .unwrap();
     let verdicts = std::fs::read_to_string(format!("{folder}/verdicts-6.1.jsonl")).unwrap();
-    let target = Target { device_size: DEVICE, disk_size: DEVICE, logical_block_bytes: 512 };
+    let target = Target {
+        device_size: DEVICE,
+        disk_size: DEVICE,
+        logical_block_bytes: 512,
+        is_bcache_volume: false,
+    };
     let mut differences = Vec::new();
     let mut judged = 0;
     for line in verdicts.lines() {

@@ -71,7 +71,8 @@ pub fn show(data: &[u8]) {
 /// What the verdict promises of a superblock that it accepts without a fatal warning.
 fn judge(superblock: &Superblock, size_bytes: u64, logical_block_bytes: u32) {
     let size = Sectors::from_bytes_floor(size_bytes);
-    let target = Target { device_size: size, disk_size: size, logical_block_bytes };
+    let target =
+        Target { device_size: size, disk_size: size, logical_block_bytes, is_bcache_volume: false };
     let verdict = kernel_verdict(superblock, &target);
     assert_eq!(verdict, kernel_verdict(&superblock.clone(), &target));
     if !verdict.accepts() || verdict.warnings.iter().any(Warning::is_fatal) {

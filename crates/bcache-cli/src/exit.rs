@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use bcache_core::device::DeviceError;
+
 /// Refused, or failed before anything was written.
 pub const REFUSED: u8 = 1;
 /// The command line makes no sense.
@@ -27,4 +29,14 @@ impl ExitError {
     pub fn status_of(error: &anyhow::Error) -> ExitCode {
         error.downcast_ref::<Self>().map_or(REFUSED, |error| error.status).into()
     }
+}
+
+/// An error with its causes in one line, and that root can, where a device kept its user out.
+pub fn told(error: &anyhow::Error) -> String {
+    let inner = error.downcast_ref::<ExitError>().map_or(error, |exit| &exit.error);
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<DeviceError>().is_some_and(DeviceError::is_permission_denied)
+    };
+    let needs_root = inner.chain().any(denied) && !nix::unistd::geteuid().is_root();
+    format!("{error:#}{}", if needs_root { ": run this as root" } else { "" })
 }

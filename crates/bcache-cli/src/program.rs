@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Command, FromArgMatches};
 use clap_complete::Shell;
 
-use crate::exit::{ExitError, REFUSED, USAGE};
+use crate::exit::{ExitError, REFUSED, USAGE, told};
 use crate::out::Out;
 use crate::{completions, is_broken_pipe, usage};
 
@@ -75,7 +75,7 @@ impl Program {
             Ok(code) => code,
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
-                self.say(&format_args!("{error:#}"));
+                self.say(&told(&error));
                 ExitError::status_of(&error)
             }
         }

@@ -645,6 +645,7 @@ const ELSEWHERE: &[Code] = &[
     Code::BackingOtherSet,
     Code::BackingNotInTable,
     Code::BackingStateClean,
+    Code::BackingWrittenBack,
     Code::BackingStateStale,
     Code::BackingTooSmall,
     Code::BackingSetGone,

@@ -176,6 +176,7 @@ fn verdict_accepts(device: &dyn ReadDevice) -> bool {
         device_size: info.size(),
         disk_size: info.disk_size,
         logical_block_bytes: info.logical_block_bytes,
+        is_bcache_volume: false,
     };
     kernel_verdict(&superblock(device), &target).accepts()
 }
@@ -581,7 +582,7 @@ fn bcache_on_bcache_is_refused() {
     for kind in [Kind::Backing, Kind::Cache] {
         let device = MemoryDevice::new(40 * MIB);
         let mut facts = facts(kind, &device, Vec::new());
-        facts.is_bcache_volume = true;
+        facts.info.is_bcache_volume = true;
         let options = Options { force: true, wipe_bcache: true, ..Options::default() };
         let refused = plan(&options, vec![facts], &mut uuids(1)).unwrap_err();
         assert!(matches!(refused, MakeError::BcacheOnBcache { .. }), "{refused}");
@@ -660,7 +661,12 @@ fn buckets_hold_two_blocks() {
             discard: false,
         });
         let size = Sectors(600 * bucket_size);
-        let target = Target { device_size: size, disk_size: size, logical_block_bytes: 512 };
+        let target = Target {
+            device_size: size,
+            disk_size: size,
+            logical_block_bytes: 512,
+            is_bcache_volume: false,
+        };
         let verdict = kernel_verdict(&superblock, &target);
         assert!(verdict.accepts());
         let warning = Warning::OneBlockBtreeNodes { node: Sectors(bucket_size) };

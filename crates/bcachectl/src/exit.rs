@@ -81,8 +81,8 @@ pub enum CheckStatus {
     Failed = 8,
 }
 
-impl From<CheckStatus> for ExitCode {
+impl From<CheckStatus> for u8 {
     fn from(status: CheckStatus) -> Self {
-        Self::from(status as u8)
+        status as Self
     }
 }

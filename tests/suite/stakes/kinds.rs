@@ -69,6 +69,38 @@ fn a_sound_set_with_dirty_data_is_no_invitation_to_wipe_it() {
     }
 }
 
+/// The kernel journals no key as it writes back: after a stop soon after that, all is on the backing
+/// device, and the replay of the journal finds it dirty. Only the contents tell that from a superblock
+/// that a power cut left behind.
+#[test]
+fn dirty_data_of_a_clean_backing_device() {
+    for after in After::each(|_| {}) {
+        let cache = fs::read(&after.fixture.cache).unwrap();
+        let backing = after.fixture.backing.iter().map(PathBuf::as_path);
+        let devices: Vec<&Path> =
+            [after.fixture.cache.as_path()].into_iter().chain(backing).collect();
+        let before = Said::of(&devices);
+        let state = |state: u64| {
+            for image in &after.fixture.backing {
+                patch(image, 104, &(1 | state << 61).to_le_bytes(), true);
+            }
+        };
+        state(1);
+        let clean = Said::of(&devices);
+        assert!(clean.codes().contains(&"backing-state-clean"), "{}", clean.check);
+        assert_eq!((clean.check_status, clean.answer()), (4, "present"), "{}", clean.check);
+        state(2);
+        let written = run(&["writeback", "--yes"], &devices);
+        assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+        fs::write(&after.fixture.cache, cache).unwrap();
+        let said = Said::of(&devices);
+        assert!(said.codes().iter().all(|it| *it == "backing-written-back"), "{}", said.check);
+        assert!(!said.codes().is_empty() && said.check_status == 0, "{}", said.check);
+        assert_eq!(said.check_json["stakes"], before.check_json["stakes"]);
+        assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
+    }
+}
+
 /// Detached after a failure, the only word of its owner is its UUID in the uuid table.
 #[test]
 fn a_released_backing_device() {

@@ -615,6 +615,7 @@ fn block_info(
             .is_some_and(|limit| limit != "0"),
         zoned: sysfs.and_then(|device| device.queue("zoned")).is_some_and(|model| model != "none"),
         read_only: ioctl::is_read_only(file).unwrap_or(false),
+        is_bcache_volume: sysfs.is_some_and(BlockDir::is_bcache_volume),
     })
 }
 
@@ -631,6 +632,7 @@ fn image_info(path: &Path, metadata: &fs::Metadata, opened_for: Access) -> Devic
         discard: true,
         zoned: false,
         read_only: opened_for == Access::Read && access(path, AccessFlags::W_OK).is_err(),
+        is_bcache_volume: false,
     }
 }
 

@@ -75,6 +75,8 @@ pub struct DeviceInfo {
     pub zoned: bool,
     /// Whether the device itself refuses writes.
     pub read_only: bool,
+    /// Whether it is a device that bcache itself runs (`bcacheN`).
+    pub is_bcache_volume: bool,
 }
 
 impl DeviceInfo {
@@ -89,6 +91,7 @@ impl DeviceInfo {
             device_size: self.size(),
             disk_size: self.disk_size.max(self.size()),
             logical_block_bytes: self.logical_block_bytes,
+            is_bcache_volume: self.is_bcache_volume,
         }
     }
 }
@@ -331,7 +334,7 @@ impl DeviceError {
 
 impl DeviceError {
     /// Whether the system refused for want of a right.
-    pub(crate) fn is_permission_denied(&self) -> bool {
+    pub fn is_permission_denied(&self) -> bool {
         match self {
             Self::Open { source, .. }
             | Self::Create { source, .. }

@@ -326,6 +326,7 @@ impl<D: ReadDevice> PackedReader<D> {
             discard: false,
             zoned: false,
             read_only: true,
+            is_bcache_volume: false,
             ..raw.info().clone()
         };
         Ok(Self { raw, header, info, chunks, last: Mutex::new(None) })

@@ -51,6 +51,8 @@ pub struct Target {
     pub disk_size: Sectors,
     /// Logical block size of the device in bytes.
     pub logical_block_bytes: u32,
+    /// Whether it is a device that bcache itself runs (`bcacheN`).
+    pub is_bcache_volume: bool,
 }
 
 /// Why the kernel refuses a superblock; displays as the kernel's own message.
@@ -131,6 +133,9 @@ pub enum Refusal {
     /// The data of a backing device starts past its end.
     #[error("start sector beyond end of disk?")]
     StartBeyondEnd,
+    /// A device that bcache itself runs has no room for the directory of a second registration.
+    #[error("error creating kobject: it is a bcache device itself")]
+    OnBcache,
 }
 
 /// What the kernel accepts and will choke on, or what another kernel refuses.
@@ -364,11 +369,13 @@ fn refusal(sb: &Superblock, target: &Target) -> Option<Refusal> {
     if sb.block_size().bytes() < u64::from(target.logical_block_bytes) {
         return Some(Refusal::BlockSmallerThanDevice);
     }
-    match sb.kind() {
+    let refusal = match sb.kind() {
         None => Some(Refusal::UnsupportedVersion),
         Some(Kind::Backing) => backing_refusal(sb, target),
         Some(Kind::Cache) => cache_refusal(sb, target),
-    }
+    };
+    // The superblock comes first.
+    refusal.or(target.is_bcache_volume.then_some(Refusal::OnBcache))
 }
 
 fn backing_refusal(sb: &Superblock, target: &Target) -> Option<Refusal> {

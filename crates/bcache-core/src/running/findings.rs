@@ -21,7 +21,8 @@ pub enum DeviceState {
     Plain,
     /// Was started without the cache that its superblock names.
     Forced,
-    /// Runs with its cache; all data is on the backing device.
+    /// Runs with its cache; all data is on the backing device, unless it is
+    /// [taken for clean](Backing::taken_for_clean).
     AttachedClean,
     /// Runs with its cache, which holds data that is nowhere else.
     AttachedDirty,
@@ -183,6 +184,11 @@ pub enum Finding {
         /// The backing device.
         device: String,
     },
+    /// It has dirty data that the kernel does not write back by itself ([`Backing::taken_for_clean`]).
+    TakenForClean {
+        /// The backing device.
+        device: String,
+    },
     /// It was stopped and is still open.
     Closing {
         /// The bcache device.
@@ -208,6 +214,7 @@ impl Finding {
             | Self::IoErrors { .. }
             | Self::Full { .. }
             | Self::WritebackStopped { .. }
+            | Self::TakenForClean { .. }
             | Self::Unknown { .. } => Severity::Warning,
             Self::Panics { .. } | Self::Closing { .. } => Severity::Note,
         }
@@ -226,6 +233,7 @@ impl Finding {
             Self::IoErrors { .. } => "io-errors",
             Self::Full { .. } => "full",
             Self::WritebackStopped { .. } => "writeback-stopped",
+            Self::TakenForClean { .. } => "taken-for-clean",
             Self::Closing { .. } => "closing",
             Self::Unknown { .. } => "unknown",
         }
@@ -300,6 +308,9 @@ fn of_backing(backing: &Backing, on_device: Option<OnDevice>, found: &mut Vec<Fi
     if let Some(errors) = backing.io_errors.filter(|errors| *errors > 0) {
         let limit = backing.io_error_limit;
         found.push(Finding::IoErrors { device: backing.name.clone(), errors, limit });
+    }
+    if backing.taken_for_clean() {
+        found.push(Finding::TakenForClean { device: backing.name.clone() });
     }
     let dirty = backing.dirty.is_some_and(|dirty| !dirty.is_zero());
     if dirty && backing.writeback_running == Some(false) {

@@ -217,6 +217,17 @@ fn only_what_is_attached_is_detached_and_flushed() {
     assert!(
         plan_flush(backing("sd3"), control::FlushOptions::default()).unwrap().writes.is_empty()
     );
+    // Dirty data of a device that the kernel takes for clean is written back by a detach alone.
+    let mut taken_for_clean = backing("sd3").clone();
+    taken_for_clean.dirty = backing("sd4").dirty;
+    assert!(matches!(
+        plan_flush(&taken_for_clean, control::FlushOptions::default()),
+        Err(Refusal::TakenForClean { .. })
+    ));
+    assert!(matches!(
+        &plan_detach(&taken_for_clean, true).unwrap().notes[..],
+        [Note::WritesBack { .. }]
+    ));
     for name in ["sd0", "sd2", "sd5"] {
         assert!(plan_detach(backing(name), true).is_err(), "{name}");
         assert!(plan_flush(backing(name), control::FlushOptions::default()).is_err(), "{name}");

@@ -361,6 +361,14 @@ impl Volume {
 }
 
 impl Backing {
+    /// Whether the cache holds dirty data of it although its state is clean. The kernel writes that back
+    /// only once something more is written to the device, or as it is detached (docs/running.md §7).
+    pub fn taken_for_clean(&self) -> bool {
+        self.set.is_some()
+            && self.superblock_state == Some(BackingState::Clean)
+            && self.dirty.is_some_and(|dirty| !dirty.is_zero())
+    }
+
     fn read(root: &Root, device: &BlockDir, at: &Attributes) -> Self {
         let name = device.name().to_owned();
         let at = Attributes::at(root, at.target("bcache").unwrap_or_else(|| at.path("bcache")));

@@ -18,7 +18,7 @@ use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report,
 use serde::Serialize;
 
 use crate::cli::CheckArgs;
-use crate::exit::CheckStatus;
+use crate::exit::{CheckStatus, ExitError};
 use crate::scan;
 use crate::stakes::{self, AdviceReport, advice};
 
@@ -37,13 +37,9 @@ struct Json<'a> {
 
 /// Runs `bcachectl check`. Whatever keeps it from checking ends it with [`CheckStatus::Failed`].
 pub fn run(args: &CheckArgs) -> Result<ExitCode> {
-    match check_device(args) {
-        Err(error) if !is_broken_pipe(&error) => {
-            let _ = writeln!(io::stderr(), "bcachectl: {error:#}");
-            Ok(CheckStatus::Failed.into())
-        }
-        result => result,
-    }
+    check_device(args).map_err(|error| {
+        if is_broken_pipe(&error) { error } else { ExitError::wrap(CheckStatus::Failed, error) }
+    })
 }
 
 /// What is checked: a cache and its backing devices, or backing devices alone.
@@ -131,6 +127,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
         backing: subject.backing.iter().map(|device| device as &dyn ReadDevice).collect(),
         verify_clean: args.verify_clean,
         findings_per_code: args.findings,
+        in_use: !in_use.is_empty(),
         search_machine: Some(scan::backing_devices),
         ..CheckOptions::default()
     };

@@ -394,15 +394,15 @@ sets :: uuid, cache, cache_bytes, bucket_bytes, nbuckets, available_percent, rep
      gc_age_seconds, hits, misses, hit_ratio, backing, volumes.
 
 backing, unattached :: device, bcache, uuid, label, set, state, superblock_state, cache_mode, bytes, \
-     dirty_bytes, dirty_target_bytes, writeback_rate_bytes, clean_in (when: clean, never, full-speed, \
-     when-idle, or seconds with seconds), io_errors, hits, misses, hit_ratio, bypassed_bytes, rates \
+     dirty_bytes, dirty_target_bytes, writeback_rate_bytes, clean_in (when: clean, never, after-next-write, \
+     full-speed, when-idle, or seconds with seconds), io_errors, hits, misses, hit_ratio, bypassed_bytes, rates \
      (with --interval), why (with --why).
 
 volumes :: bcache, slot, label, bytes.
 
 findings :: code, severity (danger, warning, note), text, way_out (a list of steps). The codes: \
      cache-lost, forced, other-set, waiting, io-disabled, not-synchronous, panics, io-errors, full, \
-     writeback-stopped, closing, unknown; and of what commands have begun: flushing, flush-killed, \
+     writeback-stopped, taken-for-clean, closing, unknown; and of what commands have begun: flushing, flush-killed, \
      replacing-cache, replacement-unfinished.",
     ),
     (

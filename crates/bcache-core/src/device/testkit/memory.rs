@@ -59,6 +59,7 @@ impl MemoryDevice {
                 discard: true,
                 zoned: false,
                 read_only: false,
+                is_bcache_volume: false,
             },
             discard_reads: DiscardReads::default(),
             pages: Arc::default(),

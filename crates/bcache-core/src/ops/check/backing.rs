@@ -41,8 +41,8 @@ pub enum BackingProblem {
         /// Why.
         refusal: Refusal,
     },
-    /// It belongs to another set.
-    #[error("{} is of set {found}", path.display())]
+    /// It belongs to another set, or to none.
+    #[error("{} is {}", path.display(), if found.is_nil() { "attached to no set".to_owned() } else { format!("of set {found}") })]
     OtherSet {
         /// The device.
         path: PathBuf,
@@ -108,6 +108,14 @@ pub enum BackingProblem {
         path: PathBuf,
         /// Its state.
         state: BackingState,
+        /// How much.
+        dirty: Sectors,
+    },
+    /// It counts as clean, and holds what the cache counts as dirty.
+    #[error("{} holds the {dirty} too that the cache counts as dirty data of it", path.display())]
+    WrittenBack {
+        /// The device.
+        path: PathBuf,
         /// How much.
         dirty: Sectors,
     },
@@ -178,6 +186,7 @@ impl BackingProblem {
             Self::Moved { .. } => Code::BackingMoved,
             Self::BlockSize { .. } => Code::BackingBlockSize,
             Self::DirtyButState { .. } => Code::BackingStateClean,
+            Self::WrittenBack { .. } => Code::BackingWrittenBack,
             Self::Stale { .. } => Code::BackingStateStale,
             Self::TooSmall { .. } => Code::BackingTooSmall,
             Self::CleanDiffers { .. } => Code::CleanMismatch,
@@ -197,6 +206,7 @@ impl BackingProblem {
             | Self::Moved { path, .. }
             | Self::BlockSize { path, .. }
             | Self::DirtyButState { path, .. }
+            | Self::WrittenBack { path, .. }
             | Self::Stale { path }
             | Self::TooSmall { path, .. } => Place::Backing { path: path.clone() },
             Self::CleanDiffers { slot, start, sectors, .. } => {
@@ -221,6 +231,7 @@ impl BackingProblem {
             }
             Self::BlockSize { set, .. } => format!("blocks of at least {set}"),
             Self::DirtyButState { .. } => "state dirty".to_owned(),
+            Self::WrittenBack { .. } => "keys that are clean".to_owned(),
             Self::Stale { .. } => "state clean or dirty".to_owned(),
             Self::TooSmall { end, .. } => format!("at least {end} sectors"),
             Self::CleanDiffers { .. } => "the same data".to_owned(),
@@ -260,9 +271,9 @@ pub(super) fn check(
     }
     let Some(relation) = &member.relation else { return };
     let (state, set_uuid) = (sb.state(), sb.set_uuid());
-    if let Some(block) =
-        relation.block_too_small.filter(|_| refusal.is_none() && set_uuid == relation.set_uuid)
-    {
+    // A device that is attached to nothing is named here to be attached.
+    let is_for_set = set_uuid == relation.set_uuid || state == BackingState::None;
+    if let Some(block) = relation.block_too_small.filter(|_| refusal.is_none() && is_for_set) {
         let backing = sb.block_size();
         listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
     }
@@ -289,7 +300,14 @@ pub(super) fn check(
             listener.problem(BackingProblem::Stale { path: path() });
         }
         Standing::Attached if state != BackingState::Dirty && dirty.0 > 0 => {
-            listener.problem(BackingProblem::DirtyButState { path: path(), state, dirty });
+            let (path, device) = (path(), member.device.handle);
+            let is_whole = usage.end <= info.size().0
+                && is_written_back(set, device, slot, usage.end, listener);
+            listener.problem(if is_whole {
+                BackingProblem::WrittenBack { path, dirty }
+            } else {
+                BackingProblem::DirtyButState { path, state, dirty }
+            });
         }
         _ => {}
     }
@@ -298,7 +316,7 @@ pub(super) fn check(
         listener.problem(BackingProblem::TooSmall { path: path(), size, end: usage.end });
     }
     if verify_clean && relation.standing == Standing::Attached {
-        compare(set, member.device.handle, slot, usage.end.min(size), listener);
+        verify_clean_data(set, member.device.handle, slot, usage.end.min(size), listener);
     }
 }
 
@@ -340,13 +358,51 @@ fn without_slot(
 /// Sectors looked up at once, so that memory stays bounded whatever the volume holds.
 const LOOKUP_SECTORS: u64 = 1 << 20;
 
-fn compare(
+/// Whether the backing device holds all that the cache counts as dirty data of it.
+///
+/// Writing back journals no keys. What is replayed after a stop soon after it is dirty again, and the same
+/// on both. After a power cut the superblock may say clean although there is dirty data: the kernel does
+/// not wait for the state to be written (docs/running.md §7). Nothing but the contents tells the two apart.
+fn is_written_back(
+    set: &CacheSet<'_>,
+    device: &dyn ReadDevice,
+    slot: u32,
+    end: u64,
+    listener: &mut dyn Listener,
+) -> bool {
+    let mut compared = |done| listener.compared(done, end);
+    let mut stop = |_| ControlFlow::Break(());
+    compare(set, device, slot, end, &|extent| extent.dirty, &mut compared, &mut stop).is_continue()
+}
+
+/// Reports clean data that is not what the backing device holds.
+fn verify_clean_data(
     set: &CacheSet<'_>,
     device: &dyn ReadDevice,
     slot: u32,
     end: u64,
     listener: &mut dyn Listener,
 ) {
+    let listener = std::cell::RefCell::new(listener);
+    let mut compared = |done| listener.borrow_mut().compared(done, end);
+    let mut differs = |problem| {
+        listener.borrow_mut().problem(problem);
+        ControlFlow::Continue(())
+    };
+    let _ = compare(set, device, slot, end, &|it| !it.dirty, &mut compared, &mut differs);
+}
+
+/// Compares the cached extents of a volume that are `wanted` with what is on its backing device, up to the
+/// sector `end`. `compared` is told how far it came; `differs` whatever is wrong, and may break it off.
+fn compare(
+    set: &CacheSet<'_>,
+    device: &dyn ReadDevice,
+    slot: u32,
+    end: u64,
+    wanted: &dyn Fn(&Extent) -> bool,
+    compared: &mut dyn FnMut(u64),
+    differs: &mut dyn FnMut(BackingProblem) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     let mut view = set.view();
     let mut buffers = (AlignedBuf::zeroed(COMPARE_BYTES), AlignedBuf::zeroed(COMPARE_BYTES));
     let mut at = 0;
@@ -354,21 +410,21 @@ fn compare(
         let to = at.saturating_add(LOOKUP_SECTORS).min(end);
         let mut extents = Vec::new();
         let looked_up = view.lookup(slot, at, to, &mut |extent| {
-            if extent.cached.is_some() && !extent.dirty {
+            if extent.cached.is_some() && wanted(&extent) {
                 extents.push(extent);
             }
             ControlFlow::Continue(())
         });
         if let Err(source) = looked_up {
-            listener
-                .problem(BackingProblem::CannotFind { path: device.info().path.clone(), source });
+            differs(BackingProblem::CannotFind { path: device.info().path.clone(), source })?;
         }
         for extent in &extents {
-            compare_extent(set, device, extent, &mut buffers, listener);
+            compare_extent(set, device, extent, &mut buffers, differs)?;
         }
         at = to;
-        listener.compared(at, end);
+        compared(at);
     }
+    ControlFlow::Continue(())
 }
 
 fn compare_extent(
@@ -376,11 +432,11 @@ fn compare_extent(
     device: &dyn ReadDevice,
     extent: &Extent,
     (ours, theirs): &mut (AlignedBuf, AlignedBuf),
-    listener: &mut dyn Listener,
-) {
+    differs: &mut dyn FnMut(BackingProblem) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     let path = || device.info().path.clone();
     let slot = extent.inode;
-    let Some(cached) = extent.cached else { return };
+    let Some(cached) = extent.cached else { return ControlFlow::Continue(()) };
     let step = (COMPARE_BYTES as u64) / SECTOR_BYTES;
     let mut done = 0;
     let length = extent.end.saturating_sub(extent.start);
@@ -388,7 +444,7 @@ fn compare_extent(
         let sectors = step.min(length - done);
         let len = usize::try_from(Sectors(sectors).bytes()).unwrap_or(COMPARE_BYTES);
         let (start, cache_sector) = (extent.start + done, cached.0 + done);
-        let (Some(a), Some(b)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return };
+        let (Some(a), Some(b)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { break };
         let read = set
             .cache
             .device()
@@ -396,28 +452,24 @@ fn compare_extent(
             .and_then(|()| device.read_at(Sectors(start).bytes(), b));
         match read {
             Err(source) => {
-                listener.problem(BackingProblem::CannotCompare {
-                    path: path(),
-                    slot,
-                    start,
-                    source,
-                });
+                differs(BackingProblem::CannotCompare { path: path(), slot, start, source })?;
             }
             Ok(()) if a != b => {
                 let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
-                let differs = |(x, y): (&[u8], &[u8])| x != y;
-                let first = a.chunks(sector).zip(b.chunks(sector)).position(differs).unwrap_or(0);
-                let last = a.chunks(sector).zip(b.chunks(sector)).rposition(differs).unwrap_or(0);
-                listener.problem(BackingProblem::CleanDiffers {
+                let unequal = |(x, y): (&[u8], &[u8])| x != y;
+                let first = a.chunks(sector).zip(b.chunks(sector)).position(unequal).unwrap_or(0);
+                let last = a.chunks(sector).zip(b.chunks(sector)).rposition(unequal).unwrap_or(0);
+                differs(BackingProblem::CleanDiffers {
                     path: path(),
                     slot,
                     start: start + first as u64,
                     sectors: (last - first) as u64 + 1,
                     cache_sector: cache_sector + first as u64,
-                });
+                })?;
             }
             Ok(()) => {}
         }
         done += sectors;
     }
+    ControlFlow::Continue(())
 }

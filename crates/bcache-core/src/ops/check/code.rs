@@ -233,7 +233,7 @@ codes! {
         "The kernel refuses a backing device's superblock.",
         "Look at all of its superblock.";
     BackingOtherSet = 703, "backing-other-set", NotChecked,
-        "A backing device belongs to another cache set.",
+        "A backing device belongs to another cache set, or to none.",
         "Name the right device; the list of the machine's devices has it.";
     BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,
         "A backing device says that it is attached, and the uuid table does not have it.",
@@ -262,6 +262,9 @@ codes! {
     BackingBlockSize = 712, "backing-block-size", KernelRefuses,
         "The blocks of the set are larger than those of a backing device: the kernel does not attach it.",
         "Make a cache whose blocks are no larger, or the backing device anew with larger ones after copying its data.";
+    BackingWrittenBack = 713, "backing-written-back", Untidy,
+        "The cache counts data as dirty that a clean backing device holds too: it was written back shortly before the set was stopped.",
+        "The kernel writes it back once more after the next write to the device, or when the device is detached.";
 }
 
 impl std::fmt::Display for Code {

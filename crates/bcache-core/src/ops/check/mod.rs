@@ -46,6 +46,8 @@ pub struct CheckOptions<'d> {
     pub verify_clean: bool,
     /// Findings of one code that are kept; the others are counted.
     pub findings_per_code: usize,
+    /// Whether somebody uses the device that is checked: what is advised then is to stop it first.
+    pub in_use: bool,
     /// How to find the machine's backing devices: owners of volumes that were not named.
     pub search_machine: Option<SearchMachine>,
 }
@@ -57,6 +59,7 @@ impl Default for CheckOptions<'_> {
             backing: Vec::new(),
             verify_clean: false,
             findings_per_code: FINDINGS_PER_CODE,
+            in_use: false,
             search_machine: None,
         }
     }
@@ -340,13 +343,13 @@ pub fn check<'d>(
     })
 }
 
-/// `first`, and the backing devices that were named, each with whether somebody holds it.
+/// `first`, and the backing devices that were named, each with whether somebody uses it, where that counts.
 fn with_backing<'d>(
     first: Device<'d>,
     options: &CheckOptions<'d>,
     collector: &mut Collector<'_>,
 ) -> Result<Vec<(Device<'d>, bool)>, CheckError> {
-    let mut devices = vec![(first, false)];
+    let mut devices = vec![(first, options.in_use)];
     for backing in &options.backing {
         match Device::read_superblock(*backing) {
             Ok(device) => devices.push((device, false)),

@@ -28,8 +28,6 @@ pub struct DeviceFacts {
     pub unknown_at: Option<u64>,
     /// What exists nowhere else and would be lost.
     pub at_stake: AtStake,
-    /// Whether it is a device that bcache itself runs (`bcacheN`).
-    pub is_bcache_volume: bool,
 }
 
 impl DeviceFacts {
@@ -51,7 +49,6 @@ impl DeviceFacts {
             found,
             superblock,
             create: false,
-            is_bcache_volume: false,
         })
     }
 
@@ -95,6 +92,7 @@ pub fn facts_of_new_image(kind: Kind, path: &Path, size_bytes: u64) -> DeviceFac
         discard: true,
         zoned: false,
         read_only: false,
+        is_bcache_volume: false,
     };
     DeviceFacts {
         kind,
@@ -104,6 +102,5 @@ pub fn facts_of_new_image(kind: Kind, path: &Path, size_bytes: u64) -> DeviceFac
         create: true,
         unknown_at: None,
         at_stake: AtStake::Nothing,
-        is_bcache_volume: false,
     }
 }

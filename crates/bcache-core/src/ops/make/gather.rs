@@ -8,7 +8,6 @@ use super::facts::{DeviceFacts, facts_of_new_image};
 use super::run::{RunError, check_distinct};
 use crate::device::file;
 use crate::device::probe::probe;
-use crate::device::sysfs::{BlockDir, Root};
 use crate::inspect::SearchMachine;
 use crate::layout::superblock::Kind;
 
@@ -83,8 +82,5 @@ pub fn facts_of(
     search: Option<SearchMachine>,
 ) -> Result<DeviceFacts, RunError> {
     let device = file::open_unused(path)?;
-    let mut facts = DeviceFacts::of_device(kind, &device, probe(path)?, search)?;
-    let block = BlockDir::of_path(&Root::system(), path);
-    facts.is_bcache_volume = block.is_some_and(|block| block.is_bcache_volume());
-    Ok(facts)
+    Ok(DeviceFacts::of_device(kind, &device, probe(path)?, search)?)
 }

@@ -274,7 +274,7 @@ fn check_device(facts: &DeviceFacts) -> Result<(), MakeError> {
     if facts.info.zoned {
         return Err(MakeError::Zoned { path: path() });
     }
-    if facts.is_bcache_volume {
+    if facts.info.is_bcache_volume {
         return Err(MakeError::BcacheOnBcache { path: path() });
     }
     let size_bytes = facts.info.size_bytes;

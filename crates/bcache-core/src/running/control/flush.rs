@@ -48,6 +48,9 @@ pub fn plan_flush(backing: &Backing, options: FlushOptions) -> Result<Plan, Refu
     };
     match DeviceState::of(backing) {
         DeviceState::AttachedDirty => {}
+        DeviceState::AttachedClean if backing.taken_for_clean() => {
+            return Err(Refusal::TakenForClean { device });
+        }
         DeviceState::AttachedClean | DeviceState::Detaching => {
             plan.notes.push(Note::AlreadySo);
             return Ok(plan);

@@ -108,6 +108,14 @@ pub enum Refusal {
         /// Block size of the backing device in bytes.
         device_bytes: u64,
     },
+    /// It has dirty data that the kernel does not write back by itself ([`Backing::taken_for_clean`]).
+    #[error(
+        "the kernel takes {device} for clean, and does not write back the dirty data of it before something more is written"
+    )]
+    TakenForClean {
+        /// The device.
+        device: String,
+    },
     /// It starts without dirty data.
     #[error(
         "{device} is dirty: what was written last is only on its cache, and is lost if {device} starts without it"

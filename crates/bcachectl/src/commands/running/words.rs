@@ -162,6 +162,9 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
         Refusal::BlockSize { device_bytes, .. } => Some(format!(
             "make the cache with --block {device_bytes}, or the backing device with larger blocks"
         )),
+        Refusal::TakenForClean { device } => Some(format!(
+            "`bcachectl detach --wait {device}` writes it back; attach it again after that"
+        )),
         Refusal::Dirty { .. } => Some(
             "register its cache instead; to give up what is only there, add --lose-dirty-data"
                 .to_owned(),

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
+use bcache_cli::exit::told;
 use bcache_cli::out::Out;
 use bcache_cli::rows::Format;
 use bcache_core::cache_set::ReadOptions;
@@ -38,7 +39,7 @@ struct ErrorReport {
 
 impl ErrorReport {
     fn new(path: &Path, error: &anyhow::Error) -> Self {
-        Self { path: path.display().to_string(), error: format!("{error:#}") }
+        Self { path: path.display().to_string(), error: told(error) }
     }
 }
 

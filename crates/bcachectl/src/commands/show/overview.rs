@@ -197,6 +197,7 @@ mod tests {
             discard: false,
             zoned: false,
             read_only: false,
+            is_bcache_volume: false,
         };
         DeviceReport::of_superblock(&info, superblock)
     }

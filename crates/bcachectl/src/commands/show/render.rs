@@ -8,6 +8,7 @@ use bcache_cli::rows::{Format, Json, write_list};
 use bcache_cli::table::Color;
 use bcache_core::cache_set::CacheSet;
 use bcache_core::inspect::{Answer, Stakes};
+use bcache_core::running::Rounded;
 use serde::Serialize;
 
 use super::deep::Shown;
@@ -197,10 +198,25 @@ pub(super) fn table(out: &mut Out, args: &ShowArgs, shown: &Shown<'_, '_>) -> Re
 
 /// What is at stake and what can be done.
 fn answer(out: &mut Out, shown: &Shown<'_, '_>, indent: &str) -> Result<()> {
+    if let Some(dirty) = counted_as_dirty(shown) {
+        let line = format!(
+            "The kernel counts {dirty} of dirty data of this device, although its state is clean: do \
+             not run it without its cache."
+        );
+        writeln!(out, "{indent}{}", coloured(out, Answer::Present, &line))?;
+        return Ok(());
+    }
     for line in stakes::sentences(shown.member) {
         writeln!(out, "{indent}{}", coloured(out, shown.member.stakes.answer, &line))?;
     }
     Ok(())
+}
+
+/// What the running kernel counts as dirty of a backing device that would be complete by its superblock.
+fn counted_as_dirty<'s>(shown: &'s Shown<'_, '_>) -> Option<&'s str> {
+    let dirty = shown.report.running.as_ref()?.dirty_data.as_deref()?;
+    let is_zero = dirty.parse().is_ok_and(Rounded::is_zero);
+    (shown.member.stakes.answer == Answer::None && !is_zero).then_some(dirty)
 }
 
 /// A line in the colour of the answer, where colours are wanted.

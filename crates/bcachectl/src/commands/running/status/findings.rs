@@ -103,6 +103,14 @@ fn words(finding: &Finding) -> (String, Vec<String>) {
             format!("{device} has dirty data, and writeback is switched off."),
             vec![format!("bcachectl set {device} writeback_running=1")],
         ),
+        Finding::TakenForClean { device } => (
+            format!(
+                "The kernel takes {device} for clean, and there is dirty data of it: that is written \
+                 back only after the next write to the device, or when it is detached. Do not run \
+                 {device} without its cache."
+            ),
+            vec![format!("bcachectl detach --wait {device}"), format!("attach {device} again")],
+        ),
         Finding::Closing { bcache } => (
             format!("{bcache} was stopped and is still open; it ends at the last close."),
             Vec::new(),
@@ -138,6 +146,7 @@ pub(super) fn is_about(finding: &Finding, only: Option<&Only>, view: &View) -> b
         | Finding::Waiting { device, .. }
         | Finding::IoErrors { device, .. }
         | Finding::WritebackStopped { device }
+        | Finding::TakenForClean { device }
         | Finding::Unknown { device } => of_device(device),
         Finding::NotSynchronous { set } | Finding::Panics { set } | Finding::Full { set, .. } => {
             of_set(set)

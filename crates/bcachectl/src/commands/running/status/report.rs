@@ -83,6 +83,8 @@ pub(in crate::commands::running) enum CleanIn {
     Clean,
     /// Writeback is switched off.
     Never,
+    /// Nothing is written back before the next write to the device.
+    AfterNextWrite,
     /// As fast as the devices go.
     FullSpeed,
     /// There is less than writeback steers for: it waits until the device is idle.
@@ -111,6 +113,9 @@ impl CleanIn {
         backing.set?;
         if dirty.is_zero() {
             return Some(Self::Clean);
+        }
+        if backing.taken_for_clean() {
+            return Some(Self::AfterNextWrite);
         }
         if backing.writeback_running == Some(false) {
             return Some(Self::Never);

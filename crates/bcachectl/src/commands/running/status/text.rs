@@ -99,6 +99,7 @@ fn of_backing(
     if let Some(dirty) = backing.dirty_bytes.filter(|it| !it.is_zero()) {
         let when = match backing.clean_in {
             Some(CleanIn::Never) => ", writeback is off",
+            Some(CleanIn::AfterNextWrite) => ", written back after the next write",
             Some(CleanIn::FullSpeed) => ", written back at full speed",
             Some(CleanIn::WhenIdle) => {
                 ", below the target: written back when idle, or by bcachectl flush"

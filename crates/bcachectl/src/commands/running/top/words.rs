@@ -136,6 +136,9 @@ pub(super) fn details(row: &DeviceRow) -> [String; 2] {
     }
     match row.clean_in {
         Some(CleanIn::Never) => second.push("writeback is off".to_owned()),
+        Some(CleanIn::AfterNextWrite) => {
+            second.push("written back after the next write".to_owned());
+        }
         Some(CleanIn::FullSpeed) => second.push("written back at full speed".to_owned()),
         Some(CleanIn::WhenIdle) => second.push("written back when idle".to_owned()),
         Some(CleanIn::Seconds { seconds }) => {
