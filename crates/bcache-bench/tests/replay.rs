@@ -57,6 +57,39 @@ fn the_answer_comes_first_and_follows_from_the_table() {
     }
 }
 
+/// The codes of the warnings.
+fn warnings(arguments: &[&str]) -> Vec<String> {
+    let json = stdout(&bench(&[arguments, &["--json"]].concat()));
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let list = report["warnings"].as_array().unwrap();
+    list.iter().map(|it| it["code"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Each trace has the warnings that apply to it, and no others. Without times nothing is lost to sysfs, and
+/// nothing is written back where no mode does.
+#[test]
+fn warnings_are_those_that_apply() {
+    let caches = ["--cache-size", "128M,2G", "--policy", "lru"];
+    let of = |trace: &str| warnings(&[&["replay", trace][..], &caches].concat());
+    let [pids, cutoff, prios] = ["no_processes", "cutoff_bypasses", "prio_writes"];
+    assert_eq!(of(TRACE), [pids, cutoff, prios, "sysfs_bypassed", "unplaced"]);
+    let large = ["replay", TRACE, "--cache-size", "64G", "--bucket", "512k", "--cutoff", "0"];
+    assert_eq!(warnings(&large), [pids, "sysfs_bypassed"], "discards bypass");
+    let Some(folder) = std::env::var_os("BCACHE_TEST_TRACES") else {
+        return println!("skipped the others: BCACHE_TEST_TRACES names no folder");
+    };
+    let other = |name: &str| {
+        let path = std::path::Path::new(&folder).join(name);
+        of(path.to_str().unwrap())
+    };
+    assert_eq!(
+        other("cloudphysics.vscsi.zst"),
+        [pids, "unaligned4k", cutoff, prios, "sysfs_bypassed", "unplaced"]
+    );
+    assert_eq!(other("arc-p12.lis.zst"), [pids, "no_times", "unaligned4k", prios, "unplaced"]);
+    assert_eq!(other("hadoop-node.blktrace.zst"), [cutoff, prios, "sysfs_bypassed", "unplaced"]);
+}
+
 #[test]
 fn pictures_csv_markdown_and_standard_input() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::cells::CellResult;
 use super::report::Settings;
-use crate::num::{float, ratio};
+use crate::num::ratio;
 use crate::trace::Trace;
 
 /// What makes figures dubious, or what users would not guess.
@@ -15,7 +15,10 @@ pub enum Warning {
     /// The trace names no processes: one task stands for all.
     NoProcesses,
     /// The trace has no times: no wear a day, no streams that expire.
-    NoTimes,
+    NoTimes {
+        /// Background writeback, which goes by times, is modelled for some of the caches.
+        writeback: bool,
+    },
     /// A part of the addresses only.
     Sampled {
         /// Which part.
@@ -60,10 +63,19 @@ pub enum Warning {
         /// Bytes of data.
         data_bytes: u64,
     },
-    /// sysfs's `bypassed` loses what is above 32 MiB in 13.6 s, which this trace exceeds.
+    /// sysfs's `bypassed` loses what is above 32 MiB in 13.6 s.
     SysfsBypassed {
-        /// Bytes bypassed a second.
-        bytes_per_second: f64,
+        /// Bytes that bypass the cache where it loses most.
+        bytes: u64,
+        /// What it would show of them.
+        shown_bytes: u64,
+    },
+    /// sysfs's `cache_hits` and `cache_misses` lose what is above 65,535 in 13.6 s.
+    SysfsReads {
+        /// Reads that did not bypass the cache where they lose most.
+        reads: u64,
+        /// What they would show of them.
+        shown: u64,
     },
     /// Gens rise far between two GCs: buckets at 96 cannot be used again before a GC.
     Gens {
@@ -72,6 +84,10 @@ pub enum Warning {
     },
     /// A write found no bucket ready.
     Unplaced {
+        /// The cache.
+        cache_bytes: u64,
+        /// Its buckets.
+        bucket_bytes: u64,
         /// Bytes that were not kept.
         bytes: u64,
         /// Their part of all that was to be kept.
@@ -85,8 +101,6 @@ const MUCH: f64 = 0.1;
 const UNPLACED_MUCH: f64 = 0.02;
 /// For the cutoff: 30 %.
 const CUTOFF_MUCH: f64 = 0.3;
-/// What `bypassed` in sysfs can carry: 32 MiB in 13.6 s.
-const SYSFS_BYTES_PER_SECOND: f64 = 33_554_432.0 / 13.6;
 /// Gens from here on are near the limit of 96.
 const GENS_HIGH: u8 = 64;
 
@@ -97,13 +111,14 @@ pub fn warnings(trace: &Trace, results: &[CellResult], settings: &Settings) -> V
     if summary.processes == 0 {
         warnings.push(Warning::NoProcesses);
     }
+    let writeback = results.iter().any(|it| it.cell.mode == Mode::Writeback);
     if !summary.has_times {
-        warnings.push(Warning::NoTimes);
+        warnings.push(Warning::NoTimes { writeback });
     }
     if settings.sample < 1.0 {
         warnings.push(Warning::Sampled { sample: settings.sample });
     }
-    if !trace.format.has_flags() && results.iter().any(|it| it.cell.mode == Mode::Writeback) {
+    if !trace.format.has_flags() && writeback {
         warnings.push(Warning::WritesUntold { sync: !settings.async_writes });
     }
     let requests = trace.requests.len() as u64;
@@ -144,31 +159,39 @@ pub fn warnings(trace: &Trace, results: &[CellResult], settings: &Settings) -> V
         });
     }
     if summary.has_times && summary.duration_ns > 0 {
-        let seconds = float(summary.duration_ns) / 1e9;
-        let most = ran()
-            .map(|(_, stats)| {
-                let (reads, writes) = stats.bypassed_sectors();
-                (reads + writes) * 512
-            })
-            .max()
-            .unwrap_or(0);
-        let bytes_per_second = float(most) / seconds;
-        if bytes_per_second > SYSFS_BYTES_PER_SECOND {
-            warnings.push(Warning::SysfsBypassed { bytes_per_second });
-        }
+        warnings.extend(sysfs(ran().map(|(_, stats)| stats)));
     }
     let gen_max = ran().map(|(_, stats)| stats.gc_gen_max).max().unwrap_or(0);
     if gen_max >= GENS_HIGH {
         warnings.push(Warning::Gens { gen_max });
     }
-    let worst = ran()
-        .map(|(_, it)| {
-            let wanted = it.promoted_sectors + it.written_sectors + it.unplaced_sectors;
-            (ratio(it.unplaced_sectors, wanted).unwrap_or(0.0), it.unplaced_sectors * 512)
-        })
-        .max_by(|(one, _), (other, _)| one.total_cmp(other));
-    if let Some((share, bytes)) = worst.filter(|(share, _)| *share >= UNPLACED_MUCH) {
-        warnings.push(Warning::Unplaced { bytes, share });
+    let share = |it: &Stats| part(it.unplaced_sectors, it.inserted_sectors() + it.unplaced_sectors);
+    let worst = ran().max_by(|(_, one), (_, other)| share(one).total_cmp(&share(other)));
+    if let Some((it, stats)) = worst.filter(|(_, stats)| share(stats) >= UNPLACED_MUCH) {
+        warnings.push(Warning::Unplaced {
+            cache_bytes: it.cell.cache_bytes,
+            bucket_bytes: it.cell.bucket_bytes,
+            bytes: stats.unplaced_sectors * 512,
+            share: share(stats),
+        });
+    }
+    warnings
+}
+
+/// What sysfs would not show, where that is most.
+fn sysfs<'a>(ran: impl Iterator<Item = &'a Stats> + Clone) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let worst = ran.clone().max_by_key(|it| it.sysfs_lost_bypassed_sectors);
+    if let Some(it) = worst.filter(|it| it.sysfs_lost_bypassed_sectors > 0) {
+        let (reads, writes) = it.bypassed_sectors();
+        let (bytes, lost) = ((reads + writes) * 512, it.sysfs_lost_bypassed_sectors * 512);
+        warnings.push(Warning::SysfsBypassed { bytes, shown_bytes: bytes.saturating_sub(lost) });
+    }
+    let worst = ran.max_by_key(|it| it.sysfs_lost_reads);
+    if let Some(it) = worst.filter(|it| it.sysfs_lost_reads > 0) {
+        let reads = it.cache_hits + it.cache_misses;
+        warnings
+            .push(Warning::SysfsReads { reads, shown: reads.saturating_sub(it.sysfs_lost_reads) });
     }
     warnings
 }

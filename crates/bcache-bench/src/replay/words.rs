@@ -7,7 +7,7 @@ use bcache_core::units::format_bytes;
 use super::answer::{Advice, Answer};
 use super::render::{cutoff_name, percent, policy_name, rounded_bytes};
 use super::warning::Warning;
-use crate::num::ratio;
+use crate::num::{format_count, ratio};
 
 /// The answer in words.
 pub fn answer_text(answer: &Answer) -> String {
@@ -116,9 +116,10 @@ pub fn warning_text(warning: &Warning) -> String {
                                  task, so that sequential I/O of one program affects all (--cutoff 0 \
                                  shows how much)"
             .to_owned(),
-        Warning::NoTimes => "the trace has no times: wear a day cannot be told, and background \
-                             writeback is a guess"
-            .to_owned(),
+        Warning::NoTimes { writeback } => format!(
+            "the trace has no times: wear a day cannot be told{}",
+            if writeback { ", and background writeback is a guess" } else { "" }
+        ),
         Warning::Sampled { sample } => format!(
             "{} of the addresses were replayed through caches as much smaller: hit ratios may be off \
              by 2 points at a quarter and by 8 at an eighth, and sequential detection is off",
@@ -154,20 +155,29 @@ pub fn warning_text(warning: &Warning) -> String {
             format_bytes(prio_bytes),
             format_bytes(data_bytes)
         ),
-        Warning::SysfsBypassed { bytes_per_second } => format!(
-            "sysfs will not confirm this: {} a second bypass the cache, and its counter \"bypassed\" \
-             loses what exceeds 2.3 MiB a second",
-            rounded_bytes(bytes_per_second)
+        Warning::SysfsBypassed { bytes, shown_bytes } => format!(
+            "sysfs will not confirm this: up to {} bypass the cache, of which its counter \"bypassed\" would \
+             show {}; it loses what exceeds 32 MiB in 13.6 seconds",
+            format_bytes(bytes),
+            format_bytes(shown_bytes)
+        ),
+        Warning::SysfsReads { reads, shown } => format!(
+            "sysfs will not confirm this: of {} reads that do not bypass the cache, cache_hits and cache_misses \
+             would show {}; each loses what exceeds 65,535 in 13.6 seconds",
+            format_count(reads),
+            format_count(shown)
         ),
         Warning::Gens { gen_max } => format!(
             "buckets were used up to {gen_max} times between two garbage collections; at 96 they \
              wait for one"
         ),
-        Warning::Unplaced { bytes, share } => format!(
-            "no bucket was ready for up to {} ({:.0} %) of what was to be cached: small caches have few ready, \
-             and write a chain of prio sets for every few",
+        Warning::Unplaced { cache_bytes, bucket_bytes, bytes, share } => format!(
+            "no bucket was ready for {} ({:.0} %) of what {} with buckets of {} were to keep: small caches have \
+             few ready, and write a chain of prio sets for every few",
             format_bytes(bytes),
-            share * 100.0
+            share * 100.0,
+            format_bytes(cache_bytes),
+            format_bytes(bucket_bytes)
         ),
     }
 }

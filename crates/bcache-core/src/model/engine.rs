@@ -12,6 +12,9 @@ use crate::allocator::{
 };
 use crate::units::{BucketIndex, Gen, Geometry};
 
+/// From here on the distance of a gen from `last_gc` is near its limit.
+const GENS_HIGH: u8 = 64;
+
 /// Space for a write; its bucket carries a pin for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -354,11 +357,6 @@ impl Engine for Allocator {
     }
 
     fn gc_gens(&self) -> (u8, u64) {
-        let table = self.cache.core().table();
-        let buckets = (table.first_bucket().0..table.nbuckets()).map(BucketIndex);
-        let distances = buckets
-            .filter_map(|bucket| table.bucket(bucket).ok())
-            .map(|bucket| bucket.bucket_gen.distance_from(bucket.last_gc));
-        distances.fold((0, 0), |(max, many), it| (max.max(it), many + u64::from(it >= 64)))
+        self.cache.core().table().gc_gens(GENS_HIGH)
     }
 }

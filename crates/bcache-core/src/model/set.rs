@@ -11,7 +11,7 @@ use super::engine::{Allocator, Engine};
 use super::index::{ExtentIndex, Placed};
 use super::request::{Flags, Op, Request};
 use super::sequential::{Streams, Tasks};
-use super::stats::{BypassReason, Stats};
+use super::stats::{BypassReason, Stats, SysfsPeriod};
 use super::writeback::{Due, Facts, Writeback};
 
 /// `CUTOFF_CACHE_ADD`: above, everything bypasses.
@@ -35,6 +35,7 @@ pub struct CacheModel<E = Allocator> {
     dirty_sectors: u64,
     /// When the last request can have been done at the earliest.
     served_ns: u64,
+    sysfs_period: SysfsPeriod,
 }
 
 /// A request takes at least so long.
@@ -69,6 +70,7 @@ impl<E: Engine> CacheModel<E> {
             writeback: Writeback::default(),
             dirty_sectors: 0,
             served_ns: 0,
+            sysfs_period: SysfsPeriod::default(),
         })
     }
 
@@ -94,6 +96,8 @@ impl<E: Engine> CacheModel<E> {
         stats.gc_gen_max = stats.gc_gen_max.max(gc_gen_max);
         stats.gc_gen_64 = gc_gen_64;
         stats.dirty_sectors = self.dirty_sectors;
+        let mut period = self.sysfs_period;
+        period.end(&mut stats);
         stats
     }
 
@@ -114,6 +118,7 @@ impl<E: Engine> CacheModel<E> {
             self.write_back_until(request.time_ns)?;
             self.writeback.note_request(request.time_ns);
         }
+        self.sysfs_period.advance(request.time_ns, &mut self.cache.stats);
         // Data goes into the cache no faster than it comes, whatever the times of a trace say.
         let now_ns = request.time_ns.max(self.served_ns);
         self.served_ns = now_ns.saturating_add(SERVICE_NS + u64::from(request.sectors) * SECTOR_NS);

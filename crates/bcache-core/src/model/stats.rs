@@ -171,6 +171,46 @@ pub struct Stats {
     pub gc_gen_64: u64,
     /// Times that all prios aged.
     pub rescalings: u64,
+    /// Bypassed sectors that `bypassed` in sysfs would not show.
+    pub sysfs_lost_bypassed_sectors: u64,
+    /// Reads that `cache_hits` and `cache_misses` in sysfs would not show.
+    pub sysfs_lost_reads: u64,
+}
+
+/// How often the kernel adds what it has counted to the totals that sysfs shows.
+const SYSFS_PERIOD_NS: u64 = 13_600_000_000;
+
+/// What sysfs loses: of what is counted in a period, the kernel adds the lower 16 bits (`move_stat`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SysfsPeriod {
+    number: u64,
+    bypassed_before: u64,
+    hits_before: u64,
+    misses_before: u64,
+}
+
+impl SysfsPeriod {
+    /// A request comes at `now_ns`: the period before it may be over.
+    pub(super) fn advance(&mut self, now_ns: u64, stats: &mut Stats) {
+        let number = now_ns / SYSFS_PERIOD_NS;
+        if number != self.number {
+            self.end(stats);
+            self.number = number;
+        }
+    }
+
+    /// Counts what the period lost, and begins the next one.
+    pub(super) fn end(&mut self, stats: &mut Stats) {
+        const KEPT: u64 = u16::MAX as u64;
+        let lost = |now: u64, before: &mut u64| {
+            let counted = now.saturating_sub(std::mem::replace(before, now));
+            counted & !KEPT
+        };
+        let (reads, writes) = stats.bypassed_sectors();
+        stats.sysfs_lost_bypassed_sectors += lost(reads + writes, &mut self.bypassed_before);
+        stats.sysfs_lost_reads += lost(stats.cache_hits, &mut self.hits_before)
+            + lost(stats.cache_misses, &mut self.misses_before);
+    }
 }
 
 impl Stats {
@@ -188,5 +228,26 @@ impl Stats {
     pub fn bypassed_sectors(&self) -> (u64, u64) {
         let sum = |by: &Bypassed| BypassReason::ALL.iter().map(|why| by.by(*why).sectors).sum();
         (sum(&self.bypassed_reads), sum(&self.bypassed_writes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysfs_keeps_16_bits_of_each_period() {
+        let (mut stats, mut period) = (Stats::default(), SysfsPeriod::default());
+        stats.cache_hits = 65_535;
+        stats.bypassed_reads.sequential.sectors = 65_536;
+        period.advance(SYSFS_PERIOD_NS - 1, &mut stats);
+        assert_eq!(stats.sysfs_lost_bypassed_sectors, 0, "it is not over");
+        period.advance(SYSFS_PERIOD_NS, &mut stats);
+        assert_eq!((stats.sysfs_lost_reads, stats.sysfs_lost_bypassed_sectors), (0, 65_536));
+        stats.cache_hits += 65_536 + 7;
+        stats.cache_misses += 131_072;
+        stats.bypassed_writes.discard.sectors += 65_535;
+        period.end(&mut stats);
+        assert_eq!((stats.sysfs_lost_reads, stats.sysfs_lost_bypassed_sectors), (196_608, 65_536));
     }
 }

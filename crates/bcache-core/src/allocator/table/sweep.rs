@@ -34,6 +34,16 @@ impl BucketTable {
         min_prio
     }
 
+    /// The greatest distance of a gen from its `last_gc`, and how many are at `high` or more. Takes no
+    /// lock: where others allocate meanwhile it is a hint.
+    pub(crate) fn gc_gens(&self, high: u8) -> (u8, u64) {
+        let cold = self.cold.get(self.first_bucket..).unwrap_or_default();
+        cold.iter().fold((0, 0), |(max, many), word| {
+            let gc_gen = Cold(word.load(Ordering::Relaxed)).gc_gen();
+            (max.max(gc_gen), many + u64::from(gc_gen >= high))
+        })
+    }
+
     /// Begins a GC (on-disk-format.md §6.4): every `last_gc` becomes the gen, unpinned buckets lose mark and
     /// sectors. With `reclaim`, buckets that could be invalidated until now still can be.
     pub(crate) fn gc_start(&self, reclaim: bool) {
