@@ -15,7 +15,7 @@ bins = bcachectl bcache-bench
 old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz bench man install deb deps kernels
+.PHONY: all demo check fuzz bench man install deb check-deb deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -88,6 +88,12 @@ install: all
 # A Debian package of all that, in the place of bcache-tools, under target/debian.
 deb: all
 	packaging/deb.sh
+
+# Installs it in trees of Debian 12 and 13 in the place of bcache-tools, goes back, and purges it.
+# Wants root.
+check-deb: deb kernels
+	tests/install-deps.sh package
+	tests/package.sh
 
 # What building and testing need of the machine (Debian packages).
 deps:

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs the Debian packages that building and testing need, those that are not
-# there yet. Arguments: `build`, `test` or both (default).
+# there yet. Arguments: `build`, `test` or both (default); `package` for tests/package.sh.
 set -eu
 
 build='gcc libc6-dev pkg-config libblkid-dev libclang-dev'
 test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools e2fsprogs dmsetup
 qemu-utils'
+package='mmdebstrap lintian'
 
 # The oldest compiler that the workspace builds with (rust-version in Cargo.toml).
 oldest=1.85.0
@@ -19,8 +20,9 @@ for group; do
     case $group in
     build) wanted="$wanted $build" ;;
     test) wanted="$wanted $test" ;;
+    package) wanted="$wanted $package" ;;
     *)
-        echo "usage: install-deps.sh [build] [test]" >&2
+        echo "usage: install-deps.sh [build] [test] [package]" >&2
         exit 2
         ;;
     esac
