@@ -1,6 +1,9 @@
 //! `bcachectl` tells stock kernels what to do: each command through its whole life cycle, what it
 //! refuses, and the states in which the kernel itself returns wrong data.
 
+#[path = "running_kernel/silent.rs"]
+mod silent;
+
 use anyhow::{Context as _, ensure};
 use bcache_tests::need::find_program;
 use bcache_tests::tool::make;
@@ -19,7 +22,7 @@ fn main() -> ExitCode {
         trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
         let needs = &[Need::Guest, Need::Program("dmsetup", "dmsetup")];
         trials.push(trial(format!("interrupted_{kernel}"), needs, move || interrupted(kernel)));
-        trials.push(trial(format!("cache_lost_{kernel}"), needs, move || cache_lost(kernel)));
+        trials.push(trial(format!("silent_{kernel}"), needs, move || silent::silent(kernel)));
     }
     main_with(trials)
 }
@@ -619,85 +622,4 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     let sums = run.log.md5s("/dev/bcache1:8388608");
     ensure!(sums.len() == 3 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
     Ok(())
-}
-
-/// A cache fails while it is clean, its backing device goes on, and the cache comes back. The kernel
-/// alone returns the old contents then; the command refuses, and its advice leads out.
-fn cache_lost(kernel: Kernel) -> anyhow::Result<()> {
-    let fail = r#"
-        size=$(blockdev --getsz /dev/vdb)
-        table() {
-            echo "0 $size $1" | /bin/dmsetup $2 --noudevsync --noudevrules cache
-        }
-        table "linear /dev/vdb 0" create
-        register /dev/dm-0
-        register /dev/vda
-        wait_for 10 test -b /dev/bcache0
-        set=$(sets)
-        echo 0 >/sys/block/vda/bcache/sequential_cutoff
-        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
-        pattern urandom bcache0 8
-        md5 /dev/bcache0 8388608
-        table error reload
-        /bin/dmsetup suspend --noudevsync cache
-        /bin/dmsetup resume --noudevsync cache
-        given_up() {
-            dd if=/dev/bcache0 of=/dev/null bs=4k count=200 iflag=direct || true
-            dd if=/dev/zero of=/dev/bcache0 bs=4k count=1 seek=5000 oflag=direct || true
-            test ! -e /sys/block/vda/bcache/cache
-        }
-        wait_for 60 given_up
-        wait_for 30 test ! -e /sys/fs/bcache/$set
-        pattern urandom bcache0 8
-        md5 /dev/bcache0 8388608
-        table "linear /dev/vdb 0" reload
-        /bin/dmsetup suspend --noudevsync cache
-        /bin/dmsetup resume --noudevsync cache
-        wait_for 30 /bin/dmsetup info cache"#;
-    let by_hand = r"
-        register /dev/dm-0
-        wait_for 10 test -e /sys/block/vda/bcache/cache
-        md5 /dev/bcache0 8388608";
-    let with_advice = r"
-        ctl lost status
-        ctl lost_record status --record -
-        ctl refused register /dev/dm-0
-        ln -s /bin/bcachectl /bin/bcache-register
-        capture udev_refused /bin/bcache-register /dev/dm-0
-        ctl attach_refused attach vda /dev/vdd
-        ctl stop stop bcache0
-        ctl register register /dev/vda
-        ctl run run vda
-        ctl returns register --lose-dirty-data /dev/dm-0
-        wait_for 10 test -e /sys/block/vda/bcache/cache
-        md5 /dev/bcache0 8388608
-        ctl healthy status";
-    let run = |script: &str| {
-        let scratch = Scratch::new()?;
-        let dmsetup = find_program("dmsetup").context("dmsetup")?;
-        let guest = guest(kernel, &scratch)?.module("dm_mod").binary(dmsetup);
-        guest.script(fail).script(script).run()?.ok()
-    };
-    let sums = |run: &GuestRun| -> anyhow::Result<[String; 3]> {
-        let sums = run.log.md5s("/dev/bcache0:8388608");
-        let sums: Vec<String> = sums.into_iter().map(str::to_owned).collect();
-        sums.try_into().map_err(|sums| anyhow::anyhow!("{sums:?}\n{}", run.tail()))
-    };
-    let control = run(by_hand)?;
-    let [old, new, read] = sums(&control)?;
-    // Not all of the old contents were on the cache any more; what was is read again.
-    ensure!(old != new && read != new, "the kernel alone gets it right: {old} {new} {read}");
-
-    let led_out = run(with_advice)?;
-    let [old, new, read] = sums(&led_out)?;
-    ensure!(old != new && read == new, "with the advice followed: {old} {new} {read}");
-    expect(&led_out, "lost", 4, &["DANGER", "runs without a cache", "bcachectl run vda"])?;
-    expect(&led_out, "refused", 1, &["old contents", "bcachectl stop bcache0"])?;
-    // As udev's rules call it.
-    expect(&led_out, "udev_refused", 1, &["Error registering /dev/dm-0", "old contents"])?;
-    expect(&led_out, "attach_refused", 1, &[])?;
-    for command in ["stop", "register", "run", "returns", "healthy"] {
-        expect(&led_out, command, 0, &[])?;
-    }
-    keep(&led_out, "lost_record", &format!("cache-lost-{kernel}"))
 }

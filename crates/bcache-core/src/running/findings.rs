@@ -104,6 +104,19 @@ pub struct OnDevice {
     pub state: crate::layout::superblock::BackingState,
 }
 
+/// What dirty data the kernel counts of a device that is attached to another set than its superblock
+/// names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtherDirty {
+    /// None: all that was written since is on the backing device.
+    None,
+    /// All of it is from the earlier time: the superblock would say "dirty" had any been written since.
+    Old,
+    /// Some may be from the earlier time, and some was written since.
+    Mixed,
+}
+
 /// Something about a running device or set that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "code")]
@@ -137,6 +150,10 @@ pub enum Finding {
         attached: Uuid,
         /// The set that its superblock names.
         named: Uuid,
+        /// The device it runs as.
+        bcache: Option<String>,
+        /// Whose dirty data there is.
+        dirty: OtherDirty,
     },
     /// It waits for its set.
     Waiting {
@@ -282,6 +299,14 @@ pub fn findings(view: &View, on_device: &dyn Fn(&str) -> Option<OnDevice>) -> Ve
     found
 }
 
+fn other_dirty(backing: &Backing) -> OtherDirty {
+    match (backing.dirty, &backing.superblock_state) {
+        (Some(dirty), Some(BackingState::Clean)) if dirty.is_zero() => OtherDirty::None,
+        (Some(_), Some(BackingState::Clean)) => OtherDirty::Old,
+        _ => OtherDirty::Mixed,
+    }
+}
+
 fn of_backing(backing: &Backing, on_device: Option<OnDevice>, found: &mut Vec<Finding>) {
     let device = backing.name.clone();
     let bcache = backing.bcache.clone();
@@ -296,7 +321,8 @@ fn of_backing(backing: &Backing, on_device: Option<OnDevice>, found: &mut Vec<Fi
         DeviceState::Unknown => found.push(Finding::Unknown { device }),
         DeviceState::AttachedClean | DeviceState::AttachedDirty => match (backing.set, set) {
             (Some(attached), Some(named)) if attached != named => {
-                found.push(Finding::OtherSet { device, attached, named });
+                let dirty = other_dirty(backing);
+                found.push(Finding::OtherSet { device, attached, named, bcache, dirty });
             }
             _ => {}
         },

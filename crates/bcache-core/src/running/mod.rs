@@ -23,7 +23,9 @@ mod view;
 pub use ask::{Asker, SLOW, Snapshot, serve};
 pub use attributes::Attributes;
 pub use deadline::{Blocked, Late, within};
-pub use findings::{DeviceState, Finding, IN_USE_MAX_PERCENT, OnDevice, Severity, findings};
+pub use findings::{
+    DeviceState, Finding, IN_USE_MAX_PERCENT, OnDevice, OtherDirty, Severity, findings,
+};
 pub use kmsg::{Mark, reason};
 pub use part::Part;
 pub use rounded::{Rounded, RoundedError};

@@ -8,7 +8,7 @@ use uuid::uuid;
 use super::DeviceState::{AttachedClean, AttachedDirty, CacheLost, Forced, Plain, Waiting};
 use super::control::{
     Change, Note, Refusal, SettingError, plan_attach, plan_detach, plan_flush, plan_label,
-    plan_run, plan_settings, plan_unregister, plan_volume_create,
+    plan_run, plan_run_again, plan_settings, plan_stop, plan_unregister, plan_volume_create,
 };
 use super::*;
 use crate::device::sysfs::Root;
@@ -172,6 +172,54 @@ fn dangers_come_first_and_name_the_set() {
     let blind = findings(&view, &|_| None);
     assert!(matches!(&blind[0], Finding::Forced { set: None, .. }));
     assert!(!blind.iter().any(|it| it.code() == "other-set"));
+}
+
+#[test]
+fn dirty_data_of_before_is_told_from_newer() {
+    let tree = all_states();
+    let on_device = |_: &str| Some(OnDevice { set: OTHER, state: BackingState::Clean });
+    let found = |tree: &Tree| {
+        let view = View::read(&tree.root_again()).unwrap();
+        let of = |finding: Finding| match finding {
+            Finding::OtherSet { device, dirty, .. } => Some((device, dirty)),
+            _ => None,
+        };
+        findings(&view, &on_device).into_iter().filter_map(of).collect::<Vec<_>>()
+    };
+    tree.root();
+    let (sd3, sd4) = ("sd3".to_owned(), "sd4".to_owned());
+    let all = [(sd3.clone(), OtherDirty::None), (sd4.clone(), OtherDirty::Mixed)];
+    assert_eq!(found(&tree), all);
+    // Nothing was written since that would have made it dirty, and yet there is dirty data.
+    let state = tree.root_again().sys("class/block/sd4/bcache/state");
+    std::fs::write(state, "clean\n").unwrap();
+    assert_eq!(found(&tree), [(sd3, OtherDirty::None), (sd4, OtherDirty::Old)]);
+}
+
+#[test]
+fn what_went_on_without_its_cache_is_stopped_first() {
+    let tree = all_states();
+    let view = tree.view();
+    let root = tree.root_again();
+    let backing = |name: &str| view.backing_device(name).unwrap();
+    let stop = plan_stop(&root, backing("sd5"), false).unwrap();
+    assert!(matches!(&stop.notes[..], [Note::NamesLostCache { device }] if device == "sd5"));
+    assert!(plan_run_again(&root, backing("sd5"), false).unwrap().notes.is_empty());
+    assert!(matches!(plan_run_again(&root, backing("sd6"), false), Err(Refusal::Dirty { .. })));
+    assert_eq!(plan_run_again(&root, backing("sd6"), true).unwrap().writes.len(), 1);
+    // Reads would return old contents, whatever may be given up.
+    let cache = std::path::Path::new("/nonexistent");
+    assert!(matches!(
+        control::returns_to(&view, cache, SET, true),
+        Err(Refusal::CacheIsStale { .. })
+    ));
+    let forced = Tree::new().backing(2, true, false, "inconsistent").view();
+    // What the cache holds cannot be told.
+    assert!(matches!(
+        control::returns_to(&forced, cache, SET, false),
+        Err(Refusal::DropsDirtyData { dirty: None, .. })
+    ));
+    assert!(control::returns_to(&forced, cache, SET, true).is_ok());
 }
 
 #[test]

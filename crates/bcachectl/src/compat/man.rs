@@ -145,7 +145,9 @@ const REGISTER_BEFORE: Sections = &[(
      bcache device that appears; by hand, bcachectl(8) is more convenient.
 
 A device that is registered already is left alone, and so is one that is read-only: some kernels \
-     would write to it.
+     would write to it. A cache is not registered whose backing device went on without it, where reads would \
+     return old contents or dirty data would be dropped; nor is a backing device that was started without \
+     its cache, where that is registered and holds dirty data of it.
 
 This is bcachectl(8) under an old name; bcache-tools-compat(7) lists what differs from bcache-tools \
      1.0.8.",
@@ -302,7 +304,9 @@ Paths :: of any form are taken. Devices are listed by name.",
         "Succeeds for a device that is registered already, without asking the kernel again. Refuses \
          read-only devices, to which kernel 6.12 would write, and a cache that failed and comes back \
          while its backing device went on without it: the kernel would attach it, and reads would \
-         return its old contents. `bcachectl status` tells the way out.",
+         return its old contents. Refuses the two where the backing device was started without the \
+         cache, and that holds dirty data of it, which the kernel would drop. `bcachectl register` \
+         tells the way out.",
     ),
     (
         "BCACHE-STATUS",

@@ -11,7 +11,7 @@ use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::ops::make::read_superblock;
 use bcache_core::running::View;
-use bcache_core::running::control::{Refusal, returns_to};
+use bcache_core::running::control::{Refusal, joins, returns_to};
 use nix::errno::Errno;
 
 use super::{Call, reason};
@@ -42,7 +42,11 @@ pub(super) fn register(device: &Path) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Err(refusal) = returns(device) {
-        eprintln!("Error registering {} with bcache: {refusal}", device.display());
+        let device = device.display();
+        eprintln!(
+            "Error registering {device} with bcache: {refusal}; `bcachectl register {device}` says \
+             what can be done"
+        );
         return 1.into();
     }
     match write(&mut file, device) {
@@ -56,17 +60,22 @@ pub(super) fn register(device: &Path) -> ExitCode {
     }
 }
 
-/// Refuses a cache that failed and comes back while its backing device went on: the kernel would
-/// attach it again, and reads would return its old contents.
+/// Refuses a cache and a backing device that meet again after one went on without the other: the
+/// kernel would attach them, reads would return old contents, or dirty data would be dropped.
 fn returns(device: &Path) -> Result<(), Refusal> {
     let superblock = open_read(device).ok().and_then(|it| read_superblock(&it).ok().flatten());
-    let Some(cache) = superblock.filter(|it| it.kind() == Some(Kind::Cache)) else {
-        return Ok(());
-    };
+    let Some(superblock) = superblock else { return Ok(()) };
     // A view that cannot be read keeps nobody from booting.
     let Ok(view) = View::read(&Root::system()) else { return Ok(()) };
-    // What was started without its cache on purpose has given up the dirty data.
-    returns_to(&view, cache.set_uuid(), true)
+    match superblock.kind() {
+        Some(Kind::Cache) => returns_to(&view, device, superblock.set_uuid(), false),
+        // Without it a machine may not boot: that wants to be certain.
+        Some(Kind::Backing) => {
+            let name = device.display().to_string();
+            joins(&view, device, &superblock, &name, true)
+        }
+        None => Ok(()),
+    }
 }
 
 fn write(file: &mut std::fs::File, device: &Path) -> io::Result<()> {

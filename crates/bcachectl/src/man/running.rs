@@ -44,8 +44,10 @@ const REGISTER_BEFORE: Sections = &[(
 
 The superblock is judged before, as the kernel would. Refused are a device that is held, read-only \
      or a copy of one that is registered. Refused is also a cache whose backing device went on \
-     without it: its reads would return old contents, or its dirty data would be dropped. The message \
-     says what to do first.
+     without it after the cache failed: its reads would return old contents. Where the backing device was started \
+     without it, the kernel drops what the cache holds of it. So all of its metadata is read then, and \
+     dirty data, or what cannot be told, is a refusal that --lose-dirty-data lifts. The message says \
+     what to do first.
 
 Registering a large cache takes minutes, in which the kernel answers nobody who asks about bcache, \
      and cannot be interrupted.",
@@ -168,6 +170,9 @@ const RUN_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl run starts a backing device that waits for its cache, without it. The superblock then \
      says \"inconsistent\", and whatever that cache holds of the device no longer counts.
+
+A device that runs already, because its cache failed, is stopped, registered and started again: only \
+     so does its superblock say that it went on without its cache. It must not be in use.
 
 If the device is clean, nothing is lost. If it is dirty, what was written last is only on the cache. \
      The kernel drops it without a word as soon as it sees both again. Then run \
@@ -367,8 +372,9 @@ const STATUS_BEFORE: Sections = &[(
 A backing device is attached-clean, attached-dirty, plain (it needs no cache), waiting (for the set \
      that its superblock names), detaching, forced (it was started without its cache), or cache-lost: it runs \
      without the cache that its superblock names, because that failed. The last two are dangers: when \
-     the cache comes back, the kernel drops dirty data or returns old contents without a word. A device \
-     looks attached until its last sector is written back, and is detaching only after that.
+     the cache comes back, the kernel drops dirty data or returns old contents without a word. So is \
+     an attachment to another set than the superblock names: reads may return what that set knew of \
+     the device before. A device looks attached until its last sector is written back, and is detaching only after that.
 
 Hits and misses are the kernel's counts of reads since registration. They change every 13.6 seconds, \
      and are too low where there were more than 4,800 a second; what went past the cache is a lower \

@@ -10,6 +10,7 @@ mod plans;
 mod proof;
 mod refusal;
 mod replace;
+mod returning;
 mod settings;
 mod wipe;
 
@@ -31,12 +32,13 @@ pub use flush::{
     Changed, FlushOptions, Flushed, changes_of_flush, flush, plan_flush, plan_put_back,
 };
 pub use plans::{
-    plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_stop, plan_stop_set,
-    plan_unregister, plan_volume_create, plan_volume_remove, read_on_device, returns_to,
+    plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_run_again, plan_stop,
+    plan_stop_set, plan_unregister, plan_volume_create, plan_volume_remove, read_on_device,
 };
 pub use proof::Proof;
 pub use refusal::Refusal;
 pub use replace::{Move, plan_replace, settings_to_carry};
+pub use returning::{joins, returns_to};
 pub use settings::{Change, SettingError, apply_settings, most_of, plan_settings};
 pub use wipe::{WipeError, wipe};
 
@@ -84,6 +86,11 @@ pub enum Note {
         device: String,
         /// Its dirty data in bytes.
         dirty_bytes: Rounded,
+    },
+    /// It ran without the cache that its superblock still takes for current.
+    NamesLostCache {
+        /// The device.
+        device: String,
     },
     /// The device's superblock will say "inconsistent".
     TurnsInconsistent,

@@ -5,12 +5,13 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::claim::{claimable, node};
+use super::returning::{joins, returns_to};
 use super::{Note, Plan, Proof, Refusal, Write};
 use crate::device::file::open_read;
 use crate::device::holders::holders_of_device;
 use crate::device::sysfs::{BackingState as Word, BlockDir, Root};
 use crate::device::{AlignedBuf, DeviceError, DeviceInfo, DeviceKind, ReadDevice};
-use crate::layout::superblock::{BackingState, Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::kernel_verdict;
 use crate::running::attributes::Attributes;
 use crate::running::findings::{DeviceState, OnDevice};
@@ -66,7 +67,7 @@ fn write(at: &Attributes, name: &str, value: impl Into<String>) -> Write {
 }
 
 /// The set that the superblock of a registered device names, where it can be read.
-fn named_set(backing: &Backing) -> Option<Uuid> {
+pub(super) fn named_set(backing: &Backing) -> Option<Uuid> {
     read_on_device(&node(&backing.name)).map(|it| it.set).filter(|set| !set.is_nil())
 }
 
@@ -118,15 +119,14 @@ pub fn plan_register(
             let other = other.unwrap_or_else(|| set.to_string());
             return Err(Refusal::SameUuid { device: name, uuid: set, other });
         }
-        returns_to(view, set, lose_dirty_data)?;
+        returns_to(view, path, set, lose_dirty_data)?;
     } else {
         let uuid = superblock.uuid();
         if let Some(other) = view.backing.iter().find(|it| it.uuid == Some(uuid)) {
             return Err(Refusal::SameUuid { device: name, uuid, other: other.name.clone() });
         }
-        let joins = view.set(superblock.set_uuid()).is_some();
-        if superblock.state() == BackingState::Stale && joins && !lose_dirty_data {
-            return Err(Refusal::DropsDirtyData { backing: name });
+        if !lose_dirty_data {
+            joins(view, path, &superblock, &name, false)?;
         }
     }
     if !claimable(path) {
@@ -141,34 +141,6 @@ pub fn plan_register(
     let value = format!("{}\n", node(&name).display());
     let writes = vec![write(&register, "register", value)];
     Ok(plan("register", &name, writes, Proof::Registered { device: name.clone() }))
-}
-
-/// Refuses the return of the cache of `set` to backing devices that went on without it. Where one was
-/// started without it on purpose, `lose_dirty_data` allows the loss of what the cache has of it.
-///
-/// # Errors
-/// When reads would return old contents, or dirty data would be dropped.
-pub fn returns_to(view: &View, set: Uuid, lose_dirty_data: bool) -> Result<(), Refusal> {
-    for backing in &view.backing {
-        let state = DeviceState::of(backing);
-        if !matches!(state, DeviceState::CacheLost | DeviceState::Forced) {
-            continue;
-        }
-        // A superblock that cannot be read may name this set.
-        if named_set(backing).is_some_and(|named| named != set) {
-            continue;
-        }
-        let device = backing.name.clone();
-        match state {
-            DeviceState::CacheLost => {
-                let bcache = backing.bcache.clone().unwrap_or_else(|| device.clone());
-                return Err(Refusal::CacheIsStale { backing: device, bcache });
-            }
-            _ if !lose_dirty_data => return Err(Refusal::DropsDirtyData { backing: device }),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Attaches a backing device to a set.
@@ -267,6 +239,23 @@ pub fn plan_run(backing: &Backing, lose_dirty_data: bool) -> Result<Plan, Refusa
     Ok(Plan { notes, ..plan("run", &device, writes, proof) })
 }
 
+/// Stops a backing device that runs without the cache that its superblock names, to be registered and
+/// started again: only then does the superblock say that it went on without it.
+///
+/// # Errors
+/// When it is in use; when its superblock says that it is dirty, unless `lose_dirty_data`.
+pub fn plan_run_again(
+    root: &Root,
+    backing: &Backing,
+    lose_dirty_data: bool,
+) -> Result<Plan, Refusal> {
+    if backing.superblock_state != Some(Word::Clean) && !lose_dirty_data {
+        return Err(Refusal::Dirty { device: backing.name.clone() });
+    }
+    let plan = plan_stop(root, backing, false)?;
+    Ok(Plan { notes: Vec::new(), ..plan })
+}
+
 /// Notes the users of the bcache devices, or refuses because of them.
 fn not_in_use(
     root: &Root,
@@ -303,6 +292,9 @@ pub fn plan_stop(root: &Root, backing: &Backing, lazy: bool) -> Result<Plan, Ref
         dirty_of(backing)
             .map(|dirty_bytes| Note::StaysDirty { device: device.clone(), dirty_bytes }),
     );
+    if DeviceState::of(backing) == DeviceState::CacheLost {
+        notes.push(Note::NamesLostCache { device: device.clone() });
+    }
     let writes = vec![write(&backing.attributes, "stop", "1\n")];
     let proof = if used {
         Proof::Closing { dirs: vec![backing.attributes.dir().to_owned()] }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::device::DeviceError;
 use crate::running::findings::DeviceState;
+use crate::units::Sectors;
 
 /// Why something is refused before anything is written.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +68,12 @@ pub enum Refusal {
         bcache: String,
     },
     /// The backing device was started without its cache: its dirty data would be dropped.
-    #[error(
-        "{backing} was started without its cache: if that holds dirty data of it, the kernel drops it now"
-    )]
+    #[error("{backing} was started without its cache: {}", drops(*dirty))]
     DropsDirtyData {
         /// The backing device.
         backing: String,
+        /// How much there is at least, where some was found.
+        dirty: Option<Sectors>,
     },
     /// The device is not registered.
     #[error("{device} is not registered as a backing device")]
@@ -167,4 +168,13 @@ pub enum Refusal {
         /// The bcache devices.
         volumes: Vec<String>,
     },
+}
+
+fn drops(dirty: Option<Sectors>) -> String {
+    match dirty {
+        Some(dirty) => {
+            format!("the cache holds {dirty} of it that is nowhere else, and the kernel drops that")
+        }
+        None => "if that holds dirty data of it, the kernel drops it now".to_owned(),
+    }
 }

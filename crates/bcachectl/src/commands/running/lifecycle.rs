@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::device::{DeviceError, FileDevice, open_write};
-use bcache_core::running::View;
 use bcache_core::running::control::{
-    self, Plan, Refusal, plan_attach, plan_detach, plan_register, plan_run, plan_stop,
-    plan_stop_set, plan_unregister,
+    self, Plan, Refusal, plan_attach, plan_detach, plan_register, plan_run, plan_run_again,
+    plan_stop, plan_stop_set, plan_unregister,
 };
+use bcache_core::running::{DeviceState, View};
 
 use super::session::{AT_ONCE, NO_LIMIT, Session, Target, ask, target};
 use crate::cli::running::{
@@ -80,8 +80,23 @@ pub(in crate::commands) fn stop(args: &StopArgs) -> Result<ExitCode> {
 /// Runs `bcachectl run`.
 pub(in crate::commands) fn run(args: &RunArgs) -> Result<ExitCode> {
     let mut session = Session::new(args.control, AT_ONCE)?;
-    let view = session.view()?;
+    let mut view = session.view()?;
     let backing = session.backing(&view, &args.device)?;
+    let name = backing.name.clone();
+    if DeviceState::of(backing) == DeviceState::CacheLost {
+        let node = format!("/dev/{}", name.replace('!', "/"));
+        // It runs already, but its superblock does not say that it does so without its cache.
+        let plan = plan_run_again(&session.root, backing, args.lose_dirty_data);
+        let plan = plan.map_err(|error| session.refuse("stop", &args.device, &error))?;
+        if session.carry_out(&plan)?.is_none() {
+            return session.finish();
+        }
+        let plan = registered_again(&session.root, &session.view()?, Path::new(&node))
+            .map_err(|error| session.refuse("register", &node, &error))?;
+        session.carry_out(&plan)?;
+        view = session.view()?;
+    }
+    let backing = session.backing(&view, &name)?;
     let mut plan = plan_run(backing, args.lose_dirty_data);
     if let Err(Refusal::Dirty { device }) = &plan {
         let question = format!(

@@ -88,6 +88,11 @@ pub(super) fn note(note: &Note) -> String {
             "{device}: {} of dirty data stays on the cache, which the device needs from now on",
             size(*dirty_bytes)
         ),
+        Note::NamesLostCache { device } => format!(
+            "it ran without its cache, which its superblock still takes for current: start it with \
+             `bcachectl run {device}` before that cache is seen again, also at the next boot; else \
+             reads return old contents"
+        ),
         Note::TurnsInconsistent => {
             "its state becomes \"inconsistent\": what its cache holds of it \
                                     no longer counts"
@@ -128,15 +133,14 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
                 .to_owned(),
         ),
         Refusal::CacheIsStale { backing, bcache } => Some(format!(
-            "unmount {bcache}, then: bcachectl stop {bcache}; bcachectl register /dev/{backing}; \
-             bcachectl run {backing}. After that the cache may return, with --lose-dirty-data: the \
+            "unmount {bcache}, then: bcachectl run {backing}. After that the cache may return: the \
              kernel drops its old contents"
         )),
-        Refusal::DropsDirtyData { .. } => Some(
-            "if what the backing device holds now is what counts, add --lose-dirty-data; if not, \
-             keep the cache as it is"
-                .to_owned(),
-        ),
+        Refusal::DropsDirtyData { backing, .. } => Some(format!(
+            "if what {backing} holds now is what counts, `bcachectl register` with \
+             --lose-dirty-data; if not, keep the cache as it is: with {backing} stopped, `bcachectl \
+             check` of both says how to get at its data"
+        )),
         Refusal::WaitsForItsSet { set, .. } => Some(match set {
             Some(set) => format!(
                 "register the cache of {set}, and it attaches by itself; to use another set, start \
@@ -145,8 +149,7 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
             None => "register its cache, and it attaches by itself".to_owned(),
         }),
         Refusal::WrongState { state: DeviceState::CacheLost, device, .. } => Some(format!(
-            "its cache failed, and it went on: unmount it, then: bcachectl stop {device}; \
-             bcachectl register /dev/{device}; bcachectl run {device}; then attach it"
+            "its cache failed, and it went on: unmount it, then: bcachectl run {device}; then attach it"
         )),
         Refusal::WrongState {
             state: DeviceState::AttachedClean | DeviceState::AttachedDirty,

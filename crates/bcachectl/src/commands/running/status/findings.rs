@@ -1,7 +1,7 @@
 //! Findings in words, each with the way out that was seen to work on stock kernels
 //! (docs/running.md §6).
 
-use bcache_core::running::{Finding, View};
+use bcache_core::running::{Finding, OtherDirty, View};
 use uuid::Uuid;
 
 use super::Only;
@@ -15,13 +15,57 @@ fn name_of(set: Option<Uuid>) -> String {
 fn give_up_the_cache(device: &str, bcache: Option<&str>) -> Vec<String> {
     let bcache = bcache.unwrap_or(device);
     vec![
-        format!("keep the cache away, and unmount /dev/{bcache}"),
-        format!("bcachectl stop {bcache}"),
-        format!("bcachectl register /dev/{device}"),
+        format!("keep the cache away, do not reboot, and unmount /dev/{bcache}"),
         format!("bcachectl run {device}"),
-        "then the cache may return, registered with --lose-dirty-data: the kernel drops its old contents"
-            .to_owned(),
+        "then the cache may return: the kernel drops its old contents".to_owned(),
     ]
+}
+
+/// The way out of an attachment to another set, by what is dirty there.
+fn leave_the_other_set(
+    finding: (&str, &str),
+    (attached, named): (Uuid, Uuid),
+    dirty: OtherDirty,
+) -> (String, Vec<String>) {
+    let (device, bcache) = finding;
+    let text = format!(
+        "{device} is attached to the set {attached}, and its superblock names {named}. If it was \
+         attached to {attached} before, reads return the contents of that time"
+    );
+    match dirty {
+        OtherDirty::None => (
+            format!("{text}. The device itself has the right ones."),
+            vec![
+                format!("bcachectl detach --wait {device}"),
+                format!("bcachectl attach {device} SET, and check its file system"),
+            ],
+        ),
+        OtherDirty::Old => {
+            let way_out = vec![
+                format!("do not detach it, and unmount /dev/{bcache}"),
+                format!("bcachectl stop {bcache}"),
+                format!("bcachectl stop {named}, where that set is registered"),
+                format!("bcachectl register /dev/{device}"),
+                format!("bcachectl run {device}, and check its file system"),
+            ];
+            let text = format!(
+                "{text}. Its dirty data is of that time, too: a detach would write it over the \
+                 device, which has the right contents."
+            );
+            (text, way_out)
+        }
+        OtherDirty::Mixed => (
+            format!(
+                "{text}. Some of its dirty data may be of that time, and some was written since: a \
+                 detach writes both to the device."
+            ),
+            vec![
+                format!("do not detach it, and unmount /dev/{bcache}"),
+                format!("bcachectl stop {bcache}: what is dirty stays on the cache"),
+                format!("copy /dev/{device} before anything else, and compare it with a backup"),
+            ],
+        ),
+    }
 }
 
 pub(in crate::commands::running) fn report(finding: &Finding) -> FindingReport {
@@ -34,7 +78,7 @@ fn words(finding: &Finding) -> (String, Vec<String>) {
         Finding::CacheLost { device, bcache, set } => (
             format!(
                 "{device} runs without a cache, and its superblock does not say so: the cache \
-                 failed. When {} comes back, reads return its old contents.",
+                 failed. When {} comes back, also at the next boot, reads return its old contents.",
                 name_of(*set)
             ),
             give_up_the_cache(device, bcache.as_deref()),
@@ -50,19 +94,16 @@ fn words(finding: &Finding) -> (String, Vec<String>) {
                     "if {device} is right as it is: wipe that cache before it is seen again, or \
                      register it with --lose-dirty-data"
                 ),
-                "if the dirty data counts more: keep that cache away, and stop using the device"
-                    .to_owned(),
+                format!(
+                    "if the dirty data counts more: keep that cache away, and stop {device}; then \
+                     `bcachectl check` of both says how to get at it"
+                ),
             ],
         ),
-        Finding::OtherSet { device, attached, named } => (
-            format!(
-                "{device} is attached to the set {attached}, and its superblock names {named}. If \
-                 it was attached to {attached} before, reads may return the contents of that time."
-            ),
-            vec![
-                "compare what it holds with a backup before you trust it".to_owned(),
-                format!("bcachectl detach --wait {device}"),
-            ],
+        Finding::OtherSet { device, attached, named, bcache, dirty } => leave_the_other_set(
+            (device, bcache.as_deref().unwrap_or(device)),
+            (*attached, *named),
+            *dirty,
         ),
         Finding::Waiting { device, dirty, set } => {
             let what =
