@@ -6,6 +6,7 @@
 
 mod claim;
 mod flush;
+mod on_device;
 mod plans;
 mod proof;
 mod refusal;
@@ -31,9 +32,10 @@ use crate::device::sysfs::Root;
 pub use flush::{
     Changed, FlushOptions, Flushed, changes_of_flush, flush, plan_flush, plan_put_back,
 };
+pub use on_device::read_on_device;
 pub use plans::{
     plan_attach, plan_detach, plan_label, plan_register, plan_run, plan_run_again, plan_stop,
-    plan_stop_set, plan_unregister, plan_volume_create, plan_volume_remove, read_on_device,
+    plan_stop_set, plan_unregister, plan_volume_create, plan_volume_remove,
 };
 pub use proof::Proof;
 pub use refusal::Refusal;

@@ -5,16 +5,16 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::claim::{claimable, node};
+use super::on_device::{named_set, superblock_of};
 use super::returning::{joins, returns_to};
 use super::{Note, Plan, Proof, Refusal, Write};
-use crate::device::file::open_read;
+use crate::device::DeviceKind;
 use crate::device::holders::holders_of_device;
 use crate::device::sysfs::{BackingState as Word, BlockDir, Root};
-use crate::device::{AlignedBuf, DeviceError, DeviceInfo, DeviceKind, ReadDevice};
-use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use crate::layout::superblock::Kind;
 use crate::layout::verdict::kernel_verdict;
 use crate::running::attributes::Attributes;
-use crate::running::findings::{DeviceState, OnDevice};
+use crate::running::findings::DeviceState;
 use crate::running::rounded::Rounded;
 use crate::running::view::{Backing, Set, View};
 use crate::units::{SECTOR_BYTES, Sectors};
@@ -22,24 +22,6 @@ use crate::units::{SECTOR_BYTES, Sectors};
 /// Most bytes of a backing device's label. A 32nd would fit the superblock without the newline that
 /// sysfs adds, and is left to none.
 const LABEL_BYTES_MAX: usize = 31;
-
-fn superblock_of(path: &Path) -> Result<(Option<Superblock>, DeviceInfo), DeviceError> {
-    let device = open_read(path)?;
-    let info = device.info().clone();
-    if info.size_bytes < SB_OFFSET_BYTES + SB_BYTES as u64 {
-        return Ok((None, info));
-    }
-    let mut bytes = AlignedBuf::zeroed(SB_BYTES);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes)?;
-    Ok((Superblock::from_bytes(&bytes), info))
-}
-
-/// What the superblock on a backing device says; `None` where it cannot be read or is none.
-pub fn read_on_device(path: &Path) -> Option<OnDevice> {
-    let superblock = superblock_of(path).ok()?.0?;
-    let sound = superblock.kind() == Some(Kind::Backing) && superblock.csum_ok();
-    sound.then(|| OnDevice { set: superblock.set_uuid(), state: superblock.state() })
-}
 
 /// Who uses a bcache device or one of its partitions, in words; empty where nobody does.
 pub(crate) fn users_of(root: &Root, bcache: &str) -> Vec<String> {
@@ -64,11 +46,6 @@ fn already(action: &'static str, target: &str) -> Plan {
 
 fn write(at: &Attributes, name: &str, value: impl Into<String>) -> Write {
     Write { file: at.path(name), value: value.into() }
-}
-
-/// The set that the superblock of a registered device names, where it can be read.
-pub(super) fn named_set(backing: &Backing) -> Option<Uuid> {
-    read_on_device(&node(&backing.name)).map(|it| it.set).filter(|set| !set.is_nil())
 }
 
 pub(super) fn wrong_state(backing: &Backing) -> Refusal {

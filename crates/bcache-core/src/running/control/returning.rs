@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Refusal;
 use super::claim::node;
-use super::plans::named_set;
+use super::on_device::named_set;
 use crate::cache_set::{NoVisitor, ReadOptions};
 use crate::device::open_read;
 use crate::inspect::{Answer, BackingDevices, Device, Group};
