@@ -2,6 +2,9 @@
 //! registered as they appear, volumes have their links after any event, and make-bcache returns when
 //! all that is done.
 
+#[path = "compat_kernel/programs.rs"]
+mod programs;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -92,6 +95,8 @@ const SCRIPT: &str = r#"
     settle
     volume_links labelled
 
+    @exporter@
+
     stage make
     capture make make-bcache -B /dev/vdd -C /dev/vdc --writeback
     # No waiting here: make-bcache has done it.
@@ -174,12 +179,16 @@ fn udev(kernel: Kernel) -> anyhow::Result<()> {
         .file("/etc/bcachectl.toml", settings)
         .timeout(Duration::from_secs(400))
         .memory_mib(1024)
-        .script(SCRIPT);
+        .script(SCRIPT.replace("@exporter@", programs::EXPORTER))
+        .script(programs::KBD);
+    guest = programs::add(guest, &scratch)?;
     for name in ["50-udev-default.rules", "60-block.rules", "60-persistent-storage.rules"] {
         let bytes = std::fs::read(rules_folder.join(name)).with_context(|| name.to_owned())?;
         guest = guest.file(format!("/usr/lib/udev/rules.d/{name}"), bytes);
     }
-    for (name, size) in [("vdc", 300), ("vdd", 64), ("vde", 64), ("vdf", 8)] {
+    for (name, size) in
+        [("vdc", 300), ("vdd", 64), ("vde", 64), ("vdf", 8), ("vdg", 64), ("vdh", 300)]
+    {
         guest = guest.disk(scratch.sparse(name, size * MIB)?);
     }
     let run = guest.run()?.ok()?;
@@ -226,6 +235,7 @@ fn udev(kernel: Kernel) -> anyhow::Result<()> {
     }
     same(&run, "labelled by-label", &[("scratch", "bcache1")])?;
 
+    programs::exporter(&run)?;
     status(&run, "make", 0)?;
     status(&run, "made", 0)?;
     let printed = captured(&run, "make")?;
@@ -279,7 +289,8 @@ fn udev(kernel: Kernel) -> anyhow::Result<()> {
 
     status(&run, "make-held", 0)?;
     status(&run, "held-over", 0)?;
-    status(&run, "held", 1)
+    status(&run, "held", 1)?;
+    programs::kbd(&run)
 }
 
 fn captured<'a>(run: &'a GuestRun, name: &str) -> anyhow::Result<&'a str> {

@@ -31,9 +31,10 @@ fn quoted(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The middle of what a rounded number can be, which is off by least.
+/// The middle of what a rounded number can be, which is off by least. What is counted in sectors is
+/// exactly none where it reads so.
 fn middle(value: Rounded) -> i64 {
-    value.low() + (value.high() - value.low()) / 2
+    if value.is_zero() { 0 } else { value.low() + (value.high() - value.low()) / 2 }
 }
 
 fn flag(value: bool) -> u8 {
@@ -75,7 +76,7 @@ pub(super) fn metrics(view: &View) -> String {
         all.maybe(
             Metric("node_bcache_congested", "gauge", "I/Os longer than this many bytes bypass the congested cache; 0 when it is not congested."),
             &labels,
-            set.congested.map(|it| if it.is_zero() { 0 } else { middle(it) }),
+            set.congested.map(middle),
         );
         all.maybe(
             Metric("node_bcache_root_usage_percent", "gauge", "How full the root of the btree is."),
@@ -153,7 +154,7 @@ pub(super) fn metrics(view: &View) -> String {
             all.maybe(
                 Metric("node_bcache_dirty_data_bytes", "gauge", "Dirty data of the device."),
                 &labels,
-                backing.dirty.map(|it| if it.is_zero() { 0 } else { middle(it) }),
+                backing.dirty.map(middle),
             );
             all.maybe(
                 Metric(
@@ -297,6 +298,6 @@ fn stats_metrics(all: &mut Metrics, labels: &str, stats: &Stats) {
     all.maybe(
         Metric("node_bcache_bypassed_bytes_total", "counter", "Bytes that went past the cache: a lower bound, for the kernel's count wraps above 2.35 MiB/s."),
         labels,
-        stats.bypassed_bytes.map(|it| if it.is_zero() { 0 } else { middle(it) }),
+        stats.bypassed_bytes.map(middle),
     );
 }
