@@ -468,6 +468,19 @@ const LOCKED: &str = r#"
         ctl lk_show show /dev/vda
         ctl lk_list list
         ctl lk_top top --once --interval 1
+        ctl lk_get get --timeout 1s vda
+        ctl lk_save settings save --timeout 1s -
+        ctl lk_set set --timeout 1s vda writeback_delay=5
+        ctl lk_stop stop --timeout 1s vda
+        ln -sf /bin/bcachectl /bin/bcache-status
+        /bin/bcache-status >/old_name 2>&1 &
+        old_name=$!
+        wait_for 20 grep -q waiting /old_name
+        kill -TERM $old_name
+        old_name_ended=0
+        wait $old_name || old_name_ended=$?
+        echo $old_name_ended >/status
+        figure lk_old_name /status
         /bin/bcachectl status --timeout 1h >/dev/null 2>&1 &
         status=$!
         sleep 1
@@ -483,26 +496,41 @@ const LOCKED: &str = r#"
         wait $registering
         quick=
         ctl lk_after status
+        capture lk_old_name_after /bin/bcache-status -s
         ctl lk_end stop /dev/dm-0
         /bin/dmsetup remove --noudevsync slow"#;
 
 fn locked(run: &GuestRun) -> anyhow::Result<()> {
     let figure = |name: &str| run.log.figure(name).map(str::trim);
+    let is = |name: &str, value: &str| -> anyhow::Result<()> {
+        ensure!(figure(name) == Some(value), "{name}: {:?}\n{}", figure(name), run.tail());
+        Ok(())
+    };
     let silent = ["vda", "vdb", "not answer", "the kernel holds bcache's lock"];
     expect(run, "lk_status", 1, &[&silent[..], &["bcache0 on vda: does not answer"]].concat())?;
     expect(run, "lk_top", 1, &[&silent[..], &["DEVICE"]].concat())?;
     let unknown = "/dev/vda: the kernel does not say how it runs";
     expect(run, "lk_show", 1, &[unknown])?;
     expect(run, "lk_list", 1, &[unknown, "/dev/vdb"])?;
+    for command in ["lk_get", "lk_save", "lk_set", "lk_stop"] {
+        expect(run, command, 1, &["vda", "not answer", "the kernel holds bcache's lock"])?;
+    }
+    is("lk_old_name", "143")?;
+    let lines = ["--- bcache ---", "Total Cache Unused", "--- Cache Device ---", "Buckets"];
+    expect(run, "lk_old_name_after", 0, &lines)?;
     // It had not ended by itself, and nothing had let it go.
-    ensure!(figure("lk_interrupted") == Some("143"), "{}", run.tail());
-    ensure!(figure("lk_still") == Some("locked"), "{}", run.tail());
+    is("lk_interrupted", "143")?;
+    is("lk_still", "locked")?;
     expect(run, "lk_after", 0, &["bcache0 on vda: plain"])?;
     expect(run, "lk_end", 0, &["stopped"])
 }
 
 fn replaced(run: &GuestRun) -> anyhow::Result<()> {
     let figure = |name: &str| run.log.figure(name).map(str::trim);
+    let is = |name: &str, value: &str| -> anyhow::Result<()> {
+        ensure!(figure(name) == Some(value), "{name}: {:?}\n{}", figure(name), run.tail());
+        Ok(())
+    };
     let steps = [
         "vde: would be formatted",
         "vde: would be registered",
@@ -520,25 +548,25 @@ fn replaced(run: &GuestRun) -> anyhow::Result<()> {
     expect(run, "rc_at_it", 0, &["is being replaced by /dev/vde", "dm-0 is being flushed"])?;
     expect(run, "rc_second", 1, &["another bcachectl is replacing"])?;
     expect(run, "rc_other", 1, &["another bcachectl is flushing"])?;
-    ensure!(figure("rc_int") == Some("130"), "{}", run.tail());
-    ensure!(figure("rc_int_percent") == Some("21"), "{}", run.tail());
+    is("rc_int", "130")?;
+    is("rc_int_percent", "21")?;
     expect(run, "rc_said", 0, &["repeat the command", "dm-0 is still dirty"])?;
     let unfinished = ["dm-0 is on the old cache still", "bcachectl replace-cache"];
     expect(run, "rc_left", 0, &unfinished)?;
     ensure!(!said(run, "rc_left")?.0.contains("was killed"), "{}", said(run, "rc_left")?.0);
-    ensure!(figure("rc_killed_percent") == Some("0"), "{}", run.tail());
+    is("rc_killed_percent", "0")?;
     let killed = ["A flush of dm-0 was killed", "writeback_percent is 0 instead of 21"];
     expect(run, "rc_killed", 0, &killed)?;
     expect(run, "rc_killed", 0, &unfinished)?;
     expect(run, "rc_detaching", 0, &["dm-0: detaching", "dm-0 is on the old cache still"])?;
     expect(run, "rc_detach", 4, &["dm-0 is still attached"])?;
     // The one that was killed later had put the settings back first.
-    ensure!(figure("rc_put_back") == Some("21"), "{}", run.tail());
+    is("rc_put_back", "21")?;
     expect(run, "rc_bare", 0, &["dm-0 has no cache", "bcachectl replace-cache"])?;
     expect(run, "rc_again", 0, &["dm-0: attached", "unregistered", "keeps its superblock"])?;
-    ensure!(figure("rc_percent") == Some("21"), "{}", run.tail());
-    ensure!(figure("rc_running") == Some("0"), "{}", run.tail());
-    ensure!(figure("rc_journal") == Some("77"), "{}", run.tail());
+    is("rc_percent", "21")?;
+    is("rc_running", "0")?;
+    is("rc_journal", "77")?;
     ensure!(figure("rc_mode").is_some_and(|it| it.contains("[writeback]")), "{}", run.tail());
     let healthy = json(run, "rc_healthy")?;
     ensure!(healthy["findings"].as_array().is_some_and(Vec::is_empty), "{healthy}");

@@ -25,6 +25,18 @@ impl Attributes {
         Self::at(&self.root, self.path(name))
     }
 
+    /// The same directory of another root.
+    #[must_use]
+    pub(crate) fn of(&self, root: &Root) -> Self {
+        Self::at(root, self.dir())
+    }
+
+    /// The attributes in another directory of the same root.
+    #[must_use]
+    pub fn at_path(&self, dir: &Path) -> Self {
+        Self::at(&self.root, dir)
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

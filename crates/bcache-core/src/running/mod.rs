@@ -20,14 +20,15 @@ mod tests;
 mod tunables;
 mod view;
 
-pub use ask::{Asker, SLOW, Snapshot, serve};
+pub use ask::{Asker, NAMES_LIMIT, Question, SLOW, Snapshot, serve};
 pub use attributes::Attributes;
-pub use deadline::{Blocked, Late, within};
+pub use deadline::Late;
 pub use findings::{
     DeviceState, Finding, IN_USE_MAX_PERCENT, OnDevice, OtherDirty, Severity, findings,
 };
 pub use kmsg::{Mark, reason};
 pub use part::Part;
+pub use recorded::Files;
 pub use rounded::{Rounded, RoundedError};
 pub use stats::{DiskStats, Stats, byte_hit_ratio};
 pub use tunables::{Scope, TUNABLES, Tunable, Unit, ValueError};

@@ -13,6 +13,63 @@ use super::stats::{DiskStats, Stats};
 use crate::device::sysfs::{BackingState, BlockDir, Role, Root};
 use crate::units::Sectors;
 
+/// The directory of statistics since registration.
+pub(super) const STATS: &str = "stats_total";
+
+/// All files of sets, caches, backing devices and volumes that [`View::read`] reads. The view is the
+/// same where nothing but these was read.
+pub(super) const OF_VIEW: &[&str] = &[
+    // Of a set.
+    "block_size",
+    "bucket_size",
+    "cache_available_percent",
+    "tree_depth",
+    "root_usage_percent",
+    "btree_cache_size",
+    "average_key_size",
+    "congested",
+    "synchronous",
+    "errors",
+    "cutoff_writeback",
+    "cutoff_writeback_sync",
+    "io_disable",
+    "btree_nodes",
+    "active_journal_entries",
+    "cache_read_races",
+    "btree_gc_last_sec",
+    // Of a cache.
+    "nbuckets",
+    "cache_replacement_policy",
+    "io_errors",
+    "written",
+    "metadata_written",
+    // Of a volume.
+    "label",
+    "size",
+    // Of a backing device.
+    "running",
+    "state",
+    "cache_mode",
+    "backing_dev_uuid",
+    "dirty_data",
+    "writeback_rate_debug",
+    "writeback_rate",
+    "writeback_running",
+    "writeback_percent",
+    "writeback_delay",
+    "sequential_cutoff",
+    "readahead_cache_policy",
+    "stop_when_cache_set_failed",
+    "io_error_limit",
+    // Statistics.
+    "cache_hits",
+    "cache_misses",
+    "cache_bypass_hits",
+    "cache_bypass_misses",
+    "cache_miss_collisions",
+    "bypassed",
+];
+
 /// What the kernel's bcache runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
@@ -206,7 +263,7 @@ fn disk_stats(root: &Root, name: &str) -> Option<DiskStats> {
 
 impl View {
     /// Reads everything below `root`. Blocks while the kernel registers a cache: see
-    /// [`within`](super::within).
+    /// [`Asker`](super::Asker).
     ///
     /// # Errors
     /// When sysfs cannot be read at all.
@@ -317,7 +374,7 @@ impl Set {
             active_journal_entries: internal.number("active_journal_entries"),
             cache_read_races: internal.number("cache_read_races"),
             gc_age_seconds: internal.number("btree_gc_last_sec"),
-            stats: Stats::read(&at, "stats_total"),
+            stats: Stats::read(&at, STATS),
             attributes: at,
         }
     }
@@ -395,7 +452,7 @@ impl Backing {
             io_errors: at.number("io_errors"),
             io_error_limit: at.number("io_error_limit"),
             io_disabled: at.flag("io_disable"),
-            stats: Stats::read(&at, "stats_total"),
+            stats: Stats::read(&at, STATS),
             disk: disk_stats(root, &name),
             bcache,
             bcache_disk,

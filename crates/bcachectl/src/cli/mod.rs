@@ -165,6 +165,14 @@ pub struct ReadRunningArgs {
     /// Read the superblocks of backing devices, too
     #[arg(long)]
     pub superblocks: bool,
+
+    /// Read only what a view has
+    #[arg(long)]
+    pub of_view: bool,
+
+    /// Read priority_stats, too
+    #[arg(long)]
+    pub priorities: bool,
 }
 
 /// The whole command line, as clap sees it.

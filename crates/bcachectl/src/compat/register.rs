@@ -93,5 +93,5 @@ fn write(file: &mut std::fs::File, device: &Path) -> io::Result<()> {
 
 /// Whether bcache has this device already.
 fn registered(device: &Path) -> bool {
-    BlockDir::of_path(&Root::system(), device).is_some_and(|device| device.bcache().is_some())
+    BlockDir::of_path(&Root::system(), device).is_some_and(|device| device.role().is_some())
 }

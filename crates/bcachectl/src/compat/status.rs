@@ -3,13 +3,19 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use bcache_core::device::sysfs::Root;
-use bcache_core::running::Attributes;
+use bcache_core::running::{Attributes, Files, Question};
 
 use super::{Call, definition, reason};
+use crate::ask::{asker, whole};
+
+/// How long the kernel's answer is waited for.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Characters before a value.
 const KEY_WIDTH: usize = 28;
@@ -44,34 +50,49 @@ pub(super) fn run(call: &Call) -> ExitCode {
         super::print("bcache is not loaded.\n");
         return ExitCode::SUCCESS;
     }
-    for set in set_folders(&root) {
-        let act = |name: &str| {
-            let file = set.join(name);
-            fs::write(&file, "1\n")
-                .map_err(|error| format!("{}: {}", file.display(), reason(&error)))
-        };
-        let mut done = Ok(());
-        if options.contains("gc") {
-            done = act("internal/trigger_gc");
-        }
-        if done.is_ok() {
-            super::print(&report(&set, Path::new("/dev/block"), &options));
-        }
-        if done.is_ok() && options.contains("reset-stats") {
-            done = act("clear_stats");
-        }
-        if let Err(message) = done {
+    match all_sets(&root, &options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
             eprintln!("bcache-status: {message}");
-            return 1.into();
+            1.into()
         }
     }
-    ExitCode::SUCCESS
+}
+
+/// Prints all sets, and does what was asked for to each of them.
+fn all_sets(root: &Root, options: &BTreeSet<String>) -> Result<(), String> {
+    let question = Question { files: Files::Priorities, ..Question::default() };
+    let mut asker = asker(root.clone(), question);
+    let mut look = || {
+        let snapshot = whole(&mut asker, LIMIT, &AtomicBool::new(false), "bcache-status");
+        snapshot.map(|it| set_folders(&it.root)).map_err(|error| format!("{error:#}"))
+    };
+    let mut sets = look()?;
+    let act = |set: &Attributes, name: &str| {
+        let file = set.path(name);
+        fs::write(&file, "1\n").map_err(|error| format!("{}: {}", file.display(), reason(&error)))
+    };
+    if options.contains("gc") {
+        for set in &sets {
+            act(set, "internal/trigger_gc")?;
+        }
+        sets = look()?;
+    }
+    for set in &sets {
+        super::print(&report(set, Path::new("/dev/block"), options));
+        if options.contains("reset-stats") {
+            act(set, "clear_stats")?;
+        }
+    }
+    Ok(())
 }
 
 /// The directories of the sets, by UUID.
-fn set_folders(root: &Root) -> Vec<PathBuf> {
+fn set_folders(root: &Root) -> Vec<Attributes> {
     let top = Attributes::at(root, root.sys("fs/bcache"));
-    top.names().iter().map(|name| top.path(name)).filter(|path| path.is_dir()).collect()
+    let names = top.names();
+    let sets = names.iter().filter(|name| uuid::Uuid::try_parse(name).is_ok());
+    sets.map(|name| Attributes::at(root, top.path(name))).collect()
 }
 
 /// The options that are given, by their long names, as Python's argparse reads them; or what it does
@@ -151,10 +172,15 @@ fn flag(text: &str) -> String {
 }
 
 /// The first line of a file; empty where it cannot be read.
-fn line(folder: &Path, name: &str) -> String {
-    let text = fs::read(folder.join(name)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+fn line(of: &Attributes, name: &str) -> String {
+    let text = of.text(name).unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// A directory of bcache that belongs to a device, and that of the device.
+struct Folder {
+    own: Attributes,
+    device: Attributes,
 }
 
 fn number(text: &str) -> f64 {
@@ -169,10 +195,9 @@ fn device(links: &Path, number: &str) -> String {
 }
 
 /// A cache device's sectors and how many of them are in buckets that nothing uses.
-fn cache_sectors(cache: &Path) -> (f64, f64) {
-    let all = number(&line(cache, "../size"));
-    let unused =
-        Attributes::at(&Root::system(), cache).line("priority_stats", "Unused").unwrap_or_default();
+fn cache_sectors(cache: &Folder) -> (f64, f64) {
+    let all = number(&line(&cache.device, "size"));
+    let unused = cache.own.line("priority_stats", "Unused").unwrap_or_default();
     (all, number(unused.trim_end_matches('%')) * all / 100.0)
 }
 
@@ -197,11 +222,18 @@ fn add(text: &mut String, indent: &str, name: &str, value: &str) {
 }
 
 /// What there is to say of the set at `set`.
-fn report(set: &Path, links: &Path, options: &BTreeSet<String>) -> String {
-    let names = Attributes::at(&Root::system(), set).names();
-    let folders = |prefix: &str| -> Vec<PathBuf> {
-        let own = names.iter().filter(|name| name.starts_with(prefix));
-        own.map(|name| set.join(name)).filter(|path| path.is_dir()).collect()
+fn report(set: &Attributes, links: &Path, options: &BTreeSet<String>) -> String {
+    let names = set.names();
+    let folder = |name: &String| {
+        let own = set.target(name)?;
+        let device = set.at_path(own.parent()?);
+        Some(Folder { own: set.at_path(&own), device })
+    };
+    let folders = |prefix: &str| -> Vec<Folder> {
+        let is_one = |name: &&String| {
+            name.strip_prefix(prefix).is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        names.iter().filter(is_one).filter_map(folder).collect()
     };
     let (caches, backing) = (folders("cache"), folders("bdev"));
     let (mut all, mut unused) = (0.0, 0.0);
@@ -209,12 +241,12 @@ fn report(set: &Path, links: &Path, options: &BTreeSet<String>) -> String {
         let of_cache = cache_sectors(cache);
         (all, unused) = (all + of_cache.0, unused + of_cache.1);
     }
-    let policies = caches.iter().map(|it| line(it, "cache_replacement_policy")).collect();
-    let modes = backing.iter().map(|it| line(it, "cache_mode")).collect();
+    let policies = caches.iter().map(|it| line(&it.own, "cache_replacement_policy")).collect();
+    let modes = backing.iter().map(|it| line(&it.own, "cache_mode")).collect();
     let of = |name: &str| line(set, name);
     let milliseconds = |name: &str| format!("{:.1}ms", number(&of(name)) / 1000.0);
     let evictable = of("cache_available_percent");
-    let uuid = set.file_name().unwrap_or_default().to_string_lossy();
+    let uuid = set.dir().file_name().unwrap_or_default().to_string_lossy();
     let mut text = "--- bcache ---\n".to_owned();
     for (name, value) in [
         ("UUID", uuid.into_owned()),
@@ -239,7 +271,7 @@ fn report(set: &Path, links: &Path, options: &BTreeSet<String>) -> String {
     if options.contains("sub-status") {
         for backing in &backing {
             add_backing(&mut text, backing, links);
-            add_stats(&mut text, backing, "  ", options);
+            add_stats(&mut text, &backing.own, "  ", options);
         }
         for cache in &caches {
             add_cache(&mut text, cache, links);
@@ -248,13 +280,14 @@ fn report(set: &Path, links: &Path, options: &BTreeSet<String>) -> String {
     text
 }
 
-fn add_backing(text: &mut String, backing: &Path, links: &Path) {
-    let of = |name: &str| line(backing, name);
+fn add_backing(text: &mut String, backing: &Folder, links: &Path) {
+    let of = |name: &str| line(&backing.own, name);
+    let of_device = |name: &str| line(&backing.device, name);
     text.push_str("--- Backing Device ---\n");
     for (name, value) in [
-        ("Device File", device(links, &of("../dev"))),
+        ("Device File", device(links, &of_device("dev"))),
         ("bcache Device File", device(links, &of("dev/dev"))),
-        ("Size", sectors(number(&of("../size")))),
+        ("Size", sectors(number(&of_device("size")))),
         ("Cache Mode", of("cache_mode")),
         ("Readahead", of("readahead")),
         ("Sequential Cutoff", size(&of("sequential_cutoff"))),
@@ -269,12 +302,12 @@ fn add_backing(text: &mut String, backing: &Path, links: &Path) {
     }
 }
 
-fn add_cache(text: &mut String, cache: &Path, links: &Path) {
-    let of = |name: &str| line(cache, name);
+fn add_cache(text: &mut String, cache: &Folder, links: &Path) {
+    let of = |name: &str| line(&cache.own, name);
     let (all, unused) = cache_sectors(cache);
     text.push_str("--- Cache Device ---\n");
     for (name, value) in [
-        ("Device File", device(links, &of("../dev"))),
+        ("Device File", device(links, &line(&cache.device, "dev"))),
         ("Size", sectors(all)),
         ("Block Size", size(&of("block_size"))),
         ("Bucket Size", size(&of("bucket_size"))),
@@ -303,15 +336,14 @@ fn hits(hits: &str, misses: &str) -> String {
 }
 
 /// The statistics of the periods that were asked for; of all time where none was.
-fn add_stats(text: &mut String, of: &Path, indent: &str, options: &BTreeSet<String>) {
+fn add_stats(text: &mut String, of: &Attributes, indent: &str, options: &BTreeSet<String>) {
     let wants = |option: &str| options.contains(option) || options.contains("all");
     let any = PERIODS.iter().any(|(option, ..)| wants(option));
     for (option, name, words) in PERIODS {
         if !wants(option) && (any || option != "total") {
             continue;
         }
-        let folder = of.join(format!("stats_{name}"));
-        let of = |name: &str| line(&folder, name);
+        let of = |file: &str| line(of, &format!("stats_{name}/{file}"));
         let (found, missed) = (of("cache_hits"), of("cache_misses"));
         let (passed, missed_past) = (of("cache_bypass_hits"), of("cache_bypass_misses"));
         for (what, value) in [

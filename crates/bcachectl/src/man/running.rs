@@ -16,7 +16,8 @@ const STATUS: (&str, &str) = (
 
 3 :: The kernel was told, and something else came of it; the message says what.
 
-4 :: The kernel was told, and it was not done in the time of --timeout. It may still be at it.
+4 :: The kernel was told, and it was not done in the time of --timeout. It may still be at it. Where \
+     the kernel does not answer before it is told anything, the status is 1.
 
 130 :: Interrupted while the kernel was at it. What cannot be called off goes on.",
 );
@@ -414,7 +415,8 @@ findings :: code, severity (danger, warning, note), text, way_out (a list of ste
     (
         "METRICS",
         "With --prometheus the names are those of node_exporter's bcache collector where the meaning \
-     is the same. Of a rounded number the middle of what it can be is given. \
+     is the same. Of a rounded number the middle of what it can be is given, and 0 where it reads 0.0k: \
+     the kernel counts in sectors. \
      node_bcache_average_key_size_bytes is in bytes, and node_exporter's average_key_size_sectors, \
      which is in bytes too, is left out. bcache_backing_info and bcache_cache_info join the slot \
      numbers to names; bcache_backing_state is 1 for the state that a device is in.",

@@ -9,6 +9,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use super::Question;
 use crate::device::scan::threads::answer_all;
 use crate::device::sysfs::Root;
 use crate::running::control::read_on_device;
@@ -35,11 +36,11 @@ pub(super) enum Message {
     Failed(String),
 }
 
-/// Reads everything below `root`, and superblocks with `superblocks`, and tells it message by message.
-pub(super) fn look(root: &Root, superblocks: bool, messages: &Sender<Message>) {
+/// Reads what is asked below `root`, and tells it message by message.
+pub(super) fn look(root: &Root, question: Question, messages: &Sender<Message>) {
     // Nobody listens any more where the time is up.
     let tell = |message| messages.send(message).is_ok();
-    let listing = match Listing::new(root) {
+    let listing = match Listing::new(root, question.files) {
         Ok(listing) => listing,
         Err(error) => {
             tell(Message::Failed(error.to_string()));
@@ -62,7 +63,7 @@ pub(super) fn look(root: &Root, superblocks: bool, messages: &Sender<Message>) {
             }
         }
     }
-    if superblocks {
+    if question.superblocks {
         let of_backing = |(part, files): (&Part, &Vec<File>)| match part {
             Part::Device(name) if files.iter().any(File::is_state) => {
                 Some((Part::Superblock(name.clone()), Vec::new()))
@@ -102,14 +103,14 @@ fn read_part(part: &Part, files: &[File], messages: &Sender<Message>) {
     tell(Message::Done(part.clone()));
 }
 
-/// What the helper process does: for each byte of `input` it looks at everything below `root` once and
-/// says it on `output`, until `input` ends.
+/// What the helper process does: for each byte of `input` it looks once at what is asked below `root`
+/// and says it on `output`, until `input` ends.
 ///
 /// # Errors
 /// When `input` cannot be read, or no thread can be started.
 pub fn serve(
     root: &Root,
-    superblocks: bool,
+    question: Question,
     mut input: impl Read,
     output: impl Write + Send + 'static,
 ) -> io::Result<()> {
@@ -119,7 +120,7 @@ pub fn serve(
     // In threads, so that the end of the input ends the process whatever a look waits for.
     thread::Builder::new().spawn(move || {
         for () in asked {
-            look(&root, superblocks, &sender);
+            look(&root, question, &sender);
         }
     })?;
     thread::Builder::new().spawn(move || write_all(&messages, output))?;
@@ -166,7 +167,7 @@ mod tests {
         let text = fs::read_to_string(fixture).unwrap();
         let root = recorded::unpack(&text, folder.path()).unwrap();
         let (sender, messages) = mpsc::channel();
-        look(&root, false, &sender);
+        look(&root, Question::default(), &sender);
         drop(sender);
         let mut said = Vec::new();
         write_all(&messages, &mut said).unwrap();

@@ -18,7 +18,7 @@ pub use self::look::serve;
 use self::look::{Message, look};
 use super::findings::OnDevice;
 use super::part::Part;
-use super::recorded;
+use super::recorded::{self, Files};
 use super::view::View;
 use crate::device::Tree;
 use crate::device::scan::{Helper, HelperProcess};
@@ -28,7 +28,16 @@ use crate::device::sysfs::Root;
 pub const SLOW: Duration = Duration::from_secs(1);
 
 /// How long the names may take, which the kernel shows without a lock, on a machine that is busy.
-const NAMES_LIMIT: Duration = Duration::from_secs(60);
+pub const NAMES_LIMIT: Duration = Duration::from_secs(60);
+
+/// What is asked beside the names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// Whether the superblocks of the devices are read, too.
+    pub superblocks: bool,
+    /// Which files are read.
+    pub files: Files,
+}
 
 /// What the kernel said at a moment.
 #[derive(Clone, Debug)]
@@ -93,7 +102,7 @@ enum Source {
 #[derive(Debug)]
 pub struct Asker {
     root: Root,
-    superblocks: bool,
+    question: Question,
     helper: Option<Helper>,
     source: Source,
     outstanding: Option<Outstanding>,
@@ -103,6 +112,8 @@ pub struct Asker {
 #[derive(Debug)]
 struct Outstanding {
     since: Instant,
+    /// When something was answered last.
+    last: Instant,
     tree: Tree,
     on_device: BTreeMap<String, OnDevice>,
     silent: BTreeSet<Part>,
@@ -113,7 +124,8 @@ struct Outstanding {
 impl Outstanding {
     fn new() -> Self {
         let (on_device, silent) = (BTreeMap::new(), BTreeSet::new());
-        Self { since: Instant::now(), tree: recorded::empty(), on_device, silent, listed: false }
+        let since = Instant::now();
+        Self { since, last: since, tree: recorded::empty(), on_device, silent, listed: false }
     }
 
     fn snapshot(self) -> Snapshot {
@@ -127,6 +139,7 @@ impl Outstanding {
 
     /// Takes a message; whether it was the last one.
     fn take(&mut self, message: Message) -> io::Result<bool> {
+        self.last = Instant::now();
         match message {
             Message::Begun(part) => {
                 self.silent.insert(part);
@@ -148,13 +161,13 @@ impl Outstanding {
 
 impl Asker {
     /// One that looks at `root`, through a process that is started as `helper` says and calls
-    /// [`serve`]. With `superblocks` those of the devices are read, too.
+    /// [`serve`] with the same question.
     ///
     /// A tree in memory needs no helper. Where it cannot be started, this process reads, and cannot end
     /// while the kernel does not answer.
-    pub fn new(root: Root, helper: Helper, superblocks: bool) -> Self {
+    pub fn new(root: Root, helper: Helper, question: Question) -> Self {
         let helper = Some(helper);
-        Self { root, superblocks, helper, source: Source::None, outstanding: None }
+        Self { root, question, helper, source: Source::None, outstanding: None }
     }
 
     /// Asks, unless an answer is outstanding.
@@ -184,15 +197,21 @@ impl Asker {
     fn read_here(&mut self) {
         self.helper = None;
         let (sender, messages) = mpsc::channel();
-        let (root, superblocks) = (self.root.clone(), self.superblocks);
+        let (root, question) = (self.root.clone(), self.question);
         // Without a thread, the receiver ends at once.
-        drop(thread::Builder::new().spawn(move || look(&root, superblocks, &sender)));
+        drop(thread::Builder::new().spawn(move || look(&root, question, &sender)));
         self.source = Source::Thread(messages);
     }
 
     /// Since when an answer is outstanding.
     pub fn since(&self) -> Option<Instant> {
         self.outstanding.as_ref().map(|it| it.since)
+    }
+
+    /// For how long nothing was answered, since all names are known; none before that. A machine that is
+    /// busy takes its time for the names, which the kernel shows without a lock.
+    pub fn quiet(&self) -> Option<Duration> {
+        self.outstanding.as_ref().filter(|it| it.listed).map(|it| it.last.elapsed())
     }
 
     /// What has not answered yet.
@@ -294,7 +313,7 @@ mod tests {
     /// One whose helper cannot be started: it reads in a thread.
     fn asker(folder: &TempDir) -> Asker {
         let helper = Helper { program: "/nonexistent".into(), arguments: Vec::new() };
-        Asker::new(Root::at(folder.path()), helper, false)
+        Asker::new(Root::at(folder.path()), helper, Question::default())
     }
 
     #[test]
@@ -351,7 +370,7 @@ mod tests {
         let folder = tree_that_hangs("class/block/vda/bcache/dirty_data");
         for program in ["/bin/false", "/bin/cat"] {
             let helper = Helper { program: program.into(), arguments: Vec::new() };
-            let mut asker = Asker::new(Root::at(folder.path()), helper, false);
+            let mut asker = Asker::new(Root::at(folder.path()), helper, Question::default());
             let snapshot = asker.within(Duration::from_millis(500)).unwrap();
             assert_eq!(snapshot.view().unwrap().sets.len(), 1);
         }

@@ -89,20 +89,20 @@ pub struct Changed {
 impl Changed {
     /// Whether the device in `of` still has the value of the flush.
     pub fn is_in_force(&self, of: &Attributes) -> bool {
-        current(&of.path(&self.name)).as_deref() == Some(&self.during)
+        current(of, &self.name).as_deref() == Some(&self.during)
     }
 }
 
-/// What the plan of [`plan_flush`] changes, with the values of now. Whoever keeps this can put the
+/// What the plan of [`plan_flush`] for `backing` changes, with the values of now. Whoever keeps this can put the
 /// settings back with [`plan_put_back`] after a flush that was killed.
 ///
 /// # Errors
 /// When a setting cannot be read.
-pub fn changes_of_flush(plan: &Plan) -> Result<Vec<Changed>, ControlError> {
+pub fn changes_of_flush(plan: &Plan, backing: &Backing) -> Result<Vec<Changed>, ControlError> {
     let of = |write: &Write| {
         let name = write.file.file_name()?.to_str()?.to_owned();
         let during = write.value.trim_end().to_owned();
-        Some(Changed { name, before: current(&write.file)?, during })
+        Some(Changed { before: current(&backing.attributes, &name)?, name, during })
     };
     plan.writes.iter().map(|write| of(write).ok_or_else(|| unreadable(&write.file))).collect()
 }
@@ -151,8 +151,8 @@ impl Drop for Saved {
 }
 
 /// What a setting is now, in the words in which it can be written back.
-fn current(file: &Path) -> Option<String> {
-    let text = fs::read_to_string(file).ok()?;
+fn current(of: &Attributes, name: &str) -> Option<String> {
+    let text = of.text(name)?;
     let text = text.trim_end();
     let word = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|it| it.0);
     Some(word.unwrap_or(text).to_owned())
@@ -191,15 +191,19 @@ fn change(
     waiting: &mut Waiting<'_>,
     saved: &mut Saved,
 ) -> Result<(), ControlError> {
+    let at = backing.attributes.of(waiting.root);
     for write in &plan.writes {
-        let now = current(&write.file).ok_or_else(|| unreadable(&write.file))?;
+        let (of, name) = (at.clone(), write.file.file_name().and_then(|it| it.to_str()));
+        let name = name.unwrap_or_default().to_owned();
+        let now =
+            waiting.until("the kernel does not answer", move || Look::Done(current(&of, &name)))?;
+        let now = now.ok_or_else(|| unreadable(&write.file))?;
         waiting.write(write)?;
         saved.writes.push(Write { file: write.file.clone(), value: format!("{now}\n") });
     }
     if plan.writes.is_empty() && plan.notes.contains(&Note::AlreadySo) {
         return Ok(());
     }
-    let at = backing.attributes.clone();
     let words = format!("{} is still dirty", backing.name);
     let gone = waiting.until(&words, move || {
         if !at.has("state") || !at.has("cache") {

@@ -76,7 +76,7 @@ pub fn plan_register(
         return Err(Refusal::NotABlockDevice { path: path.to_owned() });
     };
     let name = device.name().to_owned();
-    if device.bcache().is_some() {
+    if device.role().is_some() {
         return Ok(already("register", &name));
     }
     if info.read_only {

@@ -151,7 +151,7 @@ fn in_order(of: &Attributes, changes: Vec<Change>) -> Result<Vec<Change>, Settin
 }
 
 /// Writes the changes one after the other and reads each back. What the kernel changed or ignored is
-/// an error.
+/// an error. `of` names the directory below the root that is waited at.
 ///
 /// # Errors
 /// When a write fails or reads back as something else.
@@ -169,7 +169,7 @@ pub fn apply_settings(
             },
             error => error,
         })?;
-        let (of, tunable) = (of.clone(), change.tunable);
+        let (of, tunable) = (of.of(waiting.root), change.tunable);
         let read = waiting.until("the kernel does not answer", move || {
             Look::Done(tunable.read(&of).unwrap_or_default())
         })?;

@@ -37,22 +37,24 @@ pub(in crate::commands) fn flush(args: &FlushArgs) -> Result<ExitCode> {
 }
 
 /// A flush that can begin.
-pub(super) struct Ready<'v> {
-    backing: &'v Backing,
+pub(super) struct Ready {
+    backing: Backing,
     plan: Plan,
     /// None in a dry run, and where no record can be kept.
     held: Option<Held>,
 }
 
-impl<'v> Ready<'v> {
+impl Ready {
     /// Puts back what a killed flush has left, and plans.
     pub(super) fn new(
         session: &mut Session,
-        backing: &'v Backing,
+        backing: &Backing,
         options: FlushOptions,
     ) -> Result<Self> {
         let held = put_back(session, backing)?;
-        let plan = plan_flush(backing, options)
+        // Its settings may be others by now.
+        let backing = now(session, backing)?;
+        let plan = plan_flush(&backing, options)
             .map_err(|error| session.refuse("flush", &backing.name, &error))?;
         Ok(Self { backing, plan, held })
     }
@@ -62,14 +64,16 @@ impl<'v> Ready<'v> {
     pub(super) fn carry_out(self, session: &mut Session) -> Result<()> {
         let Self { backing, plan, mut held } = self;
         if let Some(held) = held.as_mut().filter(|_| !plan.writes.is_empty()) {
-            let settings = changes_of_flush(&plan).with_context(|| backing.name.clone())?;
+            // The flush of another device may have taken hours.
+            let settings = changes_of_flush(&plan, &now(session, &backing)?);
+            let settings = settings.with_context(|| backing.name.clone())?;
             let record = FlushRecord { device: backing.name.clone(), uuid: backing.uuid, settings };
             if let Err(error) = held.write(&record) {
                 not_kept(&error);
             }
         }
         session.carry_out_with(&plan, |plan, waiting| {
-            let flushed = control::flush(plan, backing, waiting);
+            let flushed = control::flush(plan, &backing, waiting);
             match &flushed {
                 Err(ControlError::NotRestored { .. }) => {}
                 _ => {
@@ -82,6 +86,13 @@ impl<'v> Ready<'v> {
         })?;
         Ok(())
     }
+}
+
+/// The same device as the kernel shows it now.
+fn now(session: &Session, backing: &Backing) -> Result<Backing> {
+    let view = session.view()?;
+    let found = view.backing_device(&backing.name).filter(|it| it.uuid == backing.uuid);
+    found.cloned().with_context(|| format!("{} is not registered any more", backing.name))
 }
 
 /// Puts back the settings that a killed flush of `backing` has left changed, and takes the place of its

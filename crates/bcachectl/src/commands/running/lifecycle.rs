@@ -200,7 +200,7 @@ pub(super) fn registered_again(root: &Root, view: &View, path: &Path) -> Result<
             // Its release follows a moment after all else.
             Err(Refusal::InUse { .. }) if begun.elapsed() < CLAIM => {
                 let is_registered =
-                    BlockDir::of_path(root, path).is_some_and(|it| it.bcache().is_some());
+                    BlockDir::of_path(root, path).is_some_and(|it| it.role().is_some());
                 if !is_registered {
                     std::thread::sleep(Duration::from_millis(10));
                 }

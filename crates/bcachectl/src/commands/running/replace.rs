@@ -439,6 +439,10 @@ fn attach(session: &mut Session, record: &ReplaceRecord, index: usize) -> Result
         let tunable = bcache_core::running::Tunable::find("writeback_running", true)?;
         let changes =
             vec![bcache_core::running::control::Change { tunable, value: "0".to_owned() }];
+        // The attach has switched it on.
+        let view = session.view()?;
+        let backing = view.backing.iter().find(|it| moving.is(it));
+        let backing = backing.with_context(|| format!("{} is gone", moving.device))?;
         let (name, attributes) = (backing.name.clone(), backing.attributes.clone());
         change(session, &Owner { name, attributes, is_backing: true }, changes)?;
     }

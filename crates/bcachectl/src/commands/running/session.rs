@@ -1,5 +1,6 @@
 //! What all commands on running devices share: the kernel's view, names, waiting, and the report.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,11 +16,12 @@ use bcache_core::device::sysfs::{BlockDir, Root};
 use bcache_core::running::control::{
     ControlError, Done, Note, Plan, Progress, Proof, Waiting, Write as KernelWrite, run,
 };
-use bcache_core::running::{Backing, Set, View, Volume, within};
+use bcache_core::running::{Asker, Backing, Question, Set, View, Volume};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::words;
+use crate::ask::{asker, whole};
 use crate::cli::running::ControlArgs;
 use crate::exit::{ExitError, Failure};
 use crate::interrupt;
@@ -40,6 +42,7 @@ pub(super) struct Session {
     /// Longest time for a wait; none for as long as it takes.
     limit: Option<Duration>,
     stop: Arc<AtomicBool>,
+    asker: RefCell<Asker>,
     reports: Vec<Report>,
 }
 
@@ -87,12 +90,15 @@ impl Session {
     pub(super) fn new(args: ControlArgs, usual: Duration) -> Result<Self> {
         let stop = interrupt::install().context("cannot catch signals")?;
         let limit = Some(args.timeout.unwrap_or(usual)).filter(|limit| !limit.is_zero());
-        Ok(Self { root: Root::system(), args, limit, stop, reports: Vec::new() })
+        let root = Root::system();
+        let asker = RefCell::new(asker(root.clone(), Question::default()));
+        Ok(Self { root, args, limit, stop, asker, reports: Vec::new() })
     }
 
     /// What the kernel runs.
     pub(super) fn view(&self) -> Result<View> {
-        read_view(&self.root, self.limit.unwrap_or(LOOK_LIMIT))
+        let limit = self.limit.unwrap_or(LOOK_LIMIT);
+        view_of(&mut self.asker.borrow_mut(), limit, &self.stop)
     }
 
     /// Carries out `plan`, or reports it.
@@ -271,18 +277,15 @@ impl Session {
     }
 }
 
-/// Reads the kernel's view, and says so when that takes long.
-pub(super) fn read_view(root: &Root, limit: Duration) -> Result<View> {
-    let slow = || {
-        // Where standard error is closed, nobody is told.
-        let _ = writeln!(
-            io::stderr(),
-            "bcachectl: waiting for the kernel, which does not answer while it registers a cache"
-        );
-    };
-    let at = root.clone();
-    let view = within(limit, slow, move || View::read(&at))?;
-    view.context("cannot read /sys")
+/// The kernel's view, read by a helper process: this one writes, and must end whatever the kernel does.
+/// All that is written to is the machine's; all that a view reads is what was read at one moment.
+pub(super) fn read_view(limit: Duration) -> Result<View> {
+    let question = Question::default();
+    view_of(&mut asker(Root::system(), question), limit, &AtomicBool::new(false))
+}
+
+fn view_of(asker: &mut Asker, limit: Duration, stop: &AtomicBool) -> Result<View> {
+    whole(asker, limit, stop, "bcachectl")?.view().context("cannot read /sys")
 }
 
 /// What `name` stands for: a path, a kernel name, or a UUID.

@@ -115,7 +115,7 @@ pub(super) const fn unit(unit: Unit) -> &'static str {
 /// Runs `bcachectl get`.
 pub(in crate::commands) fn get(args: &GetArgs) -> Result<ExitCode> {
     let root = bcache_core::device::sysfs::Root::system();
-    let view = read_view(&root, args.timeout)?;
+    let view = read_view(args.timeout)?;
     let owner = owner(&view, &root, &args.target)?;
     for name in &args.names {
         if let Err(error) = Tunable::find(name, owner.is_backing) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::out::Out;
-use bcache_core::device::sysfs::{BlockDir, Root};
+use bcache_core::device::sysfs::BlockDir;
 use bcache_core::running::control::{Change, most_of};
 use bcache_core::running::{
     Attributes, DeviceState, Rounded, Scope, TUNABLES, Tunable, Unit, View,
@@ -78,7 +78,7 @@ fn parse(text: &str) -> Result<File> {
 }
 
 fn save(path: &Path, limit: Duration) -> Result<ExitCode> {
-    let view = read_view(&Root::system(), limit)?;
+    let view = read_view(limit)?;
     if view.sets.is_empty() && view.backing.is_empty() {
         // An empty file in the place of what was saved before would lose that.
         bail!("no bcache device runs whose settings could be saved; nothing was written");

@@ -7,7 +7,7 @@ mod text;
 mod unfinished;
 mod why;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::Out;
 use bcache_core::device::sysfs::Root;
-use bcache_core::running::{Asker, Part, Severity, Snapshot, View, recorded};
+use bcache_core::running::{Asker, Question, Severity, Snapshot, View, recorded};
 use uuid::Uuid;
 
 use super::records::Records;
 use super::session::{Target, target};
-use crate::ask::asker;
+use crate::ask::{asker, silence};
 use crate::cli::running::StatusArgs;
 use crate::exit::Failure;
 
@@ -34,7 +34,8 @@ pub(super) use report::{CleanIn, StatusReport};
 pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
     let is_recorded = args.recorded.is_some();
     let root = args.recorded.as_deref().map_or_else(|| Ok(Root::system()), recorded_root)?;
-    let mut asker = asker(root.clone(), root.is_system());
+    let question = Question { superblocks: root.is_system(), ..Question::default() };
+    let mut asker = asker(root.clone(), question);
     let mut snapshot = asker.within(args.timeout).context("cannot read /sys")?;
     if let Some(path) = &args.record {
         return record(&snapshot, path);
@@ -75,36 +76,12 @@ pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
 
 /// Names what did not answer on standard error; the exit status that follows.
 pub(super) fn complain(snapshot: &Snapshot) -> ExitCode {
-    if snapshot.silent.is_empty() {
+    let Some(silence) = silence(&snapshot.silent, snapshot.waited) else {
         return ExitCode::SUCCESS;
-    }
+    };
     // Where standard error is closed, nobody is told.
-    let _ = writeln!(io::stderr(), "bcachectl: {}", silence(&snapshot.silent, snapshot.waited));
+    let _ = writeln!(io::stderr(), "bcachectl: {silence}");
     Failure::Refused.into()
-}
-
-/// Most that are named in one line.
-const NAMED_MAX: usize = 8;
-
-/// What does not answer, in words.
-pub(super) fn silence(silent: &BTreeSet<Part>, waited: Duration) -> String {
-    let mut names: Vec<String> = silent.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-    if let Some(more) = silent.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
-        names.push(format!("{more} more"));
-    }
-    let (last, others) = names.split_last().map_or(("", &[][..]), |(last, it)| (last, it));
-    let names = match others {
-        [] => last.to_owned(),
-        others => format!("{} and {last}", others.join(", ")),
-    };
-    let verb = if silent.len() == 1 { "does" } else { "do" };
-    let lock = silent.iter().any(|it| !matches!(it, Part::Superblock(_)));
-    let why = if lock {
-        ": the kernel holds bcache's lock, as it does while it registers a cache"
-    } else {
-        ""
-    };
-    format!("{names} {verb} not answer for {} s{why}", waited.as_secs())
 }
 
 /// What the report is about.

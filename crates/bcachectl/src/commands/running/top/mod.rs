@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::{Out, Style};
 use bcache_core::device::sysfs::Root;
-use bcache_core::running::{Asker, SLOW, Snapshot};
+use bcache_core::running::{Asker, Files, Question, SLOW, Snapshot};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::figures::{Figures, Sample};
 use self::screen::Screen;
-use super::status::{complain, recorded_root, silence};
-use crate::ask::asker;
+use super::status::{complain, recorded_root};
+use crate::ask::{asker, silence};
 use crate::cli::running::TopArgs;
 use crate::interrupt;
 
@@ -39,7 +39,8 @@ pub(in crate::commands) fn top(args: &TopArgs) -> Result<ExitCode> {
     }
     let root = args.recorded.as_deref().map_or_else(|| Ok(Root::system()), recorded_root)?;
     let stop = interrupt::install().context("cannot catch signals")?;
-    let mut asker = asker(root, false);
+    let question = Question { files: Files::OfView, ..Question::default() };
+    let mut asker = asker(root, question);
     if args.batch || args.once {
         // A recorded tree does not change: there is nothing to wait for.
         let wait = args.recorded.is_none();
@@ -80,7 +81,8 @@ fn sample(snapshot: Snapshot) -> io::Result<Sample> {
 /// What has been outstanding for a second or longer, in words, and for how many seconds.
 fn blocked(asker: &Asker) -> Option<(u64, String)> {
     let since = asker.since()?.elapsed();
-    (since >= SLOW).then(|| (since.as_secs(), silence(&asker.silent(), since)))
+    let words = silence(&asker.silent(), since).filter(|_| since >= SLOW)?;
+    Some((since.as_secs(), words))
 }
 
 /// Looks and draws until a key or a signal ends it, or after the looks that were asked for.

@@ -140,7 +140,7 @@ fn a_kernel_that_does_not_answer_is_told_and_keys_work() {
     let blocked = Blocked::new(&root, "class/block/vda/bcache/dirty_data");
     // Where no helper can be started, a thread reads.
     let helper = Helper { program: "/nonexistent".into(), arguments: Vec::new() };
-    let mut asker = Asker::new(root, helper, false);
+    let mut asker = Asker::new(root, helper, Question::default());
     let mut screen = screen();
     let (mut shown, mut looks) = (None, 0);
     let begun = Instant::now();
