@@ -45,7 +45,7 @@ say "$bin/bcachectl" show "$backing"
 # The bench makes a cache set of its own, and leaves it to be looked at.
 say "$bin/bcache-bench" device "$cache" --keep --wipe-bcache --yes --duration 10s --writers 2 \
     --block-sizes 4k=70,64k=30 --read-share 20 --access zipf --bucket 256k \
-    --export-json "$demo/report.json" --export-svg "$demo/latency.svg"
+    --export json="$demo/report.json" --export svg="$demo/latency.svg"
 say "$bin/bcachectl" check "$cache"
 say "$bin/bcachectl" show --prios --sort gen --limit 10 "$cache"
 printf '\nreport: %s\npicture: %s\n' "$demo/report.json" "$demo/latency.svg"

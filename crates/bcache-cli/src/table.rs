@@ -160,6 +160,27 @@ impl Table {
         self.rows.is_empty()
     }
 
+    /// All of it in Markdown, however wide.
+    pub fn markdown(&self) -> String {
+        let columns = self.all_rows().map(Vec::len).max().unwrap_or(0);
+        let line = |text: &dyn Fn(usize) -> String| {
+            let cells: Vec<String> = (0..columns).map(text).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let row = |row: &[Cell]| {
+            line(&|column| {
+                row.get(column).map(|cell| cell.text.replace('|', "\\|")).unwrap_or_default()
+            })
+        };
+        let is_right = |column: usize| {
+            let first = self.rows.first().and_then(|row| row.get(column));
+            column >= self.right_from || first.is_some_and(|cell| cell.right)
+        };
+        let rule = line(&|column| if is_right(column) { "--:" } else { "---" }.to_owned());
+        let rows: String = self.rows.iter().map(|cells| row(cells)).collect();
+        format!("{}{rule}{rows}", row(&self.header))
+    }
+
     fn all_rows(&self) -> impl Iterator<Item = &Vec<Cell>> {
         let header = Some(&self.header).filter(|it| !it.is_empty() && !self.header_hidden);
         header.into_iter().chain(&self.rows)
@@ -318,6 +339,15 @@ mod tests {
         ]);
         rows.add_row([Cell::new("/dev/nvme0n1p1"), Cell::new("-"), number("16 GiB")]);
         rows
+    }
+
+    #[test]
+    fn markdown_has_all_columns_and_no_cell_that_ends_one() {
+        let mut rows = table(on(10), &["name", "count", "what"]);
+        rows.add_row([Cell::new("a|b"), number(12), Cell::prose("some words")]);
+        rows.add_row([Cell::new("c")]);
+        let text = "| name | count | what |\n| --- | --: | --- |\n| a\\|b | 12 | some words |\n| c |  |  |\n";
+        assert_eq!(rows.markdown(), text);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::export::ExportArgs;
+
 /// Options of `bcache-bench compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
@@ -26,6 +28,10 @@ pub struct CompareArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Where the report is written to as well
+    #[command(flatten)]
+    pub export: ExportArgs,
 }
 
 fn parse_percent(text: &str) -> Result<f64, String> {

@@ -12,7 +12,9 @@ use crate::device::plan::{
     Consent, DevicePlan, IoMode, Length, ReserveName, Target, WorkingSetSize, parse_duration,
 };
 use crate::record::pace::Pace;
-use crate::report::export::ExportPaths;
+use crate::report::export::{ExportFormat, ExportPaths, ExportTo};
+
+use super::export::ExportArgs;
 use crate::workload::{Access, BlockSizes, ReadShare, Weighted};
 
 /// How long a run takes when nothing is said.
@@ -121,16 +123,19 @@ pub struct DeviceArgs {
     #[arg(long, help_heading = "Report")]
     pub json: bool,
 
-    /// Write the report as JSON to a file
-    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[command(flatten)]
+    export: ExportArgs,
+
+    /// --export json=FILE, as 0.1.0 had it
+    #[arg(long, value_name = "FILE", hide = true)]
     export_json: Option<PathBuf>,
 
-    /// Write percentile distributions (.hgrm) to a folder
-    #[arg(long, value_name = "FOLDER", help_heading = "Report")]
+    /// --export hgrm=FOLDER, as 0.1.0 had it
+    #[arg(long, value_name = "FOLDER", hide = true)]
     export_hgrm: Option<PathBuf>,
 
-    /// Write a picture of the latencies to a file
-    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    /// --export svg=FILE, as 0.1.0 had it
+    #[arg(long, value_name = "FILE", hide = true)]
     export_svg: Option<PathBuf>,
 
     /// Write each allocation, failed allocation and invalidation to a file, as it happens
@@ -176,6 +181,19 @@ pub enum PlanError {
 }
 
 impl DeviceArgs {
+    /// The files that the report goes to.
+    fn files(&self) -> Vec<ExportTo> {
+        let earlier = [
+            (ExportFormat::Json, &self.export_json),
+            (ExportFormat::Hgrm, &self.export_hgrm),
+            (ExportFormat::Svg, &self.export_svg),
+        ];
+        let earlier = earlier
+            .into_iter()
+            .filter_map(|(format, path)| Some(ExportTo { format, path: path.clone()? }));
+        self.export.export.iter().cloned().chain(earlier).collect()
+    }
+
     /// What is to be done.
     pub fn plan(&self) -> Result<DevicePlan, PlanError> {
         let target = match (&self.image, self.size) {
@@ -219,12 +237,7 @@ impl DeviceArgs {
             io: self.io,
             baseline: !self.no_baseline,
             keep: self.keep,
-            exports: ExportPaths {
-                json: self.export_json.clone(),
-                hgrm: self.export_hgrm.clone(),
-                svg: self.export_svg.clone(),
-                trace: self.trace.clone(),
-            },
+            exports: ExportPaths { files: self.files(), trace: self.trace.clone() },
             consent: Consent { wipe_bcache: self.wipe_bcache, force: self.force, yes: self.yes },
         })
     }
@@ -265,11 +278,17 @@ mod tests {
             "--image a.img --size 8G --writers 3 --streams 2 --block-sizes 4k=70,64k=30 \
              --working-set 4G --access zipf:0.9=80,sequential=20 --read-share 25% --seed 7 \
              --rate 20000 --amount 20G --policy fifo -b 256k --discard --keep --no-baseline \
-             --export-json a.json --export-hgrm b --export-svg c.svg --trace d --wipe-bcache -f -y",
+             --export json=a.json --export hgrm=b --export-svg c.svg --trace d --wipe-bcache -f -y",
         )
         .unwrap();
         assert_eq!(plan.target, Target::NewImage { path: "a.img".into(), size_bytes: 8 << 30 });
-        assert_eq!(plan.exports.hgrm, Some("b".into()));
+        let files = plan.exports.files.iter().map(|it| (it.format, it.path.to_str().unwrap()));
+        let wanted = [
+            (ExportFormat::Json, "a.json"),
+            (ExportFormat::Hgrm, "b"),
+            (ExportFormat::Svg, "c.svg"),
+        ];
+        assert!(files.eq(wanted));
         assert_eq!(plan.exports.trace, Some("d".into()));
         assert_eq!(plan.consent, Consent { wipe_bcache: true, force: true, yes: true });
         assert!(plan.keep && plan.discard && !plan.baseline);

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod device;
+pub mod export;
 pub mod plot;
 pub mod record;
 pub mod replay;

@@ -8,6 +8,7 @@ use bcache_core::allocator::Policy;
 use bcache_core::model::Mode;
 use clap::{Args, ValueEnum};
 
+use super::export::ExportArgs;
 use crate::replay::plan::{CacheSize, Wanted};
 use crate::replay::report::Settings;
 use crate::trace::{Columns, Format};
@@ -100,7 +101,11 @@ pub struct ReplayArgs {
     #[arg(long, help_heading = "Output", group = "output")]
     pub markdown: bool,
 
-    /// Draw the miss-ratio curve into a file
+    /// Where the report is written to as well
+    #[command(flatten)]
+    pub export: ExportArgs,
+
+    /// Draw the miss-ratio curve into a file: --export svg=FILE
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
     pub svg: Option<PathBuf>,
 

@@ -3,6 +3,7 @@
 use bcache_cli::size::parse_bytes;
 use clap::Args;
 
+use super::export::ExportArgs;
 use super::replay::{parse_block, parse_bucket};
 
 /// Options of `bcache-bench size`.
@@ -28,4 +29,8 @@ pub struct SizeArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Where the report is written to as well
+    #[command(flatten)]
+    pub export: ExportArgs,
 }

@@ -5,16 +5,19 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use bcache_cli::out::{Out, Style};
-use bcache_cli::table::{Cell, Color, number, state, table};
+use bcache_cli::table::{Cell, Color, Table, number, state, table};
+use serde::Serialize;
 
 use crate::cli::CompareArgs;
 use crate::compare::{Comparison, Difference, Verdict, format_ratio};
 use crate::exit::Failure;
 use crate::num::{float, format_count, format_ns, whole};
-use crate::report::{Report, table::warning_lines};
+use crate::report::export::{Export, ExportFormat, NotWritten};
+use crate::report::{Report, formats, table::warning_lines};
 
 /// Runs `bcache-bench compare`.
 pub fn run(args: &CompareArgs) -> Result<ExitCode> {
+    let exports = args.export.open::<Comparison>(&[args.a.clone(), args.b.clone()])?;
     let (a, b) = (Report::load(&args.a)?, Report::load(&args.b)?);
     let comparison = Comparison::new(&a, &b, args.threshold / 100.0);
     if !args.force && !comparison.settings.is_empty() {
@@ -41,6 +44,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode> {
         render(&mut out, style, &comparison, [&a, &b])?;
     }
     out.finish()?;
+    exports.write(&comparison)?;
     let (worse, _) = comparison.changes();
     Ok(if worse > 0 { Failure::Worse.into() } else { ExitCode::SUCCESS })
 }
@@ -60,6 +64,82 @@ fn chance(low: Option<f64>, high: Option<f64>) -> String {
         (None, _) => "-".to_owned(),
         (Some(low), None) => format!("{} or more", format_ratio(low)),
         (Some(low), Some(high)) => format!("{} to {}", format_ratio(low), format_ratio(high)),
+    }
+}
+
+/// Each figure that both reports have, and what is to be thought of the difference.
+fn figures(style: Style, comparison: &Comparison) -> Table {
+    let mut rows = table(style, &["figure", "A", "B", "change", "by chance", "verdict"]);
+    for it in &comparison.latencies {
+        rows.add_row([
+            Cell::new(format!("{}: {} {}", it.run, it.measure, it.percentile)),
+            number(format_ns(float(it.a.value_ns))),
+            number(format_ns(float(it.b.value_ns))),
+            number(format_ratio(it.ratio)),
+            number(chance(Some(it.ratio_low), Some(it.ratio_high))),
+            verdict(style, it.verdict),
+        ]);
+    }
+    for it in &comparison.rates {
+        rows.add_row([
+            Cell::new(format!("{}: {}", it.run, it.name)),
+            number(format_count(whole(it.a))),
+            number(format_count(whole(it.b))),
+            number(format_ratio(it.ratio)),
+            number(chance(it.ratio_low, it.ratio_high)),
+            verdict(style, it.verdict),
+        ]);
+    }
+    rows
+}
+
+/// A figure of both reports as a line of CSV.
+#[derive(Serialize)]
+struct Line<'c> {
+    run: &'c str,
+    figure: String,
+    a: f64,
+    b: f64,
+    ratio: f64,
+    ratio_low: Option<f64>,
+    ratio_high: Option<f64>,
+    verdict: Verdict,
+}
+
+impl Export for Comparison {
+    const FORMATS: &'static [ExportFormat] =
+        &[ExportFormat::Json, ExportFormat::Csv, ExportFormat::Markdown];
+
+    fn write(&self, format: ExportFormat, out: &mut dyn Write) -> Result<(), NotWritten> {
+        match format {
+            ExportFormat::Csv => {
+                let latencies = self.latencies.iter().map(|it| Line {
+                    run: &it.run,
+                    figure: format!("{} {} ns", it.measure, it.percentile),
+                    a: float(it.a.value_ns),
+                    b: float(it.b.value_ns),
+                    ratio: it.ratio,
+                    ratio_low: Some(it.ratio_low),
+                    ratio_high: Some(it.ratio_high),
+                    verdict: it.verdict,
+                });
+                let rates = self.rates.iter().map(|it| Line {
+                    run: &it.run,
+                    figure: it.name.to_owned(),
+                    a: it.a,
+                    b: it.b,
+                    ratio: it.ratio,
+                    ratio_low: it.ratio_low,
+                    ratio_high: it.ratio_high,
+                    verdict: it.verdict,
+                });
+                formats::csv(latencies.chain(rates), out)
+            }
+            ExportFormat::Markdown => {
+                Ok(out.write_all(figures(Style::PLAIN, self).markdown().as_bytes())?)
+            }
+            _ => formats::json(self, out),
+        }
     }
 }
 
@@ -85,27 +165,7 @@ fn render(
             writeln!(out, "{rows}\n")?;
         }
     }
-    let mut rows = table(style, &["figure", "A", "B", "change", "by chance", "verdict"]);
-    for it in &comparison.latencies {
-        rows.add_row([
-            Cell::new(format!("{}: {} {}", it.run, it.measure, it.percentile)),
-            number(format_ns(float(it.a.value_ns))),
-            number(format_ns(float(it.b.value_ns))),
-            number(format_ratio(it.ratio)),
-            number(chance(Some(it.ratio_low), Some(it.ratio_high))),
-            verdict(style, it.verdict),
-        ]);
-    }
-    for it in &comparison.rates {
-        rows.add_row([
-            Cell::new(format!("{}: {}", it.run, it.name)),
-            number(format_count(whole(it.a))),
-            number(format_count(whole(it.b))),
-            number(format_ratio(it.ratio)),
-            number(chance(it.ratio_low, it.ratio_high)),
-            verdict(style, it.verdict),
-        ]);
-    }
+    let rows = figures(style, comparison);
     writeln!(out, "{rows}")?;
     for it in &comparison.unmatched {
         let only_in = it.only_in.to_ascii_uppercase();

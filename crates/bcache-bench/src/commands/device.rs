@@ -48,7 +48,7 @@ pub fn run(args: &DeviceArgs, runner: &mut impl DeviceRun) -> Result<ExitCode> {
 
 /// Opens the files that the report goes to, which must not be what the run writes to.
 fn open_exports(plan: &DevicePlan) -> Result<Exports> {
-    let exports = Exports::open(&plan.exports)?;
+    let exports = Exports::open::<Report>(&plan.exports)?;
     exports.check_apart_from(plan.target.paths())?;
     Ok(exports)
 }

@@ -1,10 +1,10 @@
 //! `bcache-bench plot`: reports become one picture.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use std::io::Write;
 
 use crate::cli::PlotArgs;
 use crate::report::export::Target;

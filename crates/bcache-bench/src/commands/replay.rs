@@ -1,6 +1,6 @@
 //! `bcache-bench replay`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,8 +24,8 @@ use crate::replay::device::DeviceFigures;
 use crate::replay::plan;
 use crate::replay::report::ReplayReport;
 use crate::replay::run::{Live, RunOptions, run as run_cells};
-use crate::replay::{device, picture, render};
-use crate::report::export::Target;
+use crate::replay::{device, render};
+use crate::report::export::{ExportFormat, ExportTo};
 use crate::trace::{LoadOptions, Source, Trace, load_until, open};
 
 /// How often progress is looked at.
@@ -34,10 +34,11 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// Runs `bcache-bench replay`.
 pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
     // Before anything takes time.
-    let svg = args.svg.as_deref().map(Target::open).transpose()?;
-    if let Some(svg) = &svg {
-        svg.check_apart_from(&args.traces)?;
-    }
+    let mut files = args.export.clone();
+    let svg =
+        args.svg.iter().map(|path| ExportTo { format: ExportFormat::Svg, path: path.clone() });
+    files.export.extend(svg);
+    let exports = files.open::<ReplayReport>(&args.traces)?;
     let stop = interrupt::install().context("cannot catch signals")?;
     let trace = read(args, &stop)?;
     // Ctrl-C while the trace was read ended the trace, not the replay.
@@ -60,11 +61,8 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
         render::text(&report, &mut out)?;
     }
     out.finish()?;
-    if let Some(svg) = svg {
-        if !interrupted || !report.cells.is_empty() {
-            let picture = picture::svg(&report)?;
-            svg.write(|out| out.write_all(picture.as_bytes()))?;
-        }
+    if !interrupted || !report.cells.is_empty() {
+        exports.write(&report)?;
     }
     Ok(if interrupted { Failure::Interrupted.into() } else { ExitCode::SUCCESS })
 }

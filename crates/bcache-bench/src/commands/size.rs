@@ -1,19 +1,22 @@
 //! `bcache-bench size`.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bcache_cli::out::Out;
+use bcache_cli::out::{Out, Style};
 use bcache_cli::size::parse_bytes;
-use bcache_cli::table::{number, table};
+use bcache_cli::table::{Table, number, table};
 use bcache_core::device::{ReadDevice, open_read};
 use bcache_core::units::format_bytes;
+use serde::Serialize;
 
 use crate::cli::SizeArgs;
 use crate::num::{float, format_count};
 use crate::replay::render::percent;
+use crate::report::export::{Export, ExportFormat, NotWritten};
+use crate::report::formats;
 use crate::size::{Limit, SizeRow, row};
 
 /// What registration is estimated with: bytes a second.
@@ -21,24 +24,79 @@ const READ_BYTES_PER_SECOND: u64 = 500_000_000;
 
 /// Runs `bcache-bench size`.
 pub fn run(args: &SizeArgs) -> Result<ExitCode> {
+    let exports = args.export.open::<SizeReport>(&[PathBuf::from(&args.size)])?;
     let cache_bytes = size_of(&args.size)?;
-    let rows: Vec<SizeRow> = args
-        .bucket
-        .iter()
-        .map(|bucket| row(cache_bytes, *bucket, args.block, args.extent))
-        .collect();
+    let of_bucket = |bucket: &u64| row(cache_bytes, *bucket, args.block, args.extent);
+    let buckets = args.bucket.iter().map(of_bucket).collect();
+    let report = SizeReport { cache_bytes, extent_bytes: args.extent, buckets };
     let mut out = Out::stdout();
     if args.json {
-        out.json(&serde_json::json!({
-            "cache_bytes": cache_bytes,
-            "extent_bytes": args.extent,
-            "buckets": rows,
-        }))?;
+        out.json(&report)?;
     } else {
-        text(cache_bytes, args, &rows, &mut out)?;
+        text(&report, &mut out)?;
     }
     out.finish()?;
+    exports.write(&report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a cache costs with buckets of several sizes.
+#[derive(Serialize)]
+struct SizeReport {
+    cache_bytes: u64,
+    extent_bytes: u64,
+    buckets: Vec<SizeRow>,
+}
+
+/// A bucket size as a line of CSV. Costs are empty where it is refused.
+#[derive(Serialize)]
+struct Line {
+    cache_bytes: u64,
+    extent_bytes: u64,
+    bucket_bytes: u64,
+    nbuckets: u64,
+    memory_bytes: Option<u64>,
+    btree_memory_bytes: Option<u64>,
+    fixed_metadata_bytes: Option<u64>,
+    journal_bytes: Option<u64>,
+    btree_bytes: Option<u64>,
+    prio_overhead: Option<f64>,
+    registration_bytes: Option<u64>,
+    limits: String,
+}
+
+impl Export for SizeReport {
+    const FORMATS: &'static [ExportFormat] =
+        &[ExportFormat::Json, ExportFormat::Csv, ExportFormat::Markdown];
+
+    fn write(&self, format: ExportFormat, out: &mut dyn Write) -> Result<(), NotWritten> {
+        match format {
+            ExportFormat::Csv => {
+                let line = |row: &SizeRow| {
+                    let costs = row.costs.as_ref();
+                    Line {
+                        cache_bytes: self.cache_bytes,
+                        extent_bytes: self.extent_bytes,
+                        bucket_bytes: row.bucket_bytes,
+                        nbuckets: row.nbuckets,
+                        memory_bytes: costs.map(|it| it.memory_bytes),
+                        btree_memory_bytes: costs.map(|it| it.btree_memory_bytes),
+                        fixed_metadata_bytes: costs.map(|it| it.fixed_metadata_bytes),
+                        journal_bytes: costs.map(|it| it.journal_bytes),
+                        btree_bytes: costs.map(|it| it.btree_bytes),
+                        prio_overhead: costs.and_then(|it| it.prio_overhead),
+                        registration_bytes: costs.map(|it| it.registration_bytes),
+                        limits: limits_text(row),
+                    }
+                };
+                formats::csv(self.buckets.iter().map(line), out)
+            }
+            ExportFormat::Markdown => {
+                Ok(out.write_all(costs(Style::PLAIN, self).markdown().as_bytes())?)
+            }
+            _ => formats::json(self, out),
+        }
+    }
 }
 
 fn size_of(given: &str) -> Result<u64> {
@@ -61,13 +119,12 @@ fn limit_text(limit: Limit) -> &'static str {
     }
 }
 
-fn text(cache_bytes: u64, args: &SizeArgs, rows: &[SizeRow], out: &mut Out) -> Result<()> {
-    writeln!(
-        out,
-        "A cache of {}, full of extents of {}:\n",
-        format_bytes(cache_bytes),
-        format_bytes(args.extent)
-    )?;
+fn limits_text(row: &SizeRow) -> String {
+    row.limits.iter().map(|limit| limit_text(*limit)).collect::<Vec<_>>().join("; ")
+}
+
+/// The costs of each bucket size.
+fn costs(style: Style, report: &SizeReport) -> Table {
     let titles = [
         "bucket",
         "buckets",
@@ -80,10 +137,8 @@ fn text(cache_bytes: u64, args: &SizeArgs, rows: &[SizeRow], out: &mut Out) -> R
         "registration",
         "limits",
     ];
-    let style = out.style();
     let mut cells = table(style, &titles);
-    for row in rows {
-        let limits: Vec<&str> = row.limits.iter().map(|limit| limit_text(*limit)).collect();
+    for row in &report.buckets {
         let mut fields = vec![format_bytes(row.bucket_bytes), format_count(row.nbuckets)];
         match &row.costs {
             None => fields.extend(std::iter::repeat_n("-".to_owned(), 7)),
@@ -101,9 +156,20 @@ fn text(cache_bytes: u64, args: &SizeArgs, rows: &[SizeRow], out: &mut Out) -> R
             }
         }
         let mut line: Vec<_> = fields.into_iter().map(number).collect();
-        line.push(limits.join("; ").into());
+        line.push(limits_text(row).into());
         cells.add_row(line);
     }
+    cells
+}
+
+fn text(report: &SizeReport, out: &mut Out) -> Result<()> {
+    writeln!(
+        out,
+        "A cache of {}, full of extents of {}:\n",
+        format_bytes(report.cache_bytes),
+        format_bytes(report.extent_bytes)
+    )?;
+    let cells = costs(out.style(), report);
     writeln!(out, "{cells}\n")?;
     writeln!(
         out,

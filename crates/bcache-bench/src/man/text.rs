@@ -131,8 +131,8 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 
 Keep the reports of two runs and compare them:
 
-    bcache-bench device --image bench.img --size 4G --export-json a.json
-    bcache-bench device --image bench.img --size 4G --export-json b.json
+    bcache-bench device --image bench.img --size 4G --export json=a.json
+    bcache-bench device --image bench.img --size 4G --export json=b.json
     bcache-bench compare a.json b.json",
     ),
     SEE_ALSO,
@@ -210,8 +210,8 @@ pub(super) const DEVICE_AFTER: Sections = &[
         "EXAMPLES",
         "What does a bucket size of 2 MiB do to the tail?
 
-    bcache-bench device --bucket 512k --export-json a.json /dev/nvme0n1
-    bcache-bench device --bucket 2M --export-json b.json /dev/nvme0n1
+    bcache-bench device --bucket 512k --export json=a.json /dev/nvme0n1
+    bcache-bench device --bucket 2M --export json=b.json /dev/nvme0n1
     bcache-bench compare --force a.json b.json
 
 Half reads, and 20,000 operations a second, whatever the device makes of it:

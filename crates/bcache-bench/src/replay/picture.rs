@@ -11,6 +11,7 @@ use super::answer::Answer;
 use super::render::{cutoff_name, policy_name};
 use super::report::ReplayReport;
 use crate::num::{float, ratio, whole};
+use crate::report::plot::PlotError;
 
 const WIDTH: u32 = 1080;
 const HEIGHT: u32 = 600;
@@ -74,12 +75,14 @@ fn ideal(report: &ReplayReport) -> Line {
 ///
 /// # Errors
 /// When nothing was run, or drawing fails.
-pub fn svg(report: &ReplayReport) -> anyhow::Result<String> {
+pub fn svg(report: &ReplayReport) -> Result<String, PlotError> {
     let lines = lines(report);
-    anyhow::ensure!(!lines.is_empty(), "there is nothing to plot: no cell has a hit ratio");
+    if lines.is_empty() {
+        return Err(PlotError::Draw { reason: "no cell has a hit ratio".to_owned() });
+    }
     let mut picture = String::new();
     draw(&mut picture, report, &lines)
-        .map_err(|error| anyhow::anyhow!("cannot draw the picture: {error}"))?;
+        .map_err(|error| PlotError::Draw { reason: error.to_string() })?;
     Ok(picture)
 }
 

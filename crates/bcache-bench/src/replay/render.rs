@@ -1,7 +1,7 @@
 //! The report in words and tables.
 
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::Result;
 use bcache_cli::out::Out;
@@ -249,7 +249,7 @@ fn bars(report: &ReplayReport, out: &mut Out) -> Result<()> {
 }
 
 /// The table as Markdown.
-pub fn markdown(report: &ReplayReport, out: &mut Out) -> Result<()> {
+pub fn markdown(report: &ReplayReport, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     writeln!(out, "{}\n", answer_text(&report.answer))?;
     writeln!(out, "| {} |", TITLES.join(" | "))?;
     writeln!(out, "|{}", "---|".repeat(TITLES.len()))?;
@@ -263,7 +263,7 @@ pub fn markdown(report: &ReplayReport, out: &mut Out) -> Result<()> {
 }
 
 /// One line a run, all counts and no ratios but by their parts.
-pub fn csv(report: &ReplayReport, out: &mut Out) -> Result<()> {
+pub fn csv(report: &ReplayReport, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     writeln!(
         out,
         "cache_bytes,bucket_bytes,policy,mode,sequential_cutoff_bytes,run,cache_hits,cache_misses,\

@@ -1,11 +1,16 @@
 //! What a replay found, as it is written to JSON.
 
+use std::io::Write;
+
 use serde::Serialize;
 
 use super::answer::{self, Answer};
 use super::cells::CellResult;
 use super::device::DeviceFigures;
 use super::warning::{self, Warning};
+use super::{picture, render};
+use crate::report::export::{Export, ExportFormat, NotWritten};
+use crate::report::formats;
 use crate::trace::{Format, Skipped, Summary, Trace};
 
 /// Version of the JSON.
@@ -55,6 +60,20 @@ pub struct ReplayReport {
     pub device: Option<DeviceFigures>,
     /// What to know about these figures.
     pub warnings: Vec<Warning>,
+}
+
+impl Export for ReplayReport {
+    const FORMATS: &'static [ExportFormat] =
+        &[ExportFormat::Json, ExportFormat::Csv, ExportFormat::Markdown, ExportFormat::Svg];
+
+    fn write(&self, format: ExportFormat, out: &mut dyn Write) -> Result<(), NotWritten> {
+        match format {
+            ExportFormat::Csv => Ok(render::csv(self, out)?),
+            ExportFormat::Markdown => Ok(render::markdown(self, out)?),
+            ExportFormat::Svg => Ok(out.write_all(picture::svg(self)?.as_bytes())?),
+            ExportFormat::Json | ExportFormat::Hgrm => formats::json(self, out),
+        }
+    }
 }
 
 impl ReplayReport {

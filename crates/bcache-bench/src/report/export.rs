@@ -3,24 +3,102 @@
 //! They are opened before the run, so that a path that cannot be written ends the command at once and
 //! not after an hour. What a file held is kept until the report is there to replace it.
 
+use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use nix::unistd::{AccessFlags, access};
 
-use super::{Report, hgrm, plot};
+use clap::ValueEnum;
+
+use hdrhistogram::Histogram;
+
+use super::{hgrm, plot};
+
+/// What a report can be written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum ExportFormat {
+    /// All of it.
+    Json,
+    /// Its figures, a line each, as numbers without units.
+    Csv,
+    /// Its tables.
+    Markdown,
+    /// Percentile distributions, a file for each run and measure.
+    Hgrm,
+    /// A picture.
+    Svg,
+}
+
+impl fmt::Display for ExportFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// A file, or for percentile distributions a folder, and what is written there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportTo {
+    /// As what.
+    pub format: ExportFormat,
+    /// Where to.
+    pub path: PathBuf,
+}
+
+/// Not `FORMAT=FILE`.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{text}\" is not FORMAT=FILE, with json, csv, markdown, svg or hgrm as FORMAT")]
+pub struct ExportToError {
+    /// What it is.
+    text: String,
+}
+
+impl FromStr for ExportTo {
+    type Err = ExportToError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (format, path) = text.split_once('=').filter(|(_, path)| !path.is_empty())?;
+            let format = ExportFormat::from_str(format, false).ok()?;
+            Some(Self { format, path: path.into() })
+        };
+        parse().ok_or_else(|| ExportToError { text: text.to_owned() })
+    }
+}
+
+/// What can be exported.
+pub trait Export {
+    /// What it can be written as.
+    const FORMATS: &'static [ExportFormat];
+
+    /// Writes it as all but percentile distributions.
+    fn write(&self, format: ExportFormat, out: &mut dyn Write) -> Result<(), NotWritten>;
+
+    /// Its percentile distributions, each with the name of its file.
+    fn distributions(&self) -> Vec<(String, &Histogram<u64>)> {
+        Vec::new()
+    }
+}
+
+/// Why one of them was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum NotWritten {
+    /// Writing failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// There is no picture.
+    #[error(transparent)]
+    Plot(#[from] plot::PlotError),
+}
 
 /// Where a report is to go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportPaths {
-    /// JSON.
-    pub json: Option<PathBuf>,
-    /// Folder for `.hgrm` files, one for each run and measure.
-    pub hgrm: Option<PathBuf>,
-    /// Picture.
-    pub svg: Option<PathBuf>,
+    /// When it is there.
+    pub files: Vec<ExportTo>,
     /// What the allocator does, line by line, while it does it.
     pub trace: Option<PathBuf>,
 }
@@ -28,15 +106,23 @@ pub struct ExportPaths {
 /// Opened and not written yet.
 #[derive(Debug)]
 pub struct Exports {
-    json: Option<Target>,
-    hgrm: Option<PathBuf>,
-    svg: Option<Target>,
+    /// Pictures come last, for there may be nothing to draw.
+    files: Vec<(ExportFormat, Target)>,
+    folders: Vec<PathBuf>,
     trace: Option<Target>,
 }
 
 /// Why a report cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// Not something that a report of this kind can be written as.
+    #[error("this report cannot be written as {format}: it can as {}", formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    NoSuchFormat {
+        /// As what.
+        format: ExportFormat,
+        /// As what it can.
+        formats: &'static [ExportFormat],
+    },
     /// A file or folder cannot be opened for writing.
     #[error("cannot write to {}", path.display())]
     Open {
@@ -88,29 +174,38 @@ pub enum ExportError {
 }
 
 impl Exports {
-    /// Opens all of `paths`.
-    pub fn open(paths: &ExportPaths) -> Result<Self, ExportError> {
-        let open = |path: &Option<PathBuf>| path.as_deref().map(Target::open).transpose();
-        let hgrm = paths.hgrm.as_ref().map(|folder| writable_folder(folder)).transpose()?;
-        let (json, svg, trace) = (open(&paths.json)?, open(&paths.svg)?, open(&paths.trace)?);
-        let exports = Self { json, hgrm, svg, trace };
-        let pairs = [
-            (&exports.json, &exports.svg),
-            (&exports.json, &exports.trace),
-            (&exports.svg, &exports.trace),
-        ];
-        for (a, b) in pairs.into_iter().filter_map(|(a, b)| Some((a.as_ref()?, b.as_ref()?))) {
-            if a.identity().is_some_and(|identity| Some(identity) == b.identity()) {
-                return Err(ExportError::SameFile { a: a.path.clone(), b: b.path.clone() });
+    /// Opens all of `paths` for what is an `E`.
+    pub fn open<E: Export>(paths: &ExportPaths) -> Result<Self, ExportError> {
+        let mut exports = Self { files: Vec::new(), folders: Vec::new(), trace: None };
+        for ExportTo { format, path } in &paths.files {
+            if !E::FORMATS.contains(format) {
+                return Err(ExportError::NoSuchFormat { format: *format, formats: E::FORMATS });
+            }
+            match format {
+                ExportFormat::Hgrm => exports.folders.push(writable_folder(path)?),
+                _ => exports.files.push((*format, Target::open(path)?)),
+            }
+        }
+        exports.files.sort_by_key(|(format, _)| *format);
+        exports.trace = paths.trace.as_deref().map(Target::open).transpose()?;
+        let targets: Vec<&Target> = exports.targets().collect();
+        for (index, a) in targets.iter().enumerate() {
+            let same = |b: &&&Target| a.identity().is_some() && a.identity() == b.identity();
+            if let Some(b) = targets.iter().take(index).find(same) {
+                return Err(ExportError::SameFile { a: b.path.clone(), b: a.path.clone() });
             }
         }
         Ok(exports)
     }
 
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.files.iter().map(|(_, target)| target).chain(&self.trace)
+    }
+
     /// Refuses exports that are one of `targets`, by whatever name. To be asked before a target is
     /// written to or made: an export that has just been made is found under the target's name.
     pub fn check_apart_from(&self, targets: &[PathBuf]) -> Result<(), ExportError> {
-        for export in [&self.json, &self.svg, &self.trace].into_iter().flatten() {
+        for export in self.targets() {
             if let Some(target) = export.is_one_of(targets) {
                 let (path, target) = (export.path.clone(), target.clone());
                 return Err(ExportError::IsTarget { path, target });
@@ -119,34 +214,32 @@ impl Exports {
         Ok(())
     }
 
+    /// Refuses exports that are one of the files that are read, by whatever name.
+    pub fn check_not_read(&self, read: &[PathBuf]) -> Result<(), ExportError> {
+        self.targets().try_for_each(|export| export.check_apart_from(read))
+    }
+
     /// The file that the trace goes to, emptied, and its path.
     pub fn take_trace(&mut self) -> Result<Option<(PathBuf, File)>, ExportError> {
         self.trace.take().map(Target::into_file).transpose()
     }
 
-    /// Writes `report` to all of them; the picture last, for there may be nothing to draw.
-    pub fn write(self, report: &Report) -> Result<(), ExportError> {
-        if let Some(target) = self.json {
-            target.write(|out| {
-                serde_json::to_writer_pretty(&mut *out, report)?;
-                writeln!(out)
-            })?;
-        }
-        if let Some(folder) = self.hgrm {
-            for run in &report.runs {
-                for measured in &run.measures {
-                    let path = folder.join(hgrm_name(&run.name, measured.measure.key()));
-                    Target::open(&path)?.write(|out| hgrm::write(out, &measured.histogram))?;
-                }
+    /// Writes `report` to all of them.
+    pub fn write<E: Export>(self, report: &E) -> Result<(), ExportError> {
+        for folder in self.folders {
+            for (name, histogram) in report.distributions() {
+                let target = Target::open(&folder.join(name))?;
+                target.write(|out| hgrm::write(out, histogram))?;
             }
         }
-        if let Some(target) = self.svg {
-            let reports = std::slice::from_ref(report);
-            let curves = plot::curves(reports, &[], &[]);
-            let picture = plot::svg(&plot::title(&report.command, &[]), &curves);
-            let picture = picture
-                .map_err(|source| ExportError::Plot { path: target.path.clone(), source })?;
-            target.write(|out| out.write_all(picture.as_bytes()))?;
+        for (format, target) in self.files {
+            // What the file held stays until there is something to replace it.
+            let mut bytes = Vec::new();
+            report.write(format, &mut bytes).map_err(|why| match why {
+                NotWritten::Io(source) => ExportError::Write { path: target.path.clone(), source },
+                NotWritten::Plot(source) => ExportError::Plot { path: target.path.clone(), source },
+            })?;
+            target.write(|out| out.write_all(&bytes))?;
         }
         Ok(())
     }
@@ -283,22 +376,53 @@ impl Drop for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample;
+    use crate::report::{Report, sample};
+
+    fn to(files: &[(ExportFormat, &Path)]) -> ExportPaths {
+        let to = |(format, path): &(ExportFormat, &Path)| ExportTo {
+            format: *format,
+            path: path.to_path_buf(),
+        };
+        ExportPaths { files: files.iter().map(to).collect(), trace: None }
+    }
+
+    fn open(paths: &ExportPaths) -> Result<Exports, ExportError> {
+        Exports::open::<Report>(paths)
+    }
+
+    #[test]
+    fn a_format_and_a_file_are_told_apart() {
+        let svg: ExportTo = "svg=a=b.svg".parse().unwrap();
+        assert_eq!((svg.format, svg.path), (ExportFormat::Svg, "a=b.svg".into()));
+        for wrong in ["svg", "svg=", "png=a", "=a", "SVG=a"] {
+            assert!(wrong.parse::<ExportTo>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn everything_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = ExportPaths {
-            json: Some(dir.path().join("report.json")),
-            hgrm: Some(dir.path().join("a/b")),
-            svg: Some(dir.path().join("report.svg")),
-            trace: None,
-        };
+        let [json, csv, markdown] =
+            ["report.json", "report.csv", "report.md"].map(|it| dir.path().join(it));
+        let paths = to(&[
+            (ExportFormat::Svg, &dir.path().join("report.svg")),
+            (ExportFormat::Json, &json),
+            (ExportFormat::Csv, &csv),
+            (ExportFormat::Markdown, &markdown),
+            (ExportFormat::Hgrm, &dir.path().join("a/b")),
+        ]);
         fs::write(dir.path().join("report.svg"), "x".repeat(1 << 20)).unwrap();
         let mut report = sample::report(1_000, 1.0);
         report.runs.push(sample::run("fixed addresses", 10, 1.0));
-        Exports::open(&paths).unwrap().write(&report).unwrap();
-        assert_eq!(Report::load(&paths.json.unwrap()).unwrap().runs.len(), 2);
+        open(&paths).unwrap().write(&report).unwrap();
+        assert_eq!(Report::load(&json).unwrap().runs.len(), 2);
+        let lines = fs::read_to_string(csv).unwrap();
+        assert!(lines.starts_with("run,measure,count,min_ns,p50_ns"), "{lines}");
+        assert_eq!(lines.lines().count(), 5);
+        assert!(lines.contains("\nfixed addresses,data_write,10,"), "{lines}");
+        let tables = fs::read_to_string(markdown).unwrap();
+        assert!(tables.starts_with("| latency | count | p50 |"), "{tables}");
+        assert!(tables.contains("| allocator: bucket allocation | "), "{tables}");
         let picture = fs::read_to_string(dir.path().join("report.svg")).unwrap();
         assert!(picture.trim_end().ends_with("</svg>"));
         let mut names: Vec<_> = fs::read_dir(dir.path().join("a/b"))
@@ -323,13 +447,8 @@ mod tests {
         let old = dir.path().join("old.json");
         let new = dir.path().join("new.svg");
         fs::write(&old, "old").unwrap();
-        let paths = ExportPaths {
-            json: Some(old.clone()),
-            hgrm: None,
-            svg: Some(new.clone()),
-            trace: None,
-        };
-        let exports = Exports::open(&paths).unwrap();
+        let paths = to(&[(ExportFormat::Json, &old), (ExportFormat::Svg, &new)]);
+        let exports = open(&paths).unwrap();
         assert!(new.exists());
         drop(exports);
         assert!(!new.exists());
@@ -343,12 +462,12 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         for paths in [
-            ExportPaths { json: Some(path.clone()), ..ExportPaths::default() },
-            ExportPaths { svg: Some(path), ..ExportPaths::default() },
-            ExportPaths { svg: Some(dir.path().to_owned()), ..ExportPaths::default() },
-            ExportPaths { hgrm: Some(file), ..ExportPaths::default() },
+            to(&[(ExportFormat::Json, &path)]),
+            to(&[(ExportFormat::Svg, &path)]),
+            to(&[(ExportFormat::Csv, dir.path())]),
+            to(&[(ExportFormat::Hgrm, &file)]),
         ] {
-            let error = Exports::open(&paths).unwrap_err();
+            let error = open(&paths).unwrap_err();
             assert!(matches!(error, ExportError::Open { .. }), "{error}");
         }
     }
@@ -358,18 +477,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        let both = |json: &Path, svg: &Path| ExportPaths {
-            json: Some(json.to_owned()),
-            svg: Some(svg.to_owned()),
-            hgrm: None,
-            trace: None,
-        };
-        let error = Exports::open(&both(&file, &link)).unwrap_err();
+        let both =
+            |json: &Path, svg: &Path| to(&[(ExportFormat::Json, json), (ExportFormat::Svg, svg)]);
+        let error = open(&both(&file, &link)).unwrap_err();
         assert!(matches!(error, ExportError::SameFile { .. }), "{error}");
         assert!(!file.exists());
         let null = Path::new("/dev/null");
-        Exports::open(&both(null, null)).unwrap().check_apart_from(&[null.to_owned()]).unwrap();
-        let exports = Exports::open(&both(&file, null)).unwrap();
+        open(&both(null, null)).unwrap().check_apart_from(&[null.to_owned()]).unwrap();
+        let exports = open(&both(&file, null)).unwrap();
         exports.check_apart_from(&[dir.path().join("other")]).unwrap();
         let error = exports.check_apart_from(&[link]).unwrap_err();
         assert!(matches!(error, ExportError::IsTarget { .. }), "{error}");

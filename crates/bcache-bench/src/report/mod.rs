@@ -1,11 +1,12 @@
 //! What a run found: typed, serialisable, and complete enough to be loaded again and compared.
 //!
-//! - [`Report`] and its parts; as JSON it is what `--json` and `--export-json` write.
+//! - [`Report`] and its parts; as JSON it is what `--json` and `--export json=FILE` write.
 //! - [`histogram`]: whole histograms inside the JSON.
 //! - [`table`]: for people. [`hgrm`] and [`plot`]: percentile files and pictures.
 //! - [`export`]: files that are opened before the run.
 
 pub mod export;
+pub(crate) mod formats;
 pub mod hgrm;
 pub mod histogram;
 pub mod plot;
@@ -112,7 +113,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// It is not JSON, lacks something, or holds a histogram that cannot be decoded.
-    #[error("{} is not a whole report of bcache-bench (--json and --export-json write one)", path.display())]
+    #[error("{} is not a whole report of bcache-bench (--json and --export json=write one)", path.display())]
     NotAReport {
         /// The file.
         path: PathBuf,

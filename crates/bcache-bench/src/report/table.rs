@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use bcache_cli::out::Style;
-use bcache_cli::table::{Cell, Color, bare, number, state, table};
+use bcache_cli::table::{Cell, Color, Table, bare, number, state, table};
 use bcache_core::units::format_bytes;
 
 use super::{Figures, Measured, Percentile, Ratio, Report, Run};
@@ -224,8 +224,17 @@ fn render_latencies(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Res
         return Ok(());
     }
     let axis = Axis::over(all, bar_width(style));
-    let mut rows =
-        table(style, &["latency", "count", "p50", "p90", "p99", "p99.9", "p99.99", "max", ""]);
+    let rows = latencies(style, runs, Some(&axis));
+    writeln!(out, "\n{rows}")?;
+    writeln!(out, "{}", axis.legend())
+}
+
+/// Percentiles of each run and measure, with bars where there is an axis.
+fn latencies(style: Style, runs: &[Run], axis: Option<&Axis>) -> Table {
+    const TITLES: [&str; 9] =
+        ["latency", "count", "p50", "p90", "p99", "p99.9", "p99.99", "max", ""];
+    let titles = if axis.is_some() { &TITLES[..] } else { &TITLES[..8] };
+    let mut rows = table(style, titles);
     for run in runs {
         for measured in &run.measures {
             // One run needs no name in each row.
@@ -239,15 +248,22 @@ fn render_latencies(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Res
                 Percentile::ALL.map(|it| number(format_ns(float(measured.percentile_ns(it))))),
             );
             row.push(number(format_ns(float(measured.histogram.max()))));
-            row.push(Cell::new(axis.bar(measured)));
+            row.extend(axis.map(|axis| Cell::new(axis.bar(measured))));
             rows.add_row(row);
         }
     }
-    writeln!(out, "\n{rows}")?;
-    writeln!(out, "{}", axis.legend())
+    rows
 }
 
 fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Result<()> {
+    for rows in [figures(style, runs), counts(style, runs)].iter().filter(|it| !it.is_empty()) {
+        writeln!(out, "\n{rows}")?;
+    }
+    Ok(())
+}
+
+/// What each run did in all.
+fn figures(style: Style, runs: &[Run]) -> Table {
     let mut rows = table(
         style,
         &["run", "time", "operations", "a second", "written", "read", "hits", "write ampl."],
@@ -275,9 +291,11 @@ fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Resul
             number(write_amplification.map_or_else(dash, |it| format!("{it:.3}"))),
         ]);
     }
-    if !rows.is_empty() {
-        writeln!(out, "\n{rows}")?;
-    }
+    rows
+}
+
+/// What the allocators of the runs did.
+fn counts(style: Style, runs: &[Run]) -> Table {
     let mut counts = table(style, &["run", "counted", ""]);
     for run in runs {
         let counters = &run.counters;
@@ -299,13 +317,16 @@ fn render_figures(out: &mut impl Write, style: Style, runs: &[Run]) -> io::Resul
             }
         }
     }
-    if counts.is_empty() { Ok(()) } else { writeln!(out, "\n{counts}") }
+    counts
 }
 
 fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Result<()> {
-    if ratios.is_empty() {
-        return Ok(());
-    }
+    let rows = compared(style, ratios);
+    if rows.is_empty() { Ok(()) } else { writeln!(out, "\n{rows}") }
+}
+
+/// What was measured beside something else.
+fn compared(style: Style, ratios: &[Ratio]) -> Table {
     let figure = |ratio: &Ratio, value: f64| match ratio.unit.as_str() {
         "ns" => format_ns(value),
         "bytes/s" => format!("{}/s", format_bytes(whole(value))),
@@ -320,7 +341,27 @@ fn render_ratios(out: &mut impl Write, style: Style, ratios: &[Ratio]) -> io::Re
             number(ratio.ratio().map_or_else(|| "-".to_owned(), |it| format!("{it:.3}"))),
         ]);
     }
-    writeln!(out, "\n{rows}")
+    rows
+}
+
+/// The tables of `report` in Markdown, and what it warns of.
+pub fn markdown(report: &Report) -> String {
+    let style = Style::PLAIN;
+    let runs = &report.runs;
+    let tables = [
+        latencies(style, runs, None),
+        figures(style, runs),
+        counts(style, runs),
+        compared(style, &report.ratios),
+    ];
+    let mut parts: Vec<String> =
+        tables.iter().filter(|it| !it.is_empty()).map(Table::markdown).collect();
+    let warnings = warning_lines(&report.warnings);
+    if !warnings.is_empty() {
+        let lines: Vec<String> = warnings.iter().map(|it| format!("- warning: {it}")).collect();
+        parts.push(lines.join("\n") + "\n");
+    }
+    parts.join("\n")
 }
 
 /// Writes `warnings`, after an empty line.
