@@ -202,7 +202,7 @@ fn every_named_device_is_judged_whatever_the_cache_is() {
             assert_ne!(said.check_status, 0);
             assert!(said.check.contains("AT RISK"), "{}", said.check);
             // What is left of the old set may be all there is.
-            assert_eq!(said.advice().contains(&"safe-to-wipe"), cache == &other, "{}", said.check);
+            assert!(!said.advice().contains(&"safe-to-wipe"), "{}", said.check);
         }
     }
     set_state(backing, BackingState::Clean);

@@ -36,7 +36,8 @@ fn exports(arguments: &[&str], formats: &[&str], dir: &Path) {
                 assert!(fields.len() > 1 && fields.iter().all(|it| *it == fields[0]), "{text}");
             }
             "markdown" => {
-                assert!(read(format).contains("\n| --") || read(format).contains("|---|"))
+                let text = read(format);
+                assert!(text.contains("\n| --") || text.contains("|---|"), "{text}");
             }
             "svg" => assert!(read(format).trim_end().ends_with("</svg>")),
             _ => assert!(fs::read_dir(path(format)).unwrap().count() > 0),

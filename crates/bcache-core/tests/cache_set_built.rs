@@ -1078,7 +1078,13 @@ fn backing_devices_must_belong() {
     };
     let dirty = BackingState::Dirty;
     assert_eq!(codes(&backing(dirty, |_| {})), []);
-    assert_eq!(codes(&backing(BackingState::Clean, |_| {})), [Code::BackingStateClean]);
+    // The sample's data is zeroes, and so is the device's: it was written back.
+    let written_back = backing(BackingState::Clean, |_| {});
+    assert_eq!(codes(&written_back), [Code::BackingWrittenBack]);
+    for sector in (16..1_200_000).step_by(EXTENT as usize) {
+        written_back.write_at(sector * 512, &[0x55; 512]).unwrap();
+    }
+    assert_eq!(codes(&written_back), [Code::BackingStateClean]);
     assert_eq!(codes(&backing(BackingState::Stale, |_| {})), [Code::BackingStateStale]);
     let other = uuid::Uuid::from_u128(77);
     let (none, clean) = (BackingState::None, BackingState::Clean);

@@ -250,6 +250,44 @@ fn a_uuid_table_that_is_none() {
     }
 }
 
+/// Keys that cannot be read may be dirty: neither an empty uuid table settles that, nor a complete copy of
+/// a device that is dirty, in whatever order they are named.
+#[test]
+fn what_is_no_proof_settles_nothing() {
+    let lose_root = |fixture: &Fixture| {
+        let sector = with_cache_set(&fixture.cache, |set| Ok(set.root.ptrs()[0].offset())).unwrap();
+        write_at(&fixture.cache, sector.bytes(), &[0; 4096]).unwrap();
+    };
+    let unsettled = |said: &Said, dirty: u64| {
+        assert_ne!(said.answer(), "none", "{}", said.check);
+        assert!(said.check_json["stakes"]["at_most_sectors"].is_null(), "{}", said.check);
+        assert!(said.check_json["stakes"]["at_least_sectors"].as_u64().unwrap() <= dirty);
+        assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
+    };
+    let without_table = |fixture: &Fixture| {
+        let bucket = with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+        lose_root(fixture);
+        After::overwrite(fixture, bucket, &[0; 8192]);
+        for image in &fixture.backing {
+            patch(image, 104, &(1_u64 | 1 << 61).to_le_bytes(), true);
+        }
+    };
+    for after in After::each(without_table) {
+        unsettled(&after.said(), after.dirty);
+        unsettled(&Said::of(&[&after.fixture.cache]), after.dirty);
+    }
+    for after in After::each(lose_root) {
+        let scratch = Scratch::new().unwrap();
+        let original = after.fixture.backing[0].as_path();
+        let copy = scratch.copy("copy", original).unwrap();
+        patch(&copy, 104, &(1_u64 | 1 << 61).to_le_bytes(), true);
+        let cache = after.fixture.cache.as_path();
+        for devices in [[cache, original, &copy], [cache, &copy, original]] {
+            unsettled(&Said::of(&devices), after.dirty);
+        }
+    }
+}
+
 /// What the root named is unknown; the journal still names some.
 #[test]
 fn a_root_that_is_lost() {

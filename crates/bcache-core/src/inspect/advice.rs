@@ -15,6 +15,10 @@ pub enum Danger {
     OlderState,
     /// The kernel would start garbage as flash-only volumes, and would not find the owners.
     NoTable,
+    /// Dirty keys are older than the gens of their buckets: the kernel would return older data.
+    StaleKeys,
+    /// The kernel's allocator knows no such replacement policy, and would never end.
+    Hangs,
     /// A backing device was run without this cache: the kernel drops the dirty data as it attaches.
     DropsDirty,
     /// A backing device was detached when the cache failed: attached again, it gets a new slot and

@@ -74,7 +74,9 @@ fn nothing_dirty(member: &Member<'_>) -> Vec<Advice> {
 
 /// A flash-only volume is copied from the running set, or exported where there will be none.
 fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
-    if member.device.registers() && danger(member).is_none() {
+    let entry = member.device.set().and_then(|it| it.set.uuids.get(volume.slot));
+    let is_started = entry.is_some_and(|entry| entry.sectors.0 > 0);
+    if is_started && member.device.registers() && danger(member).is_none() {
         Advice::CopyFlashOnly { slot: volume.slot }
     } else {
         Advice::Export {
@@ -102,13 +104,21 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
             _ => false,
         })
     };
+    let hangs = device.superblock.as_ref().is_some_and(|sb| sb.replacement().is_none());
+    let is_ownerless = |it: &Volume| it.owner == Owner::Unknown && it.usage.dirty_sectors.0 > 0;
     if unsynced || device.doubts.contains(&Doubt::OldJournal) {
         Some(Danger::Initialises)
+    } else if hangs {
+        Some(Danger::Hangs)
     } else if device.doubts.contains(&Doubt::Journal) {
         Some(Danger::OlderState)
-    } else if device.doubts.contains(&Doubt::UuidTable) || device.doubts.contains(&Doubt::UuidSlot)
+    } else if device.doubts.contains(&Doubt::UuidTable)
+        || device.doubts.contains(&Doubt::UuidSlot)
+        || member.volumes.0.iter().any(is_ownerless)
     {
         Some(Danger::NoTable)
+    } else if device.doubts.contains(&Doubt::Keys) {
+        Some(Danger::StaleKeys)
     } else if dirty_owner(|standing, state| {
         *standing == Standing::Attached && state == BackingState::Stale
     }) {
@@ -161,11 +171,19 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
     let whole = volumes().filter(|it| goes_on(it, set_block)).filter_map(path).collect::<Vec<_>>();
     let sound = device.identity == Identity::Cache
         && device.doubts.iter().all(|doubt| *doubt == Doubt::TornEntry);
-    let can_write_back =
-        sound && !member.in_use && device.superblock.as_ref().is_some_and(Superblock::sync);
+    let accepted = device.verdict.as_ref().is_some_and(Verdict::accepts);
+    let can_write_back = sound
+        && accepted
+        && !member.in_use
+        && device.superblock.as_ref().is_some_and(Superblock::sync);
     let registers = device.registers() && danger.is_none();
     if !registers {
         advice.push(Advice::CopyDevice { device: cache.clone() });
+    }
+    // A newest entry that is not whole was torn by a power cut, or damaged: a repair tells, and after the
+    // next registration it is too late.
+    if device.doubts.contains(&Doubt::TornEntry) && sound && !member.in_use {
+        advice.push(Advice::Repair { cache: cache.clone() });
     }
     if member.in_use {
         advice.push(Advice::StopFirst);
@@ -180,7 +198,8 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
     }
     // Where neither the kernel nor a writeback takes the set as it is, a copy is what can be had.
     let takes_none = !registers && !can_write_back && !member.in_use;
-    if (!sound || takes_none) && matches!(device.contents, Contents::Set(_)) && !member.in_use {
+    let needs_repair = !sound || volumes().any(|it| it.owner == Owner::Unknown);
+    if needs_repair && matches!(device.contents, Contents::Set(_)) && !member.in_use {
         advice.push(Advice::Repair { cache: cache.clone() });
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
@@ -266,7 +285,10 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
         }
         (None, BackingState::Stale) => {
             advice.push(Advice::CheckContents);
-            advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+            // A cache that is here and holds nothing of it has nothing to give.
+            if relation.is_none_or(|it| it.standing != Standing::Attached) {
+                advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+            }
         }
         (None, BackingState::None | BackingState::Clean) => {}
     }

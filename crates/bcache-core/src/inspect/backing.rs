@@ -38,8 +38,10 @@ impl BackingDevices {
         Self { search: Some(search), ..Self::default() }
     }
 
-    /// Adds a device, if it is a backing device whose superblock can be trusted.
+    /// Adds a device, if it is a backing device whose superblock can be trusted. Of copies with one UUID,
+    /// the one that lacks data is the one that counts.
     pub fn add(&mut self, info: &DeviceInfo, superblock: &Superblock) {
+        lose_complete(&mut self.named, superblock);
         insert(&mut self.named, &info.path, info.size(), superblock);
     }
 
@@ -50,15 +52,20 @@ impl BackingDevices {
         }
         if let Some(search) = self.search.take() {
             for device in search() {
-                // Of copies with one UUID, the one that lacks data is the one that counts.
-                let known = self.machine.get(&device.superblock.uuid());
-                if known.is_some_and(|it| it.superblock.state() == BackingState::Clean) {
-                    self.machine.remove(&device.superblock.uuid());
-                }
+                lose_complete(&mut self.machine, &device.superblock);
                 insert(&mut self.machine, &device.path, device.size, &device.superblock);
             }
         }
         self.machine.get(&uuid)
+    }
+}
+
+/// Forgets a device that lacks nothing and has the UUID of `other`, which may.
+fn lose_complete(devices: &mut HashMap<Uuid, BackingDevice>, other: &Superblock) {
+    let is_usable = other.magic_ok() && other.csum_ok() && other.kind() == Some(Kind::Backing);
+    let known = devices.get(&other.uuid());
+    if is_usable && known.is_some_and(|it| it.superblock.state() == BackingState::Clean) {
+        devices.remove(&other.uuid());
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use crate::inspect::advise::advise;
 use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
+use crate::inspect::doubt::Doubt;
 use crate::inspect::member::{Member, Relation};
-use crate::inspect::stakes::Stakes;
-use crate::inspect::volume::Volumes;
-use crate::layout::superblock::{BackingState, Kind};
+use crate::inspect::stakes::{Answer, Stakes};
+use crate::inspect::volume::{Owner, Volume, Volumes};
+use crate::layout::superblock::{BackingState, Kind, Superblock};
 
 /// Devices that were looked at together.
 #[derive(Debug)]
@@ -27,6 +30,16 @@ impl<'d> Group<'d> {
                 backing.add(device.handle.info(), sb);
             }
         }
+        // Attached, by their superblocks.
+        let attached: Vec<(Uuid, Uuid)> = devices
+            .iter()
+            .filter_map(|(device, _)| {
+                let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok())?;
+                let is_attached =
+                    device.kind() == Some(Kind::Backing) && sb.state() != BackingState::None;
+                is_attached.then(|| (sb.set_uuid(), sb.uuid()))
+            })
+            .collect();
         let mut members: Vec<Member<'d>> = devices
             .into_iter()
             .map(|(device, in_use)| {
@@ -34,7 +47,14 @@ impl<'d> Group<'d> {
                     device.set().map(|it| Volumes::new(&it.set, backing)).unwrap_or_default();
                 let stakes = match device.kind() {
                     Some(Kind::Backing) => Stakes::of_backing(&device),
-                    Some(Kind::Cache) => Stakes::of_cache(&device, &volumes),
+                    Some(Kind::Cache) => {
+                        let set_uuid = device.superblock.as_ref().map(Superblock::set_uuid);
+                        let is_lacking = attached.iter().any(|(set, uuid)| {
+                            Some(*set) == set_uuid
+                                && !volumes.0.iter().any(|volume| volume.uuid == Some(*uuid))
+                        });
+                        Stakes::of_cache(&device, &volumes, is_lacking)
+                    }
                     None => Stakes::unknown(device.doubts.iter().copied().collect()),
                 };
                 Member {
@@ -55,7 +75,15 @@ impl<'d> Group<'d> {
             .map(|relation| {
                 let relation = relation.as_ref()?;
                 let cache = members.iter().find(|it| *it.path() == relation.cache)?;
-                Some(Stakes::of_volume(&cache.stakes, relation.slot?))
+                match relation.slot {
+                    Some(slot) => Some(Stakes::of_volume(&cache.stakes, slot)),
+                    // It may be the owner of what the cache holds of nobody.
+                    None => may_own(relation, cache).then(|| {
+                        Stakes::unknown(
+                            cache.stakes.doubts.iter().copied().chain([Doubt::UuidTable]).collect(),
+                        )
+                    }),
+                }
             })
             .collect();
         for ((member, relation), stakes) in members.iter_mut().zip(relations).zip(of_volumes) {
@@ -79,11 +107,22 @@ impl<'d> Group<'d> {
     }
 }
 
-/// The cache whose set `member` names and lacks data of, though the set has no slot for it.
+/// Whether the cache of `relation` holds, or may hold, dirty data whose owner its uuid table does not name.
+fn may_own(relation: &Relation, cache: &Member<'_>) -> bool {
+    let ownerless =
+        |volume: &Volume| volume.owner == Owner::Unknown && volume.usage.dirty_sectors.0 > 0;
+    cache.volumes.0.iter().any(ownerless)
+        || relation.standing == Standing::Unknown && cache.stakes.answer == Answer::Unknown
+}
+
+/// The cache that may have been made over the set that `member` lacks data of: the one whose set it names
+/// though that has no slot for it, or where no cache of its set is here, the one it was named with.
 fn claim(member: &Member<'_>) -> Option<PathBuf> {
-    let relation = member.relation.as_ref().filter(|it| it.standing == Standing::Unknown)?;
+    let relation = member.relation.as_ref()?;
+    let is_gone = matches!(relation.standing, Standing::Unknown | Standing::Unrelated);
     let state = member.device.superblock.as_ref()?.state();
-    matches!(state, BackingState::Dirty | BackingState::Stale).then(|| relation.cache.clone())
+    (is_gone && matches!(state, BackingState::Dirty | BackingState::Stale))
+        .then(|| relation.cache.clone())
 }
 
 /// How `member`, if it is a backing device, goes with a cache among `members`: the one whose uuid

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::inspect::device::{Contents, Device};
 use crate::inspect::doubt::Doubt;
-use crate::inspect::volume::{Owner, Volume, Volumes};
+use crate::inspect::volume::{Volume, Volumes};
 use crate::layout::superblock::BackingState;
 
 /// Whether there is dirty data.
@@ -71,8 +71,13 @@ impl Stakes {
     }
 
     /// Of a cache device, whose set has `volumes`.
-    pub(super) fn of_cache(device: &Device<'_>, volumes: &Volumes) -> Self {
-        let doubts: Vec<Doubt> = device.doubts.iter().copied().collect();
+    /// `is_lacking` says that a backing device of the set is at hand that the uuid table does not have.
+    pub(super) fn of_cache(device: &Device<'_>, volumes: &Volumes, is_lacking: bool) -> Self {
+        let mut doubts: Vec<Doubt> = device.doubts.iter().copied().collect();
+        let hides_keys = doubts.iter().any(|doubt| doubt.hides_keys());
+        if is_lacking && hides_keys && !doubts.contains(&Doubt::UuidTable) {
+            doubts.push(Doubt::UuidTable);
+        }
         match &device.contents {
             Contents::New if !device.doubts.contains(&Doubt::OldJournal) => Self::none(),
             Contents::Set(_) => Self::of_set(doubts, volumes),
@@ -82,18 +87,17 @@ impl Stakes {
 
     fn of_set(doubts: Vec<Doubt>, volumes: &Volumes) -> Self {
         let exact = !doubts.iter().any(|doubt| doubt.hides_keys());
-        // Every volume is in the table: those whose backing devices lack nothing are accounted for.
-        let table_is_whole =
-            doubts.iter().all(|doubt| !doubt.hides_keys() || doubt.leaves_volumes_known())
-                && !doubts.contains(&Doubt::UuidTable)
-                && !doubts.contains(&Doubt::UuidSlot);
+        // Every volume is in the table: those whose backing devices lack nothing are accounted for. A
+        // table without volumes is no proof of anything while keys cannot be read.
+        let table_is_whole = !volumes.0.is_empty()
+            && doubts.iter().all(|doubt| !doubt.hides_keys() || doubt.leaves_volumes_known())
+            && !doubts.contains(&Doubt::UuidTable)
+            && !doubts.contains(&Doubt::UuidSlot);
         let gens_known = !doubts.contains(&Doubt::Gens);
         let of_volume = |volume: &Volume| {
             let dirty = volume.usage.dirty_sectors.0;
             let in_doubt = if gens_known { 0 } else { volume.usage.dirty_journal_sectors.0 };
-            let complete = dirty == 0
-                && table_is_whole
-                && (volume.owner_is_complete() || volume.owner == Owner::Detached);
+            let complete = dirty == 0 && table_is_whole && volume.owner_is_complete();
             VolumeStakes {
                 slot: volume.slot,
                 uuid: volume.uuid,

@@ -16,7 +16,7 @@ pub struct ShowArgs {
     pub devices: Vec<PathBuf>,
 
     /// Say only whether there is dirty data and of whom; the exit status tells it to scripts
-    #[arg(long, requires = "devices", conflicts_with_all = DEEP)]
+    #[arg(long, requires = "devices", conflicts_with = "superblock", conflicts_with_all = DEEP)]
     pub dirty: bool,
 
     /// Show the superblock only, without reading what the cache holds

@@ -180,6 +180,9 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
             (format!("the kernel would register {them} and wait for the cache"), Color::Green)
         }
         Registration::Accepted => (format!("the kernel would register {them}"), Color::Green),
+        Registration::Initialised if report.stakes.answer == Answer::Present => {
+            ("the kernel would register it and start it EMPTY".to_owned(), Color::Red)
+        }
         Registration::Initialised => (
             "the kernel would register it and start it afresh: it holds no cache set".to_owned(),
             Color::Green,
@@ -194,6 +197,10 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
         ("data is missing that only the cache has", Color::Yellow)
     } else if report.stakes.answer == Answer::Unknown {
         ("whether data is at risk cannot be told", Color::Yellow)
+    } else if report.stakes.answer == Answer::Present
+        && report.stakes.at_most_sectors != Some(report.stakes.at_least_sectors)
+    {
+        ("there may be more dirty data than can be read", Color::Yellow)
     } else if report.stakes.answer == Answer::Present {
         // Nothing is at risk as long as the cache is kept: no word that could be read as "wipe it".
         ("its dirty data is all there", Color::Green)

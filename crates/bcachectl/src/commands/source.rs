@@ -141,7 +141,10 @@ pub fn with_volume<T>(
     };
     let (below, size) = match &found {
         None if report.flash_only => {
+            // A size that is lost does not hide what the keys hold.
             let size = set.uuids.get(report.slot).map_or(Sectors(0), |entry| entry.sectors);
+            let end = set.volumes.get(&report.slot).map_or(0, |usage| usage.end);
+            let size = size.max(Sectors(end));
             (Below::Nothing, size)
         }
         Some(found) => {

@@ -101,10 +101,20 @@ fn words(advice: &Advice) -> (String, Option<String>) {
         ),
         Advice::Export { cache, backing, slot, dirty_only } => {
             let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
-            let only = if *dirty_only { " --dirty-only" } else { "" };
+            let (only, text) = match (dirty_only, &backing) {
+                (false, _) => ("", "Save what is readable of the volume to a file"),
+                (true, Some(_)) => {
+                    (" --dirty-only", "Save what is readable of the volume to a file")
+                }
+                (true, None) => (
+                    " --dirty-only --data-offset 16",
+                    "Save what is readable of the volume to a file (16 is the data offset of its backing \
+                     device, unless that was made with another)",
+                ),
+            };
             offline(
                 "export",
-                "Save what is readable of the volume to a file",
+                text,
                 &format!(
                     "{} {}--volume {slot}{only} -o FILE",
                     shell_quoted(cache),
@@ -186,6 +196,14 @@ const fn danger(why: Danger) -> &'static str {
         Danger::NoTable => {
             "Do NOT register this device: without its uuid table the kernel does not find the owners \
              of the dirty data, and starts garbage as flash-only volumes."
+        }
+        Danger::StaleKeys => {
+            "Do NOT register this device: keys of dirty data do not fit the gens of their buckets, so the \
+             kernel would drop them and return older data."
+        }
+        Danger::Hangs => {
+            "Do NOT register this device: the kernel does not know its replacement policy, and its \
+             allocator thread would spin for ever."
         }
         Danger::DropsDirty => {
             "Do NOT register the cache and the backing device together: the backing device was run \

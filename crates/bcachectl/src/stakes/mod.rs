@@ -149,6 +149,12 @@ fn of_backing(member: &Member<'_>) -> String {
     if let Some(relation) = member.relation.as_ref().filter(|it| it.slot.is_some()) {
         let cache = relation.cache.display();
         match (relation.standing, stakes.answer) {
+            (_, Answer::None) if sb.state() == BackingState::Stale => {
+                return format!(
+                    "This backing device was run without its cache (state inconsistent), and may lack \
+                     data: {cache} no longer holds dirty data of it."
+                );
+            }
             (_, Answer::None) => {
                 return format!(
                     "This backing device is complete: {cache} holds no dirty data of it."
@@ -174,7 +180,21 @@ fn of_backing(member: &Member<'_>) -> String {
                     amount(stakes.at_least_sectors, stakes.at_most_sectors)
                 );
             }
-            (_, Answer::Unknown) => {}
+            (_, Answer::Unknown) => {
+                return format!(
+                    "It CANNOT BE TOLD whether {cache} holds dirty data of this backing device: {}.",
+                    doubts(&stakes.doubts)
+                );
+            }
+        }
+    }
+    if let (Some(relation), Answer::Unknown) = (&member.relation, stakes.answer) {
+        if sb.state() != BackingState::Stale && sb.state() != BackingState::Dirty {
+            return format!(
+                "It CANNOT BE TOLD whether {} holds dirty data of this backing device: its uuid table \
+                 does not name the owner.",
+                relation.cache.display()
+            );
         }
     }
     of_state(Some(sb.state())).to_owned()

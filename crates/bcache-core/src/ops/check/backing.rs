@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use crate::cache_set::CacheSet;
 use crate::cache_set::view::{Extent, LookupError};
+use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::{Contents, Device, Identity, Member, Standing};
 use crate::layout::superblock::{BackingState, Superblock};
+use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
 use crate::ops::check::place::Place;
@@ -280,6 +281,17 @@ pub(super) fn check(
     let (Some(set), Some(slot)) = (set, relation.slot) else {
         // Of a set that cannot be read nobody knows whether it has a slot.
         let has_none = set.is_some() || matches!(cache.contents, Contents::New);
+        // What it holds of nobody may be this device's.
+        let ownerless = set.is_some_and(|set| {
+            let is_ownerless = |(slot, usage): (&u32, &VolumeUsage)| {
+                usage.dirty_sectors.0 > 0 && set.uuids.get(*slot).is_none_or(UuidEntry::is_empty)
+            };
+            set.volumes.iter().any(is_ownerless)
+        });
+        if ownerless && set_uuid == relation.set_uuid && state != BackingState::None {
+            listener.problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
+            return;
+        }
         without_slot(path(), sb, relation.set_uuid, has_none, listener);
         return;
     };
