@@ -60,6 +60,13 @@ pub enum Advice {
         /// The device.
         device: PathBuf,
     },
+    /// Two devices have one UUID: take the copy away before anything is registered or written.
+    TakeCopyAway {
+        /// One of them.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
     /// Write the dirty data back: register all and detach.
     RegisterAndDetach {
         /// The cache.
@@ -151,6 +158,7 @@ impl Advice {
             Self::GrowBack { .. } => "grow-back",
             Self::GetWholeDevice { .. } => "get-whole-device",
             Self::CopyDevice { .. } => "copy-device",
+            Self::TakeCopyAway { .. } => "take-copy-away",
             Self::RegisterAndDetach { .. } => "register-and-detach",
             Self::WriteBackOffline { .. } => "write-back-offline",
             Self::WriteBackRanAlone { .. } => "write-back-ran-alone",

@@ -14,24 +14,56 @@ use crate::inspect::volume::{Owner, Volume};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::verdict::Verdict;
 use crate::units::Sectors;
+use std::path::PathBuf;
+use uuid::Uuid;
 
 /// What can be done about `member`, one of `members`.
 pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
-    match member.device.kind() {
-        Some(Kind::Cache) => of_cache(member),
+    let copies = copies(member, members);
+    let mut advice = match member.device.kind() {
+        Some(Kind::Cache) => of_cache(member, copies.is_some()),
         Some(Kind::Backing) => of_backing(member, members),
         None => Vec::new(),
+    };
+    if let Some((first, second)) = copies {
+        // What must not be done comes first.
+        let is_warning =
+            |it: &Advice| matches!(it, Advice::DoNotRegister { .. } | Advice::DoNotWipe);
+        let at = advice.iter().take_while(|it| is_warning(it)).count();
+        let (first, second) = (first.clone(), second.clone());
+        advice.insert(at, Advice::TakeCopyAway { first, second });
     }
+    advice
 }
 
-fn of_cache(member: &Member<'_>) -> Vec<Advice> {
+/// Two of `members` with one UUID: `member` itself, or owners of its volumes.
+fn copies<'m>(
+    member: &Member<'_>,
+    members: &'m [Member<'_>],
+) -> Option<(&'m PathBuf, &'m PathBuf)> {
+    let uuid = |it: &Member<'_>| it.device.superblock.as_ref().map(Superblock::uuid);
+    let concerns = |uuid: Uuid| {
+        let is_owner = |it: &Volume| it.uuid == Some(uuid);
+        member.device.superblock.as_ref().is_some_and(|sb| sb.uuid() == uuid)
+            || member.volumes.0.iter().any(is_owner)
+    };
+    members.iter().enumerate().find_map(|(index, first)| {
+        let of_first = uuid(first).filter(|uuid| concerns(*uuid))?;
+        // The same device named twice is no copy.
+        let is_copy = |it: &&Member<'_>| uuid(it) == Some(of_first) && it.path() != first.path();
+        let second = members.iter().skip(index + 1).find(is_copy)?;
+        Some((first.path(), second.path()))
+    })
+}
+
+fn of_cache(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     let device = &member.device;
     if let Some(needed) = device.cut_off {
         return of_cut_off(member, needed);
     }
     match member.stakes.answer {
         Answer::None => nothing_dirty(member),
-        Answer::Present => dirty(member),
+        Answer::Present => dirty(member, has_copies),
         Answer::Unknown => unknown(member),
     }
 }
@@ -158,7 +190,7 @@ fn ran_alone(volume: &Volume) -> bool {
     }
 }
 
-fn dirty(member: &Member<'_>) -> Vec<Advice> {
+fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     let cache = member.path().clone();
     let device = &member.device;
     let danger = danger(member);
@@ -174,10 +206,11 @@ fn dirty(member: &Member<'_>) -> Vec<Advice> {
     let accepted = device.verdict.as_ref().is_some_and(Verdict::accepts);
     let can_write_back = sound
         && accepted
+        && !has_copies
         && !member.in_use
         && device.superblock.as_ref().is_some_and(Superblock::sync);
-    let registers = device.registers() && danger.is_none();
-    if !registers {
+    let registers = device.registers() && danger.is_none() && !has_copies;
+    if !registers && !has_copies {
         advice.push(Advice::CopyDevice { device: cache.clone() });
     }
     // A newest entry that is not whole was torn by a power cut, or damaged: a repair tells, and after the

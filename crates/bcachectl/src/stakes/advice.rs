@@ -83,6 +83,15 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             "Before anything else, copy the whole device to another one or to a file".to_owned(),
             Some(format!("ddrescue {} COPY MAP", shell_quoted(device))),
         ),
+        Advice::TakeCopyAway { first, second } => (
+            format!(
+                "{} and {} have the same UUID: one is a copy of the other. Take the copy away before \
+                 anything is registered or written; the kernel attaches the one that it meets first.",
+                first.display(),
+                second.display()
+            ),
+            None,
+        ),
         Advice::RegisterAndDetach { cache, backing } => register_and_detach(cache, backing),
         Advice::WriteBackOffline { cache, backing } => offline(
             "writeback",

@@ -33,7 +33,7 @@ use crate::layout::verdict::{Refusal, Verdict, Warning};
 use crate::units::Sectors;
 
 /// Findings of one code that are told one by one, unless [`CheckOptions`] says otherwise.
-pub const FINDINGS_PER_CODE: usize = 100;
+pub const FINDINGS_PER_CODE: usize = 20;
 
 /// What to check, and how.
 #[derive(Clone)]

@@ -16,7 +16,7 @@ use crate::render::device::DeviceReport;
 use crate::stakes::{AdviceReport, DirtyAnswer, VolumeReport, advice, find_volume};
 
 /// Most problems that are kept; the rest is counted.
-const PROBLEMS_MAX: usize = 200;
+const PROBLEMS_MAX: usize = 20;
 
 /// What the reader found wrong, and the bar that says how far it is.
 pub(super) struct Problems {
