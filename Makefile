@@ -15,7 +15,7 @@ bins = bcachectl bcache-bench
 old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz bench man install deb check-deb deps kernels
+.PHONY: all demo check fuzz mutants bench man install deb check-deb deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -40,6 +40,13 @@ check: deps kernels
 # The fuzz targets for a minute each, on the stable compiler.
 fuzz:
 	tests/fuzz.sh
+
+# Changes the code in one place after the other and looks whether a test notices: a share of the
+# places in an hour (see tests/mutants.sh), or those in what MUTANTS says, as in
+# make mutants MUTANTS=allocator/core.
+MUTANTS ?=
+mutants:
+	CARGO='$(CARGO)' tests/mutants.sh $(MUTANTS)
 
 # The parts of the allocator in memory, beside the reference engine: all of them,
 # or what BENCH says, as in make bench BENCH='sector --streams 8,128'.

@@ -1081,7 +1081,7 @@ fn backing_devices_must_belong() {
     // The sample's data is zeroes, and so is the device's: it was written back.
     let written_back = backing(BackingState::Clean, |_| {});
     assert_eq!(codes(&written_back), [Code::BackingWrittenBack]);
-    for sector in (16..1_200_000).step_by(EXTENT as usize) {
+    for sector in (2..1_200_000 / EXTENT).map(|extent| extent * EXTENT) {
         written_back.write_at(sector * 512, &[0x55; 512]).unwrap();
     }
     assert_eq!(codes(&written_back), [Code::BackingStateClean]);

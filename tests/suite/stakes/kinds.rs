@@ -344,6 +344,11 @@ fn one_uuid_on_two_devices() {
         fs::copy(&after.fixture.backing[0], &copy).unwrap();
         let shown = text(&run(&["show"], &[&after.fixture.backing[0], &copy]));
         assert!(shown.contains("same"), "{shown}");
+        let said = Said::of(&[&after.fixture.cache, &after.fixture.backing[0], &copy]);
+        assert!(said.advice().contains(&"take-copy-away"), "{:?}", said.advice());
+        for would_write in ["register-and-detach", "write-back-offline"] {
+            assert!(!said.advice().contains(&would_write), "{:?}", said.advice());
+        }
     }
 }
 
