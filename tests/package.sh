@@ -1,8 +1,9 @@
 #!/bin/sh
 # Tries the Debian package in trees of Debian releases (arguments; default: bookworm
 # and trixie): installed in the place of bcache-tools and back, purged, the initramfs
-# made anew each time and what it holds run, and lintian. Says each step once it is
-# done. `make check-deb` calls it: it wants root, mmdebstrap, lintian, a network, the
+# made anew each time and what it holds run, the tree booted from a bcache device by
+# initramfs-tools and by dracut, and lintian. Says each step once it is done.
+# `make check-deb` calls it: it wants root, mmdebstrap, lintian, QEMU, a network, the
 # package, which `make deb` builds, and the kernels of the tests. Trees are kept in
 # $BCACHE_TEST_CACHE/package (default .cache/package).
 set -eu
@@ -27,7 +28,7 @@ fail() {
 }
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
 chmod 755 "$work"
 
 lintian --allow-root --fail-on error,warning "$deb" >"$work/log" 2>&1 || fail "lintian"
@@ -92,6 +93,69 @@ for suite; do
         [ "$said" = "bcache-register takes exactly one argument" ] || fail "in the initramfs: $said"
     }
 
+    # The first process of the booted tree: says what udev and the kernel have made of the devices, also
+    # after the cold plug that systemd does, and switches off.
+    cat >"$tree/root-check" <<'END'
+#!/bin/sh
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -o remount,rw /
+for kind in proc sysfs devtmpfs; do
+    case $kind in sysfs) on=/sys ;; devtmpfs) on=/dev ;; *) on=/proc ;; esac
+    mountpoint -q $on || mount -t $kind $kind $on
+done
+links() {
+    echo "BOOT links $1 $(ls /dev/bcache/by-uuid 2>&1)"
+}
+# What systemd leaves on the line is not this one's.
+echo
+echo "BOOT root $(awk '$2 == "/" { print $1, $3 }' /proc/mounts | tail -n 1)"
+links before
+/usr/lib/systemd/systemd-udevd --daemon
+udevadm trigger --action=add --subsystem-match=block
+udevadm settle --timeout=60
+links after
+bcachectl status --timeout 60s
+echo "BOOT status $?"
+echo "BOOT again $(dmesg | grep -c 'device already registered')"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+END
+    chmod 755 "$tree/root-check"
+    # The tree as a file system in a backing device, and its cache, in writeback mode.
+    make_root() {
+        truncate -s 1200M "$tree/tmp/backing"
+        truncate -s 256M "$tree/tmp/cache"
+        in_tree bcachectl make --writeback --cache /tmp/cache --bdev /tmp/backing >"$work/log" 2>&1 ||
+            fail "make"
+        mv "$tree/tmp/backing" "$tree/tmp/cache" "$work"
+        # The initramfs has the modules that it needs.
+        mv "$tree/usr/lib/modules" "$work/modules"
+        # Behind the superblock, which takes 8 KiB.
+        mke2fs -q -t ext4 -b 4096 -E offset=8192 -U "$root_uuid" -d "$tree" "$work/backing" \
+            $((1200 * 256 - 2)) >"$work/log" 2>&1 || fail "mke2fs"
+        mv "$work/modules" "$tree/usr/lib/modules"
+    }
+    # boots IMAGE: with this initramfs, from the bcache device.
+    boots() {
+        timeout 400 qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+            -machine q35,accel=tcg -m 1024 -serial stdio -kernel "$tree/boot/vmlinuz-$kernel" \
+            -initrd "$1" \
+            -append "root=UUID=$root_uuid ro init=/root-check console=ttyS0 loglevel=4 rd.shell=0" \
+            -drive "if=virtio,format=raw,cache=unsafe,file=$work/backing" \
+            -drive "if=virtio,format=raw,cache=unsafe,file=$work/cache" >"$work/log" 2>&1 </dev/null ||
+            fail "QEMU"
+        tr -d '\r' <"$work/log" >"$work/said"
+        for line in 'BOOT root /dev/bcache0 ext4' 'BOOT status 0' 'BOOT again 0'; do
+            grep -qx "$line" "$work/said" || fail "no $line"
+        done
+        for when in before after; do
+            grep -Eqx "BOOT links $when [0-9a-f-]{36}" "$work/said" || fail "no link $when the cold plug"
+        done
+        grep -q 'attached-' "$work/said" || fail "not attached"
+    }
+    root_uuid=11111111-2222-4333-8444-555555555555
+
     # The lists of the tree were cleaned.
     apt update || fail "no package lists"
     in_tree depmod "$kernel"
@@ -130,12 +194,27 @@ for suite; do
 
     apt install /tmp/ours.deb || fail "cannot come back"
     ours_is_installed
+    make_root
+    boots "$tree/boot/initrd.img-$kernel"
+    # And with dirty data of the root file system on the cache.
+    boots "$tree/boot/initrd.img-$kernel"
+    say "installed again; initramfs-tools boots from a bcache device, twice, with its links and no" \
+        "second registration"
     apt purge bcachectl || fail "cannot be purged"
     left=$(about_bcache)
     [ -z "$left" ] || fail "left behind: $left"
     in_tree lsinitramfs "/boot/initrd.img-$kernel" >"$work/initramfs"
     ! grep -q bcache-register "$work/initramfs" || fail "the initramfs was not made anew"
-    say "installed again and purged: nothing left, nor in the initramfs"
+    say "purged: nothing left, nor in the initramfs"
+
+    apt install /tmp/ours.deb dracut || fail "dracut"
+    mount -t proc proc "$tree/proc"
+    dracut_status=0
+    in_tree dracut --no-hostonly --kver "$kernel" /tmp/dracut.img >"$work/log" 2>&1 || dracut_status=$?
+    umount "$tree/proc"
+    [ $dracut_status = 0 ] || fail "dracut has made no image"
+    boots "$tree/tmp/dracut.img"
+    say "dracut boots from the same device"
     rm -rf "$tree"
 done
 suite="all of $*"
