@@ -5,7 +5,7 @@ set -eu
 
 build='gcc libc6-dev pkg-config libblkid-dev libclang-dev'
 test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools e2fsprogs dmsetup
-qemu-utils'
+qemu-utils nbd-client'
 package='mmdebstrap lintian'
 
 # The oldest compiler that the workspace builds with (rust-version in Cargo.toml).
