@@ -41,6 +41,8 @@ struct Damage {
     make: fn(&Path) -> anyhow::Result<()>,
     /// Codes that have to be accepted.
     accept: &'static [&'static str],
+    /// Whether it is said whose each volume is.
+    told: bool,
     /// How sure the repair is.
     class: &'static str,
     /// Whether the volumes are what they were; else they are what was announced.
@@ -58,6 +60,7 @@ const DAMAGES: &[Damage] = &[
             write_at(image, 4096 + 24, &[0; 16])
         },
         accept: &[],
+        told: false,
         class: "certain",
         whole: true,
     },
@@ -66,6 +69,7 @@ const DAMAGES: &[Damage] = &[
         fixture: "dirty-61",
         make: |image| spoil(image, sets(image)?.get(1).context("one set")? + 64, 256),
         accept: &[],
+        told: false,
         class: "certain",
         whole: true,
     },
@@ -77,6 +81,7 @@ const DAMAGES: &[Damage] = &[
             spoil(image, sets(image)?.get(1).context("one set")? + 32, 64)
         },
         accept: &["prio-sets", "btree-node"],
+        told: false,
         class: "likely",
         whole: true,
     },
@@ -85,6 +90,7 @@ const DAMAGES: &[Damage] = &[
         fixture: "dirty-61",
         make: |image| write_at(image, root_byte(image)?, &[0; 128 << 10]),
         accept: &["btree-node"],
+        told: false,
         class: "likely",
         whole: true,
     },
@@ -93,6 +99,7 @@ const DAMAGES: &[Damage] = &[
         fixture: "dirty-61",
         make: |image| spoil(image, prio_byte(image)?, 4096),
         accept: &["prio-sets"],
+        told: false,
         class: "likely",
         whole: true,
     },
@@ -104,6 +111,7 @@ const DAMAGES: &[Damage] = &[
             spoil(image, bucket, 512)
         },
         accept: &[],
+        told: false,
         class: "certain",
         whole: true,
     },
@@ -115,6 +123,7 @@ const DAMAGES: &[Damage] = &[
             spoil(image, entry + 16, 64)
         },
         accept: &["journal"],
+        told: false,
         class: "likely",
         whole: false,
     },
@@ -127,6 +136,16 @@ const DAMAGES: &[Damage] = &[
         },
         // One volume and one device, whose data tells nothing.
         accept: &["uuid-table"],
+        told: false,
+        class: "guess",
+        whole: true,
+    },
+    Damage {
+        name: "every-uuid-table",
+        fixture: "multi-612",
+        make: spoil_tables,
+        accept: &["uuid-table"],
+        told: true,
         class: "guess",
         whole: true,
     },
@@ -135,6 +154,7 @@ const DAMAGES: &[Damage] = &[
         fixture: "multi-612",
         make: |image| spoil(image, uuid_table(image)?.0 + 128 + 60, 60),
         accept: &[],
+        told: false,
         class: "certain",
         whole: true,
     },
@@ -143,6 +163,7 @@ const DAMAGES: &[Damage] = &[
         fixture: DEEP,
         make: |image| spoil(image, root_byte(image)?, 4096),
         accept: &["btree-node"],
+        told: false,
         class: "likely",
         whole: true,
     },
@@ -156,6 +177,7 @@ const DAMAGES: &[Damage] = &[
         },
         // The clean data, which would tell whose the volume is, is not found without the root.
         accept: &["btree-node", "uuid-table"],
+        told: false,
         class: "guess",
         whole: true,
     },
@@ -191,6 +213,47 @@ fn uuid_table(image: &Path) -> anyhow::Result<(u64, usize)> {
         let bucket = set.uuids.bucket.context("no uuid table")?;
         let byte = set.geometry().bucket_to_sector(bucket).bytes();
         Ok((byte, usize::try_from(set.geometry().meta_bucket_bytes())?))
+    })
+}
+
+/// Overwrites the uuid table, and older ones that are left in other buckets.
+fn spoil_tables(image: &Path) -> anyhow::Result<()> {
+    let (_, len) = uuid_table(image)?;
+    let (uuids, buckets) = with_cache_set(image, |set| {
+        let uuids: Vec<_> = set.uuids.slots.iter().map(|entry| entry.uuid).collect();
+        let geometry = set.geometry();
+        let buckets = geometry.first_bucket().0..geometry.nbuckets();
+        let byte = |bucket| geometry.bucket_to_sector(BucketIndex(bucket)).bytes();
+        Ok((uuids, buckets.map(byte).collect::<Vec<_>>()))
+    })?;
+    let bytes = std::fs::read(image)?;
+    let is_table = |at: usize| {
+        uuids.iter().enumerate().filter(|(_, uuid)| !uuid.is_nil()).any(|(slot, uuid)| {
+            let entry = bytes.get(at + slot * 128..).unwrap_or_default();
+            entry.starts_with(uuid.as_bytes())
+        })
+    };
+    for byte in buckets {
+        if is_table(usize::try_from(byte)?) {
+            spoil(image, byte, len)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the uuid table says, as options of `repair`.
+fn told(image: &Path) -> anyhow::Result<Vec<String>> {
+    with_cache_set(image, |set| {
+        let used = set.uuids.slots.iter().enumerate().filter(|(_, entry)| !entry.is_empty());
+        Ok(used
+            .flat_map(|(slot, entry)| {
+                if entry.flash_only() {
+                    ["--flash-only".to_owned(), format!("{slot}={}", entry.sectors.0)]
+                } else {
+                    ["--owner".to_owned(), format!("{slot}={}", entry.uuid)]
+                }
+            })
+            .collect())
     })
 }
 
@@ -323,22 +386,30 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
     let cache = &devices.cache;
     let before = sums(cache, &devices.backing)?;
     let dirty_before = with_cache_set(cache, |set| Ok(set.dirty_sectors().0))?;
+    let told = if damage.told { told(cache)? } else { Vec::new() };
+    let told: Vec<&str> = told.iter().map(String::as_str).collect();
     (damage.make)(cache)?;
     let damaged = std::fs::read(cache)?;
 
-    // Nothing is done that was not accepted, and a dry run writes nothing.
-    let output = repair(&devices, &["--dry-run"])?;
+    // Nothing is done that was not accepted or said, and a dry run writes nothing.
+    if damage.told {
+        let accept = damage.accept.iter().flat_map(|code| ["--accept", code]);
+        let output = repair(&devices, &accept.chain(["--yes"]).collect::<Vec<_>>())?;
+        assert_eq!(output.status.code(), Some(4));
+        ensure!(std::fs::read(cache)? == damaged, "made without being told whose it is");
+    }
+    let output = repair(&devices, &[&told[..], &["--dry-run"]].concat())?;
     let planned = report(&output)?;
     ensure!(std::fs::read(cache)? == damaged, "a dry run wrote");
     ensure!(!planned["dirty_sectors_after"].is_null(), "{planned}");
     if !damage.accept.is_empty() {
         assert_eq!(output.status.code(), Some(4), "{planned}");
-        let output = repair(&devices, &["--yes"])?;
+        let output = repair(&devices, &[&told[..], &["--yes"]].concat())?;
         assert_eq!(output.status.code(), Some(4));
         ensure!(std::fs::read(cache)? == damaged, "made without being accepted");
     }
     let accept = damage.accept.iter().flat_map(|code| ["--accept", code]);
-    let arguments: Vec<&str> = accept.chain(["--yes"]).collect();
+    let arguments: Vec<&str> = accept.chain(["--yes"]).chain(told).collect();
     // Done, undone and done again.
     let log = scratch.path(&format!("{name}.undo"));
     let with_undo = [&arguments[..], &["--undo", log.to_str().context("a path")?]].concat();
@@ -415,7 +486,7 @@ fn judged(kernel: Kernel) -> anyhow::Result<()> {
         for index in 0..case.backing.len() + usize::from(case.flash_only) {
             guest = guest.script(format!("wait_for 20 test -b /dev/bcache{index}"));
         }
-        for index in 0..case.backing.len() {
+        for index in 0..case.backing.len() + usize::from(case.flash_only) {
             guest = guest.script(format!("md5 /dev/bcache{index}"));
         }
         guest = guest.go_on_and_stop(case.backing.len());
@@ -427,6 +498,14 @@ fn judged(kernel: Kernel) -> anyhow::Result<()> {
         for (index, sum) in case.sums.iter().enumerate() {
             let device = format!("/dev/bcache{index}");
             assert_eq!(stage.md5(&device), Some(sum.as_str()), "{}, {kernel}: {device}", case.name);
+        }
+        if case.flash_only {
+            // The kernel's own sum of it, when it made the set.
+            let sum = stage.md5("/dev/bcache2").context("no flash-only volume")?;
+            let log = Fixture::log("multi-612")?;
+            let devices = log.md5_devices();
+            let sums = devices.iter().filter_map(|device| log.md5(device));
+            ensure!(sums.collect::<Vec<_>>().contains(&sum), "{}, {kernel}: {sum}", case.name);
         }
         check_clean(&case.cache).with_context(|| format!("{}, kernel {kernel}", case.name))?;
     }

@@ -1,6 +1,8 @@
 //! Twenty-odd kinds of damage, alone and in pairs. What repair announces is what becomes of the set. No
 //! sector that could be read for certain is lost or changed. Whatever is wrong afterwards was announced.
 
+#[path = "repair_support/claims.rs"]
+mod claims;
 #[path = "repair_support/sample.rs"]
 mod sample;
 

@@ -83,6 +83,18 @@ impl UuidEntry {
         }
     }
 
+    /// A flash-only volume, registered at `seconds` since 1970.
+    pub fn new_flash_only(uuid: Uuid, size: Sectors, seconds: u32) -> Self {
+        Self {
+            uuid,
+            first_reg: seconds,
+            last_reg: seconds,
+            flags: FLAG_FLASH_ONLY,
+            sectors: size,
+            ..Self::unused()
+        }
+    }
+
     /// Whether a kernel may have written this slot. The table has no checksum: what tells it from
     /// other data are the fields that can only have few values (docs/on-disk-format.md §4). A label
     /// tells nothing, for kernels leave garbage behind its end.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use bcache_cli::size::parse_sectors;
 use bcache_core::ops::repair::Code;
+use bcache_core::units::Sectors;
 use clap::Args;
 
 use super::WriteArgs;
@@ -22,6 +24,15 @@ pub struct RepairArgs {
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     pub accept: Vec<Code>,
 
+    /// Where nothing tells whose a volume is: it is that of this BACKING, named as above or by its UUID; can
+    /// be given several times
+    #[arg(long, value_name = "SLOT=BACKING", value_parser = parse_owner)]
+    pub owner: Vec<(u32, String)>,
+
+    /// Where nothing tells whose a volume is: it is flash-only and of this size; can be given several times
+    #[arg(long, value_name = "SLOT=SIZE", value_parser = parse_flash_only)]
+    pub flash_only: Vec<(u32, Sectors)>,
+
     /// What the commands have that write
     #[command(flatten)]
     pub write: WriteArgs,
@@ -32,4 +43,21 @@ fn parse_code(text: &str) -> Result<Code, String> {
         let names: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
         format!("one of {}", names.join(", "))
     })
+}
+
+/// The slot of a volume and what is said of it.
+fn parse_claim(text: &str) -> Result<(u32, &str), String> {
+    let claim = text.split_once('=').and_then(|(slot, what)| Some((slot.parse().ok()?, what)));
+    claim
+        .filter(|(_, what)| !what.is_empty())
+        .ok_or_else(|| format!("\"{text}\" does not begin with the slot of a volume and ="))
+}
+
+fn parse_owner(text: &str) -> Result<(u32, String), String> {
+    parse_claim(text).map(|(slot, backing)| (slot, backing.to_owned()))
+}
+
+fn parse_flash_only(text: &str) -> Result<(u32, Sectors), String> {
+    let (slot, size) = parse_claim(text)?;
+    Ok((slot, parse_sectors(size).map_err(|error| error.to_string())?))
 }

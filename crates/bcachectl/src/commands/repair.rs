@@ -5,15 +5,17 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::device::{BlockDevice, FileDevice, FileReader, ReadDevice, file};
+use bcache_core::ops::make::read_superblock;
 use bcache_core::ops::rebuild::CommitState;
-use bcache_core::ops::repair::{self, Code, RepairPlan, RepairRunError};
+use bcache_core::ops::repair::{self, Claim, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
+use uuid::Uuid;
 
 use crate::cli::RepairArgs;
 use crate::commands::undo;
@@ -59,7 +61,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
             bail!("nothing was written");
         }
     }
-    let seed = uuid::Uuid::new_v4().as_u64_pair().0;
+    let seed = Uuid::new_v4().as_u64_pair().0;
     let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
     let done =
         repair::run_with_undo(&plan, &accepted, undo.as_ref(), &cache, &writers, &options, seed);
@@ -76,7 +78,34 @@ fn plan(
     options: &ReadOptions,
 ) -> Result<RepairPlan> {
     let mut progress = Progress::new(args.cache.display().to_string());
-    Ok(repair::plan(cache, backing, options, &mut |at| progress.reading(at))?)
+    let claims = claims(args, backing)?;
+    let mut tell = |at| progress.reading(at);
+    Ok(repair::plan_with_claims(cache, backing, claims, options, &mut tell)?)
+}
+
+/// What the options say of the volumes.
+fn claims(args: &RepairArgs, backing: &[&dyn ReadDevice]) -> Result<Vec<Claim>> {
+    let mut claims = Vec::new();
+    for (slot, owner) in &args.owner {
+        let named = args.backing.iter().zip(backing).find(|(path, _)| path.as_os_str() == &**owner);
+        let uuid = match (named, Uuid::parse_str(owner)) {
+            (Some((_, device)), _) => read_superblock(*device)?
+                .with_context(|| format!("{owner} has no bcache superblock"))?
+                .uuid(),
+            (None, Ok(uuid)) => uuid,
+            (None, Err(_)) => bail!(
+                "--owner {slot}={owner}: {owner} is no UUID and was not named as a backing device; \
+                 nothing was written"
+            ),
+        };
+        claims.push(Claim::Owner { slot: *slot, uuid });
+    }
+    claims.extend(args.flash_only.iter().map(|&(slot, size)| Claim::FlashOnly {
+        slot,
+        size,
+        uuid: Uuid::new_v4(),
+    }));
+    Ok(claims)
 }
 
 /// Whether anything is left that this command did not mend.

@@ -141,7 +141,8 @@ replay journal failed :: The journal was read, and its keys could not be put int
 
 Couldn't find uuid for DEV in set :: The uuid table is damaged or the backing device is of an older state \
          of the set. The cache may hold its dirty data all the same. Do not attach it to anything. repair makes the \
-         table again; name all backing devices of the set. (check: uuid-not-a-table, backing-not-in-table)
+         table again; name all backing devices of the set. Where nothing tells whose a volume is and you know it, \
+         say it with --owner. (check: uuid-not-a-table, backing-not-in-table)
 
     bcachectl check /dev/nvme0n1 /dev/sdb
     bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb

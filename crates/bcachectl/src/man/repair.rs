@@ -36,7 +36,9 @@ uuid-table :: The uuid table is lost, or slots of it are. A volume is known by w
      stands in some bucket. That is certain where the journal names that table, or where something else \
      confirms it, and likely otherwise. It is a guess where one volume and one device are left. Name all \
      backing devices of the set. A flash-only volume is known by an older table alone. Where nothing tells \
-     whose a volume with dirty data is, the table is not made.
+     whose a volume with dirty data is, the table is not made, unless --owner or --flash-only says it, which is a \
+     guess. It is refused where the volume or the device is known to be another's, where the volume has data in \
+     places that the device does not have, or where its clean data is not the device's.
 
 btree-node :: A btree node is damaged or cannot be read. The journal keeps what was inserted until it is \
      overwritten. Certain where it has all that the node lacks. Likely where it has every entry since the \
@@ -108,6 +110,10 @@ dirty_sectors_after :: The same once all changes are made. With problems left, t
 The root of the btree is lost; what is overwritten is saved first:
 
     bcachectl repair --undo repair.undo --accept btree-node /dev/nvme0n1 /dev/sdb
+
+The uuid table is lost, and you know that volume 0 is /dev/sdb and volume 1 a flash-only one of 10 GiB:
+
+    bcachectl repair --accept uuid-table --owner 0=/dev/sdb --flash-only 1=10G /dev/nvme0n1 /dev/sdb
 
 After a wipefs of the wrong device:
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use bcache_cli::text::plural;
-use bcache_core::ops::repair::{Anew, Class, Code, Fix, Reason, RepairPlan};
+use bcache_core::ops::repair::{Anew, Class, Code, Fix, NotAnew, Reason, RepairPlan};
 use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
 
@@ -207,6 +207,12 @@ pub fn text(
     }
     if let Some(error) = &plan.not_anew {
         writeln!(out, "No set can be made that the kernel accepts: {error}.")?;
+        if let NotAnew::NoOwner { slot, .. } = error {
+            writeln!(
+                out,
+                "Whoever knows can say it: --owner {slot}=BACKING, or --flash-only {slot}=SIZE."
+            )?;
+        }
         writeln!(out, "What is readable of the volumes can be saved with bcachectl export.")?;
     }
     if let Some(dirty) =
@@ -233,6 +239,7 @@ fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
     for reason in &anew.reasons {
         writeln!(out, "  {}  {}  {reason}", reason.class().name(), reason.code().name())?;
     }
+    let named: BTreeSet<u32> = anew.reasons.iter().flat_map(Reason::named).collect();
     for (slot, share) in &anew.volumes {
         let dirty = format_bytes(Sectors(share.dirty_sectors).bytes());
         write!(out, "  volume {slot} ({}): {dirty} dirty data kept", share.uuid)?;
@@ -241,6 +248,13 @@ fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
             write!(out, ", {doubtful} of it in doubt: newer data may be lost")?;
         }
         writeln!(out)?;
+        if named.contains(slot) {
+            writeln!(
+                out,
+                "    Nothing but the command line tells whose it is. If that is wrong, this data goes to the \
+                 wrong device."
+            )?;
+        }
         if share.left_out_sectors > 0 {
             let left_out = format_bytes(Sectors(share.left_out_sectors).bytes());
             writeln!(out, "    {left_out} that the backing device has, too, are no longer cached")?;

@@ -23,6 +23,7 @@ use crate::layout::prio_set::BucketDisk;
 use crate::layout::uuid_entry::UuidEntry;
 use crate::ops::plan::Step;
 use crate::ops::rebuild::{self, ExtentsError, PrepareError, RebuildPlan};
+use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::past::Past;
 use crate::ops::repair::reading::{Seen, is_ownerless};
 use crate::ops::repair::reason::{Anew, NotAnew, Reason};
@@ -62,10 +63,12 @@ impl<'d> Ready<'d> {
     }
 }
 
-/// Decides what new metadata would be for the set on `device`; `owners` are its backing devices.
+/// Decides what new metadata would be for the set on `device`; `owners` are its backing devices, `claims` what
+/// a person says of its volumes.
 pub(super) fn decide<'d>(
     device: &'d dyn ReadDevice,
     owners: &[Owner<'_>],
+    claims: &[Claim],
     options: &ReadOptions,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
@@ -129,7 +132,7 @@ pub(super) fn decide<'d>(
     if uuids_lost {
         let kept = regions.iter().flat_map(|region| &region.kept);
         let keyed = volumes::keyed(&set, walk, kept);
-        let made = volumes::volumes(&set, owners, &keyed)?;
+        let made = volumes::volumes(&set, owners, &keyed, claims)?;
         made.tables.iter().for_each(|bucket| set.table.mark_metadata(*bucket));
         reasons.push(Reason::UuidTable { known: made.known });
         rule.dirty_only = made.dirty_only;
@@ -139,6 +142,8 @@ pub(super) fn decide<'d>(
             regions = self::regions(&mut set, walk, gens)?;
         }
         uuids = Some(made.slots);
+    } else {
+        claims::check(&set, claims)?;
     }
     reasons.extend(regions.iter().map(|region| Reason::BtreeNode {
         bucket: has_root.then_some(region.lost.bucket),

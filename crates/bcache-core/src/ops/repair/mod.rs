@@ -18,6 +18,7 @@
 mod anew;
 mod bits;
 mod blank;
+mod claims;
 mod flip;
 mod past;
 mod reading;
@@ -29,6 +30,7 @@ mod search;
 mod superblock;
 mod volumes;
 
+pub use claims::{Claim, ClaimError};
 pub use reason::{Anew, NotAnew, Reason, Share, Witness};
 pub use run::{RepairRunError, run, run_with_undo};
 
@@ -208,6 +210,9 @@ pub enum RepairError {
         #[source]
         source: ReadError,
     },
+    /// A claim is refused.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
 }
 
 /// What repair leaves as it is.
@@ -236,6 +241,8 @@ pub struct RepairPlan {
     pub anew: Option<Anew>,
     /// Why there is none, where it is needed.
     pub not_anew: Option<NotAnew>,
+    /// What a person says of the volumes.
+    pub claims: Vec<Claim>,
     /// How many such problems there were before; where the superblock had to be mended first, after that.
     pub problems_before: usize,
     /// Dirty sectors that can be found now; `None` where the set cannot be read.
@@ -318,6 +325,17 @@ pub fn plan(
     options: &ReadOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RepairPlan, RepairError> {
+    plan_with_claims(cache, backing, Vec::new(), options, progress)
+}
+
+/// The same, where `claims` say whose a volume is that nothing else tells of.
+pub fn plan_with_claims(
+    cache: &dyn ReadDevice,
+    backing: &[&dyn ReadDevice],
+    claims: Vec<Claim>,
+    options: &ReadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<RepairPlan, RepairError> {
     let mut fixes = Vec::new();
     let found = expect_superblock(cache)?;
     let mended = superblock::mended(&found);
@@ -362,11 +380,12 @@ pub fn plan(
     if left.iter().any(|it| matches!(it, Left::Problem(_))) {
         let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
         let owners = owners(backing, sb.set_uuid())?;
-        match anew::decide(&device, &owners, options, 0, progress) {
+        match anew::decide(&device, &owners, &claims, options, 0, progress) {
             Ok(ready) => {
                 dirty_sectors_after = Some(ready.anew.dirty_sectors());
                 anew = Some(ready.anew);
             }
+            Err(NotAnew::Claim(error)) => return Err(error.into()),
             Err(error) => {
                 fixes.retain(|fix| fix.code != Code::Journal);
                 not_anew = Some(error);
@@ -401,6 +420,7 @@ pub fn plan(
         left,
         anew,
         not_anew,
+        claims,
         problems_before,
         dirty_sectors_before,
         dirty_sectors_after,

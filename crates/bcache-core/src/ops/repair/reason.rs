@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::cache_set::journal::Gap;
 use crate::cache_set::{OpenError, Problem, ReadError};
 use crate::ops::rebuild::{ExtentsError, RebuildError};
-use crate::ops::repair::{Class, Code};
+use crate::ops::repair::{ClaimError, Class, Code};
 use crate::units::{BucketIndex, Sectors};
 
 /// Why new metadata is made.
@@ -62,6 +62,12 @@ impl Reason {
             Self::UuidTable { .. } => Code::UuidTable,
             Self::BtreeNode { .. } => Code::BtreeNode,
         }
+    }
+
+    /// Volumes that are known by a person's claim alone.
+    pub fn named(&self) -> Vec<u32> {
+        let Self::UuidTable { known } = self else { return Vec::new() };
+        known.iter().filter(|(_, by)| **by == Witness::Named).map(|(slot, _)| *slot).collect()
     }
 
     /// How sure it is that nothing is lost.
@@ -157,6 +163,8 @@ pub enum Witness {
     OlderTable,
     /// An older table that nothing confirms.
     FoundTable,
+    /// A person says so.
+    Named,
     /// It is the only one left, and so is the device.
     OnlyOne,
 }
@@ -167,7 +175,7 @@ impl Witness {
         match self {
             Self::Slot | Self::Data | Self::OlderTable => Class::Certain,
             Self::FoundTable => Class::Likely,
-            Self::OnlyOne => Class::Guess,
+            Self::Named | Self::OnlyOne => Class::Guess,
         }
     }
 }
@@ -179,6 +187,7 @@ impl std::fmt::Display for Witness {
             Self::Data => "its data",
             Self::OlderTable => "an older table",
             Self::FoundTable => "a table that may be of another set",
+            Self::Named => "a person's claim",
             Self::OnlyOne => "no other device is left",
         })
     }
@@ -255,6 +264,9 @@ pub enum NotAnew {
         /// Its dirty sectors.
         dirty_sectors: u64,
     },
+    /// A claim is refused.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The keys that can be read contradict each other.
     #[error(transparent)]
     Extents(#[from] ExtentsError),

@@ -94,7 +94,7 @@ pub fn run_with_undo(
                 backing.iter().map(|device| *device as &dyn ReadDevice).collect();
             let owners = owners(&named, sb.set_uuid())
                 .map_err(|error| RepairRunError::Reread(error.into()))?;
-            let ready = anew::decide(&mended, &owners, options, seed, &mut |_| {})
+            let ready = anew::decide(&mended, &owners, &plan.claims, options, seed, &mut |_| {})
                 .map_err(RepairRunError::Again)?;
             if ready.anew != *anew {
                 return Err(RepairRunError::Changed);

@@ -10,7 +10,8 @@
 //! 2. clean data, where it is the data of one named device at its place, and of no other;
 //! 3. an older table, which is proven where an entry of this set's journal names it, or where one of the
 //!    above agrees with it;
-//! 4. that one volume and one device are left: a guess.
+//! 4. a person, where none of these speaks against it: a guess;
+//! 5. that one volume and one device are left: a guess.
 //!
 //! A volume with dirty data and without an owner is not given up: then there is no new table.
 
@@ -24,6 +25,7 @@ use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::bkey::Bkey;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::{self, UuidEntry};
+use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::reason::{NotAnew, Witness};
 use crate::ops::repair::{past, superblock, verdict};
 use crate::units::{BucketIndex, SECTOR_BYTES, Sectors, UUID_ENTRY_BYTES};
@@ -61,18 +63,18 @@ impl<'d> Owner<'d> {
         is_owner.then_some(Self { device, sb })
     }
 
-    fn uuid(&self) -> Uuid {
+    pub(super) fn uuid(&self) -> Uuid {
         self.sb.uuid()
     }
 
     /// Whether all keys of a volume have their place on it.
-    fn fits(&self, keys: &Keyed) -> bool {
+    pub(super) fn fits(&self, keys: &Keyed) -> bool {
         keys.start >= self.sb.data_offset().0 && keys.end <= self.device.info().size().0
     }
 
     /// Whether the clean data of a volume is what the device holds: `None` where there is none, or only
     /// zeroes.
-    fn agrees(&self, set: &CacheSet<'_>, keys: &Keyed) -> Option<bool> {
+    pub(super) fn agrees(&self, set: &CacheSet<'_>, keys: &Keyed) -> Option<bool> {
         let mut agrees = None;
         for key in &keys.samples {
             let Some(ptr) = key.ptrs().first() else { continue };
@@ -96,7 +98,7 @@ impl<'d> Owner<'d> {
     }
 
     /// Its slot, as the kernel fills it at the first registration.
-    fn entry(&self) -> UuidEntry {
+    pub(super) fn entry(&self) -> UuidEntry {
         let seconds = self.sb.last_mount();
         UuidEntry {
             uuid: self.sb.uuid(),
@@ -120,6 +122,11 @@ pub(super) struct Keyed {
 }
 
 impl Keyed {
+    /// The first sector of its keys and the end of the last.
+    pub(super) const fn span(&self) -> (u64, u64) {
+        (self.start, self.end)
+    }
+
     fn add(&mut self, key: &Bkey, gens_known: bool) {
         self.start = if self.end == 0 { key.start() } else { self.start.min(key.start()) };
         self.end = self.end.max(key.offset());
@@ -192,6 +199,7 @@ pub(super) fn volumes(
     set: &CacheSet<'_>,
     owners: &[Owner<'_>],
     keyed: &BTreeMap<u32, Keyed>,
+    claims: &[Claim],
 ) -> Result<Volumes, NotAnew> {
     let count = usize::try_from(set.geometry().nr_uuids()).unwrap_or(usize::MAX);
     let mut table = Table { slots: vec![UuidEntry::unused(); count], known: BTreeMap::new() };
@@ -220,6 +228,9 @@ pub(super) fn volumes(
                 }
                 table.put(slot, entry.clone(), witness);
             }
+        }
+        if of_this_set {
+            claims::put(set, owners, keyed, claims, &mut table)?;
         }
     }
     // Names and times are of no account, and the kernel's own are better than none.
@@ -262,7 +273,7 @@ pub(super) fn volumes(
     Ok(Volumes { slots: table.slots, known: table.known, dirty_only, tables })
 }
 
-struct Table {
+pub(super) struct Table {
     slots: Vec<UuidEntry>,
     known: BTreeMap<u32, Witness>,
 }
@@ -272,8 +283,18 @@ impl Table {
         self.slots.get(usize::try_from(slot).ok()?)
     }
 
+    /// What is known of a slot, and by what.
+    pub(super) fn known(&self, slot: u32) -> Option<(&UuidEntry, Witness)> {
+        self.get(slot).zip(self.known.get(&slot).copied())
+    }
+
+    /// The slot of a device.
+    pub(super) fn slot_of(&self, uuid: Uuid) -> Option<u32> {
+        (0u32..).zip(&self.slots).find(|(_, entry)| entry.uuid == uuid).map(|(slot, _)| slot)
+    }
+
     /// Fills a slot that is empty, unless the device has another one.
-    fn put(&mut self, slot: u32, mut entry: UuidEntry, witness: Witness) {
+    pub(super) fn put(&mut self, slot: u32, mut entry: UuidEntry, witness: Witness) {
         if self.known.contains_key(&slot) {
             return;
         }
