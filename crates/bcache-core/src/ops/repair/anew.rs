@@ -24,13 +24,14 @@ use crate::layout::uuid_entry::UuidEntry;
 use crate::ops::plan::Step;
 use crate::ops::rebuild::{self, ExtentsError, PrepareError, RebuildPlan};
 use crate::ops::repair::claims::{self, Claim};
+use crate::ops::repair::owner::Owner;
 use crate::ops::repair::past::Past;
 use crate::ops::repair::reading::{Seen, is_ownerless};
 use crate::ops::repair::reason::{Anew, NotAnew, Reason};
 use crate::ops::repair::region::{Lost, Region, Sources};
 use crate::ops::repair::salvaged::{Rule, Salvaged, matters};
 use crate::ops::repair::search::search;
-use crate::ops::repair::volumes::{self, Owner};
+use crate::ops::repair::volumes;
 use crate::ops::undo::SaveError;
 use crate::units::{BucketIndex, Gen, Prio};
 

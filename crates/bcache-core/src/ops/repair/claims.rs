@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use crate::cache_set::CacheSet;
 use crate::layout::uuid_entry::UuidEntry;
-use crate::ops::repair::reason::Witness;
-use crate::ops::repair::volumes::{Keyed, Owner, Table};
+use crate::ops::repair::owner::{Keyed, Owner};
+use crate::ops::repair::slots::Table;
+use crate::ops::repair::witness::Witness;
 use crate::units::Sectors;
 
 /// What a person says of a volume.

@@ -20,6 +20,7 @@ mod bits;
 mod blank;
 mod claims;
 mod flip;
+mod owner;
 mod past;
 mod reading;
 mod reason;
@@ -27,12 +28,15 @@ mod region;
 mod run;
 mod salvaged;
 mod search;
+mod slots;
 mod superblock;
 mod volumes;
+mod witness;
 
 pub use claims::{Claim, ClaimError};
-pub use reason::{Anew, NotAnew, Reason, Share, Witness};
+pub use reason::{Anew, NotAnew, Reason, Share};
 pub use run::{RepairRunError, run, run_with_undo};
+pub use witness::Witness;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -47,8 +51,8 @@ use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
 use bits::FoundFlip;
+use owner::Owner;
 use reading::read;
-use volumes::Owner;
 
 /// How often the set is read: damage may hide other damage.
 const ROUNDS: usize = 16;

@@ -21,138 +21,16 @@ use std::ops::ControlFlow;
 use uuid::Uuid;
 
 use crate::cache_set::{CacheSet, Found, GcMark, KeyState, UuidTable, WalkOptions};
-use crate::device::{AlignedBuf, ReadDevice};
+use crate::device::AlignedBuf;
 use crate::layout::bkey::Bkey;
-use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::{self, UuidEntry};
 use crate::ops::repair::claims::{self, Claim};
-use crate::ops::repair::reason::{NotAnew, Witness};
-use crate::ops::repair::{past, superblock, verdict};
-use crate::units::{BucketIndex, SECTOR_BYTES, Sectors, UUID_ENTRY_BYTES};
-
-/// Clean extents of a volume that are compared with a device, at most.
-const SAMPLES_MAX: usize = 128;
-
-/// Sectors of an extent that are compared.
-const SAMPLE_SECTORS: u64 = 8;
-
-/// A backing device that was named, and says that it is attached to this set.
-pub(super) struct Owner<'d> {
-    device: &'d dyn ReadDevice,
-    sb: Superblock,
-}
-
-impl<'d> Owner<'d> {
-    /// `device`, if it is one: with its superblock as it is once it is mended.
-    pub(super) fn of(
-        device: &'d dyn ReadDevice,
-        set_uuid: Uuid,
-        found: &Superblock,
-    ) -> Option<Self> {
-        let sb = match superblock::mended(found) {
-            None => found.clone(),
-            // Nobody vouches for what it says.
-            Some((super::Code::SuperblockChecksum, _)) => return None,
-            Some((_, mended)) => mended,
-        };
-        let attached = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
-        let is_owner = sb.kind() == Some(Kind::Backing)
-            && sb.set_uuid() == set_uuid
-            && attached
-            && verdict(device, &sb).accepts();
-        is_owner.then_some(Self { device, sb })
-    }
-
-    pub(super) fn uuid(&self) -> Uuid {
-        self.sb.uuid()
-    }
-
-    /// Whether all keys of a volume have their place on it.
-    pub(super) fn fits(&self, keys: &Keyed) -> bool {
-        keys.start >= self.sb.data_offset().0 && keys.end <= self.device.info().size().0
-    }
-
-    /// Whether the clean data of a volume is what the device holds: `None` where there is none, or only
-    /// zeroes.
-    pub(super) fn agrees(&self, set: &CacheSet<'_>, keys: &Keyed) -> Option<bool> {
-        let mut agrees = None;
-        for key in &keys.samples {
-            let Some(ptr) = key.ptrs().first() else { continue };
-            let len = key.size().0.min(SAMPLE_SECTORS).saturating_mul(SECTOR_BYTES);
-            let Ok(len) = usize::try_from(len) else { continue };
-            let (mut cached, mut below) = (AlignedBuf::zeroed(len), AlignedBuf::zeroed(len));
-            if set.cache.device().read_at(ptr.offset().bytes(), &mut cached).is_err()
-                || cached.iter().all(|byte| *byte == 0)
-            {
-                continue;
-            }
-            let start = Sectors(key.start()).bytes();
-            match self.device.read_at(start, &mut below) {
-                Ok(()) if *below == *cached => agrees = Some(true),
-                Ok(()) => return Some(false),
-                Err(_) if key.offset() > self.device.info().size().0 => return Some(false),
-                Err(_) => {}
-            }
-        }
-        agrees
-    }
-
-    /// Its slot, as the kernel fills it at the first registration.
-    pub(super) fn entry(&self) -> UuidEntry {
-        let seconds = self.sb.last_mount();
-        UuidEntry {
-            uuid: self.sb.uuid(),
-            label: self.sb.label(),
-            first_reg: seconds,
-            last_reg: seconds,
-            ..UuidEntry::unused()
-        }
-    }
-}
-
-/// What the keys say of a volume.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Keyed {
-    dirty_sectors: u64,
-    start: u64,
-    end: u64,
-    samples: Vec<Bkey>,
-    clean: usize,
-    stride: usize,
-}
-
-impl Keyed {
-    /// The first sector of its keys and the end of the last.
-    pub(super) const fn span(&self) -> (u64, u64) {
-        (self.start, self.end)
-    }
-
-    fn add(&mut self, key: &Bkey, gens_known: bool) {
-        self.start = if self.end == 0 { key.start() } else { self.start.min(key.start()) };
-        self.end = self.end.max(key.offset());
-        if key.dirty() {
-            self.dirty_sectors = self.dirty_sectors.saturating_add(key.size().0);
-            return;
-        }
-        if !gens_known {
-            return;
-        }
-        // Spread over all of them, however many there are.
-        self.stride = self.stride.max(1);
-        if self.clean % self.stride == 0 {
-            if self.samples.len() >= SAMPLES_MAX {
-                let mut index = 0usize;
-                self.samples.retain(|_| {
-                    index += 1;
-                    index % 2 == 1
-                });
-                self.stride = self.stride.saturating_mul(2);
-            }
-            self.samples.push(*key);
-        }
-        self.clean += 1;
-    }
-}
+use crate::ops::repair::owner::{Keyed, Owner};
+use crate::ops::repair::past;
+use crate::ops::repair::reason::NotAnew;
+use crate::ops::repair::slots::Table;
+use crate::ops::repair::witness::Witness;
+use crate::units::{BucketIndex, UUID_ENTRY_BYTES};
 
 /// What the keys of `set` say of each volume, and those of `kept`.
 pub(super) fn keyed<'k>(
@@ -271,68 +149,6 @@ pub(super) fn volumes(
     table.known.retain(|slot, _| keyed.contains_key(slot));
     let tables = older.iter().map(|older| older.bucket).collect();
     Ok(Volumes { slots: table.slots, known: table.known, dirty_only, tables })
-}
-
-pub(super) struct Table {
-    slots: Vec<UuidEntry>,
-    known: BTreeMap<u32, Witness>,
-}
-
-impl Table {
-    fn get(&self, slot: u32) -> Option<&UuidEntry> {
-        self.slots.get(usize::try_from(slot).ok()?)
-    }
-
-    /// What is known of a slot, and by what.
-    pub(super) fn known(&self, slot: u32) -> Option<(&UuidEntry, Witness)> {
-        self.get(slot).zip(self.known.get(&slot).copied())
-    }
-
-    /// The slot of a device.
-    pub(super) fn slot_of(&self, uuid: Uuid) -> Option<u32> {
-        (0u32..).zip(&self.slots).find(|(_, entry)| entry.uuid == uuid).map(|(slot, _)| slot)
-    }
-
-    /// Fills a slot that is empty, unless the device has another one.
-    pub(super) fn put(&mut self, slot: u32, mut entry: UuidEntry, witness: Witness) {
-        if self.known.contains_key(&slot) {
-            return;
-        }
-        if !entry.is_detached() && self.has(entry.uuid) {
-            // It was attached once more since, and got another slot.
-            entry.uuid = uuid_entry::DETACHED_UUID;
-            entry.flags = 0;
-            entry.sectors = Sectors(0);
-        }
-        if let Some(place) = usize::try_from(slot).ok().and_then(|slot| self.slots.get_mut(slot)) {
-            *place = entry;
-            self.known.insert(slot, witness);
-        }
-    }
-
-    fn has(&self, uuid: Uuid) -> bool {
-        self.slots.iter().any(|entry| entry.uuid == uuid)
-    }
-
-    fn has_owner(&self, slot: u32) -> bool {
-        self.get(slot).is_some_and(|entry| !entry.is_empty() && !entry.is_detached())
-    }
-
-    /// Whether a slot that is known already is the same in `older`.
-    fn confirms(&self, older: &[UuidEntry]) -> bool {
-        self.known.keys().any(|&slot| {
-            let then = usize::try_from(slot).ok().and_then(|slot| older.get(slot));
-            self.get(slot).zip(then).is_some_and(|(now, then)| now.uuid == then.uuid)
-        })
-    }
-
-    fn take_names(&mut self, older: &[UuidEntry]) {
-        for (entry, then) in self.slots.iter_mut().zip(older) {
-            if entry.uuid == then.uuid && !entry.is_empty() && then.is_plausible() {
-                (entry.first_reg, entry.last_reg) = (then.first_reg, then.last_reg);
-            }
-        }
-    }
 }
 
 /// Whether the keys of a slot speak against what an older table says of it.
