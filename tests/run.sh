@@ -17,18 +17,13 @@ tests() {
 # All is built first, so that neither side waits for the other's compiler.
 tests --lib --bins --tests --no-run
 
-# The suites that boot kernels run two at a time, those that take longest first: while one waits for its
-# last guest, the other computes.
-slowest="reader_kernel advice_kernel running_kernel invalidate_kernel replay_kernel repair_kernel"
-suites=$(for suite in $slowest tests/suite/*kernel.rs; do basename "$suite" .rs; done | awk '!seen[$0]++')
-# shellcheck disable=SC2016
-printf '%s\n' "$suites" | xargs -P 2 -n 1 sh -c '
+# One guest more than there are processors: while one waits, the others compute.
+threads=$(($(nproc) + 1))
+{
     status=0
-    ${CARGO:-cargo} test --workspace --no-fail-fast --test "$1" -- --test-threads="$(nproc)" \
-        >"$0/log-$1" 2>&1 || status=$?
-    echo "$status" >"$0/status-$1"' "$folder" &
-runner=$!
-
+    tests --test '*kernel' -- --test-threads="$threads" || status=$?
+    echo "$status" >"$folder/status-kernels"
+} >"$folder/log-kernels" &
 {
     status=0
     BCACHE_TEST_KERNELS=beside tests --lib --bins --tests || status=$?
@@ -36,16 +31,20 @@ runner=$!
 } | tee "$folder/log"
 echo
 echo "The tests that boot kernels:"
-status=$(cat "$folder/status")
-for suite in $suites; do
-    while [ ! -e "$folder/status-$suite" ] && kill -0 "$runner" 2>/dev/null; do
-        sleep 1
-    done
-    tee -a "$folder/log" <"$folder/log-$suite"
-    of_suite=$(cat "$folder/status-$suite")
-    [ "$of_suite" = 0 ] || status=$of_suite
+# From the beginning, and until they have ended.
+tail -n +1 -f "$folder/log-kernels" &
+tail=$!
+while [ ! -e "$folder/status-kernels" ]; do
+    sleep 1
 done
+sleep 2
+kill "$tail"
 wait
+cat "$folder/log-kernels" >>"$folder/log"
+status=0
+for file in "$folder/status" "$folder/status-kernels"; do
+    [ "$(cat "$file")" = 0 ] || status=$(cat "$file")
+done
 
 if [ "$status" != 0 ]; then
     printf '\nWhat failed:\n'

@@ -205,6 +205,16 @@ fn every_named_device_is_judged_whatever_the_cache_is() {
             assert!(!said.advice().contains(&"safe-to-wipe"), "{}", said.check);
         }
     }
+    // What is no bcache device keeps nothing from being judged.
+    let nothing = blank(&scratch, "nothing");
+    set_state(backing, BackingState::Dirty);
+    let output = run(&["check", "--json"], &[&nothing, backing]);
+    let said = json(&output);
+    assert_eq!(said["stakes"]["answer"], "present", "{said}");
+    assert_eq!(said["findings"][0]["code"], "backing-unreadable", "{said}");
+    let advice = said["advice"].as_array().unwrap();
+    assert!(advice.iter().any(|it| it["code"] == "bring-cache"), "{said}");
+    assert_eq!(run(&["check"], &[&nothing, &nothing]).status.code(), Some(8));
     set_state(backing, BackingState::Clean);
     assert_eq!(Said::of(&[&other, backing]).codes(), ["backing-other-set"]);
     let said = Said::of(&[&other, &other]);

@@ -1224,8 +1224,9 @@ proptest! {
             let noticed = match what {
                 // Behind the last journal bucket's number nothing is covered by the checksum.
                 "superblock" => rest < 208 + 8 * 16,
-                // Entry 40 is not needed any more.
-                "journal" => start != sample.entry_byte(40),
+                // Entry 40 is not needed any more. With a smaller sequence number an entry looks like
+                // what a power cut left of an older cycle.
+                "journal" => start != sample.entry_byte(40) && !(16..24).contains(&rest),
                 "prios" | "first set" => true,
                 // A later set of another seq is none of the node's: the node ends before it.
                 "later set" => !(16..24).contains(&rest),

@@ -9,6 +9,7 @@ use bcache_core::device::SuperblockArea;
 use bcache_core::device::scan::{self, Helper, QUIET_DEFAULT, Scan};
 use bcache_core::device::sysfs::Root;
 use bcache_core::inspect::BackingDevice;
+use bcache_core::layout::verdict::{Target, kernel_verdict};
 
 /// The hidden subcommand that [`serve`] is.
 const SUBCOMMAND: &str = "read-superblocks";
@@ -38,6 +39,16 @@ pub fn backing_devices() -> Vec<BackingDevice> {
                 path: found.device.path.clone(),
                 size: found.device.size,
                 superblock: superblock.clone(),
+                registers: {
+                    let size = found.device.size;
+                    let target = Target {
+                        device_size: size,
+                        disk_size: size,
+                        logical_block_bytes: 512,
+                        is_bcache_volume: false,
+                    };
+                    kernel_verdict(superblock, &target).accepts()
+                },
             }),
             _ => None,
         })

@@ -335,6 +335,34 @@ fn a_complete_backing_device_beside_a_broken_cache() {
     }
 }
 
+/// The owner is known, and the kernel does not take it as it is: nothing is advised that needs it.
+#[test]
+fn a_backing_device_whose_magic_was_wiped() {
+    for after in After::each(|fixture| {
+        write_at(&fixture.backing[0], SB_OFFSET_BYTES + 24, &[0; 16]).unwrap();
+    }) {
+        let said = after.said();
+        assert_eq!(said.check_json["stakes"]["at_least_sectors"], after.dirty, "{}", said.check);
+        assert!(said.codes().contains(&"backing-refused"), "{:?}", said.codes());
+        let advice = said.check_json["advice"].as_array().unwrap();
+        let name = after.fixture.backing[0].to_str().unwrap();
+        let commands: Vec<&str> = advice
+            .iter()
+            .filter_map(|it| it["command"].as_str())
+            .filter(|it| it.contains(name))
+            .collect();
+        assert!(
+            commands.iter().all(|it| it.starts_with("bcachectl repair --dry-run")),
+            "{commands:?}"
+        );
+        assert!(!commands.is_empty(), "{advice:?}");
+        let cache = after.fixture.cache.as_path();
+        let repaired = run(&["repair", "--yes"], &[cache, &after.fixture.backing[0]]);
+        assert!(repaired.status.success(), "{}", String::from_utf8_lossy(&repaired.stderr));
+        assert_eq!(after.said().codes(), [""; 0]);
+    }
+}
+
 /// A copy by dd, or a second path: both say that they are the same device.
 #[test]
 fn one_uuid_on_two_devices() {

@@ -106,6 +106,8 @@ pub enum Advice {
     Repair {
         /// The cache.
         cache: PathBuf,
+        /// A backing device whose superblock needs it.
+        backing: Option<PathBuf>,
     },
     /// Copy a flash-only volume elsewhere while the set runs.
     CopyFlashOnly {

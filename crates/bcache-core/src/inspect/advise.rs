@@ -169,7 +169,8 @@ fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
     match &volume.owner {
         Owner::Present { device, standing: Standing::Attached } => {
             let sb = &device.superblock;
-            matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+            device.registers
+                && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
                 && sb.block_size() >= set_block
                 && device.size.0 >= volume.usage.end
         }
@@ -216,7 +217,7 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     // A newest entry that is not whole was torn by a power cut, or damaged: a repair tells, and after the
     // next registration it is too late.
     if device.doubts.contains(&Doubt::TornEntry) && sound && !member.in_use {
-        advice.push(Advice::Repair { cache: cache.clone() });
+        advice.push(Advice::Repair { cache: cache.clone(), backing: None });
     }
     if member.in_use {
         advice.push(Advice::StopFirst);
@@ -233,7 +234,7 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     let takes_none = !registers && !can_write_back && !member.in_use;
     let needs_repair = !sound || volumes().any(|it| it.owner == Owner::Unknown);
     if needs_repair && matches!(device.contents, Contents::Set(_)) && !member.in_use {
-        advice.push(Advice::Repair { cache: cache.clone() });
+        advice.push(Advice::Repair { cache: cache.clone(), backing: None });
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
         match (&volume.owner, volume.uuid) {
@@ -250,7 +251,13 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
                 }
                 // Of a device that ran alone since, the rest may be newer than what is cached.
                 let dirty_only = !goes_on(volume, set_block);
-                let (backing, slot) = (path(volume), volume.slot);
+                let slot = volume.slot;
+                let refused = volume.backing().is_some_and(|device| !device.registers);
+                if refused && sound {
+                    let backing = path(volume);
+                    advice.push(Advice::Repair { cache: cache.clone(), backing });
+                }
+                let backing = path(volume).filter(|_| !refused);
                 let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
                 advice.push(Advice::Export { cache: cache.clone(), backing, slot, dirty_only });
                 advice.extend(back.map(|backing| Advice::WriteBackRanAlone {
@@ -277,7 +284,7 @@ fn unknown(member: &Member<'_>) -> Vec<Advice> {
         advice.push(Advice::NameBacking);
     }
     if !only_torn || matches!(member.device.identity, Identity::MagicWiped(_)) {
-        advice.push(Advice::Repair { cache: device });
+        advice.push(Advice::Repair { cache: device, backing: None });
     }
     advice
 }

@@ -1,7 +1,7 @@
 //! Backing devices: those at hand, and how each stands towards the caches.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use uuid::Uuid;
 
@@ -16,8 +16,10 @@ pub struct BackingDevice {
     pub path: PathBuf,
     /// Its size.
     pub size: Sectors,
-    /// Its superblock.
+    /// Its superblock, the magic restored where that alone was missing.
     pub superblock: Superblock,
+    /// Whether the kernel takes what stands there.
+    pub registers: bool,
 }
 
 /// Lists the backing devices of the machine.
@@ -40,9 +42,16 @@ impl BackingDevices {
 
     /// Adds a device, if it is a backing device whose superblock can be trusted. Of copies with one UUID,
     /// the one that lacks data is the one that counts.
-    pub fn add(&mut self, info: &DeviceInfo, superblock: &Superblock) {
-        lose_complete(&mut self.named, superblock);
-        insert(&mut self.named, &info.path, info.size(), superblock);
+    pub fn add(&mut self, info: &DeviceInfo, superblock: &Superblock, registers: bool) {
+        insert(
+            &mut self.named,
+            BackingDevice {
+                path: info.path.clone(),
+                size: info.size(),
+                superblock: superblock.clone(),
+                registers,
+            },
+        );
     }
 
     /// The device with `uuid`.
@@ -52,35 +61,22 @@ impl BackingDevices {
         }
         if let Some(search) = self.search.take() {
             for device in search() {
-                lose_complete(&mut self.machine, &device.superblock);
-                insert(&mut self.machine, &device.path, device.size, &device.superblock);
+                insert(&mut self.machine, device);
             }
         }
         self.machine.get(&uuid)
     }
 }
 
-/// Forgets a device that lacks nothing and has the UUID of `other`, which may.
-fn lose_complete(devices: &mut HashMap<Uuid, BackingDevice>, other: &Superblock) {
-    let is_usable = other.magic_ok() && other.csum_ok() && other.kind() == Some(Kind::Backing);
-    let known = devices.get(&other.uuid());
-    if is_usable && known.is_some_and(|it| it.superblock.state() == BackingState::Clean) {
-        devices.remove(&other.uuid());
+/// Adds a device whose superblock can be trusted. Of copies with one UUID, the one that lacks data counts.
+fn insert(devices: &mut HashMap<Uuid, BackingDevice>, device: BackingDevice) {
+    let sb = &device.superblock;
+    if !sb.magic_ok() || !sb.csum_ok() || sb.kind() != Some(Kind::Backing) {
+        return;
     }
-}
-
-fn insert(
-    devices: &mut HashMap<Uuid, BackingDevice>,
-    path: &Path,
-    size: Sectors,
-    superblock: &Superblock,
-) {
-    if superblock.magic_ok() && superblock.csum_ok() && superblock.kind() == Some(Kind::Backing) {
-        devices.entry(superblock.uuid()).or_insert_with(|| BackingDevice {
-            path: path.to_owned(),
-            size,
-            superblock: superblock.clone(),
-        });
+    let known = devices.get(&sb.uuid());
+    if known.is_none_or(|known| known.superblock.state() == BackingState::Clean) {
+        devices.insert(sb.uuid(), device);
     }
 }
 

@@ -27,7 +27,7 @@ impl<'d> Group<'d> {
     pub fn new(devices: Vec<(Device<'d>, bool)>, backing: &mut BackingDevices) -> Self {
         for (device, _) in &devices {
             if let Some(sb) = &device.superblock {
-                backing.add(device.handle.info(), sb);
+                backing.add(device.handle.info(), sb, device.registers());
             }
         }
         // Attached, by their superblocks.

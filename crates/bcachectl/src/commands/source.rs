@@ -11,6 +11,7 @@ use bcache_core::cache_set::{
 use bcache_core::device::{FileReader, ReadDevice, open_unused};
 use bcache_core::inspect::{BackingDevices, Contents, Device, Doubt, Identity, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
+use bcache_core::layout::verdict::kernel_verdict;
 use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 
@@ -120,7 +121,8 @@ pub fn with_volume<T>(
     };
     let mut backing = BackingDevices::with_machine(scan::backing_devices);
     if let Some(named) = &named {
-        backing.add(named.device.info(), &named.superblock);
+        let verdict = kernel_verdict(&named.superblock, &named.device.info().target());
+        backing.add(named.device.info(), &named.superblock, verdict.accepts());
     }
     let volumes = Volumes::new(&set, &mut backing);
     let report = choose(args, &set, &volumes, named.as_ref())?;

@@ -131,11 +131,14 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                 ),
             )
         }
-        Advice::Repair { cache } => offline(
-            "repair",
-            "See what can be mended, and what that would lose",
-            &format!("--dry-run {}", shell_quoted(cache)),
-        ),
+        Advice::Repair { cache, backing } => {
+            let devices: Vec<PathBuf> = iter::once(cache).chain(backing).cloned().collect();
+            offline(
+                "repair",
+                "See what can be mended, and what that would lose",
+                &format!("--dry-run {}", quoted(&devices)),
+            )
+        }
         Advice::CopyFlashOnly { slot } => (
             format!(
                 "Volume {slot} is flash-only: wiping the cache destroys it. Register the cache and \

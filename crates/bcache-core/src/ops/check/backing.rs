@@ -7,7 +7,7 @@ use crate::cache_set::view::{Extent, LookupError};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::{Contents, Device, Identity, Member, Standing};
-use crate::layout::superblock::{BackingState, Superblock};
+use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
@@ -263,7 +263,7 @@ pub(super) fn check(
     let path = || info.path.clone();
     let superblock = member.device.superblock.as_ref();
     let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
-        listener.problem(BackingProblem::NotBacking { path: path() });
+        listener.problem(not_backing(member));
         return;
     };
     let refusal = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal);
@@ -332,12 +332,23 @@ pub(super) fn check(
     }
 }
 
+/// What is said of a device that is no backing device for the kernel.
+fn not_backing(member: &Member<'_>) -> BackingProblem {
+    let path = member.path().clone();
+    match member.device.identity {
+        Identity::MagicWiped(Kind::Backing) => {
+            BackingProblem::Refused { path, refusal: Refusal::BadMagic }
+        }
+        _ => BackingProblem::NotBacking { path },
+    }
+}
+
 /// Judges a backing device whose cache is not here: what its superblock says of itself.
 pub(super) fn check_alone(member: &Member<'_>, listener: &mut dyn Listener) {
     let path = || member.device.handle.info().path.clone();
     let superblock = member.device.superblock.as_ref();
     let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
-        listener.problem(BackingProblem::NotBacking { path: path() });
+        listener.problem(not_backing(member));
         return;
     };
     if let Some(refusal) = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal) {

@@ -295,6 +295,10 @@ pub fn check<'d>(
     match superblock.kind() {
         Some(Kind::Cache) => {}
         Some(Kind::Backing) => return check_alone(superblock, options, collector),
+        // What was named beside it is judged whatever it is itself.
+        None if options.backing.iter().any(|it| is_backing(*it)) => {
+            return check_alone(superblock, options, collector);
+        }
         None if superblock.identity == Identity::UnknownVersion => {
             let version = superblock.superblock.map(|sb| sb.version()).unwrap_or_default();
             return Err(OpenError::UnknownVersion { version }.into());
@@ -363,6 +367,10 @@ fn with_backing<'d>(
     Ok(devices)
 }
 
+fn is_backing(device: &dyn ReadDevice) -> bool {
+    Device::read_superblock(device).is_ok_and(|it| it.kind() == Some(Kind::Backing))
+}
+
 /// Checks backing devices of which no cache was named.
 fn check_alone<'d>(
     first: Device<'d>,
@@ -376,6 +384,9 @@ fn check_alone<'d>(
     let mut alone = Vec::new();
     for member in &group.members {
         backing::check_alone(member, &mut collector);
+        if member.device.kind().is_none() {
+            continue;
+        }
         stakes = stakes.and(&member.stakes);
         for piece in &member.advice {
             if !advice.contains(piece) {
