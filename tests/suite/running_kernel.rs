@@ -134,8 +134,6 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
         ctl stopped status
         ctl set_stays status --json $set
         ctl back register /dev/vda
-        # What is dirty stays so until the detach, however busy the host is.
-        echo 0 >/sys/block/vda/bcache/writeback_running
         ctl forgotten get vda sequential_cutoff writeback_rate_fp_term_mid
         ctl apply_dry settings apply --dry-run /settings
         ctl apply settings apply --device bcache0 /settings
@@ -145,7 +143,10 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
         echo \[backing.\"$(cat /sys/block/vda/bcache/backing_dev_uuid)\"\] >>/bad
         echo writeback_percent = 99 >>/bad
         ctl apply_bad settings apply /bad
+        # Something is dirty at the detach, however busy the host is.
         echo 0 >/sys/block/vda/bcache/writeback_running
+        echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
+        dd if=/dev/urandom of=/dev/bcache0 bs=4k count=16 seek=64 oflag=direct 2>/dev/null
         stage detached
         md5 /dev/bcache0 10485760
         ctl detach detach --wait /dev/bcache0
