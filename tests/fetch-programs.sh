@@ -7,6 +7,10 @@ set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 folder=${BCACHE_TEST_CACHE:-$top/.cache}/programs
+mkdir -p "${folder%/*}"
+# Tests run side by side: the first fetches, the others wait for it.
+exec 9>"$folder.lock"
+flock 9
 [ ! -e "$folder/complete" ] || exit 0
 
 # The guests have the C library of this machine, which may be newer.
@@ -17,10 +21,17 @@ prometheus-node-exporter'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/tree"
-# shellcheck disable=SC2016 # apt's own variable
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' |
-    sort -u | head -n 1)
-: "${mirror:=http://deb.debian.org/debian/}"
+# Where this machine has Debian from; before the first update apt cannot tell whose a source is.
+repositories() {
+    # shellcheck disable=SC2016 # apt's own variable
+    apt-get indextargets --format '$(REPO_URI)' "$@" | sort -u | head -n 1
+}
+mirror=$(repositories 'Origin: Debian' 'Label: Debian')
+[ -n "$mirror" ] || mirror=$(repositories)
+[ -n "$mirror" ] || {
+    echo "fetch-programs: apt has no source to take them from" >&2
+    exit 1
+}
 echo "deb $mirror bookworm main" >"$work/sources.list"
 # Lists of their own, so that nothing of this machine's changes. As root, apt would warn that its own
 # user cannot write here.

@@ -6,6 +6,10 @@ set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 folder=${BCACHE_TEST_CACHE:-$top/.cache}/udev
+mkdir -p "${folder%/*}"
+# Tests run side by side: the first fetches, the others wait for it.
+exec 9>"$folder.lock"
+flock 9
 [ ! -e "$folder/complete" ] || exit 0
 
 work=$(mktemp -d)
@@ -17,6 +21,7 @@ apt-get -q download udev >&2 || {
     apt-get -q update >&2
     apt-get -q download udev >&2
 }
+rm -rf "$folder"
 mkdir -p "$folder"
 dpkg-deb -x udev_*.deb "$folder"
 touch "$folder/complete"
