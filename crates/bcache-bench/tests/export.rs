@@ -62,6 +62,13 @@ fn every_report_in_every_format_that_there_is_of_it() {
     let replay = ["replay", TRACE, "--cache-size", "1G", "--bucket", "512k", "--policy", "lru"];
     exports(&replay, &["json", "csv", "markdown", "svg"], dir.path());
 
+    // A reader that has seen enough does not keep the file from being written.
+    let piped = path("piped.md");
+    let program = assert_cmd::cargo::cargo_bin("bcache-bench");
+    let line = format!("{} compare {a} {b} --export markdown={piped} | true", program.display());
+    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    assert!(fs::read_to_string(&piped).unwrap().starts_with("| figure |"));
+
     // What there is not is a usage error, and an input is no place for a report.
     let svg = format!("svg={}", path("size.svg"));
     let output = bench(&["size", "10G", "--export", &svg]);

@@ -57,10 +57,29 @@ pub(crate) fn paint(style: Style, colour: Option<Color>, bold: bool, text: &str)
     if style.colour { format!("{dress}{text}{dress:#}") } else { text.to_owned() }
 }
 
+/// Standard output, whose errors say that it is theirs.
+struct Stdout(io::StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_stdout)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_stdout)
+    }
+}
+
+/// An error of standard output, of the same kind.
+#[expect(clippy::needless_pass_by_value, reason = "map_err gives it away")]
+pub(crate) fn of_stdout(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+}
+
 impl Out {
     /// Takes standard output for the rest of the command.
     pub fn stdout() -> Self {
-        Self::new(io::BufWriter::new(io::stdout().lock()), Style::of_stdout())
+        Self::new(io::BufWriter::new(Stdout(io::stdout().lock())), Style::of_stdout())
     }
 
     /// Output to somewhere else, dressed as told.

@@ -8,7 +8,7 @@ use clap::{ArgMatches, Command, FromArgMatches};
 use clap_complete::Shell;
 
 use crate::exit::{ExitError, REFUSED, USAGE, told};
-use crate::out::Out;
+use crate::out::{Out, of_stdout};
 use crate::{completions, is_broken_pipe, usage};
 
 /// Version with the git revision that it was built from, for a release build inside a git tree.
@@ -47,7 +47,7 @@ impl Program {
             let printed = error.print().and_then(|()| io::stdout().flush());
             return match printed {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    self.say(&format_args!("cannot write to standard output: {error}"));
+                    self.say(&of_stdout(error));
                     REFUSED.into()
                 }
                 _ => ExitCode::SUCCESS,

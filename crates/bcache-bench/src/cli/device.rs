@@ -8,13 +8,12 @@ use bcache_cli::policy::PolicyName;
 use bcache_cli::size::parse_bytes;
 use clap::Args;
 
+use super::export::ExportArgs;
 use crate::device::plan::{
     Consent, DevicePlan, IoMode, Length, ReserveName, Target, WorkingSetSize, parse_duration,
 };
 use crate::record::pace::Pace;
 use crate::report::export::{ExportFormat, ExportPaths, ExportTo};
-
-use super::export::ExportArgs;
 use crate::workload::{Access, BlockSizes, ReadShare, Weighted};
 
 /// How long a run takes when nothing is said.

@@ -28,7 +28,7 @@ impl ExportArgs {
 }
 
 /// A format that there is not is a matter of the command line.
-pub fn as_usage(error: ExportError) -> anyhow::Error {
+fn as_usage(error: ExportError) -> anyhow::Error {
     match error {
         ExportError::NoSuchFormat { .. } => ExitError::wrap(Failure::Usage, error),
         error => error.into(),

@@ -37,14 +37,16 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode> {
         bail!("{} and {} have no run in common", args.a.display(), args.b.display());
     }
     let mut out = Out::stdout();
-    if args.json {
-        out.json(&comparison)?;
+    let style = out.style();
+    let printed = if args.json {
+        out.json(&comparison)
     } else {
-        let style = out.style();
-        render(&mut out, style, &comparison, [&a, &b])?;
-    }
-    out.finish()?;
+        render(&mut out, style, &comparison, [&a, &b])
+    };
+    let printed = printed.and_then(|()| out.finish());
+    // Whoever reads no further has seen enough, and wants the files all the same.
     exports.write(&comparison)?;
+    printed?;
     let (worse, _) = comparison.changes();
     Ok(if worse > 0 { Failure::Worse.into() } else { ExitCode::SUCCESS })
 }

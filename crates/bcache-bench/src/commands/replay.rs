@@ -50,21 +50,27 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
     if let (Some(device), false) = (&device, interrupted) {
         report.device = Some(on_device(&trace, device, args, &stop)?);
     }
-    let mut out = Out::stdout();
-    if args.json {
-        out.json(&report)?;
-    } else if args.csv {
-        render::csv(&report, &mut out)?;
-    } else if args.markdown {
-        render::markdown(&report, &mut out)?;
-    } else {
-        render::text(&report, &mut out)?;
-    }
-    out.finish()?;
+    let printed = print(args, &report);
+    // Whoever reads no further has seen enough, and wants the files all the same.
     if !interrupted || !report.cells.is_empty() {
         exports.write(&report)?;
     }
+    printed?;
     Ok(if interrupted { Failure::Interrupted.into() } else { ExitCode::SUCCESS })
+}
+
+fn print(args: &ReplayArgs, report: &ReplayReport) -> Result<()> {
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(report)?;
+    } else if args.csv {
+        render::csv(report, &mut out)?;
+    } else if args.markdown {
+        render::markdown(report, &mut out)?;
+    } else {
+        render::text(report, &mut out)?;
+    }
+    out.finish()
 }
 
 fn read(args: &ReplayArgs, stop: &AtomicBool) -> Result<Trace> {

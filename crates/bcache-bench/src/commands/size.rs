@@ -30,13 +30,11 @@ pub fn run(args: &SizeArgs) -> Result<ExitCode> {
     let buckets = args.bucket.iter().map(of_bucket).collect();
     let report = SizeReport { cache_bytes, extent_bytes: args.extent, buckets };
     let mut out = Out::stdout();
-    if args.json {
-        out.json(&report)?;
-    } else {
-        text(&report, &mut out)?;
-    }
-    out.finish()?;
+    let printed = if args.json { out.json(&report) } else { text(&report, &mut out) };
+    let printed = printed.and_then(|()| out.finish());
+    // Whoever reads no further has seen enough, and wants the files all the same.
     exports.write(&report)?;
+    printed?;
     Ok(ExitCode::SUCCESS)
 }
 
