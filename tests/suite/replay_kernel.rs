@@ -15,7 +15,9 @@ use bcache_core::allocator::Policy;
 use bcache_core::model::{CacheModel, Config, Mode, Stats};
 use bcache_core::units::Sectors;
 use bcache_tests::tool::make;
-use bcache_tests::{Guest, Kernel, Need, Scratch, binary, main_with, trial, workspace_root};
+use bcache_tests::{
+    Guest, GuestRun, Kernel, Need, Scratch, binary, main_with, trial, workspace_root,
+};
 
 /// A cache to compare, with kernels, and how far hits may be apart, in points of all reads.
 struct Cell {
@@ -270,6 +272,17 @@ const LOAD_TASKS: &str = "
     dd if=/dev/bcache0 of=/dev/null bs=64k skip=250 count=300 iflag=direct 2>/dev/null
 ";
 
+/// What the kernel counted: hits, misses, and the same of what went past the cache.
+fn counted(run: &GuestRun) -> anyhow::Result<[u64; 4]> {
+    let figure = |name: &str| run.log.number(name).with_context(|| run.tail());
+    Ok([
+        figure("cache_hits")?,
+        figure("cache_misses")?,
+        figure("cache_bypass_hits")?,
+        figure("cache_bypass_misses")?,
+    ])
+}
+
 fn compare(kernel: Kernel, cell: &Cell, points: f64) -> anyhow::Result<()> {
     let requests = requests()?;
     let scratch = Scratch::new()?;
@@ -311,14 +324,9 @@ fn compare(kernel: Kernel, cell: &Cell, points: f64) -> anyhow::Result<()> {
         .run()?
         .ok()?
         .without_errors()?;
-    let figure = |name: &str| run.log.number(name).with_context(|| run.tail());
-    let kernels = [
-        figure("cache_hits")?,
-        figure("cache_misses")?,
-        figure("cache_bypass_hits")?,
-        figure("cache_bypass_misses")?,
-    ];
-    let size = usize::try_from(figure("size")?)?;
+    let kernels = counted(&run)?;
+    let size = run.log.number("size").with_context(|| run.tail())?;
+    let size = usize::try_from(size)?;
     let bytes = std::fs::read(&recorded)?;
     std::fs::write(&recorded, bytes.get(..size).context("a recording")?)?;
     // With the times at which the kernel got the requests: how late its thread was depends on them.

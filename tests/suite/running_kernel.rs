@@ -42,6 +42,20 @@ const CTL: &str = "
     }
     pattern() {
         dd if=/dev/$1 of=/dev/$2 bs=1M count=$3 oflag=direct conv=fsync 2>/dev/null
+    }
+    # mapped NAME DEV TABLE: makes a device-mapper device as large as DEV; becomes gives it another table.
+    mapped() {
+        mapped_name=$1
+        mapped_size=$(blockdev --getsz $2)
+        table \"$3\" create
+    }
+    table() {
+        echo \"0 $mapped_size $1\" | /bin/dmsetup $2 --noudevsync --noudevrules $mapped_name
+    }
+    becomes() {
+        table \"$1\" reload
+        /bin/dmsetup suspend --noudevsync $mapped_name
+        /bin/dmsetup resume --noudevsync $mapped_name
     }";
 
 /// A guest with a backing device on vda, its cache on vdb, a second pair on vdc and vdd.
@@ -364,17 +378,8 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
 /// What is killed in the middle of moving a device to another cache: while it is written back, while it
 /// is detached. The writes of its disk take half a minute then.
 const REPLACE: &str = r#"
-        size=$(blockdev --getsz /dev/vdc)
-        table() {
-            echo "0 $size $1" | /bin/dmsetup $2 --noudevsync --noudevrules slow
-        }
-        becomes() {
-            table "$1" reload
-            /bin/dmsetup suspend --noudevsync slow
-            /bin/dmsetup resume --noudevsync slow
-        }
         slow="delay /dev/vdc 0 0 /dev/vdc 0 30000"
-        table "linear /dev/vdc 0" create
+        mapped slow /dev/vdc "linear /dev/vdc 0"
         register /dev/dm-0
         register /dev/vdd
         at=/sys/block/dm-0/bcache
@@ -456,9 +461,8 @@ const REPLACE: &str = r#"
 /// A cache is registered whose disk takes minutes for each write: the kernel holds bcache's lock, and
 /// whoever reads its files cannot be killed. Another table lets the writes go.
 const LOCKED: &str = r#"
-        size=$(blockdev --getsz /dev/vde)
         ctl lk_make make --force --cache /dev/vde
-        table "delay /dev/vde 0 0 /dev/vde 0 200000" create
+        mapped slow /dev/vde "delay /dev/vde 0 0 /dev/vde 0 200000"
         echo /dev/dm-0 >/sys/fs/bcache/register &
         registering=$!
         is_locked() {

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use anyhow::Result;
-use bcache_core::device::SuperblockArea;
 use bcache_core::device::scan::{self, Helper, QUIET_DEFAULT, Scan};
 use bcache_core::device::sysfs::Root;
+use bcache_core::device::{ReadDevice as _, SuperblockArea, open_read};
 use bcache_core::inspect::BackingDevice;
-use bcache_core::layout::verdict::{Target, kernel_verdict};
+use bcache_core::layout::verdict::kernel_verdict;
 
 /// The hidden subcommand that [`serve`] is.
 const SUBCOMMAND: &str = "read-superblocks";
@@ -39,16 +39,9 @@ pub fn backing_devices() -> Vec<BackingDevice> {
                 path: found.device.path.clone(),
                 size: found.device.size,
                 superblock: superblock.clone(),
-                registers: {
-                    let size = found.device.size;
-                    let target = Target {
-                        device_size: size,
-                        disk_size: size,
-                        logical_block_bytes: 512,
-                        is_bcache_volume: false,
-                    };
-                    kernel_verdict(superblock, &target).accepts()
-                },
+                registers: open_read(&found.device.path).is_ok_and(|device| {
+                    kernel_verdict(superblock, &device.info().target()).accepts()
+                }),
             }),
             _ => None,
         })

@@ -246,9 +246,9 @@ pub(super) fn follow(kernel: Kernel) -> anyhow::Result<()> {
     let report: serde_json::Value = serde_json::from_str(&capture.output)?;
     let answer = &report["answer"];
     let predicted = answer["hit_ratio"].as_f64().context("an advice")?;
-    let figure = |name: &str| run.log.number(name).with_context(|| run.tail());
-    let (hits, bypass_hits) = (figure("cache_hits")?, figure("cache_bypass_hits")?);
-    let reads = hits + bypass_hits + figure("cache_misses")? + figure("cache_bypass_misses")?;
+    let counters = super::counted(&run)?;
+    let [hits, _, bypass_hits, _] = counters;
+    let reads: u64 = counters.iter().sum();
     let measured = float(hits + bypass_hits) / float(reads);
     println!(
         "{}: predicted {predicted:.4} of {} reads, measured {measured:.4} of {reads}; {} s",

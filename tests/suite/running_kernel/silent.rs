@@ -59,16 +59,7 @@ const COMMON: &str = r"
 
 /// The cache fails while it is clean, its backing device goes on, and the cache could come back.
 const LOST: &str = r#"
-        size=$(blockdev --getsz /dev/vdb)
-        table() {
-            echo "0 $size $1" | /bin/dmsetup $2 --noudevsync --noudevrules cache
-        }
-        becomes() {
-            table "$1" reload
-            /bin/dmsetup suspend --noudevsync cache
-            /bin/dmsetup resume --noudevsync cache
-        }
-        table "linear /dev/vdb 0" create
+        mapped cache /dev/vdb "linear /dev/vdb 0"
         register /dev/dm-0
         register /dev/vda
         all_cached vda dm-0

@@ -128,9 +128,9 @@ impl BlockDir {
         &self.name
     }
 
-    /// The node that devtmpfs makes for it. The kernel writes `!` in a name where the node has `/`.
+    /// The node that devtmpfs makes for it.
     pub fn node(&self) -> PathBuf {
-        Path::new("/dev").join(self.name.replace('!', "/"))
+        node_of(&self.name)
     }
 
     /// Its number.
@@ -343,6 +343,11 @@ impl fmt::Display for BackingState {
             Self::Other(other) => other,
         })
     }
+}
+
+/// The node of a device by its kernel name. The kernel writes `!` in a name where the node has `/`.
+pub fn node_of(name: &str) -> PathBuf {
+    Path::new("/dev").join(name.replace('!', "/"))
 }
 
 /// One block device of the machine.

@@ -3,6 +3,10 @@
 //! Each piece of advice is given only where following it works: nothing that the kernel would
 //! refuse, nothing that loses data.
 
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
 use crate::device::DeviceKind;
 use crate::inspect::advice::{Advice, Danger};
 use crate::inspect::backing::Standing;
@@ -14,8 +18,6 @@ use crate::inspect::volume::{Owner, Volume};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::verdict::Verdict;
 use crate::units::Sectors;
-use std::path::PathBuf;
-use uuid::Uuid;
 
 /// What can be done about `member`, one of `members`.
 pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::attributes::Attributes;
 use super::rounded::Rounded;
 use super::stats::{DiskStats, Stats};
-use crate::device::sysfs::{BackingState, BlockDir, Role, Root};
+use crate::device::sysfs::{BackingState, BlockDir, Role, Root, node_of};
 use crate::units::Sectors;
 
 /// The directory of statistics since registration.
@@ -464,6 +464,6 @@ impl Backing {
 
     /// The node of the device it runs as, or its own while it waits.
     pub fn node(&self) -> PathBuf {
-        Path::new("/dev").join(self.bcache.as_deref().unwrap_or(&self.name).replace('!', "/"))
+        node_of(self.bcache.as_deref().unwrap_or(&self.name))
     }
 }

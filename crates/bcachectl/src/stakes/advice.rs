@@ -110,20 +110,21 @@ fn words(advice: &Advice) -> (String, Option<String>) {
         ),
         Advice::Export { cache, backing, slot, dirty_only } => {
             let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
+            let save = "Save what is readable of the volume to a file";
             let (only, text) = match (dirty_only, &backing) {
-                (false, _) => ("", "Save what is readable of the volume to a file"),
-                (true, Some(_)) => {
-                    (" --dirty-only", "Save what is readable of the volume to a file")
-                }
+                (false, _) => ("", save.to_owned()),
+                (true, Some(_)) => (" --dirty-only", save.to_owned()),
                 (true, None) => (
                     " --dirty-only --data-offset 16",
-                    "Save what is readable of the volume to a file (16 is the data offset of its backing \
-                     device, unless that was made with another)",
+                    format!(
+                        "{save} (16 is the data offset of its backing device, unless that was made \
+                         with another)"
+                    ),
                 ),
             };
             offline(
                 "export",
-                text,
+                &text,
                 &format!(
                     "{} {}--volume {slot}{only} -o FILE",
                     shell_quoted(cache),

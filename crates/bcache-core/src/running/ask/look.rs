@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Question;
 use crate::device::scan::threads::answer_all;
-use crate::device::sysfs::Root;
+use crate::device::sysfs::{Root, node_of};
 use crate::running::control::read_on_device;
 use crate::running::findings::OnDevice;
 use crate::running::part::Part;
@@ -95,7 +94,7 @@ fn read_part(part: &Part, files: &[File], messages: &Sender<Message>) {
         }
     }
     if let Part::Superblock(name) = part {
-        let found = read_on_device(&Path::new("/dev").join(name.replace('!', "/")));
+        let found = read_on_device(&node_of(name));
         if let Some(found) = found {
             tell(Message::Superblock(name.clone(), found));
         }

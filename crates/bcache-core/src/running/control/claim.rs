@@ -2,12 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-/// The node of a device by its kernel name.
-pub(super) fn node(name: &str) -> PathBuf {
-    Path::new("/dev").join(name.replace('!', "/"))
-}
+use std::path::Path;
 
 /// Whether nobody holds the device. Opened for reading only: closing a device that was open for
 /// writing makes udev look at it again, which would register it.

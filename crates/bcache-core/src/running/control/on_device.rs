@@ -4,8 +4,8 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::claim::node;
 use crate::device::file::open_read;
+use crate::device::sysfs::node_of;
 use crate::device::{AlignedBuf, DeviceError, DeviceInfo, ReadDevice};
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::running::findings::OnDevice;
@@ -32,5 +32,5 @@ pub fn read_on_device(path: &Path) -> Option<OnDevice> {
 
 /// The set that the superblock of a registered device names, where it can be read.
 pub(super) fn named_set(backing: &Backing) -> Option<Uuid> {
-    read_on_device(&node(&backing.name)).map(|it| it.set).filter(|set| !set.is_nil())
+    read_on_device(&node_of(&backing.name)).map(|it| it.set).filter(|set| !set.is_nil())
 }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::claim::{claimable, node};
+use super::claim::claimable;
 use super::on_device::{named_set, superblock_of};
 use super::returning::{joins, returns_to};
 use super::{Note, Plan, Proof, Refusal, Write};
 use crate::device::DeviceKind;
 use crate::device::holders::holders_of_device;
-use crate::device::sysfs::{BackingState as Word, BlockDir, Root};
+use crate::device::sysfs::{BackingState as Word, BlockDir, Root, node_of};
 use crate::layout::superblock::Kind;
 use crate::layout::verdict::kernel_verdict;
 use crate::running::attributes::Attributes;
@@ -28,7 +28,7 @@ pub(crate) fn users_of(root: &Root, bcache: &str) -> Vec<String> {
     let Some(device) = BlockDir::by_name(root, bcache) else { return Vec::new() };
     let mut users: Vec<String> =
         holders_of_device(root, &device).iter().map(ToString::to_string).collect();
-    let node = node(bcache);
+    let node = node_of(bcache);
     if users.is_empty() && node.exists() && !claimable(&node) {
         users.push("another program has it open for itself".to_owned());
     }
@@ -115,7 +115,7 @@ pub fn plan_register(
         return Err(Refusal::InUse { device: name, users });
     }
     let register = Attributes::at(root, root.sys("fs/bcache"));
-    let value = format!("{}\n", node(&name).display());
+    let value = format!("{}\n", node_of(&name).display());
     let writes = vec![write(&register, "register", value)];
     Ok(plan("register", &name, writes, Proof::Registered { device: name.clone() }))
 }
@@ -159,7 +159,7 @@ pub(super) fn attach_to(backing: &Backing, set: Uuid) -> Plan {
 /// # Errors
 /// When the blocks of the set are larger than those that the backing device was made with.
 pub(super) fn fits(backing: &Backing, set_bytes: Option<u64>) -> Result<(), Refusal> {
-    let superblock = superblock_of(&node(&backing.name)).ok().and_then(|it| it.0);
+    let superblock = superblock_of(&node_of(&backing.name)).ok().and_then(|it| it.0);
     let device_bytes = superblock.map(|it| it.block_size().bytes());
     match (set_bytes, device_bytes) {
         (Some(set_bytes), Some(device_bytes)) if set_bytes > device_bytes => {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::claim::{claimable, node};
+use super::claim::claimable;
 use super::{ControlError, Done, Look, Waiting};
-use crate::device::sysfs::Root;
+use crate::device::sysfs::{Root, node_of};
 use crate::running::attributes::Attributes;
 
 /// What has to be seen in sysfs.
@@ -147,7 +147,7 @@ impl Proof {
                 let set_gone =
                     set.is_none_or(|set| !exists(&root.sys("fs/bcache").join(set.to_string())));
                 let free = |device: &String| {
-                    !exists(&class(root, device).join("bcache")) && claimable(&node(device))
+                    !exists(&class(root, device).join("bcache")) && claimable(&node_of(device))
                 };
                 // The claim comes last: the kernel lets go of the devices after all else is gone.
                 done(
@@ -163,7 +163,7 @@ impl Proof {
                     let at = bcache(device);
                     !at.has("cache") && at.text("state").as_deref() == Some("no cache")
                 };
-                let free = |device: &String| claimable(&node(device));
+                let free = |device: &String| claimable(&node_of(device));
                 if set_gone && attached.iter().all(detached) && cache.iter().all(free) {
                     return done(true);
                 }

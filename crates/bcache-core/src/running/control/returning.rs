@@ -5,10 +5,10 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::Refusal;
-use super::claim::node;
 use super::on_device::named_set;
 use crate::cache_set::{NoVisitor, ReadOptions};
 use crate::device::open_read;
+use crate::device::sysfs::node_of;
 use crate::inspect::{Answer, BackingDevices, Device, Group};
 use crate::layout::superblock::{BackingState, Superblock};
 use crate::running::findings::DeviceState;
@@ -46,7 +46,7 @@ pub fn returns_to(
         if lose_dirty_data {
             continue;
         }
-        match dirty_on(cache, &node(&device)) {
+        match dirty_on(cache, &node_of(&device)) {
             (Answer::None, _) => {}
             (_, dirty) => return Err(Refusal::DropsDirtyData { backing: device, dirty }),
         }
@@ -71,7 +71,7 @@ pub fn joins(
     if superblock.state() != BackingState::Stale {
         return Ok(());
     }
-    let found = set.cache.as_ref().map(|cache| dirty_on(&node(&cache.name), backing));
+    let found = set.cache.as_ref().map(|cache| dirty_on(&node_of(&cache.name), backing));
     match found {
         Some((Answer::Present, dirty)) => {
             Err(Refusal::DropsDirtyData { backing: name.to_owned(), dirty })

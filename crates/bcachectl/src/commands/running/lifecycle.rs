@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use bcache_core::device::sysfs::{BlockDir, Root};
+use bcache_core::device::sysfs::{BlockDir, Root, node_of};
 use bcache_core::device::{DeviceError, FileDevice, open_write};
 use bcache_core::running::control::{
     self, Plan, Refusal, plan_attach, plan_detach, plan_register, plan_run, plan_run_again,
@@ -84,17 +84,13 @@ pub(in crate::commands) fn run(args: &RunArgs) -> Result<ExitCode> {
     let backing = session.backing(&view, &args.device)?;
     let name = backing.name.clone();
     if DeviceState::of(backing) == DeviceState::CacheLost {
-        let node = format!("/dev/{}", name.replace('!', "/"));
         // It runs already, but its superblock does not say that it does so without its cache.
         let plan = plan_run_again(&session.root, backing, args.lose_dirty_data);
         let plan = plan.map_err(|error| session.refuse("stop", &args.device, &error))?;
-        if session.carry_out(&plan)?.is_none() {
+        let Some(after) = begin_again(&mut session, &plan, &name)? else {
             return session.finish();
-        }
-        let plan = registered_again(&session.root, &session.view()?, Path::new(&node))
-            .map_err(|error| session.refuse("register", &node, &error))?;
-        session.carry_out(&plan)?;
-        view = session.view()?;
+        };
+        view = after;
     }
     let backing = session.backing(&view, &name)?;
     let mut plan = plan_run(backing, args.lose_dirty_data);
@@ -124,9 +120,10 @@ pub(in crate::commands) fn unregister(args: &UnregisterArgs) -> Result<ExitCode>
         return session.finish();
     }
     let cache = set.cache.as_ref().context("the set has no cache device")?;
-    let node = format!("/dev/{}", cache.name.replace('!', "/"));
-    let question = format!("The bcache superblock on {node} will be wiped.");
+    let node = node_of(&cache.name);
+    let question = format!("The bcache superblock on {} will be wiped.", node.display());
     if !args.control.dry_run && !args.yes && !ask(&question, None)? {
+        let node = node.display();
         bail!("{node}: wiping it wants a yes on a terminal, or --yes; nothing was written");
     }
     if session.carry_out(&plan)?.is_some() {
@@ -137,12 +134,12 @@ pub(in crate::commands) fn unregister(args: &UnregisterArgs) -> Result<ExitCode>
 
 /// Claims the device as soon as the kernel lets go of it, so that udev does not register it again,
 /// and wipes it.
-pub(super) fn wipe(node: &str) -> Result<()> {
+pub(super) fn wipe(node: &Path) -> Result<()> {
     let failed = |error: anyhow::Error| {
-        let what = format!("the set is unregistered, and {node} was not wiped");
+        let what = format!("the set is unregistered, and {} was not wiped", node.display());
         ExitError::wrap(Failure::Partial, error.context(what))
     };
-    let device = claim(Path::new(node)).map_err(|error| failed(error.into()))?;
+    let device = claim(node).map_err(|error| failed(error.into()))?;
     control::wipe(&device).map_err(|error| failed(error.into()))
 }
 
@@ -161,23 +158,30 @@ fn claim(path: &Path) -> Result<FileDevice, DeviceError> {
     }
 }
 
+/// Stops a device as planned, and registers it again. What there is then; none in a dry run.
+fn begin_again(session: &mut Session, stop: &Plan, name: &str) -> Result<Option<View>> {
+    if session.carry_out(stop)?.is_none() {
+        return Ok(None);
+    }
+    let node = node_of(name);
+    let plan = registered_again(&session.root, &session.view()?, &node)
+        .map_err(|error| session.refuse("register", &node.display().to_string(), &error))?;
+    session.carry_out(&plan)?;
+    session.view().map(Some)
+}
+
 /// Runs `bcachectl resize`.
 pub(in crate::commands) fn resize(args: &ResizeArgs) -> Result<ExitCode> {
     let mut session = Session::new(args.control, AT_ONCE)?;
     let view = session.view()?;
     let backing = session.backing(&view, &args.device)?;
     let name = backing.name.clone();
-    let node = format!("/dev/{}", name.replace('!', "/"));
     let before = backing.bcache_sectors;
     let plan = plan_stop(&session.root, backing, false);
     let plan = plan.map_err(|error| session.refuse("resize", &args.device, &error))?;
-    if session.carry_out(&plan)?.is_none() {
+    let Some(view) = begin_again(&mut session, &plan, &name)? else {
         return session.finish();
-    }
-    let plan = registered_again(&session.root, &session.view()?, Path::new(&node))
-        .map_err(|error| session.refuse("register", &node, &error))?;
-    session.carry_out(&plan)?;
-    let view = session.view()?;
+    };
     let after = view.backing_device(&name).and_then(|backing| backing.bcache_sectors);
     match (before, after) {
         (Some(before), Some(after)) if before != after => {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::progress::Progress as Bar;
 use bcache_core::device::open_read;
-use bcache_core::device::sysfs::{BlockDir, Registered};
+use bcache_core::device::sysfs::{BlockDir, Registered, node_of};
 use bcache_core::layout::superblock::{Kind, Replacement};
 use bcache_core::ops::make::{
     self, DevicePlan, MakeError, Options, facts_of, open_for_real, read_superblock,
@@ -461,9 +461,9 @@ fn end_old(session: &mut Session, args: &ReplaceCacheArgs, record: &ReplaceRecor
             .map_err(|error| session.refuse("unregister", &args.old, &error))?;
         session.carry_out(&plan)?;
     }
-    let node = format!("/dev/{}", record.old_cache.replace('!', "/"));
+    let node = node_of(&record.old_cache);
     // An earlier call may have come as far as this.
-    if args.wipe && has_superblock(Path::new(&node)) {
+    if args.wipe && has_superblock(&node) {
         wipe(&node).map_err(|error| session.fail(error))?;
     }
     Ok(())
@@ -482,7 +482,7 @@ fn verify(session: &mut Session, record: &ReplaceRecord) -> Result<()> {
         let state = DeviceState::of(backing);
         let attached = matches!(state, DeviceState::AttachedClean | DeviceState::AttachedDirty)
             && backing.set == Some(record.new_set);
-        let named = read_on_device(&Path::new("/dev").join(backing.name.replace('!', "/")));
+        let named = read_on_device(&node_of(&backing.name));
         let agrees = named.is_none_or(|it| it.set == record.new_set);
         if !attached || !agrees {
             let error =
