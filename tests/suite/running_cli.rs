@@ -1,10 +1,14 @@
 //! `bcachectl status` and `settings` on trees that were recorded from stock kernels.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bcache_tests::{binary, workspace_root};
+use bcache_tests::need::unmet;
+use bcache_tests::{LoopDevice, Need, binary, tool, workspace_root};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -133,10 +137,14 @@ fn tree_that_hangs(file: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(recorded("dirty-6.12.sysfs")).unwrap();
     let root = bcache_core::running::recorded::unpack(&text, folder.path()).unwrap();
-    let path = root.sys(file);
-    std::fs::remove_file(&path).unwrap();
-    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    hang(&root.sys(file));
     folder
+}
+
+/// Lets reading a file never end.
+fn hang(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap();
 }
 
 /// The command over a folder; its output, errors and exit status.
@@ -176,6 +184,101 @@ fn what_does_not_answer_is_named_and_the_rest_is_shown() {
     assert!(text.contains("bcache0 on vda: attached-dirty"), "{text}");
 }
 
+/// `bcache`, which has no option for a recorded tree: it runs where the tree is mounted on /sys.
+fn old_bcache(folder: &TempDir, arguments: &[&str]) -> Command {
+    let name = folder.path().join("bcache");
+    if !name.exists() {
+        std::os::unix::fs::symlink(binary("bcachectl").unwrap(), &name).unwrap();
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", "mount --bind \"$0\" /sys; exec \"$@\""]);
+    command.arg(folder.path().join("sys")).arg(name).args(arguments);
+    command
+}
+
+/// A tree in which reading `file` of the backing device never ends. Its devices are loop devices, with
+/// superblocks of its set.
+fn old_bcache_tree(file: &str, change: impl Fn(String) -> String) -> (TempDir, [LoopDevice; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(recorded("dirty-6.12.sysfs")).unwrap();
+    let set = &text.split("sys/fs/bcache/").nth(1).unwrap()[..36];
+    let loops = [("--bdev", 64 << 20), ("--cache", 300 << 20)].map(|(kind, size)| {
+        let image = folder.path().join(kind);
+        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+        tool::make([kind, image.to_str().unwrap(), "--cset-uuid", set]).unwrap();
+        LoopDevice::attach(&image, 512).unwrap()
+    });
+    let mut text = change(text);
+    for (device, name) in loops.iter().zip(["vda", "vdb"]) {
+        text = text.replace(name, device.path().file_name().unwrap().to_str().unwrap());
+    }
+    let root = bcache_core::running::recorded::unpack(&text, folder.path()).unwrap();
+    std::fs::create_dir_all(root.sys("dev/block")).unwrap();
+    for device in &loops {
+        let directory = root.sys("class/block").join(device.path().file_name().unwrap());
+        let number = std::fs::metadata(device.path()).unwrap().rdev();
+        let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+        let link = root.sys("dev/block").join(format!("{major}:{minor}"));
+        std::os::unix::fs::symlink(std::fs::canonicalize(directory).unwrap(), link).unwrap();
+    }
+    hang(&root.sys("class/block").join(loops[0].path().file_name().unwrap()).join(file));
+    (folder, loops)
+}
+
+#[test]
+fn the_old_name_bcache_says_what_does_not_answer() {
+    if unmet(&[Need::Root, Need::LoopDevices]).is_some() {
+        return;
+    }
+    let (folder, [backing, cache]) = old_bcache_tree("bcache/dirty_data", |text| text);
+    let run = |arguments: &[&str]| {
+        let output = old_bcache(&folder, arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr), output.status.code())
+    };
+    let (backing, cache) = (backing.path().display(), cache.path().display());
+    let (table, error, code) = run(&["show"]);
+    assert!(table.contains(&format!("{cache}\t0 (cache)\tactive ")), "{table}{error}");
+    let row = format!("{backing}\t1 (data)\tunknown         \tbcache0         \t{cache}\n");
+    assert!(table.contains(&row), "{table}{error}");
+    let lock = format!("{backing}: the kernel does not say how it runs: it holds bcache's lock");
+    assert!(error.starts_with(&lock) && code == Some(1), "{error}");
+    // It asks for names alone.
+    let tree = format!(".\n{cache}\n└─{backing} bcache0\n");
+    assert_eq!(run(&["tree"]), (tree, String::new(), Some(0)));
+}
+
+#[test]
+fn the_old_name_bcache_attaches_once_the_kernel_answers() {
+    if unmet(&[Need::Root, Need::LoopDevices]).is_some() {
+        return;
+    }
+    let alone = |text: String| {
+        let lines = text.lines().filter(|line| !line.contains("/bcache/cache -> "));
+        lines.map(|line| line.replace("state\tdirty", "state\tno cache") + "\n").collect()
+    };
+    let (folder, [backing, _cache]) = old_bcache_tree("bcache/label", alone);
+    let directory = folder.path().join("sys/class/block").join(backing.path().file_name().unwrap());
+    let attach = directory.join("bcache/attach");
+    std::fs::write(&attach, "").unwrap();
+    // As the kernel has it: it can only be written.
+    std::fs::set_permissions(&attach, Permissions::from_mode(0o200)).unwrap();
+    let set = "11111111-2222-4333-8444-555555555555";
+    let mut command = old_bcache(&folder, &["attach", set, backing.path().to_str().unwrap()]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("bcache: waiting for the kernel, which does not answer"), "{line}");
+    assert_eq!(std::fs::read_to_string(&attach).unwrap(), "");
+    // Whoever opens the other end lets the reader go on.
+    std::fs::write(directory.join("bcache/label"), "late\n").unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!((child.wait().unwrap().code(), rest.as_str()), (Some(0), ""));
+    assert_eq!(std::fs::read_to_string(&attach).unwrap(), format!("{set}\n"));
+}
+
 #[test]
 fn an_interrupt_ends_the_wait() {
     use nix::sys::signal::{Signal, kill};
@@ -200,7 +303,7 @@ fn an_interrupt_ends_the_wait() {
         child.wait().unwrap();
         // Less than the hour, and than the rest of a look.
         assert!(begun.elapsed() < Duration::from_secs(20), "{arguments:?}");
-        let gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+        let gone = |pid: &u32| !Path::new(&format!("/proc/{pid}/exe")).exists();
         while !helpers.iter().all(gone) {
             assert!(begun.elapsed() < Duration::from_secs(60), "a helper is left");
             std::thread::sleep(Duration::from_millis(20));

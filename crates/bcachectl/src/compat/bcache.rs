@@ -6,16 +6,19 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 
-use bcache_core::device::open_read;
-use bcache_core::device::sysfs::{
-    BackingState, BlockDir, Registered, Root, RunningBacking, devices_of_the_machine,
-};
+use bcache_core::device::sysfs::{BackingState, BlockDir, Registered, Role, Root, RunningBacking};
+use bcache_core::device::{SuperblockArea, open_read};
 use bcache_core::layout::superblock::{Kind, SB_LABEL_BYTES, SB_SECTOR, Superblock};
 use bcache_core::ops::make::read_superblock;
+use bcache_core::running::Question;
+use uuid::Uuid;
 
 use super::getopt::{Word, Words};
-use super::{Call, definition, make_bcache, reason, register, super_show};
+use super::{Call, LIMIT, definition, make_bcache, reason, register, super_show};
+use crate::ask::{self, asker, whole};
+use crate::scan;
 
 const USAGE: &str = "\
 Usage:bcache [SUBCMD]
@@ -38,6 +41,9 @@ Usage:\tshow [option]
 
 /// What the kernel calls a device that is not there.
 const NONE: &str = "Non-Exist";
+
+/// The state of a device of which the kernel does not say it.
+const UNKNOWN: &str = "unknown";
 
 /// Success, or the lines for standard error.
 type Result<T = ()> = std::result::Result<T, String>;
@@ -130,9 +136,13 @@ fn write_backing(path: &Path, file: &str, value: &[u8], failed: &str) -> Result 
     write(&directory.join(file), value).map_err(|error| format!("{failed}:{}", reason(&error)))
 }
 
-/// What the kernel has of a backing device.
+/// What the kernel has of a backing device, once it says all of it.
 fn backing(path: &Path) -> Result<RunningBacking> {
-    match sysfs(path)?.bcache() {
+    let device = sysfs(path)?;
+    let mut asker = asker(Root::system(), Question::default());
+    let snapshot = whole(&mut asker, LIMIT, &AtomicBool::new(false), "bcache")
+        .map_err(|error| format!("{error:#}"))?;
+    match BlockDir::by_name(&snapshot.root, device.name()).and_then(|device| device.bcache()) {
         Some(Registered::Backing(backing)) => Ok(backing),
         Some(Registered::Cache(_)) => Err(format!("{} is not an backend device", path.display())),
         None => Err(format!("{} is not registered; register it first", path.display())),
@@ -165,7 +175,7 @@ fn attach(set: &OsString, path: &Path) -> Result {
         return Err("This device have attached to another cset".to_owned());
     }
     let text = set.to_str().filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH);
-    let set = if let Some(uuid) = text.and_then(|text| uuid::Uuid::try_parse(text).ok()) {
+    let set = if let Some(uuid) = text.and_then(|text| Uuid::try_parse(text).ok()) {
         uuid
     } else {
         let cache = superblock(Path::new(set))?;
@@ -239,8 +249,9 @@ fn show(arguments: &[OsString]) -> Result {
     match device {
         Some(device) if !more => super_show::print(Path::new(&device)),
         _ => {
-            super::print(&table(&listed()?, more));
-            Ok(())
+            let devices = listed(true)?;
+            super::print(&table(&devices, more));
+            answered(devices.iter().filter(|device| device.state.is_none()))
         }
     }
 }
@@ -249,7 +260,10 @@ fn show(arguments: &[OsString]) -> Result {
 struct Listed {
     path: PathBuf,
     sb: Superblock,
-    running: Option<Registered>,
+    role: Option<Role>,
+    /// `inactive`, `active`, or what the kernel says of a backing device; none where it was not asked, or
+    /// does not answer.
+    state: Option<String>,
 }
 
 impl Listed {
@@ -259,36 +273,68 @@ impl Listed {
 
     /// Whether the kernel runs this cache's set.
     fn active(&self) -> bool {
-        matches!(self.running, Some(Registered::Cache(_)))
+        matches!(self.role, Some(Role::Cache { .. }))
     }
 
-    fn backing(&self) -> Option<&RunningBacking> {
-        match &self.running {
-            Some(Registered::Backing(backing)) => Some(backing),
+    /// The device that a backing device runs as.
+    fn volume(&self) -> Option<&str> {
+        match &self.role {
+            Some(Role::Backing { device, .. }) => device.as_deref(),
             _ => None,
         }
     }
 
-    fn state(&self) -> String {
-        if self.is_cache() {
-            return if self.active() { "active" } else { "inactive" }.to_owned();
+    /// The set that a backing device is attached to.
+    fn attached(&self) -> Option<Uuid> {
+        match &self.role {
+            Some(Role::Backing { set_uuid, .. }) => *set_uuid,
+            _ => None,
         }
-        let Some(backing) = self.backing() else { return "inactive".to_owned() };
-        let state = backing.state.as_ref().map(ToString::to_string).unwrap_or_default();
-        let running = if backing.running == Some(true) { "(running)" } else { "" };
-        format!("{state}{running}")
     }
 }
 
-fn listed() -> Result<Vec<Listed>> {
-    let devices = devices_of_the_machine(&Root::system())
+/// The devices of the machine. Without `states` the kernel is asked nothing that takes bcache's lock.
+fn listed(states: bool) -> Result<Vec<Listed>> {
+    let scan = scan::machine()
         .map_err(|error| format!("Unable to open dir /sys/block: {}", reason(&error)))?;
-    let with_superblock = devices.into_iter().filter_map(|device| {
-        let sb = read_superblock(&open_read(&device.path).ok()?).ok()??;
-        let running = BlockDir::by_name(&Root::system(), &device.name)?.bcache();
-        sb.magic_ok().then_some(Listed { path: device.path, sb, running })
+    let with_superblock = scan.devices.iter().filter_map(|it| match &it.area {
+        SuperblockArea::Bcache(sb) => Some((&it.device, sb)),
+        _ => None,
     });
-    Ok(with_superblock.collect())
+    let listed = with_superblock.map(|(device, sb)| {
+        let state = match &device.role {
+            None => Some("inactive".to_owned()),
+            Some(Role::Cache { .. }) => Some("active".to_owned()),
+            Some(Role::Backing { .. }) => BlockDir::by_name(&Root::system(), &device.name)
+                .filter(|_| states)
+                .and_then(|device| state(&ask::registered(&device)?)),
+        };
+        Listed { path: device.path.clone(), sb: sb.clone(), role: device.role.clone(), state }
+    });
+    Ok(listed.collect())
+}
+
+/// A backing device's state, and whether it runs.
+fn state(device: &Registered) -> Option<String> {
+    let Registered::Backing(backing) = device else { return None };
+    let running = if backing.running == Some(true) { "(running)" } else { "" };
+    Some(format!("{}{running}", backing.state.as_ref()?))
+}
+
+/// An error for the disks that did not answer, and for `silent`, of which the kernel did not say the
+/// state. What is known was printed.
+fn answered<'a>(silent: impl Iterator<Item = &'a Listed>) -> Result {
+    let dead = scan::machine().map_or(&[][..], |scan| &scan.not_answering);
+    let dead = dead.iter().map(|it| format!("{}: does not answer", it.device.path.display()));
+    let silent = silent.map(|it| {
+        let path = it.path.display();
+        format!(
+            "{path}: the kernel does not say how it runs: it holds bcache's lock, as it does while it \
+             registers a cache"
+        )
+    });
+    let lines: Vec<String> = dead.chain(silent).collect();
+    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
 }
 
 fn table(devices: &[Listed], more: bool) -> String {
@@ -306,8 +352,9 @@ fn table(devices: &[Listed], more: bool) -> String {
             Some(Kind::Backing) => "data",
             None => "unknown",
         };
-        let set = device.backing().and_then(|backing| backing.set_uuid);
-        let name = match device.backing().and_then(|backing| backing.device.as_deref()) {
+        let state = device.state.as_deref().unwrap_or(UNKNOWN);
+        let set = device.attached();
+        let name = match device.volume() {
             _ if device.is_cache() => "N/A",
             Some(name) => name,
             None => NONE,
@@ -323,7 +370,7 @@ fn table(devices: &[Listed], more: bool) -> String {
         if more {
             let _ = write!(text, "\t{}\t{}", sb.uuid(), sb.set_uuid());
         }
-        let _ = write!(text, "\t{} ({kind})\t{:<16}\t{name:<16}", sb.version(), device.state());
+        let _ = write!(text, "\t{} ({kind})\t{:<16}\t{name:<16}", sb.version(), state);
         if more {
             let set = match set {
                 _ if device.is_cache() => "N/A".to_owned(),
@@ -339,33 +386,28 @@ fn table(devices: &[Listed], more: bool) -> String {
 }
 
 fn tree() -> Result {
-    let devices = listed()?;
+    let devices = listed(false)?;
     let mut text = ".\n".to_owned();
     for cache in devices.iter().filter(|device| device.is_cache() && device.active()) {
         let _ = writeln!(text, "{}", cache.path.display());
-        let attached: Vec<_> = devices
-            .iter()
-            .filter_map(|device| Some((device, device.backing()?)))
-            .filter(|(_, backing)| backing.set_uuid == Some(cache.sb.set_uuid()))
-            .collect();
-        for (index, (device, backing)) in attached.iter().enumerate() {
+        let set = Some(cache.sb.set_uuid());
+        let attached: Vec<_> = devices.iter().filter(|device| device.attached() == set).collect();
+        for (index, device) in attached.iter().enumerate() {
             let branch = if index + 1 == attached.len() { "└─" } else { "├─" };
-            let name = backing.device.as_deref().unwrap_or(NONE);
+            let name = device.volume().unwrap_or(NONE);
             let _ = writeln!(text, "{branch}{} {name}", device.path.display());
         }
     }
     super::print(&text);
-    Ok(())
+    answered(std::iter::empty())
 }
 
 #[cfg(test)]
 mod tests {
-    use bcache_core::device::sysfs::RunningCache;
     use bcache_core::layout::superblock::{
         BackingParams, CacheMode, CacheParams, Label, Replacement,
     };
     use bcache_core::units::Sectors;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -384,12 +426,10 @@ mod tests {
                 replacement: Replacement::Lru,
                 discard: false,
             }),
-            running: Some(Registered::Cache(RunningCache {
-                set_uuid: Some(set),
-                replacement: None,
-            })),
+            role: Some(Role::Cache { set_uuid: Some(set) }),
+            state: Some("active".to_owned()),
         };
-        let backing = |path: &str, running| Listed {
+        let backing = |path: &str, role, state: Option<&str>| Listed {
             path: path.into(),
             sb: Superblock::new_backing(&BackingParams {
                 uuid: Uuid::from_u128(3),
@@ -399,29 +439,24 @@ mod tests {
                 block_size: 8,
                 cache_mode: CacheMode::Writethrough,
             }),
-            running,
+            role,
+            state: state.map(str::to_owned),
         };
-        let attached = RunningBacking {
-            device: Some("bcache0".to_owned()),
-            set_uuid: Some(set),
-            running: Some(true),
-            state: Some(BackingState::Clean),
-            cache_mode: None,
-            dirty_data: None,
-            label: None,
-            backing_uuid: None,
-        };
+        let attached =
+            || Some(Role::Backing { device: Some("bcache0".to_owned()), set_uuid: Some(set) });
         let devices = [
             cache,
-            backing("/dev/sdb", Some(Registered::Backing(attached))),
-            backing("/dev/sdc", None),
+            backing("/dev/sdb", attached(), Some("clean(running)")),
+            backing("/dev/sdc", None, Some("inactive")),
+            backing("/dev/sdd", attached(), None),
         ];
         assert_eq!(
             table(&devices, false),
             "Name\t\tType\t\tState\t\t\tBname\t\tAttachToDev\n\
              /dev/sda\t0 (cache)\tactive          \tN/A             \tN/A\n\
              /dev/sdb\t1 (data)\tclean(running)  \tbcache0         \t/dev/sda\n\
-             /dev/sdc\t1 (data)\tinactive        \tNon-Exist       \tAlone\n"
+             /dev/sdc\t1 (data)\tinactive        \tNon-Exist       \tAlone\n\
+             /dev/sdd\t1 (data)\tunknown         \tbcache0         \t/dev/sda\n"
         );
         let more = table(&devices, true);
         let row = more.lines().nth(2).unwrap();

@@ -292,6 +292,9 @@ unregister :: takes backing devices with a data offset, too.
 
 show -d :: prints what bcache-super-show prints.
 
+The kernel and devices that do not answer :: hold up nothing: show gives the state `unknown` and names \
+         the device on standard error, attach waits for a minute, and the exit status is 1.
+
 Paths :: of any form are taken. Devices are listed by name.",
     ),
     (

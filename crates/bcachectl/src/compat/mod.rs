@@ -20,6 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bcache_cli::out::Out;
@@ -28,6 +29,9 @@ use clap_complete::Shell;
 
 pub use definition::commands;
 pub use man::pages;
+
+/// How long the kernel's answer is waited for where it is wanted whole.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// How a command was called.
 struct Call {

@@ -6,16 +6,12 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use bcache_core::device::sysfs::Root;
 use bcache_core::running::{Attributes, Files, Question};
 
-use super::{Call, definition, reason};
+use super::{Call, LIMIT, definition, reason};
 use crate::ask::{asker, whole};
-
-/// How long the kernel's answer is waited for.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Characters before a value.
 const KEY_WIDTH: usize = 28;
