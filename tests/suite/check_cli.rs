@@ -282,7 +282,13 @@ fn a_refused_cache_without_dirty_data_is_not_at_risk() {
     assert!(first.contains("would NOT register"), "{first}");
     assert!(first.contains("whether data is at risk cannot be told"), "{first}");
     let fixture = Fixture::unpack("clean-612").unwrap();
+    // One place, which the checksum names.
     flip(&fixture.cache, 4096, 1).unwrap();
+    let words = text(&check([&fixture.cache]));
+    let first = words.lines().next().unwrap();
+    assert!(first.contains("would NOT register"), "{first}");
+    assert!(first.contains("no data is at risk"), "{first}");
+    flip(&fixture.cache, 4096 + 80, 1).unwrap();
     let words = text(&check([&fixture.cache]));
     let first = words.lines().next().unwrap();
     assert!(first.contains("would NOT register"), "{first}");
@@ -389,8 +395,13 @@ fn backing_devices_are_checked_with_their_cache_or_alone() {
     assert_eq!(code(&output), 12, "{output:?}");
     assert!(text(&output).contains("no backing device"), "{output:?}");
 
-    // A superblock that cannot be trusted tells nothing.
+    // Damage in one place is read past.
     write_at(backing, 4096 + 104, &[0xff]).unwrap();
+    let output = check([backing.as_os_str()]);
+    assert_eq!(code(&output) & 4, 4, "{output:?}");
+    assert!(text(&output).contains("INCOMPLETE"), "{output:?}");
+    // A superblock that cannot be trusted tells nothing.
+    write_at(backing, 4096 + 80, &[0xff]).unwrap();
     let output = check([backing.as_os_str()]);
     assert_eq!(code(&output) & 4, 4, "{output:?}");
     assert!(text(&output).contains("CANNOT BE TOLD"), "{output:?}");

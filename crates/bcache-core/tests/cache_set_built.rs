@@ -864,14 +864,23 @@ fn a_refused_cache_without_dirty_data_puts_none_at_risk() {
     let bucket = builder.data_buckets(0).start;
     let key = data_key(&builder, 0, 100, bucket, 0);
     let built = builder.write(&device, std::iter::once(key)).unwrap();
-    let flip = |byte: u64| {
+    let flip_in = |byte: u64, places: &[usize]| {
         let mut sector = [0; 512];
         device.read_at(byte, &mut sector).unwrap();
-        sector[100] ^= 1;
+        for place in places {
+            sector[*place] ^= 1;
+        }
         device.write_at(byte, &sector).unwrap();
     };
-    // What the superblock says cannot be trusted: it may hide newer journal entries.
+    let flip = |byte: u64| flip_in(byte, &[100]);
+    // Damage in one place hides nothing.
     flip(SB_OFFSET_BYTES);
+    let refused = report(&device);
+    assert!(matches!(refused.registration, Registration::Refused { .. }));
+    assert_eq!((refused.stakes.answer, refused.data_at_risk), (Answer::None, false));
+    flip(SB_OFFSET_BYTES);
+    // What the superblock says cannot be trusted: it may hide newer journal entries.
+    flip_in(SB_OFFSET_BYTES, &[80, 100]);
     let refused = report(&device);
     assert!(matches!(refused.registration, Registration::Refused { .. }));
     assert!(!refused.data_at_risk && refused.incomplete && !refused.unread);
@@ -882,7 +891,7 @@ fn a_refused_cache_without_dirty_data_puts_none_at_risk() {
     let settled = check(&device, &options, &mut |_| {}).unwrap();
     assert_eq!(settled.stakes.answer, Answer::None);
     assert!(!settled.data_at_risk);
-    flip(SB_OFFSET_BYTES);
+    flip_in(SB_OFFSET_BYTES, &[80, 100]);
     // Gens are in doubt: it cannot be told.
     flip(built.geometry.bucket_to_sector(built.prio_buckets[0]).bytes());
     let refused = report(&device);

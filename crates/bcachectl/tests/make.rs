@@ -473,7 +473,10 @@ fn a_damaged_superblock_needs_the_override_too() {
     let image = images.blank("image", 40 * MIB);
     let named: &[(&str, &Path)] = &[("IMAGE", &image)];
     succeed("make -B IMAGE", named);
+    // In one place: what it was says that no cache has data of it.
     write_at(&image, 4096 + 112, &[1]);
+    refuse("make -B IMAGE", named, 1, &["add --wipe-bcache\n"]);
+    write_at(&image, 4096 + 80, &[1]);
     let said = &["--wipe-bcache", "--lose-dirty-data", "cannot be told"];
     refuse("make -B IMAGE", named, 1, said);
     // What it says of itself, that no cache has data of it, may be part of the damage.

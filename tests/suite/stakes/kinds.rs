@@ -203,12 +203,22 @@ fn a_number_of_buckets_that_cannot_be_right() {
     }
 }
 
-/// Sizes that make no cache: nothing can be read, and that is what is said.
+/// Sizes that make no cache. What they were, the checksum tells if they are all that is damaged;
+/// otherwise nothing can be read, and that is what is said.
 #[test]
 fn sizes_that_make_no_cache() {
     // The block size, and the bucket size.
     for offset in [192, 194] {
         for after in After::each(|fixture| patch(&fixture.cache, offset, &[0; 2], false)) {
+            let said = after.at_risk();
+            assert_eq!(said.codes(), ["superblock-refused"], "{}", said.check);
+            assert!(said.advice().contains(&"repair"), "{:?}", said.advice());
+        }
+        let twice = |fixture: &Fixture| {
+            patch(&fixture.cache, offset, &[0; 2], false);
+            patch(&fixture.cache, 80, &[0xff], false);
+        };
+        for after in After::each(twice) {
             let said = after.warned(after.said());
             assert_ne!(said.answer(), "none", "{}", said.check);
             assert!(said.check.contains("CANNOT BE TOLD"), "{}", said.check);
@@ -384,4 +394,41 @@ fn superblock(image: &Path) -> Superblock {
     let mut bytes = vec![0; SB_BYTES];
     open_read(image).unwrap().read_at(SB_OFFSET_BYTES, &mut bytes).unwrap();
     Superblock::from_bytes(&bytes).unwrap()
+}
+
+/// A bit of the version makes a cache look like a backing device, and the other way round.
+#[test]
+fn a_version_that_is_another_kinds() {
+    for bit in [1, 2, 4, 0x40] {
+        for after in After::each(|fixture| flip(&fixture.cache, 4096 + 16, bit).unwrap()) {
+            let said = after.at_risk();
+            assert_eq!(said.codes(), ["superblock-refused"], "{}", said.check);
+            assert!(said.advice().contains(&"repair"), "{:?}", said.advice());
+        }
+        let damage = |fixture: &Fixture| flip(&fixture.backing[0], 4096 + 16, bit).unwrap();
+        for after in After::each(damage) {
+            // Other backing devices of the set are as they were: theirs can be written back.
+            let said = after.said();
+            assert_eq!(said.check_json["stakes"]["at_least_sectors"], after.dirty);
+            assert!(said.check.lines().next().unwrap().contains("AT RISK"), "{}", said.check);
+            assert!(said.codes().contains(&"backing-refused"), "{}", said.check);
+            let backing = after.fixture.backing[0].display().to_string();
+            assert!(said.check.contains(&format!("(backing device {backing})")), "{}", said.check);
+            let repair = format!("repair --dry-run {} {backing}", after.fixture.cache.display());
+            assert!(said.check.contains(&repair), "{}", said.check);
+        }
+    }
+}
+
+/// The devices of two sets: each device is judged by its own.
+#[test]
+fn two_caches_with_their_backing_devices() {
+    let (one, other) =
+        (Fixture::unpack("dirty-61").unwrap(), Fixture::unpack("multi-612").unwrap());
+    let said = Said::of(&[&one.cache, &other.cache, &one.backing[0], &other.backing[0]]);
+    assert_eq!(said.codes(), ["backing-other-set"], "{}", said.check);
+    assert!(said.check.contains("its dirty data is all there"), "{}", said.check);
+    assert!(!said.check.contains("Look for the cache device"), "{}", said.check);
+    let of = format!("belongs to the set of {}", other.cache.display());
+    assert!(said.check.contains(&of), "{}", said.check);
 }

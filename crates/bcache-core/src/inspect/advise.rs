@@ -285,7 +285,9 @@ fn unknown(member: &Member<'_>) -> Vec<Advice> {
     if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
         advice.push(Advice::NameBacking);
     }
-    if !only_torn || matches!(member.device.identity, Identity::MagicWiped(_)) {
+    let is_damaged =
+        matches!(member.device.identity, Identity::MagicWiped(_) | Identity::Damaged(_));
+    if !only_torn || is_damaged {
         advice.push(Advice::Repair { cache: device, backing: None });
     }
     advice

@@ -9,6 +9,7 @@ use crate::cache_set::{
 };
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::doubt::{Doubt, Watch};
+use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::units::Sectors;
@@ -40,6 +41,8 @@ pub enum Identity {
     UnknownVersion,
     /// A superblock of bcache whose magic was overwritten, as `wipefs` does; the rest is whole.
     MagicWiped(Kind),
+    /// A superblock of bcache that was damaged in one place, which its checksum tells.
+    Damaged(Kind),
     /// No bcache device.
     NotBcache,
 }
@@ -75,9 +78,12 @@ pub struct Device<'d> {
     pub handle: &'d dyn ReadDevice,
     /// What it is.
     pub identity: Identity,
-    /// Its superblock, the magic restored where that alone was missing. `None` where it has none.
+    /// Its superblock; one that was damaged in one place, or whose magic was wiped, as it was before.
+    /// `None` where it has none.
     pub superblock: Option<Superblock>,
-    /// What the kernel says of what stands there now.
+    /// What stands where a superblock goes, if the device is long enough.
+    pub as_found: Option<Superblock>,
+    /// What the kernel says of that.
     pub verdict: Option<Verdict>,
     /// What it holds.
     pub contents: Contents<'d>,
@@ -105,11 +111,10 @@ impl<'d> Device<'d> {
     pub fn read_superblock(handle: &'d dyn ReadDevice) -> Result<Self, InspectError> {
         let area = SuperblockArea::read(handle)?;
         let (identity, superblock) = match &area {
-            SuperblockArea::Bcache(sb) => match sb.kind() {
-                Some(Kind::Cache) => (Identity::Cache, Some(sb.clone())),
-                Some(Kind::Backing) => (Identity::Backing, Some(sb.clone())),
-                None => (Identity::UnknownVersion, Some(sb.clone())),
-            },
+            SuperblockArea::Bcache(sb) => {
+                let (identity, sb) = identity_of(sb);
+                (identity, Some(sb))
+            }
             SuperblockArea::MagicWiped(sb) => match sb.kind() {
                 Some(kind) => (Identity::MagicWiped(kind), Some(sb.clone())),
                 None => (Identity::NotBcache, None),
@@ -117,8 +122,8 @@ impl<'d> Device<'d> {
             _ => (Identity::NotBcache, None),
         };
         // What the kernel says is about what stands there, not about what can be made of it.
-        let verdict =
-            read_superblock(handle)?.map(|sb| kernel_verdict(&sb, &handle.info().target()));
+        let as_found = read_superblock(handle)?;
+        let verdict = as_found.as_ref().map(|sb| kernel_verdict(sb, &handle.info().target()));
         let mut doubts = BTreeSet::new();
         match &superblock {
             None => _ = doubts.insert(Doubt::NoSuperblock),
@@ -129,6 +134,7 @@ impl<'d> Device<'d> {
             handle,
             identity,
             superblock,
+            as_found,
             verdict,
             contents: Contents::None,
             cut_off: None,
@@ -141,7 +147,7 @@ impl<'d> Device<'d> {
         match self.identity {
             Identity::Cache => Some(Kind::Cache),
             Identity::Backing => Some(Kind::Backing),
-            Identity::MagicWiped(kind) => Some(kind),
+            Identity::MagicWiped(kind) | Identity::Damaged(kind) => Some(kind),
             Identity::UnknownVersion | Identity::NotBcache => None,
         }
     }
@@ -223,6 +229,21 @@ impl<'d> Device<'d> {
         };
         Ok(())
     }
+}
+
+/// What a superblock with its magic in place says that the device is, and the superblock that says so.
+fn identity_of(found: &Superblock) -> (Identity, Superblock) {
+    if let Some((_, restored)) = restored(found) {
+        if let Some(kind) = restored.kind() {
+            return (Identity::Damaged(kind), restored);
+        }
+    }
+    let identity = match found.kind() {
+        Some(Kind::Cache) => Identity::Cache,
+        Some(Kind::Backing) => Identity::Backing,
+        None => Identity::UnknownVersion,
+    };
+    (identity, found.clone())
 }
 
 /// The superblock with which the set is read. Of one with a wrong checksum, the number of buckets is at

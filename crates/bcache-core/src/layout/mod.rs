@@ -10,6 +10,8 @@
 
 pub mod bkey;
 pub mod bset;
+pub(crate) mod damage;
+pub(crate) mod flip;
 pub mod jset;
 pub mod prio_set;
 pub mod superblock;

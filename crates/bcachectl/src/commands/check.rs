@@ -11,8 +11,8 @@ use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
 use bcache_core::device::holders::holders_of;
-use bcache_core::device::{FileReader, ReadDevice, SuperblockArea, open_read};
-use bcache_core::inspect::Answer;
+use bcache_core::device::{FileReader, ReadDevice, open_read};
+use bcache_core::inspect::{Answer, Device};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
 use serde::Serialize;
@@ -88,10 +88,8 @@ impl Subject {
 
 /// The superblock of a device, if it is one of bcache that can be trusted.
 fn superblock_of(device: &FileReader) -> Option<Superblock> {
-    match SuperblockArea::read(device) {
-        Ok(SuperblockArea::Bcache(sb)) if sb.csum_ok() => Some(sb),
-        _ => None,
-    }
+    let device = Device::read_superblock(device).ok()?;
+    device.superblock.filter(Superblock::csum_ok)
 }
 
 /// The only cache in the machine of the set that a backing device is attached to.

@@ -181,8 +181,12 @@ pub fn with_volume<T>(
 /// What is wrong with a superblock that was read all the same.
 fn superblock_problems(device: &Device<'_>) -> Vec<String> {
     let mut problems = Vec::new();
-    if matches!(device.identity, Identity::MagicWiped(_)) {
-        problems.push("the magic of the superblock is wiped".to_owned());
+    match device.identity {
+        Identity::MagicWiped(_) => problems.push("the magic of the superblock is wiped".to_owned()),
+        Identity::Damaged(_) => {
+            problems.push("the superblock was damaged, and is read as it was before".to_owned());
+        }
+        _ => {}
     }
     if device.doubts.contains(&Doubt::Superblock) {
         problems.push("the superblock has a bad checksum: its fields may be wrong".to_owned());

@@ -255,11 +255,20 @@ impl DeviceReport {
         if let Some(verdict) = &device.verdict {
             report.kernel = KernelReport::from(verdict);
         }
-        if let Identity::MagicWiped(_) = device.identity {
-            report
-                .found
-                .push("a bcache superblock whose magic was wiped; all else is whole".into());
-        }
+        let damage = match device.identity {
+            Identity::MagicWiped(_) => {
+                "a bcache superblock whose magic was wiped; all else is whole"
+            }
+            Identity::Damaged(_) => {
+                report.superblock = device.as_found.as_ref().map(SuperblockReport::new);
+                "a bcache superblock that was damaged in one place, which its checksum tells"
+            }
+            Identity::Cache
+            | Identity::Backing
+            | Identity::UnknownVersion
+            | Identity::NotBcache => return report,
+        };
+        report.found.push(damage.into());
         report
     }
 

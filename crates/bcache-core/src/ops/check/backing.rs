@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::cache_set::view::{Extent, LookupError};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::{Contents, Device, Identity, Member, Standing};
+use crate::inspect::{Contents, Device, Member, Standing};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::Refusal;
@@ -28,11 +28,27 @@ pub enum BackingProblem {
         /// Its error.
         source: DeviceError,
     },
-    /// It has none, or is a cache device.
+    /// It has none.
     #[error("{}: no backing device", path.display())]
     NotBacking {
         /// The device.
         path: PathBuf,
+    },
+    /// It is a cache device.
+    #[error("{} is the cache device of set {set_uuid}: check it by itself", path.display())]
+    OtherCache {
+        /// The device.
+        path: PathBuf,
+        /// Its set.
+        set_uuid: uuid::Uuid,
+    },
+    /// It belongs to the set of another cache device that was named.
+    #[error("{} belongs to the set of {}: check the two by themselves", path.display(), cache.display())]
+    OfOtherCache {
+        /// The device.
+        path: PathBuf,
+        /// The cache.
+        cache: PathBuf,
     },
     /// The kernel refuses it.
     #[error("{}: {refusal}", path.display())]
@@ -180,7 +196,9 @@ impl BackingProblem {
             | Self::CannotCompare { .. }
             | Self::CannotFind { .. } => Code::BackingUnreadable,
             Self::Refused { .. } => Code::BackingRefused,
-            Self::OtherSet { .. } => Code::BackingOtherSet,
+            Self::OtherCache { .. } | Self::OfOtherCache { .. } | Self::OtherSet { .. } => {
+                Code::BackingOtherSet
+            }
             Self::NotInTable { .. } => Code::BackingNotInTable,
             Self::SetGone { .. } => Code::BackingSetGone,
             Self::Released { .. } => Code::BackingReleased,
@@ -198,6 +216,8 @@ impl BackingProblem {
         match self {
             Self::Unreadable { path, .. }
             | Self::NotBacking { path }
+            | Self::OtherCache { path, .. }
+            | Self::OfOtherCache { path, .. }
             | Self::CannotFind { path, .. }
             | Self::Refused { path, .. }
             | Self::OtherSet { path, .. }
@@ -227,6 +247,9 @@ impl BackingProblem {
             Self::OtherSet { expected, .. } => format!("set {expected}"),
             Self::NotInTable { .. } => "a slot in the uuid table".to_owned(),
             Self::SetGone { .. } => "a backing device of this cache".to_owned(),
+            Self::OtherCache { .. } | Self::OfOtherCache { .. } => {
+                "a backing device of this cache".to_owned()
+            }
             Self::Released { .. } | Self::Moved { .. } => {
                 "a device attached to this set".to_owned()
             }
@@ -262,7 +285,7 @@ pub(super) fn check(
     let info = member.device.handle.info();
     let path = || info.path.clone();
     let superblock = member.device.superblock.as_ref();
-    let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
+    let Some(sb) = superblock.filter(|_| member.device.kind() == Some(Kind::Backing)) else {
         listener.problem(not_backing(member));
         return;
     };
@@ -271,6 +294,11 @@ pub(super) fn check(
         listener.problem(BackingProblem::Refused { path: path(), refusal });
     }
     let Some(relation) = &member.relation else { return };
+    let other = Some(&relation.cache).filter(|path| **path != cache.handle.info().path);
+    if let Some(other) = other.filter(|_| relation.set_uuid == sb.set_uuid()) {
+        listener.problem(BackingProblem::OfOtherCache { path: path(), cache: other.clone() });
+        return;
+    }
     let (state, set_uuid) = (sb.state(), sb.set_uuid());
     // A device that is attached to nothing is named here to be attached.
     let is_for_set = set_uuid == relation.set_uuid || state == BackingState::None;
@@ -332,14 +360,13 @@ pub(super) fn check(
     }
 }
 
-/// What is said of a device that is no backing device for the kernel.
+/// What is said of a device that is no backing device.
 fn not_backing(member: &Member<'_>) -> BackingProblem {
     let path = member.path().clone();
-    match member.device.identity {
-        Identity::MagicWiped(Kind::Backing) => {
-            BackingProblem::Refused { path, refusal: Refusal::BadMagic }
-        }
-        _ => BackingProblem::NotBacking { path },
+    let superblock = member.device.superblock.as_ref();
+    match superblock.filter(|_| member.device.kind() == Some(Kind::Cache)) {
+        Some(sb) => BackingProblem::OtherCache { path, set_uuid: sb.set_uuid() },
+        None => BackingProblem::NotBacking { path },
     }
 }
 
@@ -347,7 +374,7 @@ fn not_backing(member: &Member<'_>) -> BackingProblem {
 pub(super) fn check_alone(member: &Member<'_>, listener: &mut dyn Listener) {
     let path = || member.device.handle.info().path.clone();
     let superblock = member.device.superblock.as_ref();
-    let Some(sb) = superblock.filter(|_| member.device.identity == Identity::Backing) else {
+    let Some(sb) = superblock.filter(|_| member.device.kind() == Some(Kind::Backing)) else {
         listener.problem(not_backing(member));
         return;
     };

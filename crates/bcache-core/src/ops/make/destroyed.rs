@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::at_stake::AtStake;
 use super::facts::DeviceFacts;
 use crate::device::{Signature, SuperblockArea};
+use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Label};
 
 /// One thing that a device holds and that formatting it destroys.
@@ -39,7 +40,9 @@ impl Destroyed {
     pub(super) fn of(facts: &DeviceFacts) -> Vec<Self> {
         let area = facts.area();
         let mut all = Vec::new();
-        if let SuperblockArea::Bcache(sb) | SuperblockArea::MagicWiped(sb) = &area {
+        if let SuperblockArea::Bcache(found) | SuperblockArea::MagicWiped(found) = &area {
+            let restored = restored(found);
+            let sb = restored.as_ref().map_or(found, |(_, sb)| sb);
             all.push(Self::Bcache {
                 kind: sb.kind(),
                 uuid: sb.uuid(),

@@ -8,11 +8,11 @@ use crate::checksum::crc64_seeded;
 use crate::device::{AlignedBuf, DeviceError};
 use crate::layout::bkey::Ptr;
 use crate::layout::bset::{BSET_HEADER_BYTES, salvage_node};
+use crate::layout::flip::{Flip, flipped_bit};
 use crate::layout::jset::{JSET_BYTES_MAX, Jset, claimed_bytes};
 use crate::layout::prio_set::{PrioSet, PrioSetError};
 use crate::ops::plan::WriteKind;
 use crate::ops::repair::Place;
-use crate::ops::repair::flip::{Flip, flipped_bit};
 use crate::units::{BucketIndex, Sectors};
 
 /// A bit that was flipped.

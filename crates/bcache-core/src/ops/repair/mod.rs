@@ -19,7 +19,6 @@ mod anew;
 mod bits;
 mod blank;
 mod claims;
-mod flip;
 mod owner;
 mod past;
 mod reading;

@@ -1,90 +1,28 @@
 //! Superblocks: a magic that was wiped, a bit that was flipped, a field that was changed, a checksum that
 //! is wrong.
 
-use crate::layout::superblock::{BCACHE_MAGIC, SB_JOURNAL_BUCKETS, Superblock};
+use crate::layout::damage::{Damage, restored};
+use crate::layout::superblock::Superblock;
 use crate::ops::repair::Code;
-use crate::ops::repair::flip::{changed_field, flipped_bit};
-
-/// Bytes of the magic, from the start of the superblock.
-const MAGIC: std::ops::Range<usize> = 24..40;
-
-/// Bytes of the number of journal buckets, on which the length depends that the checksum covers.
-const KEYS: std::ops::Range<usize> = 206..208;
-
-/// Byte at which the journal's bucket numbers start.
-const KEYS_START: usize = 208;
 
 /// A superblock as it was, where that can be told; `None` for one that is sound, or cannot be told.
 ///
 /// Of [`Code::SuperblockChecksum`] the contents are as they are, and somebody has to vouch for them.
 pub(super) fn mended(found: &Superblock) -> Option<(Code, Superblock)> {
-    if found.magic_ok() && found.csum_ok() {
+    if let Some((damage, restored)) = restored(found) {
+        let code = match damage {
+            Damage::Magic => Code::SuperblockMagic,
+            Damage::Bit => Code::FlippedBit,
+            Damage::Field => Code::SuperblockField,
+        };
+        return Some((code, restored));
+    }
+    if found.csum_ok() || !found.magic_ok() {
         return None;
-    }
-    if !found.magic_ok() {
-        let with_magic = with_magic(found)?;
-        // The checksum covers the magic: where it is right again, nothing else was changed.
-        if with_magic.csum_ok() {
-            return Some((Code::SuperblockMagic, with_magic));
-        }
-        if let Some(flipped) = without_flip(&with_magic) {
-            return Some((Code::SuperblockMagic, flipped));
-        }
-    }
-    if let Some(flipped) = without_flip(found) {
-        return Some((Code::FlippedBit, flipped));
-    }
-    if !found.magic_ok() {
-        return None;
-    }
-    if let Some(restored) = with_field(found) {
-        return Some((Code::SuperblockField, restored));
     }
     let mut resealed = found.clone();
     resealed.update_checksum();
     resealed.csum_ok().then_some((Code::SuperblockChecksum, resealed))
-}
-
-fn with_magic(found: &Superblock) -> Option<Superblock> {
-    let mut bytes = found.as_bytes().to_vec();
-    bytes.get_mut(MAGIC)?.copy_from_slice(&BCACHE_MAGIC);
-    Superblock::from_bytes(&bytes)
-}
-
-fn without_flip(found: &Superblock) -> Option<Superblock> {
-    let covered = KEYS_START + 8 * usize::from(found.njournal_buckets());
-    let named = found
-        .csum_expected()
-        .and_then(|expected| flipped_bit(covered, found.csum(), expected))
-        .map(|flip| (flip.byte, flip.mask));
-    // Where the length itself was changed, the checksum of another length was computed.
-    let of_length = KEYS.flat_map(|byte| (0..8).map(move |bit| (byte, 1 << bit)));
-    named.into_iter().chain(of_length).find_map(|(byte, mask)| {
-        let mut bytes = found.as_bytes().to_vec();
-        *bytes.get_mut(byte)? ^= mask;
-        Superblock::from_bytes(&bytes).filter(|sb| sb.magic_ok() && sb.csum_ok())
-    })
-}
-
-fn with_field(found: &Superblock) -> Option<Superblock> {
-    let covered = KEYS_START + 8 * usize::from(found.njournal_buckets());
-    let named = found
-        .csum_expected()
-        .and_then(|expected| changed_field(covered, found.csum(), expected))
-        .map(|change| {
-            let mut bytes = found.as_bytes().to_vec();
-            bytes.iter_mut().skip(change.byte).zip(change.masks).for_each(|(byte, it)| *byte ^= it);
-            bytes
-        });
-    let of_length = (0..=SB_JOURNAL_BUCKETS).map(|count| {
-        let mut bytes = found.as_bytes().to_vec();
-        bytes.splice(KEYS, count.to_le_bytes());
-        bytes
-    });
-    named
-        .into_iter()
-        .chain(of_length)
-        .find_map(|bytes| Superblock::from_bytes(&bytes).filter(|sb| sb.magic_ok() && sb.csum_ok()))
 }
 
 #[cfg(test)]
@@ -93,6 +31,7 @@ mod tests {
 
     use super::*;
     use crate::cache_set::testkit::SetBuilder;
+    use crate::layout::damage::{KEYS, MAGIC};
     use crate::layout::superblock::SB_BYTES;
 
     proptest! {

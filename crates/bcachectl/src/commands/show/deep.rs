@@ -126,8 +126,9 @@ impl<'a, 'd> Shown<'a, 'd> {
     pub(super) fn is_sound(&self) -> bool {
         let unknown = self.dirty.as_ref().is_some_and(|dirty| dirty.answer == Answer::Unknown);
         let doubtful = self.set().is_some() && !self.member.device.doubts.is_empty();
-        let wiped = matches!(self.member.device.identity, Identity::MagicWiped(_));
-        self.report.is_sound() && !wiped && !unknown && !doubtful
+        let damaged =
+            matches!(self.member.device.identity, Identity::MagicWiped(_) | Identity::Damaged(_));
+        self.report.is_sound() && !damaged && !unknown && !doubtful
     }
 
     /// Whether it is a cache, and wiping it may lose something.

@@ -14,16 +14,16 @@ const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
 
 /// A single bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Flip {
+pub(crate) struct Flip {
     /// The byte it is in, from the start of what was looked at.
-    pub(super) byte: usize,
+    pub(crate) byte: usize,
     /// The bit in it.
-    pub(super) mask: u8,
+    pub(crate) mask: u8,
 }
 
 /// The flipped bit of a structure that starts with its checksum, over `bytes`, which are all that it
 /// covers and the checksum before them; `stored` and `computed` are the two checksums.
-pub(super) fn flipped_bit(bytes: usize, stored: u64, computed: u64) -> Option<Flip> {
+pub(crate) fn flipped_bit(bytes: usize, stored: u64, computed: u64) -> Option<Flip> {
     const CSUM_BYTES: usize = 8;
     let difference = stored ^ computed;
     if difference.is_power_of_two() {
@@ -49,16 +49,16 @@ pub(super) fn flipped_bit(bytes: usize, stored: u64, computed: u64) -> Option<Fl
 
 /// A change within four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// The first of them, from the start of what was looked at.
-    pub(super) byte: usize,
+    pub(crate) byte: usize,
     /// The bits that are not what they were.
-    pub(super) masks: [u8; 4],
+    pub(crate) masks: [u8; 4],
 }
 
 /// The change within four bytes, behind the checksum and at an even distance from the end, that makes
 /// the difference between the two checksums; the arguments are those of [`flipped_bit`].
-pub(super) fn changed_field(bytes: usize, stored: u64, computed: u64) -> Option<Change> {
+pub(crate) fn changed_field(bytes: usize, stored: u64, computed: u64) -> Option<Change> {
     const FIELD_BYTES: usize = 4;
     // The bit at distance 0 has the pattern x^64.
     let mut left = shifted_back(stored ^ computed, 64);
