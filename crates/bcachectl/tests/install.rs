@@ -4,16 +4,21 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{bcachectl, stderr};
+use tempfile::TempDir;
 
-/// The Makefile's own recipe, with programs that are built already: Cargo is left out, and
-/// `bcachectl` stands in for `bcache-bench`, which has the same subcommand for completions.
-#[test]
-fn make_install_honours_prefix_and_destdir() {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// What is installed below `root` in the folder: the Makefile's own recipe, with programs that are built
+/// already. Cargo is left out, and `bcachectl` stands in for `bcache-bench`, which has the same
+/// subcommand for completions.
+fn installed(prefix: &str) -> TempDir {
+    let top = top();
     let tree = tempfile::tempdir().unwrap();
     let release = tree.path().join("target/release");
     fs::create_dir_all(&release).unwrap();
@@ -28,7 +33,7 @@ fn make_install_honours_prefix_and_destdir() {
     let output = Command::new("make")
         .arg("--file")
         .arg(top.join("Makefile"))
-        .args(["install", "CARGO=true", "PREFIX=/opt/bcache"])
+        .args(["install", "CARGO=true", &format!("PREFIX={prefix}")])
         .arg(format!("DESTDIR={}", root.display()))
         .current_dir(tree.path())
         // Of a make that runs the tests.
@@ -37,6 +42,13 @@ fn make_install_honours_prefix_and_destdir() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
+    tree
+}
+
+#[test]
+fn make_install_honours_prefix_and_destdir() {
+    let (top, tree) = (top(), installed("/opt/bcache"));
+    let root = tree.path().join("root");
     // Nothing is outside of both.
     let entries = |folder: &Path| {
         let entries = fs::read_dir(folder).unwrap();
@@ -92,6 +104,49 @@ fn make_install_honours_prefix_and_destdir() {
         assert!(!text.contains("@prefix@"), "{hook}: {text}");
         let read = Command::new("bash").arg("-n").arg(&path).output().unwrap();
         assert!(read.status.success(), "{}", stderr(&read));
+    }
+}
+
+/// What mkinitcpio offers to a hook, for the tree `$1` instead of the machine. As there, a file that is
+/// missing is an error.
+const MKINITCPIO: &str = r#"
+root=$1
+add_module() { echo "module $1"; }
+add_binary() { [[ -x $root$1 ]] || { echo "no program $1" >&2; exit 1; }; echo "file $1"; }
+add_file() { [[ -f $root$1 || -f $1 ]] || { echo "no file $1" >&2; exit 1; }; echo "file $1"; }
+set -euo pipefail
+. "$root/usr/lib/initcpio/install/bcache"
+build
+help >&2
+"#;
+
+/// What mkinitcpio's hook puts into an image is installed, and is all that the rules call there.
+#[test]
+fn the_hook_of_mkinitcpio_finds_what_it_names() {
+    let tree = installed("/usr");
+    let root = tree.path().join("root");
+    let run = || Command::new("bash").args(["-c", MKINITCPIO, "bash"]).arg(&root).output().unwrap();
+    let output = run();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("Needs the hook \"udev\""), "{}", stderr(&output));
+    let added = String::from_utf8(output.stdout).unwrap();
+    let added: Vec<&str> = added.lines().collect();
+    assert!(added.contains(&"module bcache"), "{added:?}");
+    let rules = "/usr/lib/udev/rules.d/69-bcache.rules";
+    assert!(added.contains(&format!("file {rules}").as_str()), "{added:?}");
+    let rules = fs::read_to_string(root.join(&rules[1..])).unwrap();
+    // Settings are applied once the root file system is there, which has them.
+    let called: Vec<&str> = rules
+        .split('"')
+        .filter_map(|value| value.split(' ').next().filter(|it| it.starts_with("/usr/")))
+        .filter(|program| *program != "/usr/sbin/bcachectl")
+        .collect();
+    assert_eq!(called.len(), 2, "{called:?}");
+    for program in called {
+        assert!(added.contains(&format!("file {program}").as_str()), "{program}: {added:?}");
+        fs::remove_file(root.join(&program[1..])).unwrap();
+        assert!(!run().status.success(), "{program} is missing");
+        std::os::unix::fs::symlink("../../sbin/bcachectl", root.join(&program[1..])).unwrap();
     }
 }
 
