@@ -290,11 +290,7 @@ fn compare(kernel: Kernel, cell: &Cell, points: f64) -> anyhow::Result<()> {
     let cache = scratch.sparse("cache", cell.cache_mib << 20)?;
     let backing = scratch.sparse("backing", (end * 512).next_multiple_of(1 << 20) + (1 << 20))?;
     let recorded = scratch.sparse("recorded", 16 << 20)?;
-    let policy = match cell.policy {
-        Policy::Lru => "lru",
-        Policy::Fifo => "fifo",
-        Policy::Random => "random",
-    };
+    let policy = cell.policy.name();
     let path = |path: &std::path::Path| path.display().to_string();
     make([
         "--bucket",

@@ -74,7 +74,7 @@ fn every_report_in_every_format_that_there_is_of_it() {
     let output = bench(&["size", "10G", "--export", &svg]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("it can as json, csv, markdown"), "{error}");
+    assert!(error.contains("cannot be written as svg, only as json, csv, markdown"), "{error}");
     let before = fs::read(&a).unwrap();
     let output = bench(&["compare", &a, &b, "--export", &format!("csv={a}")]);
     assert_eq!(output.status.code(), Some(1));

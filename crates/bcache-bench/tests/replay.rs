@@ -159,7 +159,11 @@ fn bad_input_is_refused_in_a_line() {
     let path = nonsense.to_str().unwrap();
     for (arguments, code, says) in [
         (&["replay", path][..], 1, "not a trace in a known format"),
-        (&["replay", "/nonexistent/trace"], 1, "cannot read"),
+        (
+            &["replay", "/nonexistent/trace"],
+            1,
+            "bcache-bench: cannot read /nonexistent/trace: No such",
+        ),
         (&["replay", TRACE, "--bucket", "100k"], 2, "power of two"),
         (&["replay", TRACE, "--sample", "2"], 2, "is no part"),
         (&["replay", TRACE, "--columns", "sector"], 2, "is no column"),

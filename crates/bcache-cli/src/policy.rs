@@ -15,7 +15,7 @@ pub enum PolicyName {
     Random,
 }
 
-impl From<PolicyName> for Policy {
+impl From<PolicyName> for Replacement {
     fn from(name: PolicyName) -> Self {
         match name {
             PolicyName::Lru => Self::Lru,
@@ -25,12 +25,8 @@ impl From<PolicyName> for Policy {
     }
 }
 
-impl From<PolicyName> for Replacement {
+impl From<PolicyName> for Policy {
     fn from(name: PolicyName) -> Self {
-        match name {
-            PolicyName::Lru => Self::Lru,
-            PolicyName::Fifo => Self::Fifo,
-            PolicyName::Random => Self::Random,
-        }
+        Replacement::from(name).into()
     }
 }

@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use bcache_cli::policy::PolicyName;
 use bcache_cli::size::parse_bytes;
-use bcache_core::allocator::Policy;
 use bcache_core::model::Mode;
 use clap::{Args, ValueEnum};
 
@@ -122,17 +122,6 @@ pub struct ReplayArgs {
     pub jobs: Option<NonZeroUsize>,
 }
 
-/// Names of policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PolicyName {
-    /// Least recently used
-    Lru,
-    /// First in, first out
-    Fifo,
-    /// Any
-    Random,
-}
-
 /// Names of modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModeName {
@@ -164,15 +153,7 @@ impl ReplayArgs {
         Wanted {
             cache_sizes: self.cache_size.clone(),
             buckets: self.bucket.clone(),
-            policies: self
-                .policy
-                .iter()
-                .map(|policy| match policy {
-                    PolicyName::Lru => Policy::Lru,
-                    PolicyName::Fifo => Policy::Fifo,
-                    PolicyName::Random => Policy::Random,
-                })
-                .collect(),
+            policies: self.policy.iter().map(|policy| (*policy).into()).collect(),
             modes: self
                 .mode
                 .iter()

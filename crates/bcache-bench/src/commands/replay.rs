@@ -26,7 +26,7 @@ use crate::replay::report::ReplayReport;
 use crate::replay::run::{Live, RunOptions, run as run_cells};
 use crate::replay::{device, render};
 use crate::report::export::{ExportFormat, ExportTo};
-use crate::trace::{LoadOptions, Source, Trace, load_until, open};
+use crate::trace::{LoadOptions, Source, Trace, TraceError, load_until, open};
 
 /// How often progress is looked at.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -77,7 +77,10 @@ fn read(args: &ReplayArgs, stop: &AtomicBool) -> Result<Trace> {
     let source =
         Source { paths: args.traces.clone(), format: args.format, columns: args.columns.clone() };
     let name = || args.traces.first().map_or_else(String::new, |path| path.display().to_string());
-    let requests = open(&source).with_context(name)?;
+    let requests = open(&source).map_err(|error| match error {
+        TraceError::Io { .. } => error.into(), // names the file itself
+        error => anyhow::Error::from(error).context(name()),
+    })?;
     let options = LoadOptions {
         sample: args.sample,
         ignore_times: args.ignore_times,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use std::{fmt, iter};
 
 use bcache_cli::size::parse_bytes;
-use bcache_core::allocator::{Policy, Reserve};
+use bcache_core::allocator::Reserve;
+use bcache_core::layout::superblock::Replacement;
 use bcache_core::units::{Sectors, format_bytes};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
@@ -43,7 +44,7 @@ pub struct DevicePlan {
     /// When the run is over.
     pub length: Length,
     /// How the cache picks the buckets that it reuses.
-    pub policy: Policy,
+    pub policy: Replacement,
     /// Size of a bucket in bytes; `None` for what `make` would choose.
     pub bucket_bytes: Option<u64>,
     /// Which reserves allocations draw from.
@@ -322,7 +323,7 @@ struct PlanSettings<'a> {
     rate: Option<NonZeroU64>,
     duration_ms: Option<u64>,
     amount: Option<String>,
-    policy: Policy,
+    policy: Replacement,
     bucket_size: Option<String>,
     reserves: &'a Weighted<ReserveName>,
     discard: bool,

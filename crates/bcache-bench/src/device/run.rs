@@ -148,7 +148,7 @@ fn prepare(plan: &DevicePlan) -> Result<Prepared> {
     let options = Options {
         bucket_bytes: plan.bucket_bytes,
         discard: plan.discard,
-        replacement: plan.policy.into(),
+        replacement: plan.policy,
         wipe_bcache: plan.consent.wipe_bcache || harmless,
         force: plan.consent.force || harmless,
         lose_dirty_data: if harmless { LoseDirtyData::Allowed } else { LoseDirtyData::Refused },
@@ -240,7 +240,7 @@ fn places(plan: &DevicePlan, geometry: &Geometry) -> Places {
     Places {
         area: data_area(geometry),
         bucket: geometry.bucket_size(),
-        policy: plan.policy,
+        policy: plan.policy.into(),
         written_bytes: 0,
     }
 }

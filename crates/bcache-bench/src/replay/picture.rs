@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::answer::Answer;
-use super::render::{cutoff_name, policy_name};
+use super::render::cutoff_name;
 use super::report::ReplayReport;
 use crate::num::{float, ratio, whole};
 use crate::report::plot::PlotError;
@@ -39,12 +39,8 @@ fn lines(report: &ReplayReport) -> Vec<(String, Line)> {
     let mut lines: BTreeMap<(u64, u64, &str, &str), Line> = BTreeMap::new();
     for result in report.cells.iter().filter(|it| it.hit_ratio.is_some()) {
         let cell = result.cell;
-        let key = (
-            cell.sequential_cutoff_bytes,
-            cell.bucket_bytes,
-            policy_name(cell.policy),
-            cell.mode.name(),
-        );
+        let key =
+            (cell.sequential_cutoff_bytes, cell.bucket_bytes, cell.policy.name(), cell.mode.name());
         let point = (float(cell.cache_bytes).log2(), 1.0 - result.hit());
         lines.entry(key).or_default().push(point);
     }

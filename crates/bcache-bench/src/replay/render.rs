@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::table::{number, table};
-use bcache_core::allocator::Policy;
 use bcache_core::model::BypassReason;
 use bcache_core::units::format_bytes;
 
@@ -30,15 +29,6 @@ pub(super) fn rounded_bytes(bytes: f64) -> String {
     }
     let decimals = usize::from(unit > 0 && value < 99.95);
     format!("{value:.decimals$} {}", UNITS[unit])
-}
-
-/// A policy as sysfs has it.
-pub const fn policy_name(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Lru => "lru",
-        Policy::Fifo => "fifo",
-        Policy::Random => "random",
-    }
 }
 
 /// A cutoff as people set it.
@@ -163,7 +153,7 @@ pub fn row(result: &CellResult) -> [String; 12] {
     [
         format_bytes(cache_bytes),
         format_bytes(bucket_bytes),
-        policy_name(policy).to_owned(),
+        policy.name().to_owned(),
         mode.name().to_owned(),
         cutoff_name(sequential_cutoff_bytes),
         if result.refused {
@@ -312,7 +302,7 @@ pub fn csv(report: &ReplayReport, out: &mut (impl Write + ?Sized)) -> io::Result
                 "{},{},{},{},{},{run},{}",
                 cell.cache_bytes,
                 cell.bucket_bytes,
-                policy_name(cell.policy),
+                cell.policy.name(),
                 cell.mode.name(),
                 cell.sequential_cutoff_bytes,
                 all.join(",")

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bcache_core::units::format_bytes;
 
 use super::answer::{Advice, Answer};
-use super::render::{cutoff_name, percent, policy_name, rounded_bytes};
+use super::render::{cutoff_name, percent, rounded_bytes};
 use super::warning::Warning;
 use crate::num::{format_count, ratio};
 
@@ -48,7 +48,7 @@ fn advice_text(advice: &Advice) -> String {
          are answered by the SSD ({} of their bytes).",
         format_bytes(cell.cache_bytes),
         format_bytes(cell.bucket_bytes),
-        policy_name(cell.policy),
+        cell.policy.name(),
         cutoff_name(cell.sequential_cutoff_bytes),
         percent(advice.hit_ratio),
         percent(advice.byte_hit_ratio),

@@ -116,7 +116,7 @@ pub struct Exports {
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// Not something that a report of this kind can be written as.
-    #[error("this report cannot be written as {format}: it can as {}", formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("this report cannot be written as {format}, only as {}", formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     NoSuchFormat {
         /// As what.
         format: ExportFormat,

@@ -170,6 +170,14 @@ pub enum Replacement {
 }
 
 impl Replacement {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lru, Self::Fifo, Self::Random];
+
+    /// From its name; `None` for any other word.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
     /// From the field's value; `None` for 3 to 7, on which kernels lock up (docs/on-disk-format.md
     /// §10.3).
     pub const fn from_raw(value: u8) -> Option<Self> {

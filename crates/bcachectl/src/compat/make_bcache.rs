@@ -221,8 +221,7 @@ fn label(value: &OsStr) -> Result<Label, Refused> {
 }
 
 fn policy(text: &str) -> Result<Replacement, Refused> {
-    let policies = [Replacement::Lru, Replacement::Fifo, Replacement::Random];
-    match policies.into_iter().find(|policy| policy.name() == text) {
+    match Replacement::from_name(text) {
         Some(policy) => Ok(policy),
         None => refused(format!("Unknown replacement policy {text}; lru, fifo or random")),
     }

@@ -45,12 +45,13 @@ impl From<Replacement> for Policy {
     }
 }
 
-impl From<Policy> for Replacement {
-    fn from(policy: Policy) -> Self {
-        match policy {
-            Policy::Lru => Self::Lru,
-            Policy::Fifo => Self::Fifo,
-            Policy::Random => Self::Random,
+impl Policy {
+    /// The name that sysfs and options use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lru => Replacement::Lru.name(),
+            Self::Fifo => Replacement::Fifo.name(),
+            Self::Random => Replacement::Random.name(),
         }
     }
 }

@@ -207,15 +207,11 @@ fn plan_make(args: &ReplaceCacheArgs, old: Option<&Set>) -> Result<Vec<DevicePla
     let facts = facts_of(Kind::Cache, &args.new, Some(scan::backing_devices))?;
     let logical = u64::from(facts.info.logical_block_bytes);
     let old_block = old.and_then(|old| old.block_size).map(Rounded::at_least);
-    let policies = [Replacement::Lru, Replacement::Fifo, Replacement::Random];
-    let policy = old.and_then(|old| old.cache.as_ref()?.replacement.clone());
+    let policy = old.and_then(|old| old.cache.as_ref()?.replacement.as_deref());
     let options = Options {
         bucket_bytes: args.bucket,
         block_bytes: old_block.filter(|bytes| *bytes >= logical && bytes.is_power_of_two()),
-        replacement: policies
-            .into_iter()
-            .find(|it| policy.as_deref() == Some(it.name()))
-            .unwrap_or_default(),
+        replacement: policy.and_then(Replacement::from_name).unwrap_or_default(),
         ..Options::default()
     };
     make::plan(&options, vec![facts], &mut Uuid::new_v4).map_err(|error| match &error {
