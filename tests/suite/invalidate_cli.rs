@@ -13,10 +13,11 @@ use bcache_tests::cache::{Invalidated, check_clean, invalidate, run_invalidate, 
 use bcache_tests::fault::{FAULT_UNIT_BYTES, FullLoop, ShortLoop, with_writes_refused_from};
 use bcache_tests::image::write_at;
 use bcache_tests::need::unmet;
+use bcache_tests::terminal::Terminal;
 use bcache_tests::tool::bcachectl;
 use bcache_tests::{Fixture, LoopDevice, Need, binary};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -159,13 +160,12 @@ fn at_the_question(
     answer: &str,
     meanwhile: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<Output> {
-    let terminal = nix::pty::openpty(None, None)?;
-    let mut master = File::from(terminal.master);
+    let terminal = Terminal::new(80)?;
     let mut child = bcachectl()?
         .arg("invalidate")
         .arg(image)
         .args(arguments)
-        .stdin(terminal.slave)
+        .stdin(terminal.stdio()?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -175,7 +175,7 @@ fn at_the_question(
         message.push(byte[0]);
     }
     meanwhile()?;
-    master.write_all(answer.as_bytes())?;
+    terminal.type_keys(answer)?;
     stderr.read_to_end(&mut message)?;
     let mut output = child.wait_with_output()?;
     output.stderr = message;

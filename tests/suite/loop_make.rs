@@ -8,13 +8,12 @@ use bcache_core::units::Sectors;
 use bcache_tests::fault::{FullLoop, with_writes_refused_from};
 use bcache_tests::image::write_at;
 use bcache_tests::need::find_program;
+use bcache_tests::terminal::Terminal;
 use bcache_tests::tool::{bcachectl, number, run, show, text};
 use bcache_tests::{Fixture, LoopDevice, Need, Scratch, binary, main_with, trial};
 use nix::libc;
-use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output, Stdio};
@@ -602,19 +601,12 @@ fn progress() -> anyhow::Result<()> {
     let image = scratch.sparse("image", 20 << 30)?;
     let device = LoopDevice::attach(&image, 512)?;
     let name = device.path().display().to_string();
-    let size = Winsize { ws_row: 25, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = openpty(&size, None)?;
+    let terminal = Terminal::new(100)?;
     let mut command = Command::new(binary("bcachectl")?);
     command.args(["make", "--discard", "-C"]).arg(device.path()).stdin(Stdio::null());
-    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(Stdio::from(File::from(pty.slave)));
-    let mut child = command.spawn()?;
-    // Closes our handle of the other end, or reading would never end.
-    drop(command);
-    let mut printed = Vec::new();
-    // The end of a terminal is an error (EIO), once all is read.
-    let _ = File::from(pty.master).read_to_end(&mut printed);
-    ensure!(child.wait()?.success());
-    let printed = String::from_utf8_lossy(&printed).into_owned();
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(terminal.stdio()?);
+    let (printed, status) = terminal.watch(command)?;
+    ensure!(status.success());
     ensure!(printed.contains(&name) && printed.contains("GiB"), "{printed:?}");
     // Where nobody looks there is nothing to see.
     let output = bcachectl()?

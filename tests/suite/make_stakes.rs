@@ -4,8 +4,8 @@
 use bcache_core::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use bcache_tests::fixture::Fixture;
 use bcache_tests::image::write_at;
-use bcache_tests::tool;
-use nix::pty::openpty;
+use bcache_tests::terminal::Terminal;
+use bcache_tests::{Scratch, tool};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -156,6 +156,43 @@ fn the_owner_of_dirty_data_is_not_overwritten_by_the_way() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
+/// On a terminal it asks, and takes anything but yes for a no.
+#[test]
+fn on_a_terminal_it_asks() {
+    for (answer, options, written) in [
+        ("n\n", "", false),
+        ("\n", "", false),
+        ("maybe\n", "", false),
+        // End of file, as Ctrl-D sends it.
+        ("\x04", "", false),
+        ("y\n", "", true),
+        ("yes\n", "", true),
+        ("\x04", "--yes", true),
+    ] {
+        let scratch = Scratch::new().unwrap();
+        let image = scratch.sparse("image", 40 << 20).unwrap();
+        // Swap of version 1, with its last page and a label.
+        for (offset, bytes) in [
+            (1024, &[1, 0, 0, 0, 255, 9][..]),
+            (1036, &[7; 16]),
+            (1052, b"my-swap"),
+            (4086, b"SWAPSPACE2"),
+        ] {
+            write_at(&image, offset, bytes).unwrap();
+        }
+        let before = fs::read(&image).unwrap();
+        let terminal = Terminal::new(80).unwrap();
+        terminal.type_keys(answer).unwrap();
+        let mut command = tool::bcachectl().unwrap();
+        command.args(["make", "--force", "-B"]).arg(&image).args(options.split_whitespace());
+        let output = command.stdin(terminal.stdio().unwrap()).output().unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.success(), written, "{answer:?}: {said}");
+        assert_eq!(said.contains("my-swap"), options.is_empty(), "{answer:?}: {said}");
+        assert_eq!(fs::read(&image).unwrap() != before, written, "{answer:?}: {said}");
+    }
+}
+
 /// On a terminal the UUID must be typed.
 #[test]
 fn on_a_terminal_the_uuid_is_typed() {
@@ -170,11 +207,11 @@ fn on_a_terminal_the_uuid_is_typed() {
         (format!("{start}\ny\n"), true),
     ] {
         let before = superblock(&fixture.cache);
-        let pty = openpty(None, None).unwrap();
-        nix::unistd::write(&pty.master, answers.as_bytes()).unwrap();
+        let terminal = Terminal::new(80).unwrap();
+        terminal.type_keys(&answers).unwrap();
         let mut command = tool::bcachectl().unwrap();
         command.args(["make", "--wipe-bcache", "-C"]).arg(&fixture.cache);
-        command.stdin(Stdio::from(File::from(pty.slave)));
+        command.stdin(terminal.stdio().unwrap());
         let output = command.output().unwrap();
         let said = said(&output);
         assert!(said.contains("of dirty data of volume 0") && said.contains(&set), "{said}");
@@ -189,11 +226,11 @@ fn the_question_names_every_device() {
     let fixture = Fixture::unpack("clean-612").unwrap();
     let blank = fixture.cache.with_file_name("blank");
     File::create(&blank).unwrap().set_len(64 << 20).unwrap();
-    let pty = openpty(None, None).unwrap();
-    nix::unistd::write(&pty.master, b"n\n").unwrap();
+    let terminal = Terminal::new(80).unwrap();
+    terminal.type_keys("n\n").unwrap();
     let mut command = tool::bcachectl().unwrap();
     command.args(["make", "--wipe-bcache", "-C"]).arg(&fixture.cache).arg("-B").arg(&blank);
-    command.stdin(Stdio::from(File::from(pty.slave)));
+    command.stdin(terminal.stdio().unwrap());
     let said = said(&command.output().unwrap());
     let nothing = format!(
         "{} (64 MiB) will be formatted as a bcache backing device. Nothing was found on it.",

@@ -3,8 +3,8 @@
 
 use anyhow::{Context as _, ensure};
 use bcache_tests::need::unmet;
-use bcache_tests::terminal::on_terminal;
-use bcache_tests::{Need, Scratch, binary};
+use bcache_tests::terminal::{Terminal, on_terminal};
+use bcache_tests::{Need, Scratch, binary, tool};
 use std::fs::OpenOptions;
 use std::process::{Command, Output, Stdio};
 
@@ -194,5 +194,38 @@ fn nothing_is_broken_on_a_terminal_of_any_width() -> anyhow::Result<()> {
             ensure!(!shown.contains("too narrow"), "{shown}");
         }
     }
+    Ok(())
+}
+
+/// Colours are for terminals, and only without `NO_COLOR`.
+#[test]
+fn plain_unless_on_a_terminal() -> anyhow::Result<()> {
+    if unmet(&[Need::Terminals]).is_some() {
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let cache = scratch.sparse("cache.img", 64 << 20)?;
+    tool::make(["-C".as_ref(), cache.as_os_str()])?;
+    let shown = |columns: u16, no_color: Option<&str>| {
+        let terminal = Terminal::new(columns)?;
+        let mut command = tool::bcachectl()?;
+        command.arg("show").arg(&cache).env("TERM", "xterm").stdout(terminal.stdio()?);
+        match no_color {
+            Some(value) => command.env("NO_COLOR", value),
+            None => command.env_remove("NO_COLOR"),
+        };
+        let (shown, status) = terminal.watch(command)?;
+        ensure!(status.success(), "{status}: {shown}");
+        Ok(shown)
+    };
+    let plain = String::from_utf8(tool::bcachectl()?.arg("show").arg(&cache).output()?.stdout)?;
+    ensure!(!plain.contains('\x1b') && plain.is_ascii(), "{plain}");
+    let coloured = shown(80, None)?;
+    ensure!(coloured.contains("\x1b[") && coloured.contains("accepts it"), "{coloured:?}");
+    ensure!(shown(80, Some(""))?.contains("\x1b["), "an empty NO_COLOR is none");
+    let uncoloured = shown(80, Some("1"))?;
+    ensure!(!uncoloured.contains("\x1b[") && uncoloured.contains("accepts it"), "{uncoloured:?}");
+    // A serial console does not tell its width.
+    ensure!(shown(0, None)?.contains("accepts it"), "squeezed");
     Ok(())
 }

@@ -4,7 +4,6 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -281,38 +280,4 @@ fn a_closed_pipe_ends_it_quietly() {
             .unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
     }
-}
-
-/// Colours and lines are for terminals, colours only without `NO_COLOR`.
-#[test]
-fn plain_unless_on_a_terminal() {
-    let images = Images::new();
-    let (cache, _) = pair(&images);
-    let on_terminal = |columns: u16, no_color: Option<&str>| {
-        let size = nix::pty::Winsize { ws_row: 25, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = nix::pty::openpty(&size, None).unwrap();
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin("bcachectl"));
-        command.arg("show").arg(&cache).stdin(Stdio::null()).env("TERM", "xterm");
-        command.env_remove("NO_COLOR").stdout(Stdio::from(File::from(pty.slave)));
-        if let Some(value) = no_color {
-            command.env("NO_COLOR", value);
-        }
-        let mut child = command.spawn().unwrap();
-        // Closes our handle of the other end, or reading would never end.
-        drop(command);
-        let mut printed = Vec::new();
-        // The end of a terminal is an error (EIO), once all is read.
-        let _ = File::from(pty.master).read_to_end(&mut printed);
-        assert!(child.wait().unwrap().success());
-        String::from_utf8(printed).unwrap()
-    };
-    let plain = succeed("show CACHE", &[("CACHE", &cache)]);
-    assert!(!plain.contains('\x1b') && plain.is_ascii(), "{plain}");
-    let coloured = on_terminal(80, None);
-    assert!(coloured.contains("\x1b[") && coloured.contains("accepts it"), "{coloured:?}");
-    assert!(on_terminal(80, Some("")).contains("\x1b["), "an empty NO_COLOR is none");
-    let uncoloured = on_terminal(80, Some("1"));
-    assert!(!uncoloured.contains("\x1b[") && uncoloured.contains("accepts it"), "{uncoloured:?}");
-    // A serial console does not tell its width.
-    assert!(on_terminal(0, None).contains("accepts it"), "squeezed");
 }
