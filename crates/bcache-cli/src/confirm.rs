@@ -81,7 +81,23 @@ fn ask(
     }
     if ask_for_sets {
         for plan in plans {
-            let Some(set) = plan.facts.at_stake.set_uuid() else { continue };
+            let facts = &plan.facts;
+            let Some(set) = facts.at_stake.set_uuid() else {
+                let path = facts.info.path.display().to_string();
+                if facts.at_stake.is_nothing() {
+                    continue;
+                }
+                write!(
+                    out,
+                    "Data on {path} that exists nowhere else may be lost for good. To go on, type \
+                     that path: "
+                )?;
+                out.flush()?;
+                if read()?.trim() != path {
+                    return Ok(false);
+                }
+                continue;
+            };
             let set = set.to_string();
             write!(
                 out,

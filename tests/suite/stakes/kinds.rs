@@ -432,3 +432,57 @@ fn two_caches_with_their_backing_devices() {
     let of = format!("belongs to the set of {}", other.cache.display());
     assert!(said.check.contains(&of), "{}", said.check);
 }
+
+/// The first KiB of the device are overwritten, as by dd or a partitioning program: the rest of the set
+/// tells what its superblock was.
+#[test]
+fn a_superblock_that_is_gone() {
+    for bytes in [vec![0; 8192], vec![0x5a; 65536]] {
+        let damage = |fixture: &Fixture| write_at(&fixture.cache, 0, &bytes).unwrap();
+        for after in After::each(damage) {
+            let said = after.at_risk();
+            assert_eq!(said.codes(), ["superblock-gone"], "{}", said.check);
+            assert!(said.advice().contains(&"repair"), "{:?}", said.advice());
+            // With its backing devices, which have the whole of the set's UUID.
+            for backing in &after.fixture.backing {
+                let owner = format!("(backing device {})", backing.display());
+                assert!(said.check.contains(&owner), "{}", said.check);
+            }
+            // It is not formatted by the way.
+            let cache = after.fixture.cache.as_path();
+            let force = if bytes[0] == 0 { "--wipe-bcache" } else { "--force" };
+            for options in [&["make", "--yes", "-C"][..], &["make", "--yes", "-B", force]] {
+                let output = run(options, &[cache]);
+                assert_eq!(output.status.code(), Some(1), "{output:?}");
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(said.contains("whose superblock is gone"), "{said}");
+                assert!(said.contains("--lose-dirty-data"), "{said}");
+            }
+        }
+    }
+    // What the journal is left of says that there was a set, and no more.
+    let fixture = Fixture::unpack("crash-612").unwrap();
+    write_at(&fixture.cache, 0, &[0; 8192]).unwrap();
+    let prios = with_cache_set(&Fixture::unpack("crash-612").unwrap().cache, |set| {
+        Ok(set.prios.buckets.clone())
+    });
+    let bucket_bytes = 128 << 10;
+    for bucket in prios.unwrap() {
+        write_at(&fixture.cache, bucket.0 * bucket_bytes, &[0; 4096]).unwrap();
+    }
+    let cache = fixture.cache.as_path();
+    let output = run(&["check"], &[cache]);
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the journal of a cache set is at"), "{said}");
+    let shown = text(&run(&["show", "--dirty"], &[cache]));
+    assert!(shown.contains("CANNOT BE TOLD") && shown.contains("Do NOT wipe"), "{shown}");
+    let output = run(&["make", "--yes", "-C", "--wipe-bcache"], &[cache]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("add --lose-dirty-data"));
+    // What was clean is not in the way, nor is what nothing is left of.
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    write_at(&fixture.cache, 0, &[0; 8192]).unwrap();
+    let said = Said::of(&[&fixture.cache, &fixture.backing[0]]);
+    assert_eq!(said.answer(), "none", "{}", said.check);
+    make(&["--yes", "-C"], &fixture.cache);
+}

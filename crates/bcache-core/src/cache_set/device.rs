@@ -15,6 +15,15 @@ pub enum OpenError {
     /// The magic is not there.
     #[error("no bcache superblock at sector 8")]
     NotBcache,
+    /// There is no superblock, and what is left of a cache set does not tell what it was.
+    #[error(
+        "no bcache superblock at sector 8, and the journal of a cache set is at {at}: what it holds \
+         cannot be told"
+    )]
+    Remains {
+        /// Where an entry of its journal is.
+        at: Sectors,
+    },
     /// It is a backing device, which holds no cache set.
     #[error("a backing device: it holds no journal, btree or prios")]
     BackingDevice,
@@ -108,6 +117,11 @@ impl<'d> CacheDevice<'d> {
     /// The superblock.
     pub const fn superblock(&self) -> &Superblock {
         &self.sb
+    }
+
+    /// Gives the set its UUID, where its superblock did not survive with all of it.
+    pub(crate) fn name_set(&mut self, set_uuid: uuid::Uuid) {
+        self.sb.edit(|edit| _ = edit.set_uuid(set_uuid));
     }
 
     /// Its geometry.

@@ -16,6 +16,7 @@
 pub mod btree;
 mod device;
 mod extents;
+pub mod gone;
 pub mod journal;
 mod journal_bucket;
 mod journal_search;

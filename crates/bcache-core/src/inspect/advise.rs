@@ -25,6 +25,9 @@ pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice>
     let mut advice = match member.device.kind() {
         Some(Kind::Cache) => of_cache(member, copies.is_some()),
         Some(Kind::Backing) => of_backing(member, members),
+        None if member.device.remains_at.is_some() => {
+            vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }]
+        }
         None => Vec::new(),
     };
     if let Some((first, second)) = copies {
@@ -236,7 +239,7 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     let takes_none = !registers && !can_write_back && !member.in_use;
     let needs_repair = !sound || volumes().any(|it| it.owner == Owner::Unknown);
     if needs_repair && matches!(device.contents, Contents::Set(_)) && !member.in_use {
-        advice.push(Advice::Repair { cache: cache.clone(), backing: None });
+        advice.extend(repair(member));
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
         match (&volume.owner, volume.uuid) {
@@ -277,20 +280,32 @@ fn unknown(member: &Member<'_>) -> Vec<Advice> {
     let mut advice = Vec::new();
     advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
     advice.push(Advice::DoNotWipe);
-    let device = member.path().clone();
     let only_torn = member.stakes.doubts == [Doubt::TornEntry];
     if !only_torn {
-        advice.push(Advice::CopyDevice { device: device.clone() });
+        advice.push(Advice::CopyDevice { device: member.path().clone() });
     }
     if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
         advice.push(Advice::NameBacking);
     }
-    let is_damaged =
-        matches!(member.device.identity, Identity::MagicWiped(_) | Identity::Damaged(_));
+    let is_damaged = member.device.identity != Identity::Cache;
     if !only_torn || is_damaged {
-        advice.push(Advice::Repair { cache: device, backing: None });
+        advice.extend(repair(member));
     }
     advice
+}
+
+/// The repair of a cache. A superblock that is gone has its set's UUID from a backing device.
+fn repair(member: &Member<'_>) -> Option<Advice> {
+    let backing = if member.device.identity == Identity::SuperblockGone {
+        let owner = member.volumes.0.iter().find_map(Volume::backing);
+        if owner.is_none() && member.volumes.0.iter().any(|volume| !volume.is_flash_only()) {
+            return None;
+        }
+        owner.map(|device| device.path.clone())
+    } else {
+        None
+    };
+    Some(Advice::Repair { cache: member.path().clone(), backing })
 }
 
 fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {

@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::collections::TryReserveError;
 
+use uuid::Uuid;
+
+use crate::cache_set::gone::Remains;
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
     CacheDevice, CacheSet, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
 };
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
+use crate::inspect::backing::BackingDevices;
 use crate::inspect::doubt::{Doubt, Watch};
+use crate::layout::SetMagic;
 use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::verdict::{Verdict, kernel_verdict};
@@ -43,6 +48,8 @@ pub enum Identity {
     MagicWiped(Kind),
     /// A superblock of bcache that was damaged in one place, which its checksum tells.
     Damaged(Kind),
+    /// A cache whose superblock was overwritten; the rest tells what it was.
+    SuperblockGone,
     /// No bcache device.
     NotBcache,
 }
@@ -78,13 +85,15 @@ pub struct Device<'d> {
     pub handle: &'d dyn ReadDevice,
     /// What it is.
     pub identity: Identity,
-    /// Its superblock; one that was damaged in one place, or whose magic was wiped, as it was before.
-    /// `None` where it has none.
+    /// Its superblock; one that was damaged in one place, whose magic was wiped, or that is gone, as it
+    /// was before. `None` where it has none, or cannot be told.
     pub superblock: Option<Superblock>,
     /// What stands where a superblock goes, if the device is long enough.
     pub as_found: Option<Superblock>,
     /// What the kernel says of that.
     pub verdict: Option<Verdict>,
+    /// Sector of a journal entry of a cache set whose superblock is gone.
+    pub remains_at: Option<Sectors>,
     /// What it holds.
     pub contents: Contents<'d>,
     /// Where the last bucket ends, if the device is shorter than that.
@@ -110,6 +119,7 @@ impl<'d> Device<'d> {
     /// Reads the superblock alone: [`Self::contents`] is [`Contents::None`].
     pub fn read_superblock(handle: &'d dyn ReadDevice) -> Result<Self, InspectError> {
         let area = SuperblockArea::read(handle)?;
+        let mut remains_at = None;
         let (identity, superblock) = match &area {
             SuperblockArea::Bcache(sb) => {
                 let (identity, sb) = identity_of(sb);
@@ -119,7 +129,15 @@ impl<'d> Device<'d> {
                 Some(kind) => (Identity::MagicWiped(kind), Some(sb.clone())),
                 None => (Identity::NotBcache, None),
             },
-            _ => (Identity::NotBcache, None),
+            SuperblockArea::Blank | SuperblockArea::Unknown => {
+                let remains = Remains::read(handle).ok().flatten();
+                remains_at = remains.as_ref().map(|it| it.at);
+                match remains.and_then(|it| it.superblock) {
+                    Some(sb) => (Identity::SuperblockGone, Some(sb)),
+                    None => (Identity::NotBcache, None),
+                }
+            }
+            SuperblockArea::TooShort | SuperblockArea::Bcachefs(_) => (Identity::NotBcache, None),
         };
         // What the kernel says is about what stands there, not about what can be made of it.
         let as_found = read_superblock(handle)?;
@@ -136,6 +154,7 @@ impl<'d> Device<'d> {
             superblock,
             as_found,
             verdict,
+            remains_at,
             contents: Contents::None,
             cut_off: None,
             doubts,
@@ -145,7 +164,7 @@ impl<'d> Device<'d> {
     /// Whether it is a cache or a backing device, be its magic there or not.
     pub const fn kind(&self) -> Option<Kind> {
         match self.identity {
-            Identity::Cache => Some(Kind::Cache),
+            Identity::Cache | Identity::SuperblockGone => Some(Kind::Cache),
             Identity::Backing => Some(Kind::Backing),
             Identity::MagicWiped(kind) | Identity::Damaged(kind) => Some(kind),
             Identity::UnknownVersion | Identity::NotBcache => None,
@@ -177,6 +196,25 @@ impl<'d> Device<'d> {
                 Contents::Set(set) => set.refusal.is_none() && !set.unsynced,
                 Contents::Unreadable(_) => false,
             }
+    }
+
+    /// Gives a set whose superblock is gone the whole of its UUID, which its backing devices have.
+    pub fn complete_set_uuid(&mut self, backing: &mut BackingDevices) {
+        let Contents::Set(contents) = &mut self.contents else { return };
+        if self.identity != Identity::SuperblockGone {
+            return;
+        }
+        let set = &mut contents.set;
+        let magic = set.cache.magic();
+        let uuids: Vec<Uuid> = set.uuids.used().map(|(_, entry)| entry.uuid).collect();
+        let set_uuid = uuids.into_iter().find_map(|uuid| {
+            let set_uuid = backing.find(uuid)?.superblock.set_uuid();
+            (SetMagic::from_set_uuid(&set_uuid) == magic).then_some(set_uuid)
+        });
+        if let Some(set_uuid) = set_uuid {
+            set.cache.name_set(set_uuid);
+            self.superblock = Some(set.cache.superblock().clone());
+        }
     }
 
     fn read_set(

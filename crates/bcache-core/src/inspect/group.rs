@@ -24,11 +24,14 @@ impl<'d> Group<'d> {
     /// Puts `devices` together; each with whether somebody holds it.
     ///
     /// Owners of volumes that are not among them are looked for in `backing`.
-    pub fn new(devices: Vec<(Device<'d>, bool)>, backing: &mut BackingDevices) -> Self {
+    pub fn new(mut devices: Vec<(Device<'d>, bool)>, backing: &mut BackingDevices) -> Self {
         for (device, _) in &devices {
             if let Some(sb) = &device.superblock {
                 backing.add(device.handle.info(), sb, device.registers());
             }
+        }
+        for (device, _) in &mut devices {
+            device.complete_set_uuid(backing);
         }
         // Attached, by their superblocks.
         let attached: Vec<(Uuid, Uuid)> = devices

@@ -166,9 +166,17 @@ pub fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
         && raw.seq.get() != 0
         && raw.last_seq.get() <= raw.seq.get()
         && raw.last_seq.get() != 0;
-    // The checksum covers the magic.
-    let foreign = || Jset::parse(bytes, SetMagic::of_jset(raw.magic.get()), rest).is_ok();
-    (plausible && !foreign()).then(|| raw.seq.get())
+    (plausible && set_of_entry(bytes, rest).is_none()).then(|| raw.seq.get())
+}
+
+/// The set that the whole entry at the start of `bytes` is of, whichever that is: the checksum covers the
+/// magic. `None` where there is no whole entry.
+///
+/// `rest` is the number of bytes to the end of the journal bucket.
+pub(crate) fn set_of_entry(bytes: &[u8], rest: usize) -> Option<SetMagic> {
+    let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
+    let magic = SetMagic::of_jset(raw.magic.get());
+    Jset::parse(bytes, magic, rest).ok().map(|_| magic)
 }
 
 /// The keys of what is left of an entry at the start of `bytes`, its checksum aside; `None` where

@@ -33,6 +33,11 @@ impl SetMagic {
         Self(first.swap_bytes())
     }
 
+    /// The first half of the set's uuid; the other half is zero.
+    pub(crate) const fn half_of_set_uuid(self) -> uuid::Uuid {
+        uuid::Uuid::from_u64_pair(self.0.swap_bytes(), 0)
+    }
+
     /// Magic of a journal entry.
     pub const fn jset(self) -> u64 {
         self.0 ^ Self::JSET

@@ -811,6 +811,12 @@ impl Editor<'_> {
         self.flags(flags | u64::from(sync))
     }
 
+    /// Sets the uuid of the device.
+    pub fn uuid(&mut self, uuid: Uuid) -> &mut Self {
+        self.raw.uuid = uuid.into_bytes();
+        self
+    }
+
     /// Sets the uuid of the set.
     pub fn set_uuid(&mut self, set_uuid: Uuid) -> &mut Self {
         self.raw.set_uuid = set_uuid.into_bytes();

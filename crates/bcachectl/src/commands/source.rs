@@ -12,7 +12,6 @@ use bcache_core::device::{FileReader, ReadDevice, open_unused};
 use bcache_core::inspect::{BackingDevices, Contents, Device, Doubt, Identity, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::layout::verdict::kernel_verdict;
-use bcache_core::ops::make::read_superblock;
 use bcache_core::units::Sectors;
 
 use super::holding;
@@ -106,7 +105,13 @@ pub fn with_volume<T>(
     if let Some(mut bar) = problems.progress.take() {
         bar.finish();
     }
-    let read = read?;
+    let mut read = read?;
+    let mut backing = BackingDevices::with_machine(scan::backing_devices);
+    if let Some(named) = &named {
+        let verdict = kernel_verdict(&named.superblock, &named.device.info().target());
+        backing.add(named.device.info(), &named.superblock, verdict.accepts());
+    }
+    read.complete_set_uuid(&mut backing);
     problems.told.splice(0..0, superblock_problems(&read));
     tell(cache_path, &problems)?;
     let kind = read.kind();
@@ -119,11 +124,6 @@ pub fn with_volume<T>(
         }
         Contents::None => bail!("{}: no cache device", context()),
     };
-    let mut backing = BackingDevices::with_machine(scan::backing_devices);
-    if let Some(named) = &named {
-        let verdict = kernel_verdict(&named.superblock, &named.device.info().target());
-        backing.add(named.device.info(), &named.superblock, verdict.accepts());
-    }
     let volumes = Volumes::new(&set, &mut backing);
     let report = choose(args, &set, &volumes, named.as_ref())?;
     let mut sources = vec![cache_path.clone()];
@@ -186,6 +186,9 @@ fn superblock_problems(device: &Device<'_>) -> Vec<String> {
         Identity::Damaged(_) => {
             problems.push("the superblock was damaged, and is read as it was before".to_owned());
         }
+        Identity::SuperblockGone => {
+            problems.push("the superblock is gone; the set is read as the rest tells".to_owned());
+        }
         _ => {}
     }
     if device.doubts.contains(&Doubt::Superblock) {
@@ -202,8 +205,9 @@ fn superblock_problems(device: &Device<'_>) -> Vec<String> {
 
 fn open_backing(path: &Path) -> Result<Named> {
     let device = open(path)?;
-    let superblock = read_superblock(&device)?
-        .filter(|superblock| superblock.magic_ok() && superblock.kind() == Some(Kind::Backing))
+    let found = Device::read_superblock(&device)?;
+    let superblock = (found.kind() == Some(Kind::Backing)).then_some(found.superblock).flatten();
+    let superblock = superblock
         .with_context(|| format!("{} has no superblock of a backing device", path.display()))?;
     Ok(Named { device, superblock })
 }

@@ -46,10 +46,12 @@ These work on devices that the kernel does not run, and on copies of them in fil
     bcachectl repair /dev/nvme0n1
 
 Not a bcache superblock (bad offset) :: The device has no superblock in this place: another device, \
-         another partition, or it was overwritten. show tells what is on each device of the machine. \
-         (check: superblock-refused)
+         another partition, or it was overwritten. show tells what is on each device of the machine. Where \
+         the rest of a cache set is behind it, repair makes the superblock again; name a backing device of \
+         the set, which has the whole of the set's UUID. (check: superblock-gone)
 
     bcachectl show
+    bcachectl repair /dev/nvme0n1 /dev/sdb
 
 Bad checksum :: The superblock is damaged. repair puts the checksum right where all that the superblock \
          says is true of the device, and the set reads by it. (check: superblock-refused)

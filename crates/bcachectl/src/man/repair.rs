@@ -20,6 +20,10 @@ superblock-field :: One field of a superblock was changed, up to 32 bits in a ro
 superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and the checksum proves that \
      nothing else was, but for one bit perhaps.
 
+superblock-gone :: The superblock of a cache was overwritten, and the journal and the prio sets behind it \
+     prove its sizes. One of the set's backing devices must be named, unless all volumes are flash-only. The \
+     label, the device's own UUID and the replacement policy are lost.
+
 superblock-checksum :: The checksum of a superblock is wrong, the kernel would accept all that it says, and \
      the whole set reads by it, or can be made again from what does; or the cache knows the backing device. \
      Likely.

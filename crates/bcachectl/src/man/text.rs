@@ -88,7 +88,7 @@ A cache and backing devices that are made in one command share a cache set: regi
 All devices are looked at and everything is planned before the first byte is written. Refused is \
      what the kernel would refuse, or would accept and then hang on; a device that is mounted, held, \
      or registered; a bcache device itself (/dev/bcacheN); and a device that holds anything, unless \
-     --wipe-bcache (for a bcache superblock, be it in a partition, or one whose magic was wiped) or \
+     --wipe-bcache (for a bcache superblock, be it in a partition, or one whose magic was wiped or that is gone) or \
      --force (for all else, data that nobody can name included) allows to destroy it. On a terminal, \
      make names every device, shows what would be destroyed and asks. --dry-run shows every write and does none \
      of them; it claims the devices as the real run does, and refuses what that would refuse. The \

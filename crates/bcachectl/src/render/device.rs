@@ -263,6 +263,15 @@ impl DeviceReport {
                 report.superblock = device.as_found.as_ref().map(SuperblockReport::new);
                 "a bcache superblock that was damaged in one place, which its checksum tells"
             }
+            Identity::SuperblockGone => {
+                if let Some(superblock) = &mut report.superblock {
+                    superblock.checksum = "missing";
+                }
+                "a cache set whose superblock is gone; what it was, the rest tells in part"
+            }
+            Identity::NotBcache if device.remains_at.is_some() => {
+                "the journal of a cache set whose superblock is gone"
+            }
             Identity::Cache
             | Identity::Backing
             | Identity::UnknownVersion

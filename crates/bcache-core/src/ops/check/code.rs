@@ -103,6 +103,9 @@ codes! {
     SuperblockMagic = 106, "superblock-magic", KernelRefuses,
         "The magic of the superblock is overwritten; everything else is in place.",
         "Nothing is lost yet. Do not format the device; a repair restores the magic.";
+    SuperblockGone = 107, "superblock-gone", KernelRefuses,
+        "The superblock is overwritten; the cache set behind it is there.",
+        "Do not format the device; a repair makes the superblock again, with the help of a backing device.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";

@@ -42,6 +42,9 @@ pub enum Detail {
     /// The magic alone is missing.
     #[error("the magic is overwritten, the checksum fits the magic of bcache")]
     MagicWiped,
+    /// The superblock is gone, and the rest tells what it was.
+    #[error("no superblock, and the cache set that it was of")]
+    SuperblockGone,
     /// The kernel accepts what it will choke on.
     #[error("{0}")]
     Warning(Warning),
@@ -85,6 +88,7 @@ impl Finding {
             Detail::CutOff { .. } => Code::SuperblockCutOff,
             Detail::Unsynced => Code::SuperblockUnsynced,
             Detail::MagicWiped => Code::SuperblockMagic,
+            Detail::SuperblockGone => Code::SuperblockGone,
             Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
@@ -121,6 +125,7 @@ impl Finding {
             | Detail::CutOff { .. }
             | Detail::Unsynced
             | Detail::MagicWiped
+            | Detail::SuperblockGone
             | Detail::Geometry(_)
             | Detail::Warning(_) => Place::Superblock,
             Detail::Set(problem) => problem_place(problem),
@@ -133,9 +138,11 @@ impl Finding {
     /// What should have been there.
     pub fn expected(&self) -> String {
         match &self.detail {
-            Detail::Refusal(_) | Detail::MagicWiped | Detail::Geometry(_) | Detail::Warning(_) => {
-                "a superblock that the kernel works with".to_owned()
-            }
+            Detail::Refusal(_)
+            | Detail::MagicWiped
+            | Detail::SuperblockGone
+            | Detail::Geometry(_)
+            | Detail::Warning(_) => "a superblock that the kernel works with".to_owned(),
             Detail::CutOff { needed, .. } => format!("a device of {needed}"),
             Detail::Unsynced => "a cache that is marked as in use".to_owned(),
             Detail::Set(problem) => problem_expected(problem),

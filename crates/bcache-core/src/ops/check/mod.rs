@@ -303,7 +303,10 @@ pub fn check<'d>(
             let version = superblock.superblock.map(|sb| sb.version()).unwrap_or_default();
             return Err(OpenError::UnknownVersion { version }.into());
         }
-        None => return Err(OpenError::NotBcache.into()),
+        None => {
+            let remains = superblock.remains_at.map(|at| OpenError::Remains { at });
+            return Err(remains.unwrap_or(OpenError::NotBcache).into());
+        }
     }
     let cut_off = superblock.ends_before_its_buckets();
     collector.cut_off = cut_off.is_some();
@@ -440,6 +443,9 @@ fn check_superblock(device: &Device<'_>, cut_off: Option<Sectors>, collector: &m
     match verdict.refusal {
         Some(_) if matches!(device.identity, Identity::MagicWiped(_)) => {
             collector.add(Detail::MagicWiped);
+        }
+        Some(_) if device.identity == Identity::SuperblockGone => {
+            collector.add(Detail::SuperblockGone);
         }
         Some(refusal) if cut_off.is_none() || verdict.refusal != too_small => {
             collector.add(Detail::Refusal(refusal));

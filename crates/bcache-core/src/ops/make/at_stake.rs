@@ -65,6 +65,7 @@ impl AtStake {
     pub fn set_uuid(&self) -> Option<Uuid> {
         match self {
             Self::Nothing => None,
+            Self::Unknown { set_uuid } if set_uuid.is_nil() => None,
             Self::Unknown { set_uuid }
             | Self::Volumes { set_uuid, .. }
             | Self::Owner { set_uuid } => Some(*set_uuid),
@@ -82,7 +83,7 @@ impl AtStake {
             Err(InspectError::OutOfMemory { .. }) => return unknown(Uuid::nil()),
         };
         let Some(set_uuid) = read.superblock.as_ref().map(Superblock::set_uuid) else {
-            return Self::Nothing;
+            return if read.remains_at.is_some() { unknown(Uuid::nil()) } else { Self::Nothing };
         };
         let kind = read.kind();
         let mut backing = search.map_or_else(BackingDevices::default, BackingDevices::with_machine);

@@ -26,6 +26,11 @@ pub enum Destroyed {
         /// What exists nowhere else.
         at_stake: AtStake,
     },
+    /// A cache set whose superblock is gone.
+    Set {
+        /// What exists nowhere else.
+        at_stake: AtStake,
+    },
     /// Anything else that has a name.
     Signature(Signature),
     /// Data that has none, from this byte on.
@@ -51,6 +56,11 @@ impl Destroyed {
                 at_stake: facts.at_stake.clone(),
             });
         }
+        let is_set = all.is_empty() && !facts.at_stake.is_nothing();
+        // Who made something else of the device since has given up the set.
+        if is_set && facts.found.is_empty() {
+            all.push(Self::Set { at_stake: facts.at_stake.clone() });
+        }
         let others = facts.found.iter().filter(|found| !found.is_bcache());
         all.extend(others.cloned().map(Self::Signature));
         all.extend(facts.unknown_at.map(|at| Self::Unknown { at }));
@@ -61,7 +71,9 @@ impl Destroyed {
     pub(super) fn needs(&self) -> Vec<Override> {
         match self {
             Self::Bcache { at_stake, .. } if at_stake.is_nothing() => vec![Override::WipeBcache],
-            Self::Bcache { .. } => vec![Override::WipeBcache, Override::LoseDirtyData],
+            Self::Bcache { .. } | Self::Set { .. } => {
+                vec![Override::WipeBcache, Override::LoseDirtyData]
+            }
             // A partition with bcache in it is lost as a bcache device of its own would be.
             Self::Signature(found) if found.holds_bcache() => {
                 vec![Override::WipeBcache, Override::Force]
@@ -83,15 +95,23 @@ impl fmt::Display for Destroyed {
                     write!(f, ", label \"{label}\"")?;
                 }
                 f.write_str(if *magic_wiped { ", its magic wiped)" } else { ")" })?;
-                match at_stake {
-                    AtStake::Nothing => Ok(()),
-                    AtStake::Volumes { .. } => write!(f, " with {at_stake}"),
-                    AtStake::Unknown { .. } | AtStake::Owner { .. } => write!(f, "; {at_stake}"),
-                }
+                tell_stakes(f, at_stake)
+            }
+            Self::Set { at_stake } => {
+                f.write_str("a bcache cache set whose superblock is gone")?;
+                tell_stakes(f, at_stake)
             }
             Self::Signature(found) => write!(f, "{found}"),
             Self::Unknown { at } => write!(f, "unknown data (from byte {at} on)"),
         }
+    }
+}
+
+fn tell_stakes(f: &mut fmt::Formatter<'_>, at_stake: &AtStake) -> fmt::Result {
+    match at_stake {
+        AtStake::Nothing => Ok(()),
+        AtStake::Volumes { .. } => write!(f, " with {at_stake}"),
+        AtStake::Unknown { .. } | AtStake::Owner { .. } => write!(f, "; {at_stake}"),
     }
 }
 
@@ -123,7 +143,7 @@ impl LoseDirtyData {
     pub fn allows(self, at_stake: &AtStake) -> bool {
         match self {
             Self::Allowed => true,
-            Self::OfSet(uuid) => at_stake.set_uuid().is_none_or(|set| set == uuid),
+            Self::OfSet(uuid) => at_stake.is_nothing() || at_stake.set_uuid() == Some(uuid),
             Self::Refused => at_stake.is_nothing(),
         }
     }

@@ -19,6 +19,7 @@ mod anew;
 mod bits;
 mod blank;
 mod claims;
+mod gone;
 mod owner;
 mod past;
 mod reading;
@@ -44,6 +45,7 @@ use crate::cache_set::{
     CacheDevice, Journal, OpenError, Problem, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::inspect::InspectError;
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
@@ -62,6 +64,8 @@ const ROUNDS: usize = 16;
 pub enum Code {
     /// The magic of a superblock was wiped, and its checksum proves that nothing else was.
     SuperblockMagic,
+    /// A superblock is gone, and the rest of the set and a backing device tell what it was.
+    SuperblockGone,
     /// One bit was flipped, which the checksum names.
     FlippedBit,
     /// One field of a superblock was changed, which the checksum names.
@@ -80,8 +84,9 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::SuperblockMagic,
+        Self::SuperblockGone,
         Self::FlippedBit,
         Self::SuperblockField,
         Self::SuperblockChecksum,
@@ -95,6 +100,7 @@ impl Code {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SuperblockMagic => "superblock-magic",
+            Self::SuperblockGone => "superblock-gone",
             Self::FlippedBit => "flipped-bit",
             Self::SuperblockField => "superblock-field",
             Self::SuperblockChecksum => "superblock-checksum",
@@ -203,6 +209,19 @@ pub enum RepairError {
         /// Why not.
         #[source]
         source: OpenError,
+    },
+    /// A device cannot be inspected.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// A superblock is gone, and nothing tells the whole UUID of its set.
+    #[error(
+        "{}: its superblock is gone, and only the backing devices of the set have the whole of its \
+         UUID: name one of them",
+        path.display()
+    )]
+    SetUuid {
+        /// The cache.
+        path: PathBuf,
     },
     /// There is not enough memory to read the set.
     #[error("{}: the cache set cannot be read", path.display())]
@@ -341,7 +360,12 @@ pub fn plan_with_claims(
 ) -> Result<RepairPlan, RepairError> {
     let mut fixes = Vec::new();
     let found = expect_superblock(cache)?;
-    let mended = superblock::mended(&found);
+    let mended = match superblock::mended(&found) {
+        None if !found.magic_ok() => {
+            gone::superblock(cache, backing, options)?.map(|sb| (Code::SuperblockGone, sb))
+        }
+        mended => mended,
+    };
     if let Some((code, sb)) = &mended {
         fixes.push(superblock_fix(*code, None, &found, sb));
     }

@@ -126,8 +126,10 @@ impl<'a, 'd> Shown<'a, 'd> {
     pub(super) fn is_sound(&self) -> bool {
         let unknown = self.dirty.as_ref().is_some_and(|dirty| dirty.answer == Answer::Unknown);
         let doubtful = self.set().is_some() && !self.member.device.doubts.is_empty();
-        let damaged =
-            matches!(self.member.device.identity, Identity::MagicWiped(_) | Identity::Damaged(_));
+        let damaged = matches!(
+            self.member.device.identity,
+            Identity::MagicWiped(_) | Identity::Damaged(_) | Identity::SuperblockGone
+        );
         self.report.is_sound() && !damaged && !unknown && !doubtful
     }
 

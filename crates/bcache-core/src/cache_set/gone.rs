@@ -1,0 +1,198 @@
+//! A cache set whose superblock is gone: the first KiB of a device were overwritten, and the rest is there.
+//!
+//! All that the kernel needs of a superblock stands in the rest as well, but for the second half of the
+//! set's UUID, which only backing devices have:
+//!
+//! - The magic of a journal entry has the first half of that UUID, and its checksum vouches for both.
+//! - From one entry to the next, the journal rounds up to whole blocks.
+//! - The journal is where the kernel puts it in any new set, from the first bucket on.
+//! - The newest entry names the first prio set by the number of its bucket: with buckets of another size,
+//!   nothing is found there. Each prio set has a checksum, and there are as many of them as the buckets need.
+//!
+//! So a superblock that is made of these is tried, and taken if the prio chain is whole by it.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use crate::cache_set::{BucketTable, CacheDevice, Journal, PrioChain};
+use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::layout::SetMagic;
+use crate::layout::jset::{JSET_BYTES_MAX, Jset, set_of_entry};
+use crate::layout::superblock::{
+    CacheParams, Label, Replacement, Superblock, VERSION_CDEV_WITH_UUID,
+};
+use crate::units::{SECTOR_BYTES, Sectors};
+
+/// Logarithms of the bucket sizes that are tried, in sectors: 4 KiB to 32 MiB.
+const BUCKET_BITS: std::ops::RangeInclusive<u32> = 3..=16;
+
+/// Buckets at whose start a journal entry is looked for: a new journal begins in the second.
+const JOURNAL_BUCKETS: std::ops::RangeInclusive<u64> = 1..=4;
+
+/// Bytes of a journal bucket in which entries are looked for that tell the size of a block.
+const SCANNED_BYTES: u64 = 1 << 20;
+
+/// What is left of a cache set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// Sector of a journal entry.
+    pub at: Sectors,
+    /// What the superblock was, as far as the rest tells: the second half of the set's UUID is zero, and
+    /// label, device UUID, replacement policy and discards are those of a new cache. `None` where the rest
+    /// does not tell.
+    pub superblock: Option<Superblock>,
+}
+
+impl Remains {
+    /// What is left of a set on `device`, on which there is no superblock.
+    pub fn read(device: &dyn ReadDevice) -> Result<Option<Self>, DeviceError> {
+        let size = device.info().size();
+        let sizes = BUCKET_BITS.map(|bits| Sectors(1 << bits));
+        let places: BTreeSet<Sectors> = sizes
+            .clone()
+            .flat_map(|bucket| JOURNAL_BUCKETS.map(move |number| Sectors(bucket.0 * number)))
+            .filter(|at| at.0.saturating_add(JSET_BYTES_MAX as u64 / SECTOR_BYTES) <= size.0)
+            .collect();
+        let mut bytes = AlignedBuf::zeroed(JSET_BYTES_MAX);
+        let mut found: Vec<(Sectors, SetMagic)> = Vec::new();
+        for at in places {
+            device.read_at(at.bytes(), &mut bytes)?;
+            found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
+        }
+        let Some(&(at, _)) = found.first() else { return Ok(None) };
+        // A device that was formatted again has entries of both sets.
+        let sets: BTreeSet<u64> = found.iter().map(|(_, magic)| magic.0).collect();
+        let mut whole = Vec::new();
+        for magic in sets.into_iter().map(SetMagic) {
+            for bucket in sizes.clone() {
+                let is_start =
+                    |(at, of): &&(Sectors, SetMagic)| *of == magic && at.0 % bucket.0 == 0;
+                let starts: Vec<_> = found.iter().filter(is_start).map(|(at, _)| *at).collect();
+                if let Some(block) = block_size(device, &starts, bucket, magic)? {
+                    whole.extend(tried(device, bucket, block, magic));
+                }
+            }
+        }
+        let superblock = if whole.len() == 1 { whole.pop() } else { None };
+        Ok(Some(Self { at, superblock }))
+    }
+}
+
+/// The size of a block by which each entry follows the one before it; `None` where that is not one.
+fn block_size(
+    device: &dyn ReadDevice,
+    starts: &[Sectors],
+    bucket: Sectors,
+    magic: SetMagic,
+) -> Result<Option<u16>, DeviceError> {
+    let length = usize::try_from(bucket.bytes().min(SCANNED_BYTES)).unwrap_or(0);
+    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
+    let mut fitting: Vec<u16> = (0..8).map(|bits| 1 << bits).collect();
+    fitting.retain(|block| u64::from(*block) <= bucket.0);
+    let mut bytes = AlignedBuf::zeroed(length);
+    for start in starts {
+        device.read_at(start.bytes(), &mut bytes)?;
+        let entry = |at: usize| Jset::parse(bytes.get(at..)?, magic, length - at).ok();
+        let mut at = 0;
+        while let Some(this) = entry(at) {
+            let end = at + this.as_bytes().len();
+            let follows = |next: &usize| entry(*next).is_some_and(|it| it.seq() == this.seq() + 1);
+            let Some(next) = (end.next_multiple_of(sector)..length).step_by(sector).find(follows)
+            else {
+                break;
+            };
+            fitting.retain(|block| end.next_multiple_of(usize::from(*block) * sector) == next);
+            at = next;
+        }
+    }
+    Ok(match fitting[..] {
+        [only] => Some(only),
+        _ => None,
+    })
+}
+
+/// The superblock of a set with buckets and blocks of these sizes, if the prio chain is whole by it.
+fn tried(
+    device: &dyn ReadDevice,
+    bucket_size: Sectors,
+    block_size: u16,
+    magic: SetMagic,
+) -> Option<Superblock> {
+    let mut superblock = Superblock::new_cache(&CacheParams {
+        uuid: Uuid::nil(),
+        set_uuid: magic.half_of_set_uuid(),
+        label: Label::default(),
+        nbuckets: device.info().size().0 / bucket_size.0,
+        bucket_size,
+        block_size,
+        replacement: Replacement::Lru,
+        discard: false,
+    });
+    let journal = superblock.geometry()?.njournal_buckets_default();
+    let version = superblock.version().max(VERSION_CDEV_WITH_UUID);
+    superblock.edit(|edit| _ = edit.version(version).sync(true).journal_buckets(journal));
+    let cache = CacheDevice::with_superblock(device, superblock.clone()).ok()?;
+    cache.is_whole().ok()?;
+    let journal = Journal::read(&cache, &mut |_| {}, &mut |_| {});
+    let head = journal.newest()?.jset.prio_bucket(superblock.nr_this_dev());
+    let mut table = BucketTable::new(cache.geometry().nbuckets()).ok()?;
+    PrioChain::read(&cache, head, &mut table, &mut |_| {}, &mut |_| {})
+        .complete
+        .then_some(superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache_set::testkit::SetBuilder;
+    use crate::device::BlockDevice;
+    use crate::device::testkit::MemoryDevice;
+    use crate::layout::bkey::Bkey;
+    use crate::layout::superblock::SB_OFFSET_BYTES;
+
+    fn zeroed(builder: &SetBuilder) -> MemoryDevice {
+        let device = MemoryDevice::new(builder.nbuckets * builder.bucket_size.bytes());
+        builder.write(&device, std::iter::empty::<Bkey>()).unwrap();
+        device.write_at(SB_OFFSET_BYTES, &[0; 4096]).unwrap();
+        device
+    }
+
+    /// Whatever its sizes, it is found as it was, but for what stood in the superblock alone.
+    #[test]
+    fn the_sizes_are_found() {
+        for (nbuckets, bucket, block) in [(700, 64, 8), (700, 64, 1), (600, 1024, 8), (4096, 16, 2)]
+        {
+            let builder = SetBuilder {
+                nbuckets,
+                bucket_size: Sectors(bucket),
+                block_size: block,
+                njournal: u16::try_from((nbuckets >> 7).clamp(2, 256)).unwrap(),
+                journal: vec![Vec::new(); 3],
+                ..SetBuilder::default()
+            };
+            let was = builder.superblock();
+            let found = Remains::read(&zeroed(&builder)).unwrap().unwrap().superblock.unwrap();
+            assert_eq!(found.geometry(), was.geometry(), "{nbuckets} {bucket} {block}");
+            assert_eq!(found.set_magic(), was.set_magic());
+            assert!(found.journal_buckets().eq(was.journal_buckets()));
+            assert!(found.csum_ok() && found.sync());
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_of_nothing() {
+        let device = MemoryDevice::new(64 << 20);
+        assert_eq!(Remains::read(&device).unwrap(), None);
+        assert_eq!(Remains::read(&MemoryDevice::new(4096)).unwrap(), None);
+    }
+
+    /// One entry does not tell the size of a block, and nothing is guessed.
+    #[test]
+    fn a_journal_of_one_entry_says_that_there_was_a_set() {
+        let builder = SetBuilder { nbuckets: 700, ..SetBuilder::default() };
+        let remains = Remains::read(&zeroed(&builder)).unwrap().unwrap();
+        assert_eq!(remains.superblock, None);
+        assert_eq!(remains.at.0 % builder.bucket_size.0, 0);
+    }
+}

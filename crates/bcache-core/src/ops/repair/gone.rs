@@ -1,0 +1,40 @@
+//! A superblock that is gone, made again from the rest of the set and a backing device.
+
+use uuid::Uuid;
+
+use crate::cache_set::{NoVisitor, ReadOptions};
+use crate::device::ReadDevice;
+use crate::inspect::{BackingDevices, Device, Identity};
+use crate::layout::superblock::Superblock;
+use crate::ops::repair::{RepairError, superblock};
+
+/// The superblock of the set on `cache`, if it is gone and can be made again. The second half of the
+/// set's UUID is what the superblocks of `backing` have; a set of flash-only volumes needs none.
+pub(super) fn superblock(
+    cache: &dyn ReadDevice,
+    backing: &[&dyn ReadDevice],
+    options: &ReadOptions,
+) -> Result<Option<Superblock>, RepairError> {
+    let device = Device::read_superblock(cache)?;
+    if device.identity != Identity::SuperblockGone {
+        return Ok(None);
+    }
+    let mut device = Device::read(cache, options, &mut NoVisitor)?;
+    let mut named = BackingDevices::default();
+    for device in backing {
+        let found = crate::cache_set::expect_superblock(*device)?;
+        let sb = superblock::mended(&found).map_or(found, |(_, mended)| mended);
+        named.add(device.info(), &sb, false);
+    }
+    device.complete_set_uuid(&mut named);
+    let Some(mut sb) = device.superblock.clone() else { return Ok(None) };
+    let has_backing =
+        device.set().is_none_or(|it| it.set.uuids.used().any(|(_, entry)| !entry.flash_only()));
+    let (first, second) = sb.set_uuid().as_u64_pair();
+    if second == 0 && has_backing {
+        return Err(RepairError::SetUuid { path: cache.info().path.clone() });
+    }
+    // The device had a UUID of its own, of which nothing is left; nothing but udev's links goes by it.
+    sb.edit(|edit| _ = edit.uuid(Uuid::from_u64_pair(!first, second)));
+    Ok(Some(sb))
+}
