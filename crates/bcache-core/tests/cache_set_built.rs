@@ -643,6 +643,7 @@ const ELSEWHERE: &[Code] = &[
     Code::BackingUnreadable,
     Code::BackingRefused,
     Code::BackingOtherSet,
+    Code::BackingDetached,
     Code::BackingNotInTable,
     Code::BackingStateClean,
     Code::BackingWrittenBack,
@@ -1103,6 +1104,14 @@ fn backing_devices_must_belong() {
     assert_eq!(codes(&backing(clean, |p| p.uuid = other)), [Code::BackingNotInTable]);
     let stranger = |state| backing(state, |p| (p.uuid, p.set_uuid) = (other, other));
     assert_eq!(codes(&stranger(clean)), [Code::BackingOtherSet]);
+    // Nothing is said against a device that needs no cache, unless the cache may hold something of it.
+    let detached = backing(none, |p| (p.uuid, p.set_uuid) = (other, uuid::Uuid::nil()));
+    assert_eq!(codes(&detached), [Code::BackingDetached]);
+    let leaf = sample.leaf().sector().bytes() + 100;
+    sample.flip(leaf, 1);
+    let in_doubt = codes(&detached);
+    sample.flip(leaf, 1);
+    assert!(in_doubt.contains(&Code::BackingOtherSet), "{in_doubt:?}");
     for state in [dirty, BackingState::Stale] {
         assert_eq!(codes(&backing(state, |p| p.uuid = other)), [Code::BackingSetGone]);
         assert_eq!(codes(&stranger(state)), [Code::BackingSetGone]);

@@ -12,7 +12,7 @@ use bcache_core::device::testkit::{MemoryDevice, SimDevice};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
 use bcache_core::layout::jset::{JsetParams, encode};
 use bcache_core::layout::superblock::SB_OFFSET_BYTES;
-use bcache_core::ops::repair::{Class, Code, Place, RepairPlan, plan, run};
+use bcache_core::ops::repair::{Class, Code, Left, Place, RepairPlan, plan, run};
 use proptest::prelude::*;
 
 use repair_support::{BUCKET, NBUCKETS, btree_keys, builder, key};
@@ -279,6 +279,23 @@ fn a_set_that_cannot_be_read_is_not_called_sound() {
     device.write_at(SB_OFFSET_BYTES, &AlignedBuf::copy_of(sb.as_bytes())).unwrap();
     let plan = planned(&device);
     assert!(plan.fixes.is_empty());
-    assert!(matches!(plan.left[..], [bcache_core::ops::repair::Left::NoSet(_)]), "{:?}", plan.left);
+    assert!(matches!(plan.left[..], [Left::NoSet(_)]), "{:?}", plan.left);
     assert_eq!((plan.dirty_sectors_before, plan.dirty_sectors_after), (None, None));
+}
+
+/// Of what is not there nothing is said, and what is there stays as it is.
+#[test]
+fn a_device_that_is_cut_off_is_one_problem() {
+    let (device, built) = make();
+    // Damage in what is left of it, too.
+    flip(&device, built.geometry.bucket_to_sector(built.prio_buckets[1]).bytes() + 500, 0x33);
+    let short = device.clone().with_info(|info| {
+        info.size_bytes = NBUCKETS / 2 * BUCKET * 512;
+        info.disk_size = bcache_core::units::Sectors(NBUCKETS / 2 * BUCKET);
+    });
+    let plan = planned(&short);
+    assert!(matches!(plan.left[..], [Left::CutOff { .. }]), "{:?}", plan.left);
+    assert!(plan.fixes.is_empty() && plan.anew.is_none() && plan.not_anew.is_none());
+    assert_eq!((plan.dirty_sectors_before, plan.dirty_sectors_after), (None, None));
+    assert!(plan.is_nothing(&Code::ALL.into()) && !plan.is_whole(&Code::ALL.into()));
 }

@@ -563,3 +563,44 @@ fn after_a_power_cut_the_search_finds_the_same() {
         }
     }
 }
+
+/// What a repair mends for certain is mended first: what it brings back may be newer than what would be
+/// written back, and new metadata overwrites what tells of it.
+#[test]
+fn nothing_is_written_back_before_a_certain_repair() {
+    use bcache_core::ops::writeback::{self, Options, WritebackError};
+    type Case<'c> = (&'c str, &'c dyn Fn(&Sample), bool);
+    let sound = Sample::new().with_older_table(|_| {});
+    let newest = sound.entry_byte(47);
+    let slot = sound.byte_of(sound.built.uuid_bucket) + 2 * 128;
+    let cases: [Case<'_>; 4] = [
+        ("sound", &|_| {}, false),
+        ("a bit of the newest entry", &|it| Sample::flip(&it.cache, newest + 60), true),
+        // Torn, or as good as that: the kernel goes on without it, and so does everybody.
+        ("half of the newest entry", &|it| it.noise(newest + 100, 64), false),
+        ("a slot emptied", &|it| it.zero_part(slot, 128), true),
+    ];
+    for (name, damage, refused) in cases {
+        let damaged = sound.snapshot();
+        damage(&damaged);
+        let named = damaged.named();
+        let plan = writeback::plan(&damaged.cache, &named, &Options::default(), &mut |_| {});
+        match plan {
+            Ok(_) => assert!(!refused, "{name}"),
+            Err(WritebackError::Mendable { what, .. }) => assert!(refused, "{name}: {what}"),
+            Err(error) => panic!("{name}: {error}"),
+        }
+        if refused {
+            let options = ReadOptions::default();
+            let (none, writers) = (BTreeSet::new(), damaged.writers());
+            run(&planned(&damaged), &none, &damaged.cache, &writers, &options, 5).unwrap();
+            for inode in 0..3 {
+                let truth = sound.truth(inode, &[]).into_iter().map(|it| Some((it, true)));
+                let now = damaged.read(inode, NewestEntry::AsKernel).unwrap();
+                assert!(now.into_iter().eq(truth), "{name}: volume {inode}");
+            }
+            let named = damaged.named();
+            writeback::plan(&damaged.cache, &named, &Options::default(), &mut |_| {}).unwrap();
+        }
+    }
+}

@@ -252,6 +252,15 @@ impl Sample {
         self.cache.write_at(start, &whole).unwrap();
     }
 
+    /// Zeroes a part of a sector.
+    pub(crate) fn zero_part(&self, byte: u64, len: usize) {
+        let mut sector = [0; 512];
+        self.cache.read_at(byte / 512 * 512, &mut sector).unwrap();
+        let at = usize::try_from(byte % 512).unwrap();
+        sector[at..at + len].fill(0);
+        self.cache.write_at(byte / 512 * 512, &sector).unwrap();
+    }
+
     pub(crate) fn zero(&self, byte: u64, len: usize) {
         self.cache.write_at(byte, &vec![0; len]).unwrap();
     }

@@ -165,6 +165,7 @@ fn refused(error: WritebackError) -> anyhow::Error {
         WritebackError::Damaged { .. } | WritebackError::JournalGap { .. } => Some(
             "`bcachectl check` tells what is wrong, `bcachectl repair --dry-run` what can be mended",
         ),
+        WritebackError::Mendable { .. } => Some("run `bcachectl repair` first"),
         WritebackError::Backing { reason, .. } => match reason {
             BackingRefusal::NotAttached | BackingRefusal::RanAlone => Some(
                 "copy both devices before anything else; `bcachectl export --dirty-only` saves the dirty \

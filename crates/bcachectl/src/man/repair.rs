@@ -87,6 +87,8 @@ new_metadata :: null, or an object with class, accepted, reasons (a list of obje
 
 left :: What is wrong once all accepted changes are made: a list of text.
 
+advice :: What to do about what cannot be mended, whatever is accepted: a list of text.
+
 dirty_sectors_before :: Dirty sectors that can be found now; null where the set cannot be read.
 
 dirty_sectors_after :: The same once all changes are made. With problems left, there may be more.",

@@ -22,7 +22,8 @@ Volumes whose backing device is not named stay dirty, and so do those that --vol
 With --detach the volumes are removed from the cache set as well, their clean data included. The \
      backing devices then run alone, as after a detach by the kernel.
 
-Refused are a cache set with damage; a device in use; a backing device of another set, one that the \
+Refused are a cache set with damage; one with damage that the kernel passes over and bcachectl-repair(8) \
+     mends for certain, for older data would be written back; a device in use; a backing device of another set, one that the \
      cache does not know, one that is smaller than its dirty data reaches, and one that ran without its \
      cache since (its state is none or inconsistent), for what it holds may be newer than the cache. If you know \
      that nothing was written to such a device, --ran-alone with --detach writes to it all the same: where \

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use bcache_cli::text::plural;
-use bcache_core::ops::repair::{Anew, Class, Code, Fix, NotAnew, Reason, RepairPlan};
+use bcache_core::ops::check::Code as Finding;
+use bcache_core::ops::repair::{Anew, Class, Code, Fix, Left, NotAnew, Reason, RepairPlan};
 use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
 
@@ -49,6 +50,7 @@ struct Report<'p> {
     changes: Vec<FixReport<'p>>,
     new_metadata: Option<AnewReport>,
     left: Vec<String>,
+    advice: Vec<&'static str>,
     dirty_sectors_before: Option<u64>,
     dirty_sectors_after: Option<u64>,
 }
@@ -141,11 +143,27 @@ pub fn json(
             .as_ref()
             .map(|anew| AnewReport::new(anew, plan.is_anew_accepted(accepted))),
         left: plan.left_with(accepted).map(ToString::to_string).collect(),
+        advice: advice(plan, accepted),
         dirty_sectors_before: plan.dirty_sectors_before.map(|it| it.0),
         dirty_sectors_after: plan.dirty_sectors_after.map(|it| it.0),
     };
     writeln!(out, "{}", serde_json::to_string(&report)?)?;
     Ok(())
+}
+
+/// What to do about what no repair mends, whatever is accepted.
+fn advice(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> Vec<&'static str> {
+    let codes: BTreeSet<_> = match plan.anew {
+        Some(_) => BTreeSet::new(),
+        None => plan.left_with(accepted).map(Left::finding).collect(),
+    };
+    let mut advice = Vec::new();
+    for text in codes.into_iter().map(Finding::advice) {
+        if !advice.contains(&text) {
+            advice.push(text);
+        }
+    }
+    advice
 }
 
 /// Writes it for people.
@@ -204,6 +222,9 @@ pub fn text(
         for problem in plan.left_with(accepted).take(10) {
             writeln!(out, "  {problem}")?;
         }
+        for advice in advice(plan, accepted) {
+            writeln!(out, "{advice}")?;
+        }
     }
     if let Some(error) = &plan.not_anew {
         writeln!(out, "No set can be made that the kernel accepts: {error}.")?;
@@ -249,11 +270,12 @@ fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
         }
         writeln!(out)?;
         if named.contains(slot) {
-            writeln!(
-                out,
-                "    Nothing but the command line tells whose it is. If that is wrong, this data goes to the \
-                 wrong device."
-            )?;
+            let wrong = if share.flash_only {
+                "that it is flash-only. If that is wrong, its backing device lacks this data."
+            } else {
+                "whose it is. If that is wrong, this data goes to the wrong device."
+            };
+            writeln!(out, "    Nothing but the command line tells {wrong}")?;
         }
         if share.left_out_sectors > 0 {
             let left_out = format_bytes(Sectors(share.left_out_sectors).bytes());

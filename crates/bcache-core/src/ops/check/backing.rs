@@ -68,6 +68,12 @@ pub enum BackingProblem {
         /// This set.
         expected: uuid::Uuid,
     },
+    /// It belongs to no set, and the cache, of which everything was read, holds nothing of it.
+    #[error("{} is attached to no set, and needs no cache", path.display())]
+    Detached {
+        /// The device.
+        path: PathBuf,
+    },
     /// It lacks data that another set holds, or held.
     #[error("{} has state {state} for set {set_uuid}, of which this cache holds nothing", path.display())]
     SetGone {
@@ -199,6 +205,7 @@ impl BackingProblem {
             Self::OtherCache { .. } | Self::OfOtherCache { .. } | Self::OtherSet { .. } => {
                 Code::BackingOtherSet
             }
+            Self::Detached { .. } => Code::BackingDetached,
             Self::NotInTable { .. } => Code::BackingNotInTable,
             Self::SetGone { .. } => Code::BackingSetGone,
             Self::Released { .. } => Code::BackingReleased,
@@ -221,6 +228,7 @@ impl BackingProblem {
             | Self::CannotFind { path, .. }
             | Self::Refused { path, .. }
             | Self::OtherSet { path, .. }
+            | Self::Detached { path }
             | Self::NotInTable { path, .. }
             | Self::SetGone { path, .. }
             | Self::Released { path, .. }
@@ -246,10 +254,10 @@ impl BackingProblem {
             }
             Self::OtherSet { expected, .. } => format!("set {expected}"),
             Self::NotInTable { .. } => "a slot in the uuid table".to_owned(),
-            Self::SetGone { .. } => "a backing device of this cache".to_owned(),
-            Self::OtherCache { .. } | Self::OfOtherCache { .. } => {
-                "a backing device of this cache".to_owned()
-            }
+            Self::SetGone { .. }
+            | Self::Detached { .. }
+            | Self::OtherCache { .. }
+            | Self::OfOtherCache { .. } => "a backing device of this cache".to_owned(),
             Self::Released { .. } | Self::Moved { .. } => {
                 "a device attached to this set".to_owned()
             }
@@ -319,6 +327,14 @@ pub(super) fn check(
         if ownerless && set_uuid == relation.set_uuid && state != BackingState::None {
             listener.problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
             return;
+        }
+        if set_uuid.is_nil() && state == BackingState::None {
+            // What could not be read may name it.
+            let needs_none = has_none && !ownerless && cache.doubts.is_empty();
+            if needs_none {
+                listener.problem(BackingProblem::Detached { path: path() });
+                return;
+            }
         }
         without_slot(path(), sb, relation.set_uuid, has_none, listener);
         return;

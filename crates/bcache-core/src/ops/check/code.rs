@@ -236,7 +236,7 @@ codes! {
         "The kernel refuses a backing device's superblock.",
         "Look at all of its superblock.";
     BackingOtherSet = 703, "backing-other-set", NotChecked,
-        "A backing device belongs to another cache set, or to none.",
+        "A backing device belongs to another cache set, or it cannot be told that it belongs to none.",
         "Name the right device; the list of the machine's devices has it.";
     BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,
         "A backing device says that it is attached, and the uuid table does not have it.",
@@ -268,6 +268,9 @@ codes! {
     BackingWrittenBack = 713, "backing-written-back", Untidy,
         "The cache counts data as dirty that a clean backing device holds too: it was written back shortly before the set was stopped.",
         "The kernel writes it back once more after the next write to the device, or when the device is detached.";
+    BackingDetached = 714, "backing-detached", Untidy,
+        "A backing device is attached to no cache, and this cache holds nothing of it.",
+        "Nothing needs to be done: the device needs no cache.";
 }
 
 impl std::fmt::Display for Code {

@@ -199,7 +199,8 @@ impl Serialize for Finding {
     }
 }
 
-fn problem_code(problem: &Problem) -> Code {
+/// The code of what the reader found.
+pub(in crate::ops) fn problem_code(problem: &Problem) -> Code {
     match problem {
         Problem::Journal(problem) => match problem {
             JournalProblem::Unreadable { .. } => Code::JournalUnreadable,

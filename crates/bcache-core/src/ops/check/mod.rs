@@ -17,6 +17,7 @@ use serde::Serialize;
 
 pub use backing::BackingProblem;
 pub use code::{Code, Severity, table};
+pub(super) use finding::problem_code;
 pub use finding::{Detail, Finding};
 pub use place::Place;
 

@@ -48,6 +48,7 @@ use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::InspectError;
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
+use crate::ops::check::{Code as Finding, problem_code};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -249,6 +250,27 @@ pub enum Left {
     /// The set cannot be read at all.
     #[error(transparent)]
     NoSet(ReadError),
+    /// The device is shorter than its superblock says. Of the rest nothing is known.
+    #[error("cut off after {present} of {needed}; what the rest holds cannot be told")]
+    CutOff {
+        /// What there is.
+        present: Sectors,
+        /// Where the last bucket ends.
+        needed: Sectors,
+    },
+}
+
+impl Left {
+    /// The code of the finding that the check makes of it, which says what a person can do.
+    pub fn finding(&self) -> Finding {
+        match self {
+            Self::Problem(problem) => problem_code(problem),
+            Self::Superblock(_) => Finding::SuperblockRefused,
+            Self::NoSet(ReadError::Unsynced) => Finding::SuperblockUnsynced,
+            Self::NoSet(_) => Finding::JournalEmpty,
+            Self::CutOff { .. } => Finding::SuperblockCutOff,
+        }
+    }
 }
 
 /// A repair that is decided and not carried out.
@@ -281,6 +303,20 @@ impl Fix {
 }
 
 impl RepairPlan {
+    /// A plan that changes nothing.
+    fn nothing_but(left: Left, claims: Vec<Claim>) -> Self {
+        Self {
+            fixes: Vec::new(),
+            left: vec![left],
+            anew: None,
+            not_anew: None,
+            claims,
+            problems_before: 1,
+            dirty_sectors_before: None,
+            dirty_sectors_after: None,
+        }
+    }
+
     /// Whether one of the changes is made where those of these codes are accepted. A first journal entry is
     /// of use with the new metadata alone.
     pub fn is_made(&self, fix: &Fix, accepted: &BTreeSet<Code>) -> bool {
@@ -366,6 +402,9 @@ pub fn plan_with_claims(
         }
         mended => mended,
     };
+    if let Some(cut_off) = cut_off(cache, &found, mended.as_ref()) {
+        return Ok(RepairPlan::nothing_but(cut_off, claims));
+    }
     if let Some((code, sb)) = &mended {
         fixes.push(superblock_fix(*code, None, &found, sb));
     }
@@ -452,6 +491,23 @@ pub fn plan_with_claims(
         dirty_sectors_before,
         dirty_sectors_after,
     })
+}
+
+/// Whether the device ends before its last bucket does. Of a superblock whose checksum nobody vouches for,
+/// the number of buckets may be what is wrong.
+fn cut_off(
+    device: &dyn ReadDevice,
+    found: &Superblock,
+    mended: Option<&(Code, Superblock)>,
+) -> Option<Left> {
+    let sb = match mended {
+        None => found,
+        Some((Code::SuperblockChecksum | Code::SuperblockGone, _)) => return None,
+        Some((_, sb)) => sb,
+    };
+    let is_cache = sb.kind() == Some(Kind::Cache) && sb.magic_ok() && sb.csum_ok();
+    let (present, needed) = (device.info().size(), sb.geometry()?.size());
+    (is_cache && needed > present).then_some(Left::CutOff { present, needed })
 }
 
 /// The backing devices of the set among those that were named.

@@ -159,6 +159,8 @@ impl std::fmt::Display for Reason {
 pub struct Share {
     /// Its uuid; nil where the uuid table does not tell.
     pub uuid: Uuid,
+    /// Whether it has no backing device.
+    pub flash_only: bool,
     /// Dirty sectors that are kept.
     pub dirty_sectors: u64,
     /// Of these, what something lost might say otherwise of.

@@ -145,7 +145,9 @@ impl Salvaged<'_, '_> {
             }
         }
         for (slot, share) in &mut volumes {
-            share.uuid = self.set.uuids.get(*slot).map(|entry| entry.uuid).unwrap_or_default();
+            let entry = self.set.uuids.get(*slot);
+            share.uuid = entry.map(|entry| entry.uuid).unwrap_or_default();
+            share.flash_only = entry.is_some_and(UuidEntry::flash_only);
         }
         Ok(volumes)
     }

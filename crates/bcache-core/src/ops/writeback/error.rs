@@ -60,6 +60,17 @@ pub enum WritebackError {
         /// What is missing.
         gap: Gap,
     },
+    /// Damage that can be mended for certain: without that, older data would be written back.
+    #[error(
+        "{}: this can be mended for certain, and without it older data would be written back: {what}",
+        path.display()
+    )]
+    Mendable {
+        /// The device.
+        path: PathBuf,
+        /// What is damaged.
+        what: String,
+    },
     /// A backing device is none, or not one of this set's, or not fit.
     #[error("{}: {reason}", path.display())]
     Backing {

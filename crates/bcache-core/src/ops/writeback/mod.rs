@@ -23,12 +23,14 @@ mod backing;
 mod copy;
 mod error;
 mod journal;
+mod mendable;
 mod run;
 
 pub use error::{BackingRefusal, CopyError, WritebackError, WritebackRunError, WritebackState};
 pub use journal::JournalPlan;
 pub use run::{WritebackDone, WritebackProgress, run, run_with_undo};
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
@@ -217,7 +219,11 @@ pub fn plan<'d>(
     options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<WritebackPlan<'d>, WritebackError> {
-    let set = read_set(cache, &options.read, progress)?;
+    let mut may_be_mended = false;
+    let set = read_set(cache, &options.read, progress, &mut may_be_mended)?;
+    if may_be_mended {
+        mendable::refuse(cache, backing, &options.read, progress)?;
+    }
     plan_for(set, backing, options)
 }
 
@@ -414,15 +420,19 @@ fn wanted_slots(
     Ok(Some(wanted))
 }
 
-/// Reads a cache set in which nothing is wrong.
+/// Reads a cache set in which nothing is wrong that stands in the way. `may_be_mended` becomes true where
+/// something is that a repair may have an answer to.
 fn read_set<'d>(
     device: &'d dyn ReadDevice,
     options: &ReadOptions,
     progress: &mut dyn FnMut(Progress),
+    may_be_mended: &mut bool,
 ) -> Result<CacheSet<'d>, WritebackError> {
+    let may_be_mended = Cell::from_mut(may_be_mended);
     // A dirty key that is stale, with nothing newer for its sectors: the cache holds data that the
     // kernel no longer shows, or its gens are wrong.
     let lost = |problem: &Problem| {
+        may_be_mended.set(may_be_mended.get() || mendable::may_be(problem));
         matches!(problem, Problem::Bucket(BucketProblem::StaleDirty { superseded: false, .. }))
     };
     let path = || device.info().path.clone();

@@ -104,7 +104,7 @@ impl<'r> Run<'r> {
     }
 
     fn read(&self) -> Result<CacheSet<'r>, WritebackError> {
-        read_set(self.reader, &self.options.read, &mut self.reading())
+        read_set(self.reader, &self.options.read, &mut self.reading(), &mut false)
     }
 
     fn plan_again(&self) -> Result<WritebackPlan<'r>, WritebackRunError> {
