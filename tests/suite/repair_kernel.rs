@@ -8,6 +8,7 @@ use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::cache_set::{CacheDevice, CacheSet, LoadedNode, NodePlace, ReadOptions, Visitor};
 use bcache_core::device::{open_read, open_write};
 use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::bset;
 use bcache_core::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BackingState, CacheMode, SB_OFFSET_BYTES,
 };
@@ -200,6 +201,64 @@ const DAMAGES: &[Damage] = &[
         whole: true,
     },
 ];
+
+/// Damage under a checksum that is right, and what the kernel would start afresh.
+const CONTRADICTIONS: &[Damage] = &[
+    Damage {
+        name: "says-it-is-new",
+        fixture: "multi-612",
+        make: |image| {
+            with_cache_set(image, |set| {
+                let mut sb = set.cache.superblock().clone();
+                sb.edit(|edit| _ = edit.sync(false));
+                Ok(sb.as_bytes().to_vec())
+            })
+            .and_then(|superblock| write_at(image, SB_OFFSET_BYTES, &superblock))
+        },
+        accept: &["superblock-sync"],
+        told: false,
+        class: "guess",
+        whole: true,
+    },
+    Damage {
+        name: "two-keys-to-one-child",
+        fixture: DEEP,
+        make: |image| rewrite_root(image, |keys| keys[2] = keys[2].with_ptrs(keys[1].ptrs())),
+        accept: &["btree-node"],
+        told: false,
+        class: "likely",
+        whole: true,
+    },
+    Damage {
+        name: "a-child-that-ends-too-early",
+        fixture: DEEP,
+        make: |image| rewrite_root(image, |keys| keys[1].low -= 240),
+        accept: &["btree-node"],
+        told: false,
+        class: "likely",
+        whole: true,
+    },
+];
+
+/// Writes the root anew with other keys, and a right checksum.
+fn rewrite_root(image: &Path, change: fn(&mut [Bkey])) -> anyhow::Result<()> {
+    struct Root(Option<LoadedNode>);
+    impl Visitor for Root {
+        fn node(&mut self, _: NodePlace, node: &LoadedNode) {
+            self.0.get_or_insert_with(|| node.clone());
+        }
+    }
+    let device = open_read(image)?;
+    let mut root = Root(None);
+    let set = CacheSet::read(CacheDevice::open(&device)?, &ReadOptions::default(), &mut root)?;
+    let node = root.0.context("no root")?;
+    let mut keys: Vec<Bkey> = node.keys.iter().collect();
+    change(&mut keys);
+    let ptr = *node.key.ptrs().first().context("no pointer")?;
+    let mut bytes = bset::encode(set.cache.magic(), ptr, node.seq, &keys);
+    bytes.resize(usize::try_from(node.key.size().bytes())?, 0);
+    write_at(image, ptr.offset().bytes(), &bytes)
+}
 
 /// A set of our own, whose btree has a root above its leaves.
 const DEEP: &str = "deep";
@@ -394,7 +453,8 @@ fn sums(cache: &Path, backing: &[PathBuf]) -> anyhow::Result<Vec<String>> {
 }
 
 fn cases(scratch: &Scratch) -> anyhow::Result<Vec<Case>> {
-    let damaged = DAMAGES.iter().map(|damage| case(scratch, damage).context(damage.name));
+    let damages = DAMAGES.iter().chain(CONTRADICTIONS);
+    let damaged = damages.map(|damage| case(scratch, damage).context(damage.name));
     damaged.chain([made_and_undone(scratch)]).collect()
 }
 
@@ -415,6 +475,16 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
         let output = repair(&devices, &accept.chain(["--yes"]).collect::<Vec<_>>())?;
         assert_eq!(output.status.code(), Some(4));
         ensure!(std::fs::read(cache)? == damaged, "made without being told whose it is");
+    }
+    if damage.told {
+        let paths = [cache].into_iter().chain(&devices.backing).map(|path| path.as_os_str());
+        let options = ["--dry-run"].into_iter().chain(told.iter().copied()).map(OsStr::new);
+        let text = run([OsStr::new("repair")].into_iter().chain(paths).chain(options))?.stdout;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        ensure!(
+            text.contains("tells that it is flash-only") && text.contains("tells whose it is"),
+            "{text}"
+        );
     }
     let output = repair(&devices, &[&told[..], &["--dry-run"]].concat())?;
     let planned = report(&output)?;

@@ -265,22 +265,44 @@ fn power_cuts_leave_some_changes_and_repeating_makes_the_rest() {
     }
 }
 
-/// What cannot be read, or what the kernel would not take, is no sound set.
+/// Without CACHE_SYNC the kernel would start the set afresh. Whether what is there is the newest state is a
+/// guess: a kernel with `synchronous` off writes no journal.
 #[test]
-fn a_set_that_cannot_be_read_is_not_called_sound() {
-    let (device, _) = make();
-    // Without CACHE_SYNC, with a checksum that is right, the kernel would start the set afresh.
-    let mut bytes = AlignedBuf::zeroed(4096);
-    device.read_at(SB_OFFSET_BYTES, &mut bytes).unwrap();
-    let mut sb = bcache_core::layout::superblock::Superblock::from_bytes(&bytes).unwrap();
-    sb.edit(|edit| {
-        edit.sync(false);
-    });
-    device.write_at(SB_OFFSET_BYTES, &AlignedBuf::copy_of(sb.as_bytes())).unwrap();
+fn a_set_that_is_called_new_is_a_guess() {
+    let (device, built) = make();
+    let sound = device.snapshot();
+    let unsynced = |journal: bool| {
+        let mut sb = built.superblock.clone();
+        sb.edit(|edit| {
+            edit.sync(false);
+            if !journal {
+                edit.journal_buckets(0);
+            }
+        });
+        device.write_at(SB_OFFSET_BYTES, &AlignedBuf::copy_of(sb.as_bytes())).unwrap();
+    };
+    unsynced(true);
+    let plan = planned(&device);
+    let fixes: Vec<_> = plan.fixes.iter().map(|fix| (fix.code, fix.class)).collect();
+    assert_eq!(fixes, [(Code::SuperblockSync, Class::Guess)]);
+    assert!(plan.left.is_empty() && plan.dirty_sectors_before.is_none(), "{:?}", plan.left);
+    let damaged = device.snapshot();
+    repaired(&device, &BTreeSet::new());
+    assert_eq!(device.first_difference(&damaged), None);
+    repaired(&device, &[Code::SuperblockSync].into());
+    assert_eq!(device.first_difference(&sound), None);
+    // Made anew over an old set: what is there counts for nothing, and is there.
+    unsynced(false);
     let plan = planned(&device);
     assert!(plan.fixes.is_empty());
     assert!(matches!(plan.left[..], [Left::NoSet(_)]), "{:?}", plan.left);
-    assert_eq!((plan.dirty_sectors_before, plan.dirty_sectors_after), (None, None));
+    // New, and nothing else.
+    let new = MemoryDevice::new(NBUCKETS * BUCKET * 512);
+    let mut bytes = AlignedBuf::zeroed(4096);
+    device.read_at(SB_OFFSET_BYTES, &mut bytes).unwrap();
+    new.write_at(SB_OFFSET_BYTES, &bytes).unwrap();
+    let plan = planned(&new);
+    assert!(plan.left.is_empty() && plan.fixes.is_empty() && plan.is_whole(&BTreeSet::new()));
 }
 
 /// Of what is not there nothing is said, and what is there stays as it is.

@@ -12,10 +12,11 @@ use bcache_core::cache_set::{
     CacheDevice, CacheSet, LoadedNode, NewestEntry, NoVisitor, ReadOptions,
 };
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, SimDevice, Trigger};
+use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::layout::superblock::SB_OFFSET_BYTES;
 use bcache_core::ops::repair::NotAnew;
-use bcache_core::ops::repair::{Anew, Class, Code, Reason, RepairPlan, Witness, plan, run};
-use bcache_core::units::{BucketIndex, Gen};
+use bcache_core::ops::repair::{Anew, Class, Code, Left, Reason, RepairPlan, Witness, plan, run};
+use bcache_core::units::{BucketIndex, Gen, Sectors};
 use proptest::prelude::*;
 use sample::Sample;
 
@@ -133,6 +134,92 @@ fn kinds(of: &Sample) -> Vec<Kind> {
         },
         kind("a slot of the uuid table", certain, move |it| it.noise(uuids + 128 + 60, 60)),
     ]
+    .into_iter()
+    .chain(contradictions(of))
+    .collect()
+}
+
+/// Damage under checksums that are right: only a kernel with faults, or its machine, makes such.
+fn contradictions(of: &Sample) -> Vec<Kind> {
+    let (likely, guess, certain) = (Some(Class::Likely), Some(Class::Guess), Some(Class::Certain));
+    let past_device = |key: &Bkey| key.with_ptrs(&[Ptr::new(Gen(1), Sectors(1 << 40), 0)]);
+    let leaves = of.nodes(0);
+    let (bad, swapped) = (leaves[6].clone(), leaves[9].clone());
+    let interior = |index: usize| of.nodes(1)[index].clone();
+    let (lost_child, short) = (interior(0), interior(1));
+    let (twice, long, uncovered) = (short.clone(), short.clone(), short.clone());
+    let place = |key: &Bkey| key.ptrs()[0].bucket(&of.built.geometry).0;
+    // Each bucket has two extents, and both volumes with a backing device clean ones.
+    let keys: Vec<Bkey> = leaves.iter().flat_map(|leaf| leaf.keys.iter()).collect();
+    let pair = |wanted: &dyn Fn(&[&Bkey]) -> bool| {
+        let of_bucket = |bucket| keys.iter().filter(|key| place(key) == bucket).collect::<Vec<_>>();
+        keys.iter().map(place).find(|bucket| wanted(&of_bucket(*bucket))).unwrap()
+    };
+    let dirty = pair(&|keys| keys.iter().any(|key| key.dirty() && key.inode() == 0));
+    let clean = pair(&|keys| keys.iter().all(|key| !key.dirty()));
+    let node_place = of.nodes(1)[1].sector();
+    let uuid_place = of.built.geometry.bucket_to_sector(of.built.uuid_bucket);
+    // The leaf with the first key of the kind, and the key's place there.
+    let key_of = |wanted: &dyn Fn(&Bkey) -> bool| {
+        leaves.iter().find_map(|leaf| {
+            let index = leaf.keys.iter().position(|key| wanted(&key))?;
+            Some((leaf.clone(), index))
+        })
+    };
+    let (clean_leaf, clean_key) = key_of(&|key| key.inode() == 2 && !key.dirty()).unwrap();
+    let (dirty_leaf, dirty_key) = key_of(&|key| key.inode() == 2 && key.dirty()).unwrap();
+    let (flash_leaf, flash_key) = key_of(&|key| key.inode() == 1).unwrap();
+    let moved = |key: &Bkey, sector| {
+        let ptr_gen = key.ptrs()[0].ptr_gen();
+        key.with_ptrs(&[Ptr::new(ptr_gen, sector, 0)])
+    };
+    let part = |kind: Kind| Kind { whole: false, ..kind };
+    vec![
+        part(kind("an extent past the device", guess, move |it| {
+            it.rewrite(&bad, |keys| {
+                let dirty = keys.iter_mut().find(|key| key.dirty()).unwrap();
+                *dirty = past_device(dirty);
+            });
+        })),
+        kind("keys out of order", guess, move |it| it.rewrite(&swapped, |keys| keys.swap(1, 2))),
+        kind("a child past the device", likely, move |it| {
+            it.rewrite(&lost_child, |keys| keys[1] = past_device(&keys[1]));
+        }),
+        kind("a child that ends too early", likely, move |it| {
+            it.rewrite(&short, |keys| keys[1].low -= 60);
+        }),
+        kind("a child that ends too late", likely, move |it| {
+            it.rewrite(&long, |keys| keys[1].low += 60);
+        }),
+        kind("two keys to one child", likely, move |it| {
+            it.rewrite(&twice, |keys| keys[2] = keys[2].with_ptrs(keys[1].ptrs()));
+        }),
+        kind("the last child gone", likely, move |it| {
+            it.rewrite(&uncovered, |keys| _ = keys.pop());
+        }),
+        part(kind("a bucket with dirty data reused", guess, move |it| it.raise_gen(dirty, 1))),
+        kind("a gen far ahead of clean data", certain, move |it| it.raise_gen(clean, 97)),
+        kind("a clean extent in a node", certain, move |it| {
+            it.rewrite(&clean_leaf, |keys| keys[clean_key] = moved(&keys[clean_key], node_place));
+        }),
+        part(kind("a dirty extent in the uuid table", guess, move |it| {
+            it.rewrite(&dirty_leaf, |keys| keys[dirty_key] = moved(&keys[dirty_key], uuid_place));
+        })),
+        kind("clean data of a flash-only volume", certain, move |it| {
+            it.rewrite(&flash_leaf, |keys| keys[flash_key] = keys[flash_key].with_dirty(false));
+        }),
+        Kind {
+            lost: vec![46],
+            ..part(kind("an extent past its bucket in an entry", likely, |it| {
+                it.rewrite_entry(46, |_| {}, |keys| keys[0].extend_by(12));
+            }))
+        },
+        kind("an entry that needs later ones", None, |it| {
+            it.rewrite_entry(47, |params| params.last_seq = 50, |_| {});
+        }),
+        kind("a superblock that says new", None, |it| it.set_flags(|flags| flags & !1)),
+        kind("a policy that no kernel has", None, |it| it.set_flags(|flags| flags | 5 << 2)),
+    ]
 }
 
 fn planned(sample: &Sample) -> RepairPlan {
@@ -152,7 +239,12 @@ fn announced(sample: &Sample, plan: &RepairPlan, inode: u32) -> impl Fn(u64) -> 
         Reason::Journal { gaps, .. } => gaps.as_slice(),
         _ => &[],
     });
-    let lost: Vec<u64> = gaps.flat_map(|gap| gap.first..=gap.last).collect();
+    let mut lost: Vec<u64> = gaps.flat_map(|gap| gap.first..=gap.last).collect();
+    let damaged = anew.into_iter().flat_map(|anew| &anew.reasons).flat_map(|reason| match reason {
+        Reason::Journal { damaged_entries, .. } => damaged_entries.iter().copied().collect(),
+        _ => Vec::new(),
+    });
+    lost.extend(damaged);
     let told: BTreeSet<u64> = sample.told_by(inode, &lost).into_iter().collect();
     move |sector| {
         let at = sector + data_offset;
@@ -170,6 +262,9 @@ fn check(sound: &Sample, damaged: &Sample, lost: &[u64], name: &str) -> (RepairP
     let options = ReadOptions::default();
     run(&plan, &all(), &damaged.cache, &damaged.writers(), &options, 5)
         .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    // Of a superblock whose checksum nobody vouches for, it cannot be told whether there is a set.
+    let no_set = |left: &Left| matches!(left, Left::NoSet(_));
+    let given_up = plan.not_anew.is_some() || plan.left.iter().any(no_set);
     let mut wrong = 0;
     for (inode, before) in (0u32..).zip(&before) {
         let after = damaged.read(inode, newest);
@@ -179,12 +274,14 @@ fn check(sound: &Sample, damaged: &Sample, lost: &[u64], name: &str) -> (RepairP
             let now = after.as_ref().and_then(|after| after[sector]);
             assert_eq!(now, Some((*was, true)), "{name}: volume {inode}, sector {sector}");
         }
-        if plan.not_anew.is_some() {
+        if given_up {
             continue;
         }
         let after = after.unwrap_or_else(|| panic!("{name}: not mended: {:?}", plan.left));
         let is_announced = announced(sound, &plan, inode);
         let (truth, without) = (sound.truth(inode, &[]), sound.truth(inode, lost));
+        let share = plan.anew.as_ref().and_then(|anew| anew.volumes.get(&inode));
+        let mut lost_sectors = share.map_or(0, |share| share.lost_sectors);
         for (sector, now) in after.iter().enumerate() {
             let now = now.unwrap_or_else(|| panic!("{name}: volume {inode}, sector {sector}"));
             let place = format!("{name}: volume {inode}, sector {sector}");
@@ -194,11 +291,18 @@ fn check(sound: &Sample, damaged: &Sample, lost: &[u64], name: &str) -> (RepairP
             }
             wrong += 1;
             let announced = is_announced(u64::try_from(sector).unwrap());
+            if announced {
+                continue;
+            }
             // A newest entry that is torn was never acknowledged.
-            assert!(announced || now.0 == without[sector] && lost.contains(&47), "{place}");
+            if now.0 == without[sector] && lost.contains(&47) {
+                continue;
+            }
+            assert!(lost_sectors > 0, "{place}");
+            lost_sectors -= 1;
         }
     }
-    if plan.not_anew.is_some() {
+    if given_up {
         // Only what stands by itself was changed; the metadata is as it was.
         assert!(plan.anew.is_none(), "{name}");
         if plan.fixes.is_empty() {
@@ -216,13 +320,15 @@ fn check(sound: &Sample, damaged: &Sample, lost: &[u64], name: &str) -> (RepairP
         }
         assert_eq!(set.dirty_sectors(), anew.dirty_sectors(), "{name}");
     }
-    if plan.left_with(&all()).next().is_some() {
+    let stays = |left: &&Left| !matches!(left, Left::Stays(_));
+    if plan.left_with(&all()).any(|left| stays(&left)) {
         // A superblock that nobody vouches for, as long as the rest is a guess.
         assert_eq!(plan.anew.as_ref().map(Anew::class), Some(Class::Guess), "{name}");
         return (plan, wrong);
     }
     let again = planned(damaged);
-    assert!(again.left.is_empty() && again.fixes.is_empty(), "{name}: {:?}", again.left);
+    let left: Vec<_> = again.left.iter().filter(stays).collect();
+    assert!(left.is_empty() && again.fixes.is_empty(), "{name}: {left:?}");
     (plan, wrong)
 }
 
@@ -259,10 +365,17 @@ fn each_kind_alone() {
 fn kinds_in_pairs() {
     let sound = Sample::new().with_older_table(|_| {});
     let kinds = kinds(&sound);
-    let mut mended = 0;
+    let plain = kinds.len() - contradictions(&sound).len();
+    let (mut mended, mut tried) = (0, 0);
     for (index, one) in kinds.iter().enumerate() {
-        for other in &kinds[index + 1..] {
+        for (after, other) in kinds[index + 1..].iter().enumerate() {
             let name = format!("{} and {}", one.name, other.name);
+            // Of an old kind with one that contradicts, a third will do.
+            let mixed = (index < plain) != (index + 1 + after < plain);
+            if mixed && (index + after) % 3 > 0 {
+                continue;
+            }
+            tried += 1;
             if (one.name, other.name) == ("the magic wiped", "the superblock's checksum") {
                 // Nothing tells that it was a superblock.
                 continue;
@@ -278,9 +391,8 @@ fn kinds_in_pairs() {
             }
         }
     }
-    let pairs = kinds.len() * (kinds.len() - 1) / 2;
-    eprintln!("{mended} of {pairs} pairs are mended");
-    assert!(mended * 10 >= pairs * 9, "{mended} of {pairs}");
+    eprintln!("{mended} of {tried} pairs are mended");
+    assert!(mended * 10 >= tried * 9, "{mended} of {tried}");
 }
 
 /// Where noise goes: node by node its first set and the rest, and the prio sets; each with its length. Of
@@ -360,7 +472,7 @@ proptest! {
             let at = at % room;
             damaged.noise(start + at, len.min(usize::try_from(room - at).unwrap()));
         }
-        let magic = name.contains("magic") && name.contains("superblock");
+        let magic = name.contains("magic") && name.contains("superblock's");
         prop_assume!(!magic);
         check(&sound, &damaged, &lost, &name);
     }

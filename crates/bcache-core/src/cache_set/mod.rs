@@ -26,6 +26,7 @@ pub mod problem;
 mod reader;
 pub mod refusal;
 pub mod reused;
+mod suspect;
 pub mod table;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -43,6 +44,7 @@ pub use overlay::Overlay;
 pub use prios::PrioChain;
 pub use problem::{BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem};
 pub use refusal::SetRefusal;
+pub use suspect::Suspect;
 pub use table::{Bucket, BucketTable, GcMark};
 pub use uuids::UuidTable;
 pub use view::{Doubt, View};
@@ -53,7 +55,7 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
-use crate::layout::bkey::Bkey;
+use crate::layout::bkey::{Bkey, Pos};
 use crate::units::{BucketIndex, Geometry, Sectors};
 
 /// Why nothing can be read of a cache set.
@@ -276,6 +278,11 @@ pub struct CacheSet<'d> {
     pub overlay: Overlay,
     /// By slot of the uuid table, for every volume that has usable keys.
     pub volumes: BTreeMap<u32, VolumeUsage>,
+    /// Stretches of the btree in doubt, in no order.
+    pub suspects: Vec<Suspect>,
+    /// By slot: sectors of dirty keys whose buckets were reused, with nothing newer in their place. Not of
+    /// buckets whose gens are lost: of these, the newest pointer is all that tells.
+    pub stale_dirty: BTreeMap<u32, Sectors>,
 }
 
 impl<'d> CacheSet<'d> {
@@ -306,6 +313,19 @@ impl<'d> CacheSet<'d> {
         }
         let metadata = self.table.get(bucket).is_some_and(|b| b.mark() == GcMark::Metadata);
         (metadata || self.table.is_node(bucket)).then_some(MetadataRole::Btree)
+    }
+
+    /// Whether a valid extent points into a bucket that holds metadata: its data is not there.
+    pub(crate) fn is_displaced(&self, key: &Bkey) -> bool {
+        key.ptrs().iter().map(|ptr| ptr.bucket(self.geometry())).any(|bucket| {
+            let mark = self.table.get(bucket).map(Bucket::mark);
+            mark == Some(GcMark::Metadata) || self.table.is_node(bucket)
+        })
+    }
+
+    /// Whether keys in doubt may be among those after `from` and up to `to`.
+    pub(crate) fn is_suspect(&self, from: Pos, to: Pos) -> bool {
+        self.suspects.iter().any(|suspect| suspect.from < to && from < suspect.to)
     }
 
     /// What becomes of a structurally valid key of the btree (at `level`) or the journal (level 0),

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use crate::cache_set::CacheDevice;
 use crate::cache_set::table::BucketTable;
 use crate::device::{AlignedBuf, DeviceError};
+use crate::layout::bkey::Bkey;
 use crate::layout::prio_set::{PrioSet, PrioSetError};
 use crate::units::{BucketIndex, Geometry};
 
@@ -92,6 +93,11 @@ impl PrioChain {
         let index = bucket.0.checked_div(geometry.prios_per_bucket()).unwrap_or(u64::MAX);
         let index = usize::try_from(index).unwrap_or(usize::MAX);
         self.complete || self.sound.get(index).copied().unwrap_or(false)
+    }
+
+    /// Whether sound sets tell the gens of all buckets that `key` points to.
+    pub(crate) fn knows_all(&self, key: &Bkey, geometry: &Geometry) -> bool {
+        key.ptrs().iter().all(|ptr| self.knows(ptr.bucket(geometry), geometry))
     }
 
     /// Follows the chain from `head` and fills `table` with what it says.

@@ -10,6 +10,7 @@ use crate::cache_set::btree::{LoadedNode, ReadNode, WalkHandler, walk};
 use crate::cache_set::problem::{
     BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem,
 };
+use crate::cache_set::suspect::Suspects;
 use crate::cache_set::table::MarkNote;
 use crate::cache_set::{
     BtreeSummary, BucketTable, CacheDevice, CacheSet, GcMark, Journal, KeyState, NewestEntry,
@@ -49,6 +50,7 @@ pub(super) fn read<'d>(
     let mut marker = Marker {
         cache: &cache,
         table: &mut table,
+        prios: &prios,
         uuids: &uuids,
         overlay: &overlay,
         visitor,
@@ -62,6 +64,8 @@ pub(super) fn read<'d>(
         last: BTreeMap::new(),
         known_nodes: 1,
         notes: Vec::new(),
+        suspects: Suspects::new(newest.btree_level()),
+        stale_dirty: BTreeMap::new(),
     };
     if root.is_valid_btree_ptr(&geometry) {
         marker.table.visit_node(node_ptr(&root).bucket(&geometry));
@@ -73,10 +77,25 @@ pub(super) fn read<'d>(
     marker.mark_journal(&journal);
     marker.count_overlay();
     marker.next_volume(u32::MAX);
-    marker.finish(&prios);
+    marker.finish();
     let (btree, volumes) = (marker.btree, marker.volumes);
-    let set = CacheSet { cache, journal, prios, uuids, table, btree, root, overlay, volumes };
-    check_stale_dirty_journal_keys(&set, visitor);
+    let (suspects, stale_dirty) = (marker.suspects.into_found(), marker.stale_dirty);
+    let mut set = CacheSet {
+        cache,
+        journal,
+        prios,
+        uuids,
+        table,
+        btree,
+        root,
+        overlay,
+        volumes,
+        suspects,
+        stale_dirty,
+    };
+    for (slot, sectors) in check_stale_dirty_journal_keys(&set, visitor) {
+        *set.stale_dirty.entry(slot).or_default() += sectors;
+    }
     Ok(set)
 }
 
@@ -89,7 +108,13 @@ pub(super) fn read<'d>(
 /// as well. The data was nowhere else then.
 ///
 /// Keys that newer ones of the journal hide are not looked at: their data was overwritten.
-fn check_stale_dirty_journal_keys(set: &CacheSet<'_>, visitor: &mut dyn Visitor) {
+///
+/// What is lost comes back by slot.
+fn check_stale_dirty_journal_keys(
+    set: &CacheSet<'_>,
+    visitor: &mut dyn Visitor,
+) -> BTreeMap<u32, Sectors> {
+    let mut lost: BTreeMap<u32, Sectors> = BTreeMap::new();
     let mut view = set.view();
     for (seq, key) in set.overlay.extents_with_seq() {
         let KeyState::Stale { by } = set.key_state(key, 0) else { continue };
@@ -115,11 +140,15 @@ fn check_stale_dirty_journal_keys(set: &CacheSet<'_>, visitor: &mut dyn Visitor)
             let mut piece = rest;
             piece.cut_back(end);
             rest.cut_front(end);
+            if !superseded && set.prios.knows_all(&piece, set.geometry()) {
+                *lost.entry(piece.inode()).or_default() += piece.size();
+            }
             let origin = KeySource::Journal { seq };
             let problem = BucketProblem::StaleDirty { origin, key: piece, by, superseded };
             visitor.problem(problem.into());
         }
     }
+    lost
 }
 
 fn read_journal(
@@ -176,6 +205,7 @@ fn read_prios(
 struct Marker<'a, 'd> {
     cache: &'a CacheDevice<'d>,
     table: &'a mut BucketTable,
+    prios: &'a PrioChain,
     uuids: &'a UuidTable,
     overlay: &'a Overlay,
     visitor: &'a mut dyn Visitor,
@@ -187,6 +217,8 @@ struct Marker<'a, 'd> {
     last: BTreeMap<u16, Pos>,
     known_nodes: u64,
     notes: Vec<MarkNote>,
+    suspects: Suspects,
+    stale_dirty: BTreeMap<u32, Sectors>,
 }
 
 impl Marker<'_, '_> {
@@ -228,6 +260,10 @@ impl Marker<'_, '_> {
         match note {
             MarkNote::Stale { by, .. } => {
                 if by > BUCKET_GC_GEN_MAX {
+                    if let (KeySource::Btree { level, .. }, true) = (origin, level > 0) {
+                        // Whatever the key led to is not followed.
+                        self.suspects.node(level);
+                    }
                     self.problem(BucketProblem::TooStale { origin, key, by });
                 }
                 // The journal's are looked at once the whole btree is known.
@@ -254,6 +290,9 @@ impl Marker<'_, '_> {
         let mut pieces = Vec::new();
         self.overlay.visible(key, &mut |piece| pieces.push(*piece));
         for key in pieces {
+            if self.prios.knows_all(&key, self.cache.geometry()) {
+                *self.stale_dirty.entry(key.inode()).or_default() += key.size();
+            }
             self.problem(BucketProblem::StaleDirty { origin, key, by, superseded: false });
         }
     }
@@ -329,8 +368,12 @@ impl Marker<'_, '_> {
             return;
         }
         match last_usable {
-            None => self.problem(BtreeProblem::NoChildren { place }),
+            None => {
+                self.suspects.node(place.level);
+                self.problem(BtreeProblem::NoChildren { place });
+            }
             Some(found) if found < place.end => {
+                self.suspects.node(place.level);
                 self.problem(BtreeProblem::ChildrenEndShort { place, found });
             }
             Some(_) => {}
@@ -343,6 +386,7 @@ impl Marker<'_, '_> {
         let found = first.map(|key| if node.level == 0 { key.start_pos() } else { key.pos() });
         if let (Some(found), Some(&expected)) = (found, self.last.get(&node.level)) {
             if found < expected {
+                self.suspects.above_both(node.level);
                 self.problem(BtreeProblem::BeforeNode { place, found, expected });
             }
         }
@@ -402,14 +446,14 @@ impl Marker<'_, '_> {
     }
 
     /// Marks what no key points to (`bch_btree_gc_finish`).
-    fn finish(&mut self, prios: &PrioChain) {
+    fn finish(&mut self) {
         let roles = self
             .uuids
             .bucket
             .into_iter()
             .map(|bucket| (bucket, MetadataRole::Uuids))
             .chain(self.cache.journal_buckets().into_iter().map(|b| (b, MetadataRole::Journal)))
-            .chain(prios.buckets.iter().map(|&b| (b, MetadataRole::Prios)))
+            .chain(self.prios.buckets.iter().map(|&b| (b, MetadataRole::Prios)))
             .collect::<Vec<_>>();
         for (bucket, role) in roles {
             let mark = self.table.get(bucket).map(crate::cache_set::Bucket::mark);
@@ -426,6 +470,7 @@ impl WalkHandler for Marker<'_, '_> {
         let ptr = node_ptr(key);
         let bucket = ptr.bucket(self.cache.geometry());
         let place = NodePlace { level, bucket, sector: ptr.offset(), end: key.pos() };
+        self.suspects.enter(level, key.pos(), bucket);
         self.btree.nodes += 1;
         self.visitor.progress(Progress::Btree { done: self.btree.nodes, known: self.known_nodes });
         let node = match node {
@@ -437,6 +482,7 @@ impl WalkHandler for Marker<'_, '_> {
             }
         };
         self.visitor.node(place, node);
+        self.suspects.judge(node);
         if let Some(error) = node.error {
             self.btree.bad_nodes += 1;
             self.problem(BtreeProblem::BadNode { place, error });
@@ -471,6 +517,7 @@ impl WalkHandler for Marker<'_, '_> {
         if self.table.visit_node(bucket) {
             let sector: Sectors = ptr.offset();
             let place = NodePlace { level: child_level, bucket, sector, end: key.pos() };
+            self.suspects.above(child_level);
             self.problem(BtreeProblem::Revisited { place });
             return false;
         }

@@ -115,6 +115,8 @@ pub enum Doubt {
     Journal,
     /// A key says that the cache has the only copy, and its bucket was reused.
     StaleDirty,
+    /// A key says that the cache has the only copy, and its bucket holds metadata.
+    Displaced,
 }
 
 /// A leaf that covers a position.
@@ -195,6 +197,9 @@ impl<'s, 'd> View<'s, 'd> {
             }
             let Some(below) = level.checked_sub(1) else {
                 let damage = node.error;
+                if self.set.is_suspect(pos, key.pos()) {
+                    doubt = Some(Doubt::Btree);
+                }
                 return Ok(Some(Leaf { node, doubt, damage }));
             };
             let from = node.keys.partition_point(|key| key.pos() <= pos);
@@ -320,12 +325,10 @@ impl<'s, 'd> View<'s, 'd> {
                 }
                 return ControlFlow::Continue(());
             }
-            // The next leaf begins where this one's range ends, and must lead on.
+            // The next leaf begins where this one's range ends. A damaged one may have keys behind that.
             if at < bound.offset {
                 tell(self.extent(inode, at, bound.offset, None))?;
                 at = bound.offset;
-            } else if at > bound.offset {
-                break;
             }
         }
         if at < end {

@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 
 use crate::cache_set::journal::Stop;
 use crate::cache_set::view::{Doubt, Extent, Surveyed};
-use crate::cache_set::{CacheSet, Journal, KeySource, KeyState, View};
+use crate::cache_set::{CacheDevice, CacheSet, Journal, KeySource, KeyState, View};
 use crate::device::{DeviceError, ReadDevice};
 use crate::units::{SECTOR_BYTES, Sectors};
 
@@ -179,7 +179,8 @@ enum JournalDamage {
 }
 
 impl JournalDamage {
-    fn of(journal: &Journal, discard: bool) -> Self {
+    fn of(journal: &Journal, cache: &CacheDevice<'_>) -> Self {
+        let discard = cache.superblock().discard();
         let Some(newest) = journal.newest() else { return Self::None };
         let (last_seq, seq) = (newest.jset.last_seq(), newest.jset.seq());
         let entries = |index: usize| {
@@ -198,13 +199,16 @@ impl JournalDamage {
             keys.by_ref().for_each(drop);
             keys.truncated()
         });
+        let geometry = cache.geometry();
+        let bad = journal.replay_keys().filter(|(_, key)| !key.is_valid_extent(geometry));
+        let bad = bad.map(|(seq, _)| seq).max();
         if hidden || unreadable || truncated || last_seq > seq {
             return Self::UpTo(u64::MAX);
         }
         // A set that discards also discards journal buckets that nothing needs any more, before an
         // entry says so: what is gone at the start of the range is in the btree.
         let gaps = journal.gaps.iter().filter(|gap| !(discard && gap.first == last_seq));
-        gaps.map(|gap| gap.last).max().map_or(Self::None, Self::UpTo)
+        gaps.map(|gap| gap.last).chain(bad).max().map_or(Self::None, Self::UpTo)
     }
 }
 
@@ -220,7 +224,7 @@ pub struct VolumeReader<'s, 'd> {
 impl<'s, 'd> VolumeReader<'s, 'd> {
     /// The volume in slot `inode` of `set`, over what lies below the cache.
     pub fn new(set: &'s CacheSet<'d>, inode: u32, below: Below<'s>) -> Self {
-        let journal = JournalDamage::of(&set.journal, set.cache.superblock().discard());
+        let journal = JournalDamage::of(&set.journal, &set.cache);
         Self { view: set.view(), inode, below, journal }
     }
 
@@ -293,10 +297,14 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
                     .ptrs()
                     .iter()
                     .all(|ptr| set.prios.knows(ptr.bucket(set.geometry()), set.geometry()));
-                if !gens_known && !dirty && !matches!(self.below, Below::Missing(_)) {
+                let displaced = set.is_displaced(&key);
+                // Of clean data, what lies below is as good; a flash-only volume has nothing there.
+                let is_below = !dirty && matches!(self.below, Below::Backing(..));
+                if (!gens_known || displaced) && is_below {
                     return tell(self.uncached(start, end, doubt));
                 }
                 let doubt = doubt.or((!gens_known).then_some(Doubt::Gens));
+                let doubt = doubt.or(displaced.then_some(Doubt::Displaced));
                 let certainty = doubt.map_or(Certainty::Certain, Certainty::Likely);
                 let source = Source::Cache { sector, dirty };
                 tell(self.stretch(start, end, source, certainty))
@@ -496,6 +504,7 @@ impl std::fmt::Display for Doubt {
             Self::Btree => "a btree node is damaged",
             Self::Journal => "journal entries are lost",
             Self::StaleDirty => "a dirty key is stale",
+            Self::Displaced => "a dirty key points to metadata",
         })
     }
 }

@@ -817,6 +817,13 @@ impl Editor<'_> {
         self
     }
 
+    /// Sets `CACHE_REPLACEMENT`.
+    pub fn replacement(&mut self, policy: Replacement) -> &mut Self {
+        let mask = CACHE_REPLACEMENT_MASK << CACHE_REPLACEMENT_SHIFT;
+        let flags = self.raw.flags.get() & !mask;
+        self.flags(flags | u64::from(policy.to_raw()) << CACHE_REPLACEMENT_SHIFT)
+    }
+
     /// Sets the uuid of the set.
     pub fn set_uuid(&mut self, set_uuid: Uuid) -> &mut Self {
         self.raw.set_uuid = set_uuid.into_bytes();

@@ -11,9 +11,12 @@ use bcache_core::cache_set::{
 use bcache_core::device::testkit::{MemoryDevice, sector_of};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
+use bcache_core::layout::bset;
+use bcache_core::layout::jset::{self, JsetParams};
+use bcache_core::layout::prio_set::{BucketDisk, PrioSet, encode_into};
 use bcache_core::layout::superblock::{BackingState, CacheMode, SB_OFFSET_BYTES};
 use bcache_core::layout::uuid_entry::{self, UuidEntry};
-use bcache_core::units::{BucketIndex, Sectors};
+use bcache_core::units::{BucketIndex, Gen, Sectors};
 
 /// Sectors of a volume.
 pub(crate) const SIZE: u64 = 2600;
@@ -250,6 +253,63 @@ impl Sample {
         let at = usize::try_from(byte - start).unwrap();
         whole[at..at + len].copy_from_slice(&noise);
         self.cache.write_at(start, &whole).unwrap();
+    }
+
+    /// The node with other keys, all in its first set, with a right checksum.
+    pub(crate) fn rewrite(&self, node: &LoadedNode, change: impl FnOnce(&mut Vec<Bkey>)) {
+        let mut keys: Vec<Bkey> = node.keys.iter().collect();
+        change(&mut keys);
+        let ptr = node.key.ptrs()[0];
+        let mut bytes = bset::encode(self.built.magic, ptr, 99, &keys);
+        bytes.resize(usize::try_from(node.key.size().bytes()).unwrap(), 0);
+        self.cache.write_at(ptr.offset().bytes(), &bytes).unwrap();
+    }
+
+    /// A replayed entry with other keys and another header, with a right checksum.
+    pub(crate) fn rewrite_entry(
+        &self,
+        seq: u64,
+        change: impl FnOnce(&mut JsetParams<'_>),
+        keys: impl FnOnce(&mut Vec<Bkey>),
+    ) {
+        // Damage of another kind may hide it.
+        let Ok(cache) = CacheDevice::open(&self.cache) else { return };
+        let read = CacheSet::read(cache, &ReadOptions::default(), &mut NoVisitor);
+        let Ok(set) = read else { return };
+        let entry = set.journal.entries.iter().find(|entry| entry.jset.seq() == seq);
+        let Some(entry) = entry else { return };
+        let mut all: Vec<Bkey> = entry.jset.keys().collect();
+        keys(&mut all);
+        let mut params = JsetParams { seq, ..JsetParams::of(&entry.jset, &all) };
+        change(&mut params);
+        let mut bytes = jset::encode(&params, self.built.magic).unwrap().as_bytes().to_vec();
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        let at = self.byte_of(entry.place.bucket) + entry.place.offset;
+        self.cache.write_at(at, &bytes).unwrap();
+    }
+
+    /// The superblock with other flags.
+    pub(crate) fn set_flags(&self, change: impl FnOnce(u64) -> u64) {
+        let mut sb = self.built.superblock.clone();
+        let flags = change(sb.flags());
+        sb.edit(|edit| _ = edit.flags(flags));
+        self.cache.write_at(SB_OFFSET_BYTES, &AlignedBuf::copy_of(sb.as_bytes())).unwrap();
+    }
+
+    /// The gen of a bucket in its prio set.
+    pub(crate) fn raise_gen(&self, bucket: u64, by: u8) {
+        let per_set = self.built.geometry.prios_per_bucket();
+        let set = self.built.prio_buckets[usize::try_from(bucket / per_set).unwrap()];
+        let mut image = vec![0; usize::try_from(BUCKET * 512).unwrap()];
+        self.cache.read_at(self.byte_of(set), &mut image).unwrap();
+        // Damage of another kind came first.
+        let Ok(prios) = PrioSet::parse(&image, self.built.magic) else { return };
+        let (seq, next) = (prios.seq(), prios.next_bucket());
+        let mut entries: Vec<BucketDisk> = prios.entries().collect();
+        let entry = &mut entries[usize::try_from(bucket % per_set).unwrap()];
+        entry.bucket_gen = Gen(entry.bucket_gen.0.wrapping_add(by));
+        encode_into(&mut image, self.built.magic, seq, next, entries.into_iter());
+        self.cache.write_at(self.byte_of(set), &image).unwrap();
     }
 
     /// Zeroes a part of a sector.

@@ -28,9 +28,19 @@ superblock-checksum :: The checksum of a superblock is wrong, the kernel would a
      the whole set reads by it, or can be made again from what does; or the cache knows the backing device. \
      Likely.
 
+superblock-sync :: The superblock says that the cache is new, and a cache set is on it. The kernel would \
+     start the set afresh. A guess: a kernel whose attribute synchronous is 0 writes no journal, and what it \
+     did then is lost.
+
+superblock-policy :: The replacement policy is one that the kernel does not know, and over which its \
+     allocator would spin for ever. It becomes lru. Certain: only the choice of what is dropped depends on it.
+
+last-seq :: A journal entry says that replay begins after it. Replay begins where that of the entry before \
+     does. Likely.
+
 journal :: Damage in the journal hides newer entries from the kernel, which would go back to an older state \
      without a word. Certain where replay lacks no entry. Where it does, newer keys for some sectors may be \
-     lost: likely. Of a journal without any entry, root, uuid table and prio chain are searched for. What was \
+     lost: likely. So may they be where a key of an entry cannot be right. Of a journal without any entry, root, uuid table and prio chain are searched for. What was \
      written last may have been there alone: a guess.
 
 prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
@@ -44,14 +54,19 @@ uuid-table :: The uuid table is lost, or slots of it are. A volume is known by w
      guess. It is refused where the volume or the device is known to be another's, where the volume has data in \
      places that the device does not have, or where its clean data is not the device's.
 
-btree-node :: A btree node is damaged or cannot be read. The journal keeps what was inserted until it is \
+btree-node :: A btree node is damaged or cannot be read; or its keys contradict themselves or other nodes, \
+     though its checksums are right. The journal keeps what was inserted until it is \
      overwritten. Certain where it has all that the node lacks. Likely where it has every entry since the \
      cache was made, for the kernel does not write moves of its garbage collection there. Else a guess: \
      dirty data may be lost in the sectors that are told. For a lost root, and for other nodes above the \
      leaves, the whole device is searched for the leaves. That is likely where they fit together, else a \
      guess. For a lost leaf, outdated copies of it are searched for, too.
 
-The last four are one change: a new btree, a new prio chain, a new uuid table where it was lost, and a \
+keys :: Keys point to buckets that were reused, or that hold metadata. They are left out, and the kernel \
+     does not show their data, either. Certain where they are clean, else a guess: their dirty data is lost. \
+     Data of a flash-only volume that counts as clean becomes dirty, which is certain.
+
+The last five are one change: a new btree, a new prio chain, a new uuid table where it was lost, and a \
      journal entry, beside the old ones. Dirty data that can be read is kept, also where newer data for the \
      same sectors may be lost. Clean data in doubt is no longer cached: the backing device has it.
 
@@ -61,7 +76,9 @@ A repair of a superblock becomes likely where other damage is left: with its sup
 A journal entry is mended only where no other entry has its number. Else the kernel has gone on without \
      it, and what it says is of a state that is gone.
 
-Keys that contradict each other are not mended. What is readable of the volumes can then be saved with bcachectl-export(8).
+For what is not mended, repair says what else can be done. A device that cannot be read at some place of \
+     the journal is copied first, and the copy is repaired. A device that is shorter than its superblock says \
+     has to be made whole. What is readable of the volumes can be saved with bcachectl-export(8).
 
 Every single change is one write of a logical block, and stands by itself. New metadata goes to buckets \
      that nothing points to, and becomes current with one journal entry. Superblocks come last. A power cut \
@@ -76,12 +93,12 @@ pub(in crate::man) const AFTER: Sections = &[
 
 state :: planned (--dry-run), done, or nothing (nothing is changed).
 
-changes :: A list of objects with code, class (certain or likely), device, place (text), offset_bytes (the \
+changes :: A list of objects with code, class (certain, likely or guess), device, place (text), offset_bytes (the \
          first byte that changes) and accepted (whether it is made).
 
 new_metadata :: null, or an object with class, accepted, reasons (a list of objects with code, class and \
-         reason), volumes, btree_nodes, prio_sets and journal_seq. Each volume has slot, uuid, dirty_sectors \
-         (kept), doubtful_sectors (of these, where newer data may be lost), left_out_sectors (clean data that \
+         reason), volumes, btree_nodes, prio_sets and journal_seq. Each volume has slot, uuid, flash_only, dirty_sectors \
+         (kept), lost_sectors (dirty, and not kept), doubtful_sectors (of these, where newer data may be lost), left_out_sectors (clean data that \
          is no longer cached), unknown_from and unknown_to (in between, dirty data may be lost that nothing \
          tells of; null where none may).
 

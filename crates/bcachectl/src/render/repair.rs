@@ -67,6 +67,8 @@ struct ShareReport {
     slot: u32,
     uuid: uuid::Uuid,
     dirty_sectors: u64,
+    flash_only: bool,
+    lost_sectors: u64,
     doubtful_sectors: u64,
     left_out_sectors: u64,
     unknown_from: Option<u64>,
@@ -95,6 +97,8 @@ impl AnewReport {
             slot,
             uuid: it.uuid,
             dirty_sectors: it.dirty_sectors,
+            flash_only: it.flash_only,
+            lost_sectors: it.lost_sectors,
             doubtful_sectors: it.doubtful_sectors,
             left_out_sectors: it.left_out_sectors,
             unknown_from: it.unknown.map(|it| it.0),
@@ -269,6 +273,10 @@ fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
             write!(out, ", {doubtful} of it in doubt: newer data may be lost")?;
         }
         writeln!(out)?;
+        if share.lost_sectors > 0 {
+            let lost = format_bytes(Sectors(share.lost_sectors).bytes());
+            writeln!(out, "    {lost} of dirty data is lost: its place holds something else")?;
+        }
         if named.contains(slot) {
             let wrong = if share.flash_only {
                 "that it is flash-only. If that is wrong, its backing device lacks this data."

@@ -94,6 +94,7 @@ pub(crate) const fn doubt_name(doubt: Doubt) -> &'static str {
         Doubt::Btree => "btree-damaged",
         Doubt::Journal => "journal-entries-lost",
         Doubt::StaleDirty => "stale-dirty",
+        Doubt::Displaced => "displaced",
     }
 }
 

@@ -9,26 +9,27 @@
 //! Until the journal entry that makes the new state current, nothing is written that the damaged one names.
 //! So a repair that was cut short can be planned and run again.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeSet;
 
 use crate::cache_set::journal::{Gap, JournalProblem};
+use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{
-    BtreeProblem, BucketProblem, CacheDevice, CacheSet, Found, GcMark, Journal, NewestEntry,
-    Problem, Progress, ReadError, ReadOptions, WalkOptions,
+    BucketProblem, CacheDevice, CacheSet, GcMark, Journal, KeySource, NewestEntry, Problem,
+    Progress, ReadError, ReadOptions, WalkOptions,
 };
 use crate::device::ReadDevice;
-use crate::layout::bkey::Pos;
 use crate::layout::prio_set::BucketDisk;
 use crate::layout::uuid_entry::UuidEntry;
 use crate::ops::plan::Step;
-use crate::ops::rebuild::{self, ExtentsError, PrepareError, RebuildPlan};
+use crate::ops::rebuild::{self, PrepareError, RebuildPlan};
 use crate::ops::repair::claims::{self, Claim};
+use crate::ops::repair::missed;
 use crate::ops::repair::owner::Owner;
 use crate::ops::repair::past::Past;
-use crate::ops::repair::reading::{Seen, is_ownerless};
+use crate::ops::repair::reading::{Seen, flash_clean, is_ownerless};
 use crate::ops::repair::reason::{Anew, NotAnew, Reason};
-use crate::ops::repair::region::{Lost, Region, Sources};
+use crate::ops::repair::region::{Region, Sources};
 use crate::ops::repair::salvaged::{Rule, Salvaged, matters};
 use crate::ops::repair::search::search;
 use crate::ops::repair::volumes;
@@ -83,13 +84,42 @@ pub(super) fn decide<'d>(
     let mut set = CacheSet::read(cache, &read, &mut watch)?;
     let gens = !set.prios.complete || set.prios.sound.iter().any(|sound| !sound);
     let mut uuids_lost = false;
+    let mut contradictions = false;
+    let mut shares_uuids = false;
+    let mut damaged_entries: BTreeSet<u64> = BTreeSet::new();
     for problem in watch.problems {
         uuids_lost |= match &problem {
             Problem::Uuids(problem) => !matches!(problem, UuidProblem::Repeated { .. }),
             Problem::Bucket(problem) => is_ownerless(problem),
             _ => false,
         };
-        if !is_mended(&problem, gens) {
+        match &problem {
+            Problem::Journal(JournalProblem::KeysTruncated { seq, .. })
+            | Problem::Bucket(BucketProblem::BadJournalKey {
+                origin: KeySource::Journal { seq },
+                ..
+            }) => _ = damaged_entries.insert(*seq),
+            // No place for anything new: nothing that the damaged state names is written, and a place that
+            // cannot be read may not keep what is written there.
+            Problem::Prios(
+                PrioProblem::Unreadable { bucket, .. } | PrioProblem::Invalid { bucket, .. },
+            ) if set.table.get(*bucket).is_some_and(|it| it.mark() == GcMark::Unused) => {
+                set.table.mark_metadata(*bucket);
+            }
+            // Only a bucket that was clean is reused: where gens are lost, the newest pointer tells.
+            Problem::Bucket(BucketProblem::StaleDirty { superseded, key, .. }) => {
+                contradictions |= !superseded && set.prios.knows_all(key, set.geometry());
+            }
+            Problem::Bucket(BucketProblem::SharedMetadata { bucket, .. }) => {
+                contradictions = true;
+                shares_uuids |= set.uuids.bucket == Some(*bucket);
+            }
+            Problem::Bucket(
+                BucketProblem::TooStale { .. } | BucketProblem::Inconsistent { .. },
+            ) => contradictions = true,
+            _ => {}
+        }
+        if !is_mended(&problem) {
             return Err(match problem {
                 Problem::Journal(
                     JournalProblem::Hidden { .. } | JournalProblem::SearchMisses { .. },
@@ -103,7 +133,7 @@ pub(super) fn decide<'d>(
     let discard = set.cache.superblock().discard();
     let is_gap = |gap: &&Gap| !(discard && gap.first == last_seq);
     let gaps: Vec<Gap> = set.journal.gaps.iter().filter(is_gap).copied().collect();
-    let up_to = gaps.iter().map(|gap| gap.last).max();
+    let up_to = gaps.iter().map(|gap| gap.last).chain(damaged_entries.last().copied()).max();
     let mut rule = Rule { up_to, gens, ..Rule::default() };
     let walk = options.walk;
     let mut regions = regions(&mut set, walk, gens)?;
@@ -122,14 +152,15 @@ pub(super) fn decide<'d>(
         if regions.iter().all(|region| region.found_nodes == 0) {
             return Err(ReadError::NoJournal.into());
         }
-    } else if found != newest || hidden > 0 || !gaps.is_empty() {
-        reasons.push(Reason::Journal { found, newest, hidden, gaps });
+    } else if found != newest || hidden > 0 || !gaps.is_empty() || !damaged_entries.is_empty() {
+        reasons.push(Reason::Journal { found, newest, hidden, gaps, damaged_entries });
     }
     if gens {
         let sound = set.prios.sound.iter().filter(|sound| **sound).count() as u64;
         reasons.push(Reason::PrioSets { sound, needed: set.geometry().prio_buckets() });
     }
-    let mut uuids = None;
+    // A table in a bucket that something else has, too, goes to one of its own.
+    let mut uuids = shares_uuids.then(|| set.uuids.slots.clone());
     if uuids_lost {
         let kept = regions.iter().flat_map(|region| &region.kept);
         let keyed = volumes::keyed(&set, walk, kept);
@@ -154,8 +185,15 @@ pub(super) fn decide<'d>(
         found_nodes: region.found_nodes,
     }));
     claim_buckets(&mut set, &regions, gens);
+    reasons.extend(
+        flash_clean(&set).into_iter().map(|(slot, clean)| Reason::FlashClean { slot, clean }),
+    );
     let source = Salvaged { set: &set, regions: &regions, rule: &rule, walk };
     let volumes = source.shares()?;
+    let lost_sectors = volumes.values().map(|share| share.lost_sectors).sum();
+    if contradictions {
+        reasons.push(Reason::Keys { lost_sectors });
+    }
     let plan = rebuild::plan(&set, &source, uuids, seed)?;
     let anew = Anew {
         reasons,
@@ -168,32 +206,17 @@ pub(super) fn decide<'d>(
 }
 
 /// Whether new metadata does without what is damaged here.
-fn is_mended(problem: &Problem, gens_lost: bool) -> bool {
+const fn is_mended(problem: &Problem) -> bool {
     match problem {
-        Problem::Journal(problem) => {
-            matches!(problem, JournalProblem::Torn { .. } | JournalProblem::Gap { .. })
-        }
-        Problem::Prios(_) | Problem::Uuids(_) => true,
-        Problem::Btree(problem) => matches!(
+        Problem::Journal(problem) => matches!(
             problem,
-            BtreeProblem::BadNode { .. }
-                | BtreeProblem::Unreadable { .. }
-                | BtreeProblem::BadRoot { .. }
+            JournalProblem::Torn { .. }
+                | JournalProblem::Gap { .. }
+                | JournalProblem::KeysTruncated { .. }
         ),
-        Problem::Bucket(problem) => match problem {
-            BucketProblem::NewerThanPrio { .. }
-            | BucketProblem::Overused { .. }
-            | BucketProblem::NoVolume { .. }
-            | BucketProblem::StaleDirty { superseded: true, .. } => true,
-            // Only a bucket that was clean is reused: the newest pointer to it tells its gen.
-            BucketProblem::StaleDirty { .. } => gens_lost,
-            _ => false,
-        },
+        Problem::Prios(_) | Problem::Uuids(_) | Problem::Btree(_) | Problem::Bucket(_) => true,
     }
 }
-
-/// A stretch of which keys are missing, and whether nodes below the lost one are damaged, too.
-type Missed = (Lost, bool);
 
 /// The stretches of which keys are missing, and what is kept of each.
 fn regions(
@@ -201,7 +224,7 @@ fn regions(
     walk: WalkOptions,
     gens_lost: bool,
 ) -> Result<Vec<Region>, NotAnew> {
-    let lost = missed(set, walk)?;
+    let lost = missed::missed(set, walk)?;
     if lost.is_empty() {
         return Ok(Vec::new());
     }
@@ -229,32 +252,6 @@ fn regions(
         }
     }
     Ok(regions)
-}
-
-fn missed(set: &CacheSet<'_>, walk: WalkOptions) -> Result<Vec<Missed>, NotAnew> {
-    if !set.root.is_valid_btree_ptr(set.geometry()) {
-        let level = set.btree.depth.max(1);
-        let lost = Lost { from: Pos::ZERO, to: Pos::MAX, level, bucket: BucketIndex(0) };
-        return Ok(vec![(lost, false)]);
-    }
-    let mut lost: Vec<Missed> = Vec::new();
-    let mut failed = None;
-    set.for_each_extent(&walk, &mut |found| match found {
-        Found::Extent { .. } => ControlFlow::Continue(()),
-        Found::Missing(missing) => {
-            // A node below a damaged one is within its stretch.
-            match lost.last_mut().filter(|(last, _)| missing.to <= last.to) {
-                Some((_, damaged_below)) => *damaged_below = true,
-                None => lost.push(((&missing).into(), false)),
-            }
-            ControlFlow::Continue(())
-        }
-        Found::OutOfOrder { key, end } => {
-            failed = Some(ExtentsError::OutOfOrder { key: *key, end });
-            ControlFlow::Break(())
-        }
-    });
-    failed.map_or(Ok(lost), |error| Err(error.into()))
 }
 
 /// Marks the buckets of what is kept, so that none of them is taken for new metadata, and makes buckets

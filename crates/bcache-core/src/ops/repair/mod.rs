@@ -19,7 +19,11 @@ mod anew;
 mod bits;
 mod blank;
 mod claims;
+mod flags;
 mod gone;
+mod last_seq;
+mod left;
+mod missed;
 mod owner;
 mod past;
 mod reading;
@@ -34,6 +38,7 @@ mod volumes;
 mod witness;
 
 pub use claims::{Claim, ClaimError};
+pub use left::Left;
 pub use reason::{Anew, NotAnew, Reason, Share};
 pub use run::{RepairRunError, run, run_with_undo};
 pub use witness::Witness;
@@ -41,14 +46,14 @@ pub use witness::Witness;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
+use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
-    CacheDevice, Journal, OpenError, Problem, Progress, ReadError, ReadOptions, expect_superblock,
+    CacheDevice, Journal, OpenError, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::InspectError;
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
-use crate::ops::check::{Code as Finding, problem_code};
+use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -73,28 +78,40 @@ pub enum Code {
     SuperblockField,
     /// The checksum of a superblock is wrong, and all that it says is true of the device.
     SuperblockChecksum,
+    /// The superblock says that the cache is new, and a set is on it.
+    SuperblockSync,
+    /// The superblock has a replacement policy that the kernel does not know, and does not survive.
+    SuperblockPolicy,
+    /// A journal entry says that replay begins after it.
+    LastSeq,
     /// Journal entries are missing, or damage hides newer ones from the kernel.
     Journal,
     /// Prio sets are lost.
     PrioSets,
     /// The uuid table is lost or damaged.
     UuidTable,
-    /// A btree node is lost or damaged, the root among them.
+    /// A btree node is lost or damaged, the root among them, or contradicts others.
     BtreeNode,
+    /// Keys contradict their buckets, or their volume.
+    Keys,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::SuperblockMagic,
         Self::SuperblockGone,
         Self::FlippedBit,
         Self::SuperblockField,
         Self::SuperblockChecksum,
+        Self::SuperblockSync,
+        Self::SuperblockPolicy,
+        Self::LastSeq,
         Self::Journal,
         Self::PrioSets,
         Self::UuidTable,
         Self::BtreeNode,
+        Self::Keys,
     ];
 
     /// Its name, which does not change.
@@ -105,10 +122,14 @@ impl Code {
             Self::FlippedBit => "flipped-bit",
             Self::SuperblockField => "superblock-field",
             Self::SuperblockChecksum => "superblock-checksum",
+            Self::SuperblockSync => "superblock-sync",
+            Self::SuperblockPolicy => "superblock-policy",
+            Self::LastSeq => "last-seq",
             Self::Journal => "journal",
             Self::PrioSets => "prio-sets",
             Self::UuidTable => "uuid-table",
             Self::BtreeNode => "btree-node",
+            Self::Keys => "keys",
         }
     }
 }
@@ -238,41 +259,6 @@ pub enum RepairError {
     Claim(#[from] ClaimError),
 }
 
-/// What repair leaves as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum Left {
-    /// Damage.
-    #[error(transparent)]
-    Problem(#[from] Problem),
-    /// The kernel would not accept the superblock.
-    #[error("the kernel refuses the superblock: {0}")]
-    Superblock(Refusal),
-    /// The set cannot be read at all.
-    #[error(transparent)]
-    NoSet(ReadError),
-    /// The device is shorter than its superblock says. Of the rest nothing is known.
-    #[error("cut off after {present} of {needed}; what the rest holds cannot be told")]
-    CutOff {
-        /// What there is.
-        present: Sectors,
-        /// Where the last bucket ends.
-        needed: Sectors,
-    },
-}
-
-impl Left {
-    /// The code of the finding that the check makes of it, which says what a person can do.
-    pub fn finding(&self) -> Finding {
-        match self {
-            Self::Problem(problem) => problem_code(problem),
-            Self::Superblock(_) => Finding::SuperblockRefused,
-            Self::NoSet(ReadError::Unsynced) => Finding::SuperblockUnsynced,
-            Self::NoSet(_) => Finding::JournalEmpty,
-            Self::CutOff { .. } => Finding::SuperblockCutOff,
-        }
-    }
-}
-
 /// A repair that is decided and not carried out.
 #[derive(Debug)]
 pub struct RepairPlan {
@@ -341,7 +327,7 @@ impl RepairPlan {
     /// What is still wrong once changes of these codes are made, among them the new metadata.
     pub fn left_with(&self, accepted: &BTreeSet<Code>) -> impl Iterator<Item = &Left> {
         let made_anew = self.is_anew_accepted(accepted);
-        self.left.iter().filter(move |left| !made_anew || !matches!(left, Left::Problem(_)))
+        self.left.iter().filter(move |left| !made_anew || !left.is_of_metadata())
     }
 
     /// Whether everything is mended where changes of these codes are accepted.
@@ -396,7 +382,7 @@ pub fn plan_with_claims(
 ) -> Result<RepairPlan, RepairError> {
     let mut fixes = Vec::new();
     let found = expect_superblock(cache)?;
-    let mended = match superblock::mended(&found) {
+    let mut mended = match superblock::mended(&found) {
         None if !found.magic_ok() => {
             gone::superblock(cache, backing, options)?.map(|sb| (Code::SuperblockGone, sb))
         }
@@ -405,13 +391,35 @@ pub fn plan_with_claims(
     if let Some(cut_off) = cut_off(cache, &found, mended.as_ref()) {
         return Ok(RepairPlan::nothing_but(cut_off, claims));
     }
-    if let Some((code, sb)) = &mended {
-        fixes.push(superblock_fix(*code, None, &found, sb));
+    // Without the flag, nothing of a set is read.
+    let vouched = !matches!(mended, Some((Code::SuperblockChecksum | Code::SuperblockGone, _)));
+    let sb = mended.as_ref().map_or(&found, |(_, sb)| sb);
+    if vouched && flags::is_cache(sb) && !sb.sync() {
+        if sb.njournal_buckets() == 0 && set_uuid_reused(sb, cache)?.is_none() {
+            // It is new.
+            return Ok(RepairPlan {
+                left: Vec::new(),
+                ..RepairPlan::nothing_but(Left::NO_SET, claims)
+            });
+        }
+        mended = Some((Code::SuperblockSync, flags::with_sync(sb)));
+    } else if let Some(sb) = flags::with_policy(sb).filter(|_| vouched) {
+        mended = Some((mended.map_or(Code::SuperblockPolicy, |(code, _)| code), sb));
     }
-    let first = read(cache, &fixes, options, progress)?;
-    let problems_before = first.problems.len();
-    let dirty_sectors_before = if mended.is_none() { first.dirty_sectors } else { None };
-    let mut last = first;
+    fixes.extend(mended.iter().map(|(code, sb)| superblock_fix(*code, None, &found, sb)));
+    let mut last = read(cache, &fixes, options, progress)?;
+    if last.no_set.is_some() && matches!(mended, Some((Code::SuperblockSync, _))) {
+        return Ok(RepairPlan::nothing_but(Left::NO_SET, claims));
+    }
+    let problems_before = last.problems.len();
+    let is_read_as_is = mended.as_ref().is_none_or(|(code, _)| *code == Code::SuperblockPolicy);
+    let dirty_sectors_before = if is_read_as_is { last.dirty_sectors } else { None };
+    let device = PlannedDevice::new(cache, fixes.iter().map(|it| &it.step));
+    let last_seq = last_seq::fixes(&device, &last.problems);
+    if !last_seq.is_empty() {
+        fixes.extend(last_seq);
+        last = read(cache, &fixes, options, progress)?;
+    }
     if matches!(last.no_set, Some(ReadError::NoJournal)) {
         // Where a flipped bit is all there is to it, the entry comes back.
         let flips = std::mem::take(&mut last.flips);
@@ -443,7 +451,7 @@ pub fn plan_with_claims(
     let mut left = last.left(&verdict(cache, &sb));
     let is_sound = left.is_empty() && dirty_sectors_after.is_some();
     let (mut anew, mut not_anew) = (None, None);
-    if left.iter().any(|it| matches!(it, Left::Problem(_))) {
+    if left.iter().any(Left::is_of_metadata) {
         let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
         let owners = owners(backing, sb.set_uuid())?;
         match anew::decide(&device, &owners, &claims, options, 0, progress) {
@@ -467,19 +475,29 @@ pub fn plan_with_claims(
     let certain = anew.as_ref().is_some_and(|anew| anew.class() == Class::Certain);
     if !left.is_empty() && !certain {
         for fix in fixes.iter_mut().filter(|fix| fix.place == Place::Superblock) {
-            fix.class = Class::Likely;
+            fix.class = fix.class.max(Class::Likely);
         }
     }
+    let of_cache = left.len();
     for (index, device) in backing.iter().enumerate() {
         let found = expect_superblock(*device)?;
-        let Some((code, mended)) = superblock::mended(&found) else { continue };
+        let refused = verdict(*device, &found).refusal;
+        let Some((code, mended)) = superblock::mended(&found) else {
+            left.extend(refused.map(|refusal| Left::of_backing(*device, refusal)));
+            continue;
+        };
         let is_backing =
             mended.kind() == Some(Kind::Backing) && verdict(*device, &mended).accepts();
         // What vouches for one without a checksum is that the cache knows it.
         let known = mended.set_uuid() == sb.set_uuid() && uuids.contains(&mended.uuid());
         if is_backing && (code != Code::SuperblockChecksum || known) {
             fixes.push(superblock_fix(code, Some(index), &found, &mended));
+        } else {
+            left.extend(refused.map(|refusal| Left::of_backing(*device, refusal)));
         }
+    }
+    if of_cache == 0 && !backing.is_empty() {
+        left.extend(left::beside(cache, backing, &fixes, options));
     }
     Ok(RepairPlan {
         fixes,
@@ -531,7 +549,12 @@ fn superblock_fix(
     let differs = found.as_bytes().iter().zip(mended.as_bytes()).position(|(old, new)| old != new);
     Fix {
         code,
-        class: if code == Code::SuperblockChecksum { Class::Likely } else { Class::Certain },
+        class: match code {
+            Code::SuperblockChecksum => Class::Likely,
+            // A kernel with `synchronous` off writes no journal: the set may be of long ago.
+            Code::SuperblockSync => Class::Guess,
+            _ => Class::Certain,
+        },
         backing,
         place: Place::Superblock,
         byte: SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64),

@@ -4,11 +4,12 @@ use crate::cache_set::{
     BucketProblem, CacheDevice, CacheSet, Problem, Progress, ReadError, ReadOptions, Visitor,
 };
 use crate::device::ReadDevice;
-use crate::layout::verdict::Verdict;
+use crate::layout::uuid_entry::UuidEntry;
+use crate::layout::verdict::{Verdict, Warning};
 use crate::ops::invalidate::blocks;
 use crate::ops::planned::PlannedDevice;
 use crate::ops::repair::bits::{self, FoundFlip};
-use crate::ops::repair::{Fix, Left, RepairError};
+use crate::ops::repair::{Fix, Left, RepairError, left};
 use crate::units::Sectors;
 
 /// Problems that are kept, at most.
@@ -24,6 +25,10 @@ pub(super) struct Reading {
     pub(super) flips: Vec<FoundFlip>,
     pub(super) dirty_sectors: Option<Sectors>,
     pub(super) uuids: Vec<uuid::Uuid>,
+    /// What single changes and new metadata have no answer to.
+    pub(super) stays: Vec<Problem>,
+    /// Clean data of flash-only volumes.
+    pub(super) flash_clean: Vec<(u32, Sectors)>,
     /// Why there is no set.
     pub(super) no_set: Option<ReadError>,
 }
@@ -32,9 +37,30 @@ impl Reading {
     pub(super) fn left(self, verdict: &Verdict) -> Vec<Left> {
         let no_set = self.no_set.filter(|_| self.problems.is_empty());
         let refused = verdict.refusal.map(Left::Superblock);
-        let problems = self.problems.into_iter().map(Left::Problem);
-        refused.into_iter().chain(no_set.map(Left::NoSet)).chain(problems).collect()
+        let problems = self.problems.into_iter().chain(self.stays).map(Left::of);
+        let hazards = verdict.warnings.iter().copied().filter(is_hazard).map(Left::Hazard);
+        let flash_clean =
+            self.flash_clean.into_iter().map(|(slot, clean)| Left::FlashClean { slot, clean });
+        let no_set = no_set.map(Left::NoSet);
+        refused
+            .into_iter()
+            .chain(hazards)
+            .chain(no_set)
+            .chain(problems)
+            .chain(flash_clean)
+            .collect()
     }
+}
+
+/// Whether the kernel comes to grief over a superblock, where no single change does.
+const fn is_hazard(warning: &Warning) -> bool {
+    matches!(
+        warning,
+        Warning::ReplacementUnknown { .. }
+            | Warning::NoDataBuckets
+            | Warning::OneBlockBtreeNodes { .. }
+            | Warning::BucketSizeOverflows { .. }
+    )
 }
 
 /// Reads the set once, as it is with `fixes`.
@@ -69,6 +95,7 @@ pub(super) fn read(
     };
     let (problems, others): (Vec<Problem>, Vec<Problem>) =
         watch.problems.into_iter().partition(in_the_way);
+    let (stays, others): (Vec<Problem>, Vec<Problem>) = others.into_iter().partition(left::stays);
     // Torn entries stand in nobody's way.
     let torn = others.iter().filter(|it| matches!(it, Problem::Journal(_)));
     let flips = problems.iter().chain(torn);
@@ -77,8 +104,19 @@ pub(super) fn read(
         .iter()
         .flat_map(|set| set.uuids.used().map(|(_, entry)| entry.uuid).collect::<Vec<_>>())
         .collect();
+    let flash_clean = set.as_ref().map(flash_clean).unwrap_or_default();
     let dirty_sectors = set.map(|set| set.dirty_sectors());
-    Ok(Reading { problems, flips, dirty_sectors, uuids, no_set })
+    Ok(Reading { problems, flips, dirty_sectors, uuids, stays, flash_clean, no_set })
+}
+
+/// By slot: data of flash-only volumes that counts as clean.
+pub(super) fn flash_clean(set: &CacheSet<'_>) -> Vec<(u32, Sectors)> {
+    let clean = set.volumes.iter().filter_map(|(&slot, usage)| {
+        let flash_only = set.uuids.get(slot).is_some_and(UuidEntry::flash_only);
+        let clean = Sectors(usage.cached_sectors.0.saturating_sub(usage.dirty_sectors.0));
+        (flash_only && clean.0 > 0).then_some((slot, clean))
+    });
+    clean.collect()
 }
 
 /// Whether a volume with dirty data is gone from the uuid table: a kernel leaves its slot in use.

@@ -1,6 +1,6 @@
 //! Why new metadata is made, and what becomes of the volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -25,6 +25,8 @@ pub enum Reason {
         hidden: u64,
         /// Entries that are missing.
         gaps: Vec<Gap>,
+        /// Entries with keys that cannot be right.
+        damaged_entries: BTreeSet<u64>,
     },
     /// The journal has no entries.
     NoJournal,
@@ -40,7 +42,19 @@ pub enum Reason {
         /// By slot: what says whose volume it is.
         known: BTreeMap<u32, Witness>,
     },
-    /// A btree node is damaged or cannot be read.
+    /// Keys point to buckets that hold something else now.
+    Keys {
+        /// Sectors of those that are dirty: what they point to is not their data.
+        lost_sectors: u64,
+    },
+    /// Data of a flash-only volume counts as clean, so that the kernel may drop it.
+    FlashClean {
+        /// Its slot.
+        slot: u32,
+        /// How much.
+        clean: Sectors,
+    },
+    /// A btree node is damaged or cannot be read, or its keys contradict themselves or other nodes.
     BtreeNode {
         /// Its bucket; `None` for a root that the journal does not tell.
         bucket: Option<BucketIndex>,
@@ -63,6 +77,7 @@ impl Reason {
             Self::PrioSets { .. } => Code::PrioSets,
             Self::UuidTable { .. } => Code::UuidTable,
             Self::BtreeNode { .. } => Code::BtreeNode,
+            Self::Keys { .. } | Self::FlashClean { .. } => Code::Keys,
         }
     }
 
@@ -76,10 +91,15 @@ impl Reason {
     pub fn class(&self) -> Class {
         match self {
             // Older ones may be of a past that the kernel has left.
-            Self::Journal { gaps, hidden: 0, .. } if gaps.is_empty() => Class::Certain,
+            Self::Journal { gaps, hidden: 0, damaged_entries, .. }
+                if gaps.is_empty() && damaged_entries.is_empty() =>
+            {
+                Class::Certain
+            }
+            Self::Keys { lost_sectors: 0 } | Self::FlashClean { .. } => Class::Certain,
             Self::Journal { .. } | Self::PrioSets { .. } => Class::Likely,
-            // What was written last was there alone.
-            Self::NoJournal => Class::Guess,
+            // What was written last was there alone, or what is lost.
+            Self::NoJournal | Self::Keys { .. } => Class::Guess,
             Self::UuidTable { known } => {
                 known.values().map(|it| it.class()).max().unwrap_or(Class::Certain)
             }
@@ -91,7 +111,7 @@ impl Reason {
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Journal { found, newest, hidden, gaps } => {
+            Self::Journal { found, newest, hidden, gaps, damaged_entries } => {
                 let mut told = Vec::new();
                 if found != newest {
                     told.push(format!(
@@ -104,8 +124,25 @@ impl std::fmt::Display for Reason {
                 told.extend(gaps.iter().map(|gap| {
                     format!("keys of journal entries {}-{} are lost", gap.first, gap.last)
                 }));
+                told.extend(
+                    damaged_entries
+                        .iter()
+                        .map(|seq| format!("keys of journal entry {seq} are wrong")),
+                );
                 f.write_str(&told.join("; "))
             }
+            Self::Keys { lost_sectors: 0 } => {
+                f.write_str("clean keys point to buckets that hold something else")
+            }
+            Self::Keys { lost_sectors } => write!(
+                f,
+                "keys point to buckets that hold something else: {lost_sectors} dirty sectors are lost"
+            ),
+            Self::FlashClean { slot, clean } => write!(
+                f,
+                "{clean} of flash-only volume {slot} count as clean, and are made dirty: the kernel would \
+                 drop them"
+            ),
             Self::NoJournal => {
                 f.write_str("the journal has no entries: what was written last may be lost")
             }
@@ -163,7 +200,9 @@ pub struct Share {
     pub flash_only: bool,
     /// Dirty sectors that are kept.
     pub dirty_sectors: u64,
-    /// Of these, what something lost might say otherwise of.
+    /// Dirty sectors that are not kept: their buckets hold something else.
+    pub lost_sectors: u64,
+    /// Of those that are kept, what something lost might say otherwise of.
     pub doubtful_sectors: u64,
     /// Clean sectors that are left out: they are read from the backing device.
     pub left_out_sectors: u64,

@@ -1,7 +1,7 @@
 //! What can be told of the keys of a btree node that is lost or damaged.
 
 use crate::cache_set::btree::node::node_ptr;
-use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay};
+use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay, Suspect};
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::ops::repair::Class;
 use crate::ops::repair::past::Past;
@@ -17,6 +17,13 @@ pub(super) struct Lost {
     pub(super) to: Pos,
     pub(super) level: u16,
     pub(super) bucket: BucketIndex,
+}
+
+impl From<Suspect> for Lost {
+    fn from(suspect: Suspect) -> Self {
+        let Suspect { from, to, level, bucket } = suspect;
+        Self { from, to, level, bucket }
+    }
 }
 
 impl From<&Missing> for Lost {
@@ -83,7 +90,8 @@ impl Sources<'_, '_> {
     }
 
     fn sets(&self, lost: &Lost) -> NodeSets {
-        NodeSets::read(self.set, lost.bucket, pointer(self.set, lost.bucket)).unwrap_or_default()
+        let pointer = pointer(self.set, lost.bucket);
+        NodeSets::read_leaf(self.set, lost.bucket, pointer).unwrap_or_default()
     }
 
     /// The first entry to replay, where that brings back everything.
@@ -144,6 +152,9 @@ impl Sources<'_, '_> {
         }
         told.extend(node.before.iter().map(|key| (0, *key)));
         told.extend(self.past.keys_from(certain_from.unwrap_or(0)));
+        if certain_from.is_none() {
+            told.extend(node.doubtful.iter().map(|key| (0, *key)));
+        }
         told.extend(node.after.iter().map(|key| (u64::MAX, *key)));
         (told, class, copies)
     }

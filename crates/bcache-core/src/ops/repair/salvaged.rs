@@ -8,6 +8,7 @@ use crate::layout::bkey::Bkey;
 use crate::layout::uuid_entry::UuidEntry;
 use crate::ops::rebuild::{Extents, ExtentsError};
 use crate::ops::repair::Class;
+use crate::ops::repair::missed::is_within;
 use crate::ops::repair::reason::Share;
 use crate::ops::repair::region::{Lost, Region, outside};
 
@@ -74,7 +75,8 @@ impl Salvaged<'_, '_> {
                     }
                     let doubtful = self.rule.is_doubtful(self.set, &piece, Some(origin));
                     let in_doubt = doubtful || self.rule.dirty_only.contains(&piece.inode());
-                    let kept = !in_doubt || matters(self.set, &piece);
+                    let displaced = self.set.is_displaced(&piece);
+                    let kept = !displaced && (!in_doubt || matters(self.set, &piece));
                     if found(Told { key: &piece, doubtful, kept }).is_break() {
                         done = true;
                         return ControlFlow::Break(());
@@ -83,6 +85,7 @@ impl Salvaged<'_, '_> {
                 ControlFlow::Continue(())
             }
             Found::Extent { .. } | Found::Missing(_) => ControlFlow::Continue(()),
+            Found::OutOfOrder { key, .. } if is_within(key, &lost) => ControlFlow::Continue(()),
             Found::OutOfOrder { key, end } => {
                 failed = Some(ExtentsError::OutOfOrder { key: *key, end });
                 ControlFlow::Break(())
@@ -108,7 +111,8 @@ impl Salvaged<'_, '_> {
         for key in region.kept.iter().filter(|key| u64::from(key.inode()) < slots) {
             let doubtful =
                 region.class > Class::Certain || self.rule.is_doubtful(self.set, key, None);
-            found(Told { key, doubtful, kept: true })?;
+            let displaced = self.set.is_displaced(key);
+            found(Told { key, doubtful, kept: !displaced })?;
         }
         ControlFlow::Continue(())
     }
@@ -127,11 +131,17 @@ impl Salvaged<'_, '_> {
                 if told.doubtful {
                     share.doubtful_sectors = share.doubtful_sectors.saturating_add(size);
                 }
+            } else if only_here {
+                share.lost_sectors = share.lost_sectors.saturating_add(size);
             } else {
                 share.left_out_sectors = share.left_out_sectors.saturating_add(size);
             }
             ControlFlow::Continue(())
         })?;
+        for (slot, sectors) in &self.set.stale_dirty {
+            let share = volumes.entry(*slot).or_default();
+            share.lost_sectors = share.lost_sectors.saturating_add(sectors.0);
+        }
         for lost in self.regions.iter().filter(|it| it.class > Class::Certain).map(|it| it.lost) {
             for (slot, _) in self.set.uuids.used() {
                 if !(lost.from.inode..=lost.to.inode).contains(&slot) {
@@ -158,6 +168,15 @@ impl Extents for Salvaged<'_, '_> {
         &self,
         found: &mut dyn FnMut(&Bkey) -> ControlFlow<()>,
     ) -> Result<(), ExtentsError> {
-        self.tell(&mut |told| if told.kept { found(told.key) } else { ControlFlow::Continue(()) })
+        self.tell(&mut |told| {
+            if !told.kept {
+                ControlFlow::Continue(())
+            } else if matters(self.set, told.key) && !told.key.dirty() {
+                // Of a flash-only volume: there is nothing below it.
+                found(&told.key.with_dirty(true))
+            } else {
+                found(told.key)
+            }
+        })
     }
 }

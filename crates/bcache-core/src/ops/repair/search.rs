@@ -31,11 +31,28 @@ pub(super) struct NodeSets {
     pub(super) before: Vec<Bkey>,
     /// Keys of those behind it.
     pub(super) after: Vec<Bkey>,
+    /// Keys of a set that is whole, and that no kernel writes like this: any of them may be wrong.
+    pub(super) doubtful: Vec<Bkey>,
 }
 
 impl NodeSets {
-    /// Reads the node in a bucket as one of `ptr_gen`.
+    /// Reads the node that `ptr` leads to.
     pub(super) fn read(set: &CacheSet<'_>, bucket: BucketIndex, ptr: Ptr) -> Option<Self> {
+        Self::read_until(set, bucket, ptr, &|_| false)
+    }
+
+    /// The same of a leaf. A set with keys that no kernel writes like this is damage, too.
+    pub(super) fn read_leaf(set: &CacheSet<'_>, bucket: BucketIndex, ptr: Ptr) -> Option<Self> {
+        let geometry = *set.geometry();
+        Self::read_until(set, bucket, ptr, &|set| is_faulty(set, &geometry))
+    }
+
+    fn read_until(
+        set: &CacheSet<'_>,
+        bucket: BucketIndex,
+        ptr: Ptr,
+        is_faulty: &dyn Fn(&Bset<'_>) -> bool,
+    ) -> Option<Self> {
         let geometry = set.geometry();
         let len = usize::try_from(geometry.btree_node_size().bytes()).ok()?;
         let block_bytes = usize::try_from(geometry.block_bytes()).unwrap_or(512).max(1);
@@ -44,12 +61,16 @@ impl NodeSets {
         let (sound, error) = salvage_node(&bytes, set.cache.magic(), ptr, block_bytes);
         let keys = |sets: &[Bset<'_>]| sets.iter().flat_map(Bset::keys).collect::<Vec<_>>();
         let begins = !sound.sets.is_empty();
+        let faulty = sound.sets.iter().position(is_faulty);
+        let (before, rest) = sound.sets.split_at(faulty.unwrap_or(sound.sets.len()));
+        let (doubtful, after) = rest.split_at(rest.len().min(1));
         let mut node = Self {
-            begins,
-            damaged: error.is_some(),
-            first: sound.sets.first().map_or(0, |set| set.keys().count()),
-            before: keys(&sound.sets),
-            after: Vec::new(),
+            begins: !before.is_empty(),
+            damaged: error.is_some() || faulty.is_some(),
+            first: before.first().map_or(0, |set| set.keys().count()),
+            before: keys(before),
+            after: keys(after),
+            doubtful: keys(doubtful),
         };
         let Some(error) = error else { return Some(node) };
         let mut at = error.offset.saturating_add(block_bytes);
@@ -69,6 +90,18 @@ impl NodeSets {
     pub(super) fn keys(&self) -> impl Iterator<Item = &Bkey> {
         self.before.iter().chain(&self.after)
     }
+}
+
+/// Whether a set of a leaf has keys that cannot be extents, that are not in order, or that are cut off.
+fn is_faulty(set: &Bset<'_>, geometry: &Geometry) -> bool {
+    let mut keys = set.keys();
+    let mut end = Pos::ZERO;
+    let faulty = keys.by_ref().filter(|key| key.size().0 > 0).any(|key| {
+        let follows = end <= key.start_pos();
+        end = key.pos();
+        !follows || !key.is_valid_extent(geometry)
+    });
+    faulty || keys.truncated()
 }
 
 /// A leaf that was found.
