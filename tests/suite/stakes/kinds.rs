@@ -240,6 +240,11 @@ fn a_prio_set_that_is_lost() {
             assert!(said.answer() == "present" && least <= after.dirty, "{}", said.check);
             assert!(said.advice().contains(&"copy-device"), "{:?}", said.advice());
             assert!(said.dirty.contains("at least"), "{}", said.dirty);
+            // Without it nothing of the dirty data would be taken.
+            let exports = said.check.lines().filter(|line| line.contains("bcachectl export"));
+            for export in exports.filter(|line| !line.contains("--volume 2")) {
+                assert!(export.contains("--likely"), "{export}");
+            }
         }
     }
 }

@@ -101,6 +101,8 @@ pub enum Advice {
         slot: u32,
         /// Whether only the dirty data is meant, because the rest is newer on the backing device.
         dirty_only: bool,
+        /// Whether what is likely right is meant too: without the gens of buckets no more is certain.
+        likely: bool,
     },
     /// Mend the metadata.
     Repair {

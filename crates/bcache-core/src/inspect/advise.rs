@@ -121,6 +121,7 @@ fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
             backing: None,
             slot: volume.slot,
             dirty_only: false,
+            likely: member.device.doubts.contains(&Doubt::Gens),
         }
     }
 }
@@ -264,12 +265,14 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
                 }
                 let backing = path(volume).filter(|_| !refused);
                 let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
-                advice.push(Advice::Export { cache: cache.clone(), backing, slot, dirty_only });
-                advice.extend(back.map(|backing| Advice::WriteBackRanAlone {
-                    cache: cache.clone(),
-                    backing,
-                    slot,
-                }));
+                let likely = device.doubts.contains(&Doubt::Gens);
+                let back = back.map(|backing| {
+                    let cache = cache.clone();
+                    Advice::WriteBackRanAlone { cache, backing, slot }
+                });
+                let cache = cache.clone();
+                advice.push(Advice::Export { cache, backing, slot, dirty_only, likely });
+                advice.extend(back);
             }
         }
     }

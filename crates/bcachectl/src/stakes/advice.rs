@@ -108,7 +108,7 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                 shell_quoted(backing)
             )),
         ),
-        Advice::Export { cache, backing, slot, dirty_only } => {
+        Advice::Export { cache, backing, slot, dirty_only, likely } => {
             let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
             let save = "Save what is readable of the volume to a file";
             let (only, text) = match (dirty_only, &backing) {
@@ -122,11 +122,12 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                     ),
                 ),
             };
+            let likely = if *likely { " --likely" } else { "" };
             offline(
                 "export",
                 &text,
                 &format!(
-                    "{} {}--volume {slot}{only} -o FILE",
+                    "{} {}--volume {slot}{only}{likely} -o FILE",
                     shell_quoted(cache),
                     backing.unwrap_or_default()
                 ),
