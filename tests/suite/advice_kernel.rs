@@ -103,9 +103,8 @@ const PRELUDE: &str = r#"
 
 const WHOLE: &str = "both; volume";
 const FROM_FILE: &str = "follow export; exported";
-/// The export says of itself that parts are likely right, and how to have them.
-const LIKELY: &str =
-    "follow export || test $? = 4; follow export '--likely --force' || test $? = 4; exported";
+/// The export says of itself that parts are likely right.
+const LIKELY: &str = "follow export || test $? = 4; exported";
 
 /// Advice on dirty data of a set that the kernel takes.
 const OF_DIRTY: &[&str] = &["do-not-wipe", "register-and-detach", "write-back-offline"];

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::cache_set::{BucketTable, CacheDevice, Journal, PrioChain};
-use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::SetMagic;
 use crate::layout::jset::{JSET_BYTES_MAX, Jset, set_of_entry};
 use crate::layout::superblock::{
@@ -45,8 +45,9 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// What is left of a set on `device`, on which there is no superblock.
-    pub fn read(device: &dyn ReadDevice) -> Result<Option<Self>, DeviceError> {
+    /// What is left of a set on `device`, on which there is no superblock. What cannot be read counts as
+    /// not there: the rest may tell all the same.
+    pub fn read(device: &dyn ReadDevice) -> Option<Self> {
         let size = device.info().size();
         let sizes = BUCKET_BITS.map(|bits| Sectors(1 << bits));
         let places: BTreeSet<Sectors> = sizes
@@ -57,10 +58,11 @@ impl Remains {
         let mut bytes = AlignedBuf::zeroed(JSET_BYTES_MAX);
         let mut found: Vec<(Sectors, SetMagic)> = Vec::new();
         for at in places {
-            device.read_at(at.bytes(), &mut bytes)?;
-            found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
+            if device.read_at(at.bytes(), &mut bytes).is_ok() {
+                found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
+            }
         }
-        let Some(&(at, _)) = found.first() else { return Ok(None) };
+        let &(at, _) = found.first()?;
         // A device that was formatted again has entries of both sets.
         let sets: BTreeSet<u64> = found.iter().map(|(_, magic)| magic.0).collect();
         let mut whole = Vec::new();
@@ -69,13 +71,13 @@ impl Remains {
                 let is_start =
                     |(at, of): &&(Sectors, SetMagic)| *of == magic && at.0 % bucket.0 == 0;
                 let starts: Vec<_> = found.iter().filter(is_start).map(|(at, _)| *at).collect();
-                if let Some(block) = block_size(device, &starts, bucket, magic)? {
+                if let Some(block) = block_size(device, &starts, bucket, magic) {
                     whole.extend(tried(device, bucket, block, magic));
                 }
             }
         }
         let superblock = if whole.len() == 1 { whole.pop() } else { None };
-        Ok(Some(Self { at, superblock }))
+        Some(Self { at, superblock })
     }
 }
 
@@ -85,14 +87,16 @@ fn block_size(
     starts: &[Sectors],
     bucket: Sectors,
     magic: SetMagic,
-) -> Result<Option<u16>, DeviceError> {
+) -> Option<u16> {
     let length = usize::try_from(bucket.bytes().min(SCANNED_BYTES)).unwrap_or(0);
     let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
     let mut fitting: Vec<u16> = (0..8).map(|bits| 1 << bits).collect();
     fitting.retain(|block| u64::from(*block) <= bucket.0);
     let mut bytes = AlignedBuf::zeroed(length);
     for start in starts {
-        device.read_at(start.bytes(), &mut bytes)?;
+        if device.read_at(start.bytes(), &mut bytes).is_err() {
+            continue;
+        }
         let entry = |at: usize| Jset::parse(bytes.get(at..)?, magic, length - at).ok();
         let mut at = 0;
         while let Some(this) = entry(at) {
@@ -106,10 +110,10 @@ fn block_size(
             at = next;
         }
     }
-    Ok(match fitting[..] {
+    match fitting[..] {
         [only] => Some(only),
         _ => None,
-    })
+    }
 }
 
 /// The superblock of a set with buckets and blocks of these sizes, if the prio chain is whole by it.
@@ -172,7 +176,7 @@ mod tests {
                 ..SetBuilder::default()
             };
             let was = builder.superblock();
-            let found = Remains::read(&zeroed(&builder)).unwrap().unwrap().superblock.unwrap();
+            let found = Remains::read(&zeroed(&builder)).unwrap().superblock.unwrap();
             assert_eq!(found.geometry(), was.geometry(), "{nbuckets} {bucket} {block}");
             assert_eq!(found.set_magic(), was.set_magic());
             assert!(found.journal_buckets().eq(was.journal_buckets()));
@@ -183,15 +187,15 @@ mod tests {
     #[test]
     fn nothing_is_made_of_nothing() {
         let device = MemoryDevice::new(64 << 20);
-        assert_eq!(Remains::read(&device).unwrap(), None);
-        assert_eq!(Remains::read(&MemoryDevice::new(4096)).unwrap(), None);
+        assert_eq!(Remains::read(&device), None);
+        assert_eq!(Remains::read(&MemoryDevice::new(4096)), None);
     }
 
     /// One entry does not tell the size of a block, and nothing is guessed.
     #[test]
     fn a_journal_of_one_entry_says_that_there_was_a_set() {
         let builder = SetBuilder { nbuckets: 700, ..SetBuilder::default() };
-        let remains = Remains::read(&zeroed(&builder)).unwrap().unwrap();
+        let remains = Remains::read(&zeroed(&builder)).unwrap();
         assert_eq!(remains.superblock, None);
         assert_eq!(remains.at.0 % builder.bucket_size.0, 0);
     }

@@ -130,7 +130,7 @@ impl<'d> Device<'d> {
                 None => (Identity::NotBcache, None),
             },
             SuperblockArea::Blank | SuperblockArea::Unknown => {
-                let remains = Remains::read(handle).ok().flatten();
+                let remains = Remains::read(handle);
                 remains_at = remains.as_ref().map(|it| it.at);
                 match remains.and_then(|it| it.superblock) {
                     Some(sb) => (Identity::SuperblockGone, Some(sb)),
