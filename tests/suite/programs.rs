@@ -157,17 +157,7 @@ fn nothing_is_broken_on_a_terminal_of_any_width() -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let cache = scratch.sparse("cache.img", 64 << 20)?;
     let backing = scratch.sparse("backing.img", 64 << 20)?;
-    let made = Command::new(binary("bcachectl")?)
-        .args([
-            "make".as_ref(),
-            "-C".as_ref(),
-            cache.as_os_str(),
-            "-B".as_ref(),
-            backing.as_os_str(),
-        ])
-        .stdin(Stdio::null())
-        .output()?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    tool::make(["-C".as_ref(), cache.as_os_str(), "-B".as_ref(), backing.as_os_str()])?;
     let plain =
         Command::new(binary("bcachectl")?).arg("show").arg(&cache).arg(&backing).output()?;
     let plain = String::from_utf8(plain.stdout)?;

@@ -56,6 +56,7 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 use crate::layout::bkey::{Bkey, Pos};
+use crate::layout::uuid_entry::UuidEntry;
 use crate::units::{BucketIndex, Geometry, Sectors};
 
 /// Why nothing can be read of a cache set.
@@ -313,6 +314,15 @@ impl<'d> CacheSet<'d> {
         }
         let metadata = self.table.get(bucket).is_some_and(|b| b.mark() == GcMark::Metadata);
         (metadata || self.table.is_node(bucket)).then_some(MetadataRole::Btree)
+    }
+
+    /// By slot: data of flash-only volumes that counts as clean, so that the kernel may drop it.
+    pub(crate) fn flash_clean(&self) -> impl Iterator<Item = (u32, Sectors)> {
+        self.volumes.iter().filter_map(|(&slot, usage)| {
+            let flash_only = self.uuids.get(slot).is_some_and(UuidEntry::flash_only);
+            let clean = Sectors(usage.cached_sectors.0.saturating_sub(usage.dirty_sectors.0));
+            (flash_only && clean.0 > 0).then_some((slot, clean))
+        })
     }
 
     /// Whether a valid extent points into a bucket that holds metadata: its data is not there.

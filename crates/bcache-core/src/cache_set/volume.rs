@@ -293,10 +293,7 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
         match (state, extent.cached) {
             (Some((key, KeyState::Valid)), Some(sector)) => {
                 let dirty = key.dirty();
-                let gens_known = key
-                    .ptrs()
-                    .iter()
-                    .all(|ptr| set.prios.knows(ptr.bucket(set.geometry()), set.geometry()));
+                let gens_known = set.prios.knows_all(&key, set.geometry());
                 let displaced = set.is_displaced(&key);
                 // Of clean data, what lies below is as good; a flash-only volume has nothing there.
                 let is_below = !dirty && matches!(self.below, Below::Backing(..));

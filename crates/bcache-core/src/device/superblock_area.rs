@@ -34,6 +34,11 @@ impl SuperblockArea {
         Ok(Self::from_bytes(&bytes))
     }
 
+    /// From what stands where a superblock goes; `None` is [`TooShort`](Self::TooShort).
+    pub(crate) fn of(found: Option<&Superblock>) -> Self {
+        Self::from_bytes(found.map(Superblock::as_bytes).unwrap_or_default())
+    }
+
     /// From the [`SB_BYTES`] bytes at [`SB_OFFSET_BYTES`]; fewer are [`TooShort`](Self::TooShort).
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let Some(mut superblock) = Superblock::from_bytes(bytes) else { return Self::TooShort };

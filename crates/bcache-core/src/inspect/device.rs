@@ -110,15 +110,14 @@ impl<'d> Device<'d> {
         visitor: &mut dyn Visitor,
     ) -> Result<Self, InspectError> {
         let mut device = Self::read_superblock(handle)?;
-        if device.kind() == Some(Kind::Cache) {
-            device.read_set(options, visitor)?;
-        }
+        device.read_set(options, visitor)?;
         Ok(device)
     }
 
     /// Reads the superblock alone: [`Self::contents`] is [`Contents::None`].
     pub fn read_superblock(handle: &'d dyn ReadDevice) -> Result<Self, InspectError> {
-        let area = SuperblockArea::read(handle)?;
+        let as_found = read_superblock(handle)?;
+        let area = SuperblockArea::of(as_found.as_ref());
         let mut remains_at = None;
         let (identity, superblock) = match &area {
             SuperblockArea::Bcache(sb) => {
@@ -140,7 +139,6 @@ impl<'d> Device<'d> {
             SuperblockArea::TooShort | SuperblockArea::Bcachefs(_) => (Identity::NotBcache, None),
         };
         // What the kernel says is about what stands there, not about what can be made of it.
-        let as_found = read_superblock(handle)?;
         let verdict = as_found.as_ref().map(|sb| kernel_verdict(sb, &handle.info().target()));
         let mut doubts = BTreeSet::new();
         match &superblock {
@@ -217,11 +215,15 @@ impl<'d> Device<'d> {
         }
     }
 
-    fn read_set(
+    /// Reads all metadata of a cache device; of any other device there is none.
+    pub(crate) fn read_set(
         &mut self,
         options: &ReadOptions,
         visitor: &mut dyn Visitor,
     ) -> Result<(), InspectError> {
+        if self.kind() != Some(Kind::Cache) {
+            return Ok(());
+        }
         self.cut_off = self.ends_before_its_buckets();
         self.doubts.extend(self.cut_off.map(|_| Doubt::CutOff));
         let Some(sb) = &self.superblock else { return Ok(()) };

@@ -70,7 +70,8 @@ impl Stakes {
         Self { answer: Answer::Unknown, at_most_sectors: None, doubts, ..Self::none() }
     }
 
-    /// Of a cache device, whose set has `volumes`. `is_lacking` says that a backing device of the set is at hand that the uuid table does not have.
+    /// Of a cache device, whose set has `volumes`. `is_lacking` says that a backing device of the set is
+    /// at hand that the uuid table does not have.
     pub(super) fn of_cache(device: &Device<'_>, volumes: &Volumes, is_lacking: bool) -> Self {
         let mut doubts: Vec<Doubt> = device.doubts.iter().copied().collect();
         let hides_keys = doubts.iter().any(|doubt| doubt.hides_keys());

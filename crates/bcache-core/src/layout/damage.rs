@@ -1,10 +1,7 @@
 //! What a damaged superblock was, where its checksum tells.
 
 use super::flip::{changed_field, flipped_bit};
-use super::superblock::{BCACHE_MAGIC, SB_JOURNAL_BUCKETS, Superblock};
-
-/// Bytes of the magic, from the start of the superblock.
-pub(crate) const MAGIC: std::ops::Range<usize> = 24..40;
+use super::superblock::{SB_JOURNAL_BUCKETS, Superblock};
 
 /// Bytes of the number of journal buckets, on which the length depends that the checksum covers.
 pub(crate) const KEYS: std::ops::Range<usize> = 206..208;
@@ -30,7 +27,8 @@ pub(crate) fn restored(found: &Superblock) -> Option<(Damage, Superblock)> {
         return None;
     }
     if !found.magic_ok() {
-        let with_magic = with_magic(found)?;
+        let mut with_magic = found.clone();
+        with_magic.restore_magic();
         // The checksum covers the magic: where it is right again, nothing else was changed.
         if with_magic.csum_ok() {
             return Some((Damage::Magic, with_magic));
@@ -46,12 +44,6 @@ pub(crate) fn restored(found: &Superblock) -> Option<(Damage, Superblock)> {
         return None;
     }
     with_field(found).map(|restored| (Damage::Field, restored))
-}
-
-fn with_magic(found: &Superblock) -> Option<Superblock> {
-    let mut bytes = found.as_bytes().to_vec();
-    bytes.get_mut(MAGIC)?.copy_from_slice(&BCACHE_MAGIC);
-    Superblock::from_bytes(&bytes)
 }
 
 fn without_flip(found: &Superblock) -> Option<Superblock> {

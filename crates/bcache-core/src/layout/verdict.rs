@@ -229,6 +229,17 @@ pub enum Warning {
 }
 
 impl Warning {
+    /// Whether the kernel accepts a cache's superblock and comes to grief over it, whatever its device.
+    pub(crate) const fn is_hazard(&self) -> bool {
+        matches!(
+            self,
+            Self::ReplacementUnknown { .. }
+                | Self::NoDataBuckets
+                | Self::OneBlockBtreeNodes { .. }
+                | Self::BucketSizeOverflows { .. }
+        )
+    }
+
     /// Whether registration never ends, the kernel writes where it must not or crashes, or no data
     /// can be reached: nothing that should ever be written.
     pub const fn is_fatal(&self) -> bool {

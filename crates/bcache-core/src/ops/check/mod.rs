@@ -292,27 +292,27 @@ pub fn check<'d>(
 ) -> Result<Report, CheckError> {
     let mut collector = Collector::new(options.findings_per_code, progress);
     // What is cut off is told once; the rest of the findings would repeat it.
-    let superblock = Device::read_superblock(device).map_err(from_inspect)?;
-    match superblock.kind() {
+    let mut cache = Device::read_superblock(device).map_err(from_inspect)?;
+    match cache.kind() {
         Some(Kind::Cache) => {}
-        Some(Kind::Backing) => return check_alone(superblock, options, collector),
+        Some(Kind::Backing) => return check_alone(cache, options, collector),
         // What was named beside it is judged whatever it is itself.
         None if options.backing.iter().any(|it| is_backing(*it)) => {
-            return check_alone(superblock, options, collector);
+            return check_alone(cache, options, collector);
         }
-        None if superblock.identity == Identity::UnknownVersion => {
-            let version = superblock.superblock.map(|sb| sb.version()).unwrap_or_default();
+        None if cache.identity == Identity::UnknownVersion => {
+            let version = cache.superblock.map(|sb| sb.version()).unwrap_or_default();
             return Err(OpenError::UnknownVersion { version }.into());
         }
         None => {
-            let remains = superblock.remains_at.map(|at| OpenError::Remains { at });
+            let remains = cache.remains_at.map(|at| OpenError::Remains { at });
             return Err(remains.unwrap_or(OpenError::NotBcache).into());
         }
     }
-    let cut_off = superblock.ends_before_its_buckets();
+    let cut_off = cache.ends_before_its_buckets();
     collector.cut_off = cut_off.is_some();
-    check_superblock(&superblock, cut_off, &mut collector);
-    let cache = Device::read(device, &options.read, &mut collector).map_err(from_inspect)?;
+    check_superblock(&cache, cut_off, &mut collector);
+    cache.read_set(&options.read, &mut collector).map_err(from_inspect)?;
     check_contents(&cache, &mut collector);
     let devices = with_backing(cache, options, &mut collector)?;
     let mut at_hand =
@@ -457,12 +457,8 @@ fn check_superblock(device: &Device<'_>, cut_off: Option<Sectors>, collector: &m
         // The others are about how well a set works, or about other kernels: for `show`.
         let told = match warning {
             Warning::PartitionTooSmall { .. } => cut_off.is_none(),
-            Warning::ReplacementUnknown { .. }
-            | Warning::NoDataBuckets
-            | Warning::OneBlockBtreeNodes { .. }
-            | Warning::BucketSizeOverflows { .. }
-            | Warning::UnknownFlags { .. } => true,
-            _ => false,
+            Warning::UnknownFlags { .. } => true,
+            _ => warning.is_hazard(),
         };
         if told {
             collector.add(Detail::Warning(warning));
@@ -502,12 +498,8 @@ fn check_set(set: &CacheSet<'_>, collector: &mut Collector<'_>) {
         let (buckets, span_max) = (gens.at_limit, gens.gen_span_max);
         collector.add(Detail::GenLimit { buckets, span_max });
     }
-    for (&slot, usage) in &set.volumes {
-        let flash_only = set.uuids.get(slot).is_some_and(UuidEntry::flash_only);
-        let clean = usage.cached_sectors - usage.dirty_sectors;
-        if flash_only && clean.0 > 0 {
-            collector.add(Detail::FlashClean { slot, clean });
-        }
+    for (slot, clean) in set.flash_clean() {
+        collector.add(Detail::FlashClean { slot, clean });
     }
 }
 

@@ -40,7 +40,7 @@ impl DeviceFacts {
         search: Option<SearchMachine>,
     ) -> Result<Self, DeviceError> {
         let superblock = read_superblock(device)?;
-        let area = area_of(superblock.as_ref());
+        let area = SuperblockArea::of(superblock.as_ref());
         Ok(Self {
             kind,
             info: device.info().clone(),
@@ -54,12 +54,8 @@ impl DeviceFacts {
 
     /// What lies where the superblock goes.
     pub fn area(&self) -> SuperblockArea {
-        area_of(self.superblock.as_ref())
+        SuperblockArea::of(self.superblock.as_ref())
     }
-}
-
-fn area_of(superblock: Option<&Superblock>) -> SuperblockArea {
-    SuperblockArea::from_bytes(superblock.map(Superblock::as_bytes).unwrap_or_default())
 }
 
 /// The first byte that formatting overwrites and that belongs to nothing that was found.

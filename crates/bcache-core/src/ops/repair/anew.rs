@@ -27,7 +27,7 @@ use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::missed;
 use crate::ops::repair::owner::Owner;
 use crate::ops::repair::past::Past;
-use crate::ops::repair::reading::{Seen, flash_clean, is_ownerless};
+use crate::ops::repair::reading::{Seen, is_ownerless};
 use crate::ops::repair::reason::{Anew, NotAnew, Reason};
 use crate::ops::repair::region::{Region, Sources};
 use crate::ops::repair::salvaged::{Rule, Salvaged, matters};
@@ -185,9 +185,7 @@ pub(super) fn decide<'d>(
         found_nodes: region.found_nodes,
     }));
     claim_buckets(&mut set, &regions, gens);
-    reasons.extend(
-        flash_clean(&set).into_iter().map(|(slot, clean)| Reason::FlashClean { slot, clean }),
-    );
+    reasons.extend(set.flash_clean().map(|(slot, clean)| Reason::FlashClean { slot, clean }));
     let source = Salvaged { set: &set, regions: &regions, rule: &rule, walk };
     let volumes = source.shares()?;
     let lost_sectors = volumes.values().map(|share| share.lost_sectors).sum();

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::cache_set::{NoVisitor, ReadOptions};
+use crate::cache_set::{NoVisitor, ReadOptions, expect_superblock};
 use crate::device::ReadDevice;
 use crate::inspect::{BackingDevices, Device, Identity};
 use crate::layout::superblock::Superblock;
@@ -15,14 +15,14 @@ pub(super) fn superblock(
     backing: &[&dyn ReadDevice],
     options: &ReadOptions,
 ) -> Result<Option<Superblock>, RepairError> {
-    let device = Device::read_superblock(cache)?;
+    let mut device = Device::read_superblock(cache)?;
     if device.identity != Identity::SuperblockGone {
         return Ok(None);
     }
-    let mut device = Device::read(cache, options, &mut NoVisitor)?;
+    device.read_set(options, &mut NoVisitor)?;
     let mut named = BackingDevices::default();
     for device in backing {
-        let found = crate::cache_set::expect_superblock(*device)?;
+        let found = expect_superblock(*device)?;
         let sb = superblock::mended(&found).map_or(found, |(_, mended)| mended);
         named.add(device.info(), &sb, false);
     }

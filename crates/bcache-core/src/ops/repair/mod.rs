@@ -523,9 +523,8 @@ fn cut_off(
         Some((Code::SuperblockChecksum | Code::SuperblockGone, _)) => return None,
         Some((_, sb)) => sb,
     };
-    let is_cache = sb.kind() == Some(Kind::Cache) && sb.magic_ok() && sb.csum_ok();
     let (present, needed) = (device.info().size(), sb.geometry()?.size());
-    (is_cache && needed > present).then_some(Left::CutOff { present, needed })
+    (flags::is_cache(sb) && needed > present).then_some(Left::CutOff { present, needed })
 }
 
 /// The backing devices of the set among those that were named.

@@ -4,7 +4,6 @@ use crate::cache_set::{
     BucketProblem, CacheDevice, CacheSet, Problem, Progress, ReadError, ReadOptions, Visitor,
 };
 use crate::device::ReadDevice;
-use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::{Verdict, Warning};
 use crate::ops::invalidate::blocks;
 use crate::ops::planned::PlannedDevice;
@@ -38,7 +37,7 @@ impl Reading {
         let no_set = self.no_set.filter(|_| self.problems.is_empty());
         let refused = verdict.refusal.map(Left::Superblock);
         let problems = self.problems.into_iter().chain(self.stays).map(Left::of);
-        let hazards = verdict.warnings.iter().copied().filter(is_hazard).map(Left::Hazard);
+        let hazards = verdict.warnings.iter().copied().filter(Warning::is_hazard).map(Left::Hazard);
         let flash_clean =
             self.flash_clean.into_iter().map(|(slot, clean)| Left::FlashClean { slot, clean });
         let no_set = no_set.map(Left::NoSet);
@@ -50,17 +49,6 @@ impl Reading {
             .chain(flash_clean)
             .collect()
     }
-}
-
-/// Whether the kernel comes to grief over a superblock, where no single change does.
-const fn is_hazard(warning: &Warning) -> bool {
-    matches!(
-        warning,
-        Warning::ReplacementUnknown { .. }
-            | Warning::NoDataBuckets
-            | Warning::OneBlockBtreeNodes { .. }
-            | Warning::BucketSizeOverflows { .. }
-    )
 }
 
 /// Reads the set once, as it is with `fixes`.
@@ -104,19 +92,9 @@ pub(super) fn read(
         .iter()
         .flat_map(|set| set.uuids.used().map(|(_, entry)| entry.uuid).collect::<Vec<_>>())
         .collect();
-    let flash_clean = set.as_ref().map(flash_clean).unwrap_or_default();
+    let flash_clean = set.iter().flat_map(CacheSet::flash_clean).collect();
     let dirty_sectors = set.map(|set| set.dirty_sectors());
     Ok(Reading { problems, flips, dirty_sectors, uuids, stays, flash_clean, no_set })
-}
-
-/// By slot: data of flash-only volumes that counts as clean.
-pub(super) fn flash_clean(set: &CacheSet<'_>) -> Vec<(u32, Sectors)> {
-    let clean = set.volumes.iter().filter_map(|(&slot, usage)| {
-        let flash_only = set.uuids.get(slot).is_some_and(UuidEntry::flash_only);
-        let clean = Sectors(usage.cached_sectors.0.saturating_sub(usage.dirty_sectors.0));
-        (flash_only && clean.0 > 0).then_some((slot, clean))
-    });
-    clean.collect()
 }
 
 /// Whether a volume with dirty data is gone from the uuid table: a kernel leaves its slot in use.

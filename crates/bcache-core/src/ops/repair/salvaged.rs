@@ -29,8 +29,7 @@ impl Rule {
             Some(KeySource::Journal { seq }) => seq <= last,
             _ => true,
         });
-        let known = |bucket| set.prios.knows(bucket, set.geometry());
-        old || (self.gens && !key.ptrs().iter().all(|ptr| known(ptr.bucket(set.geometry()))))
+        old || (self.gens && !set.prios.knows_all(key, set.geometry()))
     }
 }
 

@@ -31,8 +31,11 @@ mod tests {
 
     use super::*;
     use crate::cache_set::testkit::SetBuilder;
-    use crate::layout::damage::{KEYS, MAGIC};
+    use crate::layout::damage::KEYS;
     use crate::layout::superblock::SB_BYTES;
+
+    /// Bytes of the magic, from the start of the superblock.
+    const MAGIC: std::ops::Range<usize> = 24..40;
 
     proptest! {
         /// Any flipped bit under the checksum is flipped back, and a magic that was wiped returns.

@@ -39,11 +39,9 @@ pub(super) fn keyed<'k>(
     kept: impl Iterator<Item = &'k Bkey>,
 ) -> BTreeMap<u32, Keyed> {
     let mut volumes: BTreeMap<u32, Keyed> = BTreeMap::new();
-    let geometry = set.geometry();
     set.for_each_extent(&walk, &mut |found| {
         if let Found::Extent { key, state: KeyState::Valid, .. } = found {
-            let known =
-                key.ptrs().iter().all(|ptr| set.prios.knows(ptr.bucket(geometry), geometry));
+            let known = set.prios.knows_all(key, set.geometry());
             volumes.entry(key.inode()).or_default().add(key, known);
         }
         ControlFlow::Continue(())
