@@ -5,7 +5,7 @@
 mod kinds;
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;

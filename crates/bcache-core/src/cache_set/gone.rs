@@ -9,20 +9,26 @@
 //! - The newest entry names the first prio set by the number of its bucket: with buckets of another size,
 //!   nothing is found there. Each prio set has a checksum, and there are as many of them as the buckets need.
 //!
-//! So a superblock that is made of these is tried, and taken if the prio chain is whole by it.
+//! So a superblock that is made of these is tried, and taken if the prio chain is whole by it, and if nothing
+//! says that the device was larger or smaller. The number of buckets is what the device has room for, and the
+//! length of the journal follows from it. Of a device that was cut off, keys point past the end, or entries
+//! are behind what would be the journal; of one that grew, data is where the journal would be.
 
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use crate::cache_set::{BucketTable, CacheDevice, Journal, PrioChain};
+use crate::cache_set::uuids::UuidProblem;
+use crate::cache_set::{
+    BtreeProblem, BucketProblem, CacheDevice, CacheSet, Problem, ReadOptions, Visitor,
+};
 use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::SetMagic;
 use crate::layout::jset::{JSET_BYTES_MAX, Jset, set_of_entry};
 use crate::layout::superblock::{
-    CacheParams, Label, Replacement, Superblock, VERSION_CDEV_WITH_UUID,
+    CacheParams, Label, Replacement, SB_JOURNAL_BUCKETS, Superblock, VERSION_CDEV_WITH_UUID,
 };
-use crate::units::{SECTOR_BYTES, Sectors};
+use crate::units::{BucketIndex, SECTOR_BYTES, Sectors};
 
 /// Logarithms of the bucket sizes that are tried, in sectors: 4 KiB to 32 MiB.
 const BUCKET_BITS: std::ops::RangeInclusive<u32> = 3..=16;
@@ -116,7 +122,7 @@ fn block_size(
     }
 }
 
-/// The superblock of a set with buckets and blocks of these sizes, if the prio chain is whole by it.
+/// The superblock of a set with buckets and blocks of these sizes, if that is what the rest says.
 fn tried(
     device: &dyn ReadDevice,
     bucket_size: Sectors,
@@ -138,12 +144,54 @@ fn tried(
     superblock.edit(|edit| _ = edit.version(version).sync(true).journal_buckets(journal));
     let cache = CacheDevice::with_superblock(device, superblock.clone()).ok()?;
     cache.is_whole().ok()?;
-    let journal = Journal::read(&cache, &mut |_| {}, &mut |_| {});
-    let head = journal.newest()?.jset.prio_bucket(superblock.nr_this_dev());
-    let mut table = BucketTable::new(cache.geometry().nbuckets()).ok()?;
-    PrioChain::read(&cache, head, &mut table, &mut |_| {}, &mut |_| {})
-        .complete
-        .then_some(superblock)
+    if continues(&cache) {
+        return None;
+    }
+    let mut fit = Fit { fits: true };
+    let set = CacheSet::read(cache, &ReadOptions::default(), &mut fit).ok()?;
+    (set.prios.complete && fit.fits).then_some(superblock)
+}
+
+/// Whether entries of the set are behind what would be its journal.
+fn continues(cache: &CacheDevice<'_>) -> bool {
+    let geometry = cache.geometry();
+    let mut bytes = AlignedBuf::zeroed(
+        JSET_BYTES_MAX.min(usize::try_from(geometry.bucket_bytes()).unwrap_or(JSET_BYTES_MAX)),
+    );
+    let first = geometry.first_bucket().0;
+    let behind = first.saturating_add(geometry.njournal_buckets_default().into());
+    let mut others = (behind..first.saturating_add(SB_JOURNAL_BUCKETS.into()))
+        .map(BucketIndex)
+        .take_while(|bucket| geometry.contains(*bucket));
+    others.any(|bucket| {
+        cache.read_bucket(bucket, 0, &mut bytes).is_ok()
+            && Jset::parse(&bytes, cache.magic(), bytes.len()).is_ok()
+    })
+}
+
+/// Whether all that the set names is on the device, and nothing where its journal would be.
+struct Fit {
+    fits: bool,
+}
+
+impl Visitor for Fit {
+    fn problem(&mut self, problem: Problem) {
+        let fits = !matches!(
+            problem,
+            Problem::Btree(BtreeProblem::Fault { .. } | BtreeProblem::BadRoot { .. })
+                | Problem::Bucket(
+                    BucketProblem::SharedMetadata { .. }
+                        | BucketProblem::Inconsistent { .. }
+                        | BucketProblem::BadJournalKey { .. }
+                )
+                | Problem::Uuids(UuidProblem::BadPointer { .. })
+        );
+        self.fits &= fits;
+    }
+
+    fn wants_keys(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
