@@ -162,7 +162,10 @@ pub(super) fn in_use(error: DeviceError) -> anyhow::Error {
 /// A refusal, and what to do instead.
 fn refused(error: WritebackError) -> anyhow::Error {
     let instead = match &error {
-        WritebackError::Damaged { .. } | WritebackError::JournalGap { .. } => Some(
+        WritebackError::NoCache { .. }
+        | WritebackError::KernelRefuses { .. }
+        | WritebackError::Damaged { .. }
+        | WritebackError::JournalGap { .. } => Some(
             "`bcachectl check` tells what is wrong, `bcachectl repair --dry-run` what can be mended",
         ),
         WritebackError::Mendable { .. } => Some("run `bcachectl repair` first"),

@@ -217,7 +217,7 @@ kind :: cache, backing, or null where there is no bcache superblock.
 
 size_sectors :: Size in sectors of 512 bytes.
 
-superblock :: null, or an object with checksum (ok or bad), version, uuid, set_uuid, label, flags, \
+superblock :: null, or an object with checksum (ok, bad or missing), version, uuid, set_uuid, label, flags, \
          flags_unknown, seq, block_size_sectors, last_mount, feature_compat, feature_incompat, \
          feature_ro_compat; for a cache bucket_size_sectors, nbuckets, first_bucket, \
          njournal_buckets, nr_in_set, nr_this_dev, replacement, sync, discard; for a backing device \

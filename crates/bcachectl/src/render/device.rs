@@ -132,7 +132,7 @@ impl RunningReport {
 /// A superblock.
 #[derive(Clone, Debug, Serialize)]
 pub struct SuperblockReport {
-    /// "ok" or "bad".
+    /// "ok" or "bad"; "missing" where the superblock is gone, and this is what the rest tells of it.
     pub checksum: &'static str,
     /// Version.
     pub version: u64,
@@ -480,7 +480,8 @@ pub fn fields(out: &mut Out, report: &DeviceReport, verbosity: Verbosity) -> Res
         }
     }
     if bad {
-        add("checksum", table::state(style, "BAD", Color::Red));
+        let gone = report.superblock.as_ref().is_some_and(|sb| sb.checksum == "missing");
+        add("checksum", table::state(style, if gone { "missing" } else { "BAD" }, Color::Red));
     } else if report.superblock.is_some() && verbosity == Verbosity::Full {
         add("checksum", table::state(style, "ok", Color::Green));
     }
