@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     trials.push(trial("curtin_reads_super_show", &[], curtin));
     trials.push(trial("libblockdev_and_curtin_read_make_bcache", &[], libblockdev));
     trials.push(trial("salt_reads_super_show", &[], salt));
+    trials.push(trial("libstorage_ng_and_carina_go_by_the_exit_status", &[], exit_status));
     trials.push(trial("force_spares_dirty_data", &[], force));
     trials.push(trial("nothing_is_written_when_a_device_is_refused", &[], nothing_written));
     main_with(trials)
@@ -456,6 +457,39 @@ fn salt() -> anyhow::Result<()> {
             ensure!(note.is_empty() || (note.starts_with('[') && note.ends_with(']')), "{line}");
             ensure!(!value.starts_with('['), "{line}");
         }
+    }
+    Ok(())
+}
+
+/// libstorage-ng (with 1.0.8's names or 1.1's) and carina read nothing that is printed: 0 has to mean that
+/// it came about, and anything else that nothing was changed.
+fn exit_status() -> anyhow::Result<()> {
+    for make in ["make-bcache", "bcache make"] {
+        for (arguments, made) in [("-C c", "c"), ("-B b", "b"), ("-B b -C c", "bc")] {
+            let (scratch, folder) = prepare(Blank)?;
+            let command = format!("{make} {arguments}");
+            let ended = run(Ours, &folder, &command)?;
+            ensure!(ended.status == Some(0), "{command}: {ended:#?}");
+            for name in ["b", "c"] {
+                let shown = run(Ours, &folder, &format!("bcache-super-show {name}"))?;
+                let status = if made.contains(name) { 0 } else { 2 };
+                ensure!(shown.status == Some(status), "{command}, {name}: {shown:#?}");
+            }
+            let before = read_superblock(&scratch.path(&made[..1]))?;
+            // It is formatted already, which neither of them overwrites.
+            let again = run(Ours, &folder, &command)?;
+            ensure!(again.status == Some(1), "{command}: {again:#?}");
+            let after = read_superblock(&scratch.path(&made[..1]))?;
+            ensure!(before.as_bytes() == after.as_bytes(), "{command} wrote");
+        }
+        let (_scratch, folder) = prepare(Blank)?;
+        let none = run(Ours, &folder, &format!("{make} -B b -C nodev"))?;
+        ensure!(none.status == Some(1), "{none:#?}");
+    }
+    for command in ["bcache register nodev", "bcache-register nodev", "bcache-super-show nodev"] {
+        let (_scratch, folder) = prepare(Blank)?;
+        let ended = run(Ours, &folder, command)?;
+        ensure!(ended.status.is_some_and(|status| status != 0), "{command}: {ended:#?}");
     }
     Ok(())
 }
