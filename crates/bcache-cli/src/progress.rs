@@ -53,6 +53,7 @@ impl Progress {
             cache_set::Progress::Journal { done, total } => ("journal", done, total),
             cache_set::Progress::Prios { done, total } => ("prios", done, total),
             cache_set::Progress::Btree { done, known } => ("btree nodes", done, known),
+            cache_set::Progress::Search { done, total } => ("buckets searched", done, total),
         };
         self.set(what, done, total);
     }

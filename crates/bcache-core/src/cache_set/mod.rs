@@ -130,6 +130,13 @@ pub enum Progress {
         /// Nodes that were pointed to so far.
         known: u64,
     },
+    /// Buckets in which lost btree nodes are searched for, of so many.
+    Search {
+        /// Looked at so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
 }
 
 /// What becomes of a key.

@@ -213,7 +213,9 @@ impl Bar {
             Progress::Journal { done, total } | Progress::Prios { done, total } => {
                 (done, total, true)
             }
-            Progress::Btree { done, known } => (done, known, false),
+            Progress::Btree { done, known: total } | Progress::Search { done, total } => {
+                (done, total, false)
+            }
         };
         if let Some(bar) = self.show(total, bytes) {
             bar.set_length(total);

@@ -267,6 +267,7 @@ impl Bar {
             Progress::Journal { done, total } => ("reading journal", done, total),
             Progress::Prios { done, total } => ("reading prios", done, total),
             Progress::Btree { done, known } => ("reading btree", done, known),
+            Progress::Search { done, total } => ("searching buckets", done, total),
         };
         self.show(what, "{prefix} {wide_bar} {human_pos}/{human_len} {eta}", |bar| {
             bar.set_length(total);

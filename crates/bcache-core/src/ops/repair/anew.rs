@@ -136,7 +136,7 @@ pub(super) fn decide<'d>(
     let up_to = gaps.iter().map(|gap| gap.last).chain(damaged_entries.last().copied()).max();
     let mut rule = Rule { up_to, gens, ..Rule::default() };
     let walk = options.walk;
-    let mut regions = regions(&mut set, walk, gens)?;
+    let mut regions = regions(&mut set, walk, gens, watch.progress)?;
 
     let mut reasons = Vec::new();
     // Of the entries that replay needs, those behind damage in their bucket.
@@ -164,14 +164,14 @@ pub(super) fn decide<'d>(
     if uuids_lost {
         let kept = regions.iter().flat_map(|region| &region.kept);
         let keyed = volumes::keyed(&set, walk, kept);
-        let made = volumes::volumes(&set, owners, &keyed, claims)?;
+        let made = volumes::volumes(&set, owners, &keyed, claims, watch.progress)?;
         made.tables.iter().for_each(|bucket| set.table.mark_metadata(*bucket));
         reasons.push(Reason::UuidTable { known: made.known });
         rule.dirty_only = made.dirty_only;
         volumes::put_into(&mut set, made.slots.clone());
         if made.slots.iter().any(UuidEntry::flash_only) {
             // Of these, what counts as clean is nowhere else, either.
-            regions = self::regions(&mut set, walk, gens)?;
+            regions = self::regions(&mut set, walk, gens, watch.progress)?;
         }
         uuids = Some(made.slots);
     } else {
@@ -221,6 +221,7 @@ fn regions(
     set: &mut CacheSet<'_>,
     walk: WalkOptions,
     gens_lost: bool,
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Region>, NotAnew> {
     let lost = missed::missed(set, walk)?;
     if lost.is_empty() {
@@ -230,7 +231,7 @@ fn regions(
     let mut sources = Sources { set: &*set, past, found: None, gens_lost };
     let is_searched = lost.iter().any(|(lost, _)| !sources.is_certain(lost));
     let past = sources.past;
-    let found = if is_searched { Some(search(set)) } else { None };
+    let found = if is_searched { Some(search(set, progress)) } else { None };
     sources = Sources { set: &*set, past, found, gens_lost };
     let regions: Vec<Region> = lost
         .into_iter()

@@ -6,17 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::cache_set::{CacheDevice, Journal};
+use crate::cache_set::{CacheDevice, Journal, Progress};
 use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::bkey::Bkey;
 use crate::layout::jset::{JsetParams, encode};
 use crate::layout::prio_set::PrioSet;
 use crate::ops::plan::{Step, WriteKind};
+use crate::ops::repair::scan::scan;
 use crate::ops::repair::{Class, Code, Fix, Place, past};
 use crate::units::BucketIndex;
 
 /// The entry for the set on `device`, at the start of its journal.
-pub(super) fn entry(device: &dyn ReadDevice) -> Option<Fix> {
+pub(super) fn entry(device: &dyn ReadDevice, progress: &mut dyn FnMut(Progress)) -> Option<Fix> {
     let cache = CacheDevice::open(device).ok()?;
     let sb = cache.superblock();
     if !sb.sync() {
@@ -32,7 +33,7 @@ pub(super) fn entry(device: &dyn ReadDevice) -> Option<Fix> {
     } else {
         let mut prio_bucket = [0; 8];
         *prio_bucket.get_mut(usize::from(sb.nr_this_dev()))? =
-            newest_chain(&cache).map_or(0, |it| it.0);
+            newest_chain(&cache, progress).map_or(0, |it| it.0);
         JsetParams {
             seq,
             last_seq: seq,
@@ -62,27 +63,23 @@ pub(super) fn entry(device: &dyn ReadDevice) -> Option<Fix> {
 }
 
 /// The head of the newest prio chain of which every set is sound.
-fn newest_chain(cache: &CacheDevice<'_>) -> Option<BucketIndex> {
+fn newest_chain(
+    cache: &CacheDevice<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Option<BucketIndex> {
     let geometry = cache.geometry();
-    let journal = cache.journal_buckets();
     let len = usize::try_from(geometry.meta_bucket_bytes()).ok()?;
-    let mut start = AlignedBuf::zeroed(4096.min(len));
-    let mut image = AlignedBuf::zeroed(len);
+    let set_in = |bucket: BucketIndex, start: &[u8]| {
+        PrioSet::salvage(start, cache.magic()).0?;
+        let mut image = AlignedBuf::zeroed(len);
+        cache.read_bucket(bucket, 0, &mut image).ok()?;
+        let set = PrioSet::parse(&image, cache.magic()).ok()?;
+        Some((set.seq(), BucketIndex(set.next_bucket())))
+    };
     // By number of the write: sets, and those that follow them.
     let mut writes: BTreeMap<u64, BTreeMap<BucketIndex, BucketIndex>> = BTreeMap::new();
-    for bucket in (geometry.first_bucket().0..geometry.nbuckets()).map(BucketIndex) {
-        if journal.contains(&bucket) || cache.read_bucket(bucket, 0, &mut start).is_err() {
-            continue;
-        }
-        if PrioSet::salvage(&start, cache.magic()).0.is_none()
-            || cache.read_bucket(bucket, 0, &mut image).is_err()
-        {
-            continue;
-        }
-        if let Ok(set) = PrioSet::parse(&image, cache.magic()) {
-            let next = BucketIndex(set.next_bucket());
-            writes.entry(set.seq()).or_default().insert(bucket, next);
-        }
+    for (bucket, (seq, next)) in scan(cache, progress, &|_| true, &set_in) {
+        writes.entry(seq).or_default().insert(bucket, next);
     }
     let needed = geometry.prio_buckets();
     writes.values().rev().find_map(|sets| {

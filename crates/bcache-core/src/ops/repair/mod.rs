@@ -31,6 +31,7 @@ mod reason;
 mod region;
 mod run;
 mod salvaged;
+mod scan;
 mod search;
 mod slots;
 mod superblock;
@@ -425,7 +426,7 @@ pub fn plan_with_claims(
         let flips = std::mem::take(&mut last.flips);
         if flips.is_empty() {
             let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
-            fixes.extend(blank::entry(&device));
+            fixes.extend(blank::entry(&device, progress));
         }
         mend_bits(cache, &mut fixes, flips)?;
         last = read(cache, &fixes, options, progress)?;

@@ -104,7 +104,7 @@ pub(super) fn is_ownerless(problem: &BucketProblem) -> bool {
 
 /// Keeps problems.
 pub(super) struct Seen<'p> {
-    progress: &'p mut dyn FnMut(Progress),
+    pub(super) progress: &'p mut dyn FnMut(Progress),
     pub(super) problems: Vec<Problem>,
     /// Problems with keys: there can be one for each.
     with_keys: usize,

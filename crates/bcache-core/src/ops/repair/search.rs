@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::cache_set::{Bucket, CacheSet};
+use crate::cache_set::{Bucket, CacheSet, Progress};
 use crate::checksum::crc64_seeded;
 use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::layout::bset::{BSET_HEADER_BYTES, BSET_VERSION, Bset, salvage_node};
 use crate::ops::rebuild;
+use crate::ops::repair::scan::scan;
 use crate::units::{BucketIndex, Gen, Geometry, Sectors};
 
 /// Percentage of a node's first set that another holds, where that one is its past: a node is begun with
@@ -127,8 +128,9 @@ pub(super) struct FoundNodes {
 }
 
 /// Looks at the start of each bucket. Gens of buckets become as new as what sound nodes tell of them.
-pub(super) fn search(set: &mut CacheSet<'_>) -> FoundNodes {
-    let all = candidates(set);
+pub(super) fn search(set: &mut CacheSet<'_>, progress: &mut dyn FnMut(Progress)) -> FoundNodes {
+    let all =
+        scan(&set.cache, progress, &|_| true, &|bucket, start| pointer_to(set, bucket, start));
     let buckets: HashSet<BucketIndex> = all.iter().map(|(bucket, _)| *bucket).collect();
     let geometry = *set.geometry();
     let mut found = FoundNodes::default();
@@ -174,22 +176,12 @@ fn is_live(set: &CacheSet<'_>, bucket: BucketIndex, ptr_gen: Gen) -> bool {
     set.table.staleness(bucket, ptr_gen) == 0
 }
 
-/// Buckets that begin with a sound set of a node, each with the pointer that leads there.
-fn candidates(set: &CacheSet<'_>) -> Vec<(BucketIndex, Ptr)> {
+/// The pointer that leads to the node in a bucket which begins with `start`, if there is one whose first set
+/// is sound.
+fn pointer_to(set: &CacheSet<'_>, bucket: BucketIndex, start: &[u8]) -> Option<Ptr> {
     let geometry = set.geometry();
-    let (first, end) = (geometry.first_bucket().0, geometry.nbuckets());
-    let journal: HashSet<BucketIndex> = set.cache.journal_buckets().into_iter().collect();
-    let all = (first..end).map(BucketIndex).filter(|bucket| !journal.contains(bucket));
-    all.filter_map(|bucket| Some((bucket, pointer_to(set, bucket)?))).collect()
-}
-
-/// The pointer that leads to the node in a bucket, if there is one whose first set is sound.
-fn pointer_to(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<Ptr> {
-    let geometry = set.geometry();
-    let mut header = AlignedBuf::zeroed(usize::try_from(geometry.block_bytes()).ok()?.max(512));
-    set.cache.read_bucket(bucket, 0, &mut header).ok()?;
     let word = |at: usize| -> Option<u64> {
-        Some(u64::from_le_bytes(*header.get(at..)?.first_chunk::<8>()?))
+        Some(u64::from_le_bytes(*start.get(at..)?.first_chunk::<8>()?))
     };
     let (csum, magic, seq) = (word(0)?, word(8)?, word(16)?);
     let (version, words) = (word(24)? & u64::from(u32::MAX), word(24)? >> 32);
@@ -200,9 +192,8 @@ fn pointer_to(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<Ptr> {
     if len > geometry.btree_node_size().bytes() {
         return None;
     }
-    let block_bytes = usize::try_from(geometry.block_bytes()).ok()?.max(512);
     let len = usize::try_from(len).ok()?;
-    let mut bytes = AlignedBuf::zeroed(len.next_multiple_of(block_bytes));
+    let mut bytes = AlignedBuf::zeroed(len.next_multiple_of(start.len()));
     set.cache.read_bucket(bucket, 0, &mut bytes).ok()?;
     let ptr_gen = gen_of(set, bucket, bytes.get(8..len)?, csum)?;
     let known = set.table.get(bucket).filter(|it| !it.gen_unknown()).map(Bucket::bucket_gen);

@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use crate::cache_set::{CacheSet, Found, GcMark, KeyState, UuidTable, WalkOptions};
+use crate::cache_set::{CacheSet, Found, GcMark, KeyState, Progress, UuidTable, WalkOptions};
 use crate::device::AlignedBuf;
 use crate::layout::bkey::Bkey;
 use crate::layout::uuid_entry::{self, UuidEntry};
@@ -28,6 +28,7 @@ use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::owner::{Keyed, Owner};
 use crate::ops::repair::past;
 use crate::ops::repair::reason::NotAnew;
+use crate::ops::repair::scan::scan;
 use crate::ops::repair::slots::Table;
 use crate::ops::repair::witness::Witness;
 use crate::units::{BucketIndex, UUID_ENTRY_BYTES};
@@ -76,6 +77,7 @@ pub(super) fn volumes(
     owners: &[Owner<'_>],
     keyed: &BTreeMap<u32, Keyed>,
     claims: &[Claim],
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Volumes, NotAnew> {
     let count = usize::try_from(set.geometry().nr_uuids()).unwrap_or(usize::MAX);
     let mut table = Table { slots: vec![UuidEntry::unused(); count], known: BTreeMap::new() };
@@ -90,7 +92,7 @@ pub(super) fn volumes(
         }
     }
     by_data(set, owners, keyed, &mut table);
-    let mut older = older_tables(set);
+    let mut older = older_tables(set, progress);
     older.extend(rest);
     for table_of in &mut older {
         table_of.of_this_set |= table.confirms(&table_of.slots);
@@ -208,7 +210,7 @@ fn by_data(
 }
 
 /// Tables that were written before, in buckets that nothing has overwritten, the newest first.
-fn older_tables(set: &CacheSet<'_>) -> Vec<Older> {
+fn older_tables(set: &CacheSet<'_>, progress: &mut dyn FnMut(Progress)) -> Vec<Older> {
     let mut named: Vec<BucketIndex> = Vec::new();
     for entry in past::all_entries(set) {
         let key = entry.uuid_bucket();
@@ -226,28 +228,24 @@ fn older_tables(set: &CacheSet<'_>) -> Vec<Older> {
         .iter()
         .filter(|bucket| is_unused(bucket))
         .filter_map(|&bucket| {
-            Some(Older { bucket, slots: table_in(set, bucket)?, of_this_set: true })
+            let slots = table_in(set, bucket, &read_table(set, bucket)?)?;
+            Some(Older { bucket, slots, of_this_set: true })
         })
         .collect();
-    let others = (set.geometry().first_bucket().0..set.geometry().nbuckets()).map(BucketIndex);
-    let mut found: Vec<Older> = others
-        .filter(|bucket| !named.contains(bucket) && is_unused(bucket))
-        .filter_map(|bucket| {
-            Some(Older { bucket, slots: table_in(set, bucket)?, of_this_set: false })
-        })
-        .collect();
+    let wanted = |bucket: BucketIndex| !named.contains(&bucket) && is_unused(&bucket);
+    let mut found: Vec<Older> =
+        scan(&set.cache, progress, &wanted, &|bucket, start| table_in(set, bucket, start))
+            .into_iter()
+            .map(|(bucket, slots)| Older { bucket, slots, of_this_set: false })
+            .collect();
     found.sort_by_key(|it| std::cmp::Reverse(it.slots.iter().map(|entry| entry.last_reg).max()));
     tables.extend(found);
     tables
 }
 
-/// The table in a bucket: each slot may be one that a kernel wrote, and some is in use.
-fn table_in(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<Vec<UuidEntry>> {
-    // Most buckets are told by their start.
-    let mut start = AlignedBuf::zeroed(4096);
-    let len = usize::try_from(set.geometry().meta_bucket_bytes()).ok()?.min(start.len());
-    let start = start.get_mut(..len)?;
-    set.cache.read_bucket(bucket, 0, start).ok()?;
+/// The table in a bucket that begins with `start`: each slot may be one that a kernel wrote, and some is in
+/// use.
+fn table_in(set: &CacheSet<'_>, bucket: BucketIndex, start: &[u8]) -> Option<Vec<UuidEntry>> {
     let is_table = |slots: &[UuidEntry]| {
         let used = |entry: &UuidEntry| !entry.is_empty();
         slots.iter().any(used)
@@ -255,6 +253,7 @@ fn table_in(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<Vec<UuidEntry>> {
                 .iter()
                 .all(|entry| entry.is_plausible() && (entry.is_empty() || entry.first_reg > 0))
     };
+    // Most buckets are told by their start.
     if !is_table(&uuid_entry::parse_table(start, 1)) {
         return None;
     }
