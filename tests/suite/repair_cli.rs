@@ -116,3 +116,62 @@ fn a_backing_superblock_is_repaired() -> anyhow::Result<()> {
     ensure!(std::fs::read(&fixture.backing[1])? == sound);
     Ok(())
 }
+
+/// Without its cache, what its own checksum proves comes back; what nobody vouches for is left.
+#[test]
+fn a_backing_device_is_repaired_alone() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let backing = &fixture.backing[0];
+    let sound = std::fs::read(backing)?;
+    let name = backing.to_str().context("UTF-8")?;
+    let log = fixture.cache.with_file_name("repair.undo");
+    write_at(backing, 4096 + 24, &[0; 16])?;
+    flip(backing, 4096 + 73, 8)?;
+    let damaged = std::fs::read(backing)?;
+    let checked = run([OsStr::new("check"), backing.as_os_str()])?;
+    let advised = format!("bcachectl repair --dry-run {name}\n");
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    ensure!(text.contains(&advised), "{text}");
+
+    let output = repair(backing, &["--dry-run", "--json"])?;
+    let planned = report(&output)?;
+    assert_eq!(output.status.code(), Some(0), "{planned}");
+    assert_eq!(planned["changes"][0]["code"], "superblock-magic", "{planned}");
+    assert_eq!(planned["changes"][0]["class"], "certain", "{planned}");
+    assert_eq!(planned["changes"][0]["device"], name, "{planned}");
+    assert_eq!(planned["dirty_sectors_after"], Value::Null, "{planned}");
+    ensure!(std::fs::read(backing)? == damaged, "a dry run wrote");
+
+    let undo = log.to_str().context("UTF-8")?;
+    let output = repair(backing, &["--yes", "--undo", undo])?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(std::fs::read(backing)? == sound, "not what the kernel wrote");
+    let output = run([OsStr::new("undo"), log.as_os_str(), OsStr::new("--yes")])?;
+    ensure!(output.status.success() && std::fs::read(backing)? == damaged, "{output:?}");
+    // Named with its cache, in any order.
+    let cache = fixture.cache.to_str().context("UTF-8")?;
+    let output = repair(backing, &[cache, "--yes", "--json"])?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(report(&output)?["dirty_sectors_before"], report(&output)?["dirty_sectors_after"]);
+    ensure!(std::fs::read(backing)? == sound, "not what the kernel wrote");
+    let output = repair(backing, &["--dry-run"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!((output.status.code(), text), (Some(0), format!("{name}: nothing to repair\n")));
+
+    // The cache knows the device; alone it does not know itself.
+    write_at(backing, 4096, &[0x55; 8])?;
+    let damaged = std::fs::read(backing)?;
+    let output = repair(backing, &["--yes", "--accept", "superblock-checksum"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    ensure!(text.contains("Name the cache of the device, too"), "{text}");
+    ensure!(std::fs::read(backing)? == damaged, "something was written");
+    for claim in [["--owner", "0=x"], ["--flash-only", "0=1G"]] {
+        let output = repair(backing, &[&claim[..], &["--dry-run"]].concat())?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1) && text.contains("none was named"), "{text}");
+    }
+    let output = repair(backing, &[cache, "--yes", "--accept", "superblock-checksum"])?;
+    ensure!(output.status.success() && std::fs::read(backing)? == sound, "{output:?}");
+    Ok(())
+}

@@ -455,7 +455,7 @@ fn sums(cache: &Path, backing: &[PathBuf]) -> anyhow::Result<Vec<String>> {
 fn cases(scratch: &Scratch) -> anyhow::Result<Vec<Case>> {
     let damages = DAMAGES.iter().chain(CONTRADICTIONS);
     let damaged = damages.map(|damage| case(scratch, damage).context(damage.name));
-    damaged.chain([made_and_undone(scratch)]).collect()
+    damaged.chain([made_and_undone(scratch), repaired_alone(scratch)]).collect()
 }
 
 fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
@@ -555,6 +555,19 @@ fn made_and_undone(scratch: &Scratch) -> anyhow::Result<Case> {
     }
     let Devices { cache, backing } = devices;
     Ok(Case { name, cache, backing, sums: before, flash_only: false })
+}
+
+/// A backing device whose magic was wiped, repaired without its cache.
+fn repaired_alone(scratch: &Scratch) -> anyhow::Result<Case> {
+    let name = "backing-alone";
+    let devices = devices(scratch, name, "dirty-61")?;
+    let sums = sums(&devices.cache, &devices.backing)?;
+    let backing = devices.backing.first().context("no backing device")?;
+    write_at(backing, SB_OFFSET_BYTES + 24, &[0; 16])?;
+    let output = run([OsStr::new("repair"), OsStr::new("--yes"), backing.as_os_str()])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let Devices { cache, backing } = devices;
+    Ok(Case { name, cache, backing, sums, flash_only: false })
 }
 
 fn judged(kernel: Kernel) -> anyhow::Result<()> {

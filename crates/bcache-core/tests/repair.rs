@@ -11,8 +11,12 @@ use bcache_core::cache_set::{
 use bcache_core::device::testkit::{MemoryDevice, SimDevice};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
 use bcache_core::layout::jset::{JsetParams, encode};
-use bcache_core::layout::superblock::SB_OFFSET_BYTES;
-use bcache_core::ops::repair::{Class, Code, Left, Place, RepairPlan, plan, run};
+use bcache_core::layout::superblock::{
+    BackingParams, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
+};
+use bcache_core::ops::repair::{
+    Class, Code, Left, Place, RepairPlan, plan, plan_backing, run, run_backing,
+};
 use proptest::prelude::*;
 
 use repair_support::{BUCKET, NBUCKETS, btree_keys, builder, key};
@@ -131,6 +135,48 @@ proptest! {
         prop_assert!(plan.fixes.is_empty(), "{:?}", plan.fixes);
         prop_assert_eq!(plan.steps(&Code::ALL.into(), None).steps.len(), 0);
         prop_assert_eq!(device.first_difference(&damaged), None);
+    }
+}
+
+/// A backing device of 1 MiB, never registered.
+fn backing_device(number: u128) -> MemoryDevice {
+    let device = MemoryDevice::new(1 << 20);
+    let superblock = Superblock::new_backing(&BackingParams {
+        uuid: uuid::Uuid::from_u128(number),
+        set_uuid: uuid::Uuid::from_u128(7),
+        label: Label::new("data").unwrap(),
+        data_offset: bcache_core::units::Sectors(16),
+        block_size: 1,
+        cache_mode: CacheMode::Writeback,
+    });
+    device.write_at(SB_OFFSET_BYTES, superblock.as_bytes()).unwrap();
+    device
+}
+
+proptest! {
+    /// Of backing devices alone, each is what it was, whatever is wrong with the others.
+    #[test]
+    fn backing_devices_are_repaired_alone(byte in 0u64..208, bit in 0u8..8, junk in 1u8..) {
+        let devices = [backing_device(1), backing_device(2), backing_device(3)];
+        let sound: Vec<_> = devices.iter().map(MemoryDevice::snapshot).collect();
+        flip(&devices[0], SB_OFFSET_BYTES + byte, 1 << bit);
+        for at in [50, 100, 150] {
+            flip(&devices[1], SB_OFFSET_BYTES + at, junk);
+        }
+        let damaged = devices[1].snapshot();
+        let named: Vec<&dyn ReadDevice> = devices.iter().map(|it| it as &dyn ReadDevice).collect();
+        let plan = plan_backing(&named).unwrap();
+        prop_assert!(matches!(plan.left[..], [Left::Alone { .. }]), "{:?}", plan.left);
+        let [fix] = &plan.fixes[..] else { panic!("{:?}", plan.fixes) };
+        prop_assert_eq!((fix.class, fix.backing), (Class::Certain, Some(0)));
+        let writers: Vec<&dyn BlockDevice> =
+            devices.iter().map(|it| it as &dyn BlockDevice).collect();
+        let all: BTreeSet<Code> = Code::ALL.into();
+        run_backing(&plan, &all, None, &writers).unwrap();
+        prop_assert_eq!(devices[0].first_difference(&sound[0]), None);
+        prop_assert_eq!(devices[1].first_difference(&damaged), None);
+        prop_assert_eq!(devices[2].first_difference(&sound[2]), None);
+        prop_assert!(!plan.is_whole(&all));
     }
 }
 

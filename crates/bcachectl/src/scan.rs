@@ -42,6 +42,7 @@ pub fn backing_devices() -> Vec<BackingDevice> {
                 registers: open_read(&found.device.path).is_ok_and(|device| {
                     kernel_verdict(superblock, &device.info().target()).accepts()
                 }),
+                is_mendable: false,
             }),
             _ => None,
         })

@@ -101,15 +101,15 @@ pub enum Advice {
         slot: u32,
         /// Whether only the dirty data is meant, because the rest is newer on the backing device.
         dirty_only: bool,
+        /// Where the volume starts on the backing device, if that is known and the device is not named.
+        data_offset: Option<Sectors>,
         /// Whether what is likely right is meant too: without the gens of buckets no more is certain.
         likely: bool,
     },
     /// Mend the metadata.
     Repair {
-        /// The cache.
-        cache: PathBuf,
-        /// A backing device whose superblock needs it.
-        backing: Option<PathBuf>,
+        /// The devices to name.
+        devices: Vec<PathBuf>,
     },
     /// Copy a flash-only volume elsewhere while the set runs.
     CopyFlashOnly {

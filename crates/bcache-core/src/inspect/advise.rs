@@ -15,15 +15,15 @@ use crate::inspect::doubt::Doubt;
 use crate::inspect::member::Member;
 use crate::inspect::stakes::Answer;
 use crate::inspect::volume::{Owner, Volume};
-use crate::layout::superblock::{BackingState, Kind, Superblock};
-use crate::layout::verdict::Verdict;
+use crate::layout::superblock::{BDEV_DATA_START_DEFAULT, BackingState, Kind, Superblock};
+use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::units::Sectors;
 
 /// What can be done about `member`, one of `members`.
 pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
     let copies = copies(member, members);
     let mut advice = match member.device.kind() {
-        Some(Kind::Cache) => of_cache(member, copies.is_some()),
+        Some(Kind::Cache) => of_cache(member, members, copies.is_some()),
         Some(Kind::Backing) => of_backing(member, members),
         None if member.device.remains_at.is_some() => {
             vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }]
@@ -61,16 +61,39 @@ fn copies<'m>(
     })
 }
 
-fn of_cache(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
+fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Vec<Advice> {
     let device = &member.device;
     if let Some(needed) = device.cut_off {
         return of_cut_off(member, needed);
     }
+    let mendable = mendable(member, members);
     match member.stakes.answer {
-        Answer::None => nothing_dirty(member),
-        Answer::Present => dirty(member, has_copies),
-        Answer::Unknown => unknown(member),
+        Answer::None => nothing_dirty(member, mendable),
+        Answer::Present => dirty(member, mendable, has_copies),
+        Answer::Unknown => unknown(member, mendable),
     }
+}
+
+/// Backing devices of a cache's set whose superblocks a repair mends: their checksums tell what they were, or
+/// the cache knows the device.
+fn mendable(member: &Member<'_>, members: &[Member<'_>]) -> Vec<PathBuf> {
+    let owners = member.volumes.0.iter().filter_map(Volume::backing);
+    let mut paths: Vec<PathBuf> =
+        owners.filter(|device| device.is_mendable).map(|device| device.path.clone()).collect();
+    let set_uuid = member.device.superblock.as_ref().map(Superblock::set_uuid);
+    for other in members.iter().filter(|it| it.device.identity == Identity::Backing) {
+        let Some(sb) = other.device.superblock.as_ref().filter(|sb| !sb.csum_ok()) else {
+            continue;
+        };
+        let is_known = Some(sb.set_uuid()) == set_uuid
+            && member.volumes.0.iter().any(|volume| volume.uuid == Some(sb.uuid()));
+        let mut sealed = sb.clone();
+        sealed.update_checksum();
+        if is_known && kernel_verdict(&sealed, &other.device.handle.info().target()).accepts() {
+            paths.push(other.path().clone());
+        }
+    }
+    paths
 }
 
 fn of_cut_off(member: &Member<'_>, needed: Sectors) -> Vec<Advice> {
@@ -85,9 +108,12 @@ fn of_cut_off(member: &Member<'_>, needed: Sectors) -> Vec<Advice> {
     keep.into_iter().chain([whole]).collect()
 }
 
-fn nothing_dirty(member: &Member<'_>) -> Vec<Advice> {
+fn nothing_dirty(member: &Member<'_>, mendable: Vec<PathBuf>) -> Vec<Advice> {
     let mut advice = Vec::new();
     let cache = member.path();
+    if !mendable.is_empty() && !member.in_use {
+        advice.extend(repair(member, mendable));
+    }
     if member.device.registers() {
         for volume in &member.volumes.0 {
             if let (Some(device), Some(BackingState::Dirty)) =
@@ -121,6 +147,7 @@ fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
             backing: None,
             slot: volume.slot,
             dirty_only: false,
+            data_offset: None,
             likely: member.device.doubts.contains(&Doubt::Gens),
         }
     }
@@ -197,7 +224,7 @@ fn ran_alone(volume: &Volume) -> bool {
     }
 }
 
-fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
+fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<Advice> {
     let cache = member.path().clone();
     let device = &member.device;
     let danger = danger(member);
@@ -222,8 +249,9 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     }
     // A newest entry that is not whole was torn by a power cut, or damaged: a repair tells, and after the
     // next registration it is too late.
-    if device.doubts.contains(&Doubt::TornEntry) && sound && !member.in_use {
-        advice.push(Advice::Repair { cache: cache.clone(), backing: None });
+    let is_first = device.doubts.contains(&Doubt::TornEntry) || !mendable.is_empty();
+    if is_first && sound && !member.in_use {
+        advice.extend(repair(member, mendable.clone()));
     }
     if member.in_use {
         advice.push(Advice::StopFirst);
@@ -240,7 +268,8 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     let takes_none = !registers && !can_write_back && !member.in_use;
     let needs_repair = !sound || volumes().any(|it| it.owner == Owner::Unknown);
     if needs_repair && matches!(device.contents, Contents::Set(_)) && !member.in_use {
-        advice.extend(repair(member));
+        let advised = repair(member, mendable);
+        advice.extend(advised.filter(|it| !advice.contains(it)));
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
         match (&volume.owner, volume.uuid) {
@@ -258,12 +287,11 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
                 // Of a device that ran alone since, the rest may be newer than what is cached.
                 let dirty_only = !goes_on(volume, set_block);
                 let slot = volume.slot;
-                let refused = volume.backing().is_some_and(|device| !device.registers);
-                if refused && sound {
-                    let backing = path(volume);
-                    advice.push(Advice::Repair { cache: cache.clone(), backing });
-                }
-                let backing = path(volume).filter(|_| !refused);
+                let refused = volume.backing().filter(|device| !device.registers);
+                let data_offset = refused
+                    .map(|device| device.superblock.data_offset())
+                    .filter(|offset| *offset >= BDEV_DATA_START_DEFAULT);
+                let backing = path(volume).filter(|_| refused.is_none());
                 let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
                 let likely = device.doubts.contains(&Doubt::Gens);
                 let back = back.map(|backing| {
@@ -271,7 +299,14 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
                     Advice::WriteBackRanAlone { cache, backing, slot }
                 });
                 let cache = cache.clone();
-                advice.push(Advice::Export { cache, backing, slot, dirty_only, likely });
+                advice.push(Advice::Export {
+                    cache,
+                    backing,
+                    slot,
+                    dirty_only,
+                    data_offset,
+                    likely,
+                });
                 advice.extend(back);
             }
         }
@@ -279,7 +314,7 @@ fn dirty(member: &Member<'_>, has_copies: bool) -> Vec<Advice> {
     advice
 }
 
-fn unknown(member: &Member<'_>) -> Vec<Advice> {
+fn unknown(member: &Member<'_>, mendable: Vec<PathBuf>) -> Vec<Advice> {
     let mut advice = Vec::new();
     advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
     advice.push(Advice::DoNotWipe);
@@ -291,24 +326,24 @@ fn unknown(member: &Member<'_>) -> Vec<Advice> {
         advice.push(Advice::NameBacking);
     }
     let is_damaged = member.device.identity != Identity::Cache;
-    if !only_torn || is_damaged {
-        advice.extend(repair(member));
+    if !only_torn || is_damaged || !mendable.is_empty() {
+        advice.extend(repair(member, mendable));
     }
     advice
 }
 
-/// The repair of a cache. A superblock that is gone has its set's UUID from a backing device.
-fn repair(member: &Member<'_>) -> Option<Advice> {
-    let backing = if member.device.identity == Identity::SuperblockGone {
+/// The repair of a cache, and of backing devices. A superblock that is gone has its set's UUID from one.
+fn repair(member: &Member<'_>, mut backing: Vec<PathBuf>) -> Option<Advice> {
+    if member.device.identity == Identity::SuperblockGone {
         let owner = member.volumes.0.iter().find_map(Volume::backing);
         if owner.is_none() && member.volumes.0.iter().any(|volume| !volume.is_flash_only()) {
             return None;
         }
-        owner.map(|device| device.path.clone())
-    } else {
-        None
-    };
-    Some(Advice::Repair { cache: member.path().clone(), backing })
+        let path = owner.map(|device| device.path.clone());
+        backing.extend(path.filter(|path| !backing.contains(path)));
+    }
+    backing.insert(0, member.path().clone());
+    Some(Advice::Repair { devices: backing })
 }
 
 fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
@@ -316,6 +351,10 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
         return vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }];
     };
     let mut advice = Vec::new();
+    let is_damaged = member.device.identity != Identity::Backing && !member.in_use;
+    if is_damaged && kernel_verdict(sb, &member.device.handle.info().target()).accepts() {
+        advice.push(Advice::Repair { devices: vec![member.path().clone()] });
+    }
     let state = sb.state();
     let relation = member.relation.as_ref();
     if let Some(set) = relation.filter(|it| it.standing != Standing::Unrelated) {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::device::DeviceInfo;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::layout::verdict::kernel_verdict;
 use crate::units::Sectors;
 
 /// A backing device that is at hand.
@@ -20,6 +21,8 @@ pub struct BackingDevice {
     pub superblock: Superblock,
     /// Whether the kernel takes what stands there.
     pub registers: bool,
+    /// Where it does not, whether it would take [`Self::superblock`], which a repair puts there.
+    pub is_mendable: bool,
 }
 
 /// Lists the backing devices of the machine.
@@ -50,6 +53,7 @@ impl BackingDevices {
                 size: info.size(),
                 superblock: superblock.clone(),
                 registers,
+                is_mendable: !registers && kernel_verdict(superblock, &info.target()).accepts(),
             },
         );
     }

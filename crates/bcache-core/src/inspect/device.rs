@@ -44,7 +44,8 @@ pub enum Identity {
     Backing,
     /// bcache, of a version that no kernel knows.
     UnknownVersion,
-    /// A superblock of bcache whose magic was overwritten, as `wipefs` does; the rest is whole.
+    /// A superblock of bcache whose magic was overwritten, as `wipefs` does; the rest is whole, but for a
+    /// bit perhaps.
     MagicWiped(Kind),
     /// A superblock of bcache that was damaged in one place, which its checksum tells.
     Damaged(Kind),
@@ -129,11 +130,14 @@ impl<'d> Device<'d> {
                 None => (Identity::NotBcache, None),
             },
             SuperblockArea::Blank | SuperblockArea::Unknown => {
-                let remains = Remains::read(handle);
+                let restored = as_found.as_ref().and_then(restored);
+                let restored = restored.and_then(|(_, sb)| Some((sb.kind()?, sb)));
+                let remains = if restored.is_none() { Remains::read(handle) } else { None };
                 remains_at = remains.as_ref().map(|it| it.at);
-                match remains.and_then(|it| it.superblock) {
-                    Some(sb) => (Identity::SuperblockGone, Some(sb)),
-                    None => (Identity::NotBcache, None),
+                match (restored, remains.and_then(|it| it.superblock)) {
+                    (Some((kind, sb)), _) => (Identity::MagicWiped(kind), Some(sb)),
+                    (None, Some(sb)) => (Identity::SuperblockGone, Some(sb)),
+                    (None, None) => (Identity::NotBcache, None),
                 }
             }
             SuperblockArea::TooShort | SuperblockArea::Bcachefs(_) => (Identity::NotBcache, None),
@@ -269,6 +273,16 @@ impl<'d> Device<'d> {
         };
         Ok(())
     }
+}
+
+/// Takes the cache out of devices that were named in any order: the first that is one. None where a backing
+/// device is among them and no cache; of devices that are neither, the first stands in its place.
+pub fn take_cache<D: ReadDevice>(devices: &mut Vec<D>) -> Option<D> {
+    let kind = |device: &D| Device::read_superblock(device).ok().and_then(|it| it.kind());
+    let kinds: Vec<Option<Kind>> = devices.iter().map(kind).collect();
+    let cache = kinds.iter().position(|kind| *kind == Some(Kind::Cache));
+    let first = (!devices.is_empty() && !kinds.contains(&Some(Kind::Backing))).then_some(0);
+    cache.or(first).map(|index| devices.remove(index))
 }
 
 /// What a superblock with its magic in place says that the device is, and the superblock that says so.

@@ -20,7 +20,7 @@ mod volume;
 
 pub use advice::{Advice, Danger};
 pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
-pub use device::{Contents, Device, Identity, InspectError, SetContents};
+pub use device::{Contents, Device, Identity, InspectError, SetContents, take_cache};
 pub use doubt::Doubt;
 pub use group::Group;
 pub use member::{Member, Relation};

@@ -12,20 +12,17 @@ use super::WriteArgs;
 /// Options of `bcachectl repair`.
 #[derive(Debug, Args)]
 pub struct RepairArgs {
-    /// The cache device, or an image file of one
-    #[arg(value_name = "CACHE")]
-    pub cache: PathBuf,
-
-    /// Backing devices of the set: they tell whose a volume is, and their superblocks are repaired
-    #[arg(value_name = "BACKING")]
-    pub backing: Vec<PathBuf>,
+    /// The cache device, and backing devices of its set, which tell whose a volume is and whose superblocks
+    /// are repaired, too; or backing devices alone. In any order, also image files
+    #[arg(value_name = "DEVICE", required = true)]
+    pub devices: Vec<PathBuf>,
 
     /// Also make changes of this kind that are likely right, and not certain; can be given several times
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     pub accept: Vec<Code>,
 
-    /// Where nothing tells whose a volume is: it is that of this BACKING, named as above or by its UUID; can
-    /// be given several times
+    /// Where nothing tells whose a volume is: it is that of this backing device, named as above or by its
+    /// UUID; can be given several times
     #[arg(long, value_name = "SLOT=BACKING", value_parser = parse_owner)]
     pub owner: Vec<(u32, String)>,
 

@@ -2,6 +2,7 @@
 //! writes.
 
 use std::io::{self, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
-use bcache_core::inspect::{Answer, Device};
+use bcache_core::inspect::{Answer, Device, take_cache};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
 use serde::Serialize;
@@ -49,36 +50,27 @@ struct Subject {
 }
 
 impl Subject {
-    /// Opens what was named. The cache comes first, wherever it was named; where none was, it is looked
-    /// for in the machine.
+    /// Opens what was named, in any order. Where no cache was, it is looked for in the machine.
     fn open(args: &CheckArgs) -> Result<Self> {
-        let device = open_read(&args.device)?;
-        let mut backing: Vec<FileReader> =
-            args.backing.iter().map(open_read).collect::<Result<_, _>>()?;
-        let Some(first) = superblock_of(&device).filter(|sb| sb.kind() == Some(Kind::Backing))
-        else {
+        let named = iter::once(&args.device).chain(&args.backing);
+        let mut backing: Vec<FileReader> = named.map(open_read).collect::<Result<_, _>>()?;
+        if let Some(device) = take_cache(&mut backing) {
             return Ok(Self { device, backing });
-        };
-        let is_cache =
-            |it: &FileReader| superblock_of(it).is_some_and(|sb| sb.kind() == Some(Kind::Cache));
-        if let Some(index) = backing.iter().position(is_cache) {
-            let cache = backing.remove(index);
-            backing.insert(0, device);
-            return Ok(Self { device: cache, backing });
         }
-        if let Some(path) = cache_of(&first) {
+        let named = backing.iter().find_map(|device| Some((device, superblock_of(device)?)));
+        if let Some((device, path)) = named.and_then(|(device, sb)| Some((device, cache_of(&sb)?)))
+        {
             if let Ok(cache) = open_read(&path) {
                 writeln!(
                     io::stderr(),
                     "note: the cache of {} is {}: both are checked",
-                    args.device.display(),
+                    device.info().path.display(),
                     path.display()
                 )?;
-                backing.insert(0, device);
                 return Ok(Self { device: cache, backing });
             }
         }
-        Ok(Self { device, backing })
+        Ok(Self { device: backing.remove(0), backing })
     }
 
     fn paths(&self) -> (&Path, Vec<&Path>) {
@@ -86,10 +78,10 @@ impl Subject {
     }
 }
 
-/// The superblock of a device, if it is one of bcache that can be trusted.
+/// The superblock of a backing device, if it can be trusted.
 fn superblock_of(device: &FileReader) -> Option<Superblock> {
     let device = Device::read_superblock(device).ok()?;
-    device.superblock.filter(Superblock::csum_ok)
+    device.superblock.filter(|sb| sb.csum_ok() && sb.kind() == Some(Kind::Backing))
 }
 
 /// The only cache in the machine of the set that a backing device is attached to.

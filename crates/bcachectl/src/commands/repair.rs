@@ -10,7 +10,8 @@ use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::ReadOptions;
-use bcache_core::device::{BlockDevice, FileDevice, FileReader, ReadDevice, file};
+use bcache_core::device::{BlockDevice, FileDevice, ReadDevice, file};
+use bcache_core::inspect::take_cache;
 use bcache_core::ops::make::read_superblock;
 use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Claim, Code, RepairPlan, RepairRunError};
@@ -23,18 +24,55 @@ use crate::commands::writeback::{claim, in_use};
 use crate::exit::{ExitError, Failure, NOT_KEPT};
 use crate::render::repair as render;
 
+/// The devices that were named.
+struct Named<D> {
+    cache: Option<D>,
+    backing: Vec<D>,
+}
+
+impl<D: ReadDevice> Named<D> {
+    fn open(args: &RepairArgs, open: impl Fn(&PathBuf) -> Result<D>) -> Result<Self> {
+        let mut backing: Vec<D> = args.devices.iter().map(open).collect::<Result<_>>()?;
+        let cache = take_cache(&mut backing);
+        Ok(Self { cache, backing })
+    }
+
+    fn readers(&self) -> Vec<&dyn ReadDevice> {
+        self.backing.iter().map(|it| it as &dyn ReadDevice).collect()
+    }
+
+    fn paths(&self) -> render::Paths<'_> {
+        render::Paths {
+            cache: self.cache.as_ref().map(|it| it.info().path.as_path()),
+            backing: self.backing.iter().map(|it| it.info().path.as_path()).collect(),
+        }
+    }
+
+    fn plan(&self, args: &RepairArgs, options: &ReadOptions) -> Result<RepairPlan> {
+        let Some(cache) = &self.cache else {
+            if !args.owner.is_empty() || !args.flash_only.is_empty() {
+                bail!(
+                    "--owner and --flash-only are about the volumes of a cache, and none was named; \
+                     nothing was written"
+                );
+            }
+            return Ok(repair::plan_backing(&self.readers())?);
+        };
+        let mut progress = Progress::new(cache.info().path.display().to_string());
+        let claims = claims(args, &self.readers())?;
+        let mut tell = |at| progress.reading(at);
+        Ok(repair::plan_with_claims(cache, &self.readers(), claims, options, &mut tell)?)
+    }
+}
+
 /// Runs `bcachectl repair`.
 pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     let options = ReadOptions::default();
     let accepted: BTreeSet<Code> = args.accept.iter().copied().collect();
     if args.write.dry_run {
-        let open = |path: &PathBuf| file::open_unused(path).map_err(in_use);
-        let cache = open(&args.cache)?;
-        let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
-        let backing: Vec<&dyn ReadDevice> =
-            backing.iter().map(|it| it as &dyn ReadDevice).collect();
-        let plan = plan(args, &cache, &backing, &options)?;
-        show(args, &plan, &accepted, render::Outcome::DryRun)?;
+        let named = Named::open(args, |path| file::open_unused(path).map_err(in_use))?;
+        let plan = named.plan(args, &options)?;
+        show(args, &named.paths(), &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
     if !args.write.script.yes && !io::stdin().is_terminal() {
@@ -45,51 +83,42 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     }
     let undo = undo::log(args.write.undo.as_deref(), "repair")?;
     // Held from here on, so that nothing changes between plan and run.
-    let cache = claim(&args.cache)?;
-    let backing: Vec<FileDevice> =
-        args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
-    let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
-    let plan = plan(args, &cache, &readers, &options)?;
+    let named: Named<FileDevice> = Named::open(args, |path| claim(path))?;
+    let plan = named.plan(args, &options)?;
     if plan.is_nothing(&accepted) {
-        show(args, &plan, &accepted, render::Outcome::Nothing)?;
+        show(args, &named.paths(), &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
     }
     if !args.write.script.yes {
         let mut stderr = io::stderr();
-        render::text(&mut stderr, args, &plan, &accepted, render::Outcome::DryRun)?;
+        render::text(&mut stderr, &named.paths(), &plan, &accepted, render::Outcome::DryRun)?;
         if !confirm::go_on()? {
             bail!("nothing was written");
         }
     }
     let seed = Uuid::new_v4().as_u64_pair().0;
-    let writers: Vec<&dyn BlockDevice> = backing.iter().map(|it| it as &dyn BlockDevice).collect();
-    let done =
-        repair::run_with_undo(&plan, &accepted, undo.as_ref(), &cache, &writers, &options, seed);
-    undo::tell(undo.as_ref());
+    let writers: Vec<&dyn BlockDevice> =
+        named.backing.iter().map(|it| it as &dyn BlockDevice).collect();
+    let log = undo.as_ref();
+    let done = match &named.cache {
+        Some(cache) => {
+            repair::run_with_undo(&plan, &accepted, log, cache, &writers, &options, seed)
+        }
+        None => repair::run_backing(&plan, &accepted, log, &writers),
+    };
+    undo::tell(log);
     done.map_err(failed)?;
-    show(args, &plan, &accepted, render::Outcome::Done)?;
+    show(args, &named.paths(), &plan, &accepted, render::Outcome::Done)?;
     Ok(status(&plan, &accepted))
-}
-
-fn plan(
-    args: &RepairArgs,
-    cache: &dyn ReadDevice,
-    backing: &[&dyn ReadDevice],
-    options: &ReadOptions,
-) -> Result<RepairPlan> {
-    let mut progress = Progress::new(args.cache.display().to_string());
-    let claims = claims(args, backing)?;
-    let mut tell = |at| progress.reading(at);
-    Ok(repair::plan_with_claims(cache, backing, claims, options, &mut tell)?)
 }
 
 /// What the options say of the volumes.
 fn claims(args: &RepairArgs, backing: &[&dyn ReadDevice]) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
     for (slot, owner) in &args.owner {
-        let named = args.backing.iter().zip(backing).find(|(path, _)| path.as_os_str() == &**owner);
+        let named = backing.iter().find(|device| device.info().path.as_os_str() == &**owner);
         let uuid = match (named, Uuid::parse_str(owner)) {
-            (Some((_, device)), _) => read_superblock(*device)?
+            (Some(device), _) => read_superblock(*device)?
                 .with_context(|| format!("{owner} has no bcache superblock"))?
                 .uuid(),
             (None, Ok(uuid)) => uuid,
@@ -115,15 +144,16 @@ fn status(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> ExitCode {
 
 fn show(
     args: &RepairArgs,
+    paths: &render::Paths<'_>,
     plan: &RepairPlan,
     accepted: &BTreeSet<Code>,
     outcome: render::Outcome,
 ) -> Result<()> {
     let mut out = Out::stdout();
     if args.write.script.json {
-        render::json(&mut out, args, plan, accepted, outcome)?;
+        render::json(&mut out, paths, plan, accepted, outcome)?;
     } else {
-        render::text(&mut out, args, plan, accepted, outcome)?;
+        render::text(&mut out, paths, plan, accepted, outcome)?;
     }
     out.finish()
 }

@@ -46,7 +46,7 @@ journal :: Damage in the journal hides newer entries from the kernel, which woul
 prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
 
 uuid-table :: The uuid table is lost, or slots of it are. A volume is known by what is left of its slot; by \
-     its clean data, where that is the data of one BACKING and of no other; or by an older table that still \
+     its clean data, where that is the data of one backing device and of no other; or by an older table that still \
      stands in some bucket. That is certain where the journal names that table, or where something else \
      confirms it, and likely otherwise. It is a guess where one volume and one device are left. Name all \
      backing devices of the set. A flash-only volume is known by an older table alone. Where nothing tells \
@@ -65,6 +65,9 @@ btree-node :: A btree node is damaged or cannot be read; or its keys contradict 
 keys :: Keys point to buckets that were reused, or that hold metadata. They are left out, and the kernel \
      does not show their data, either. Certain where they are clean, else a guess: their dirty data is lost. \
      Data of a flash-only volume that counts as clean becomes dirty, which is certain.
+
+Devices are named in any order. Without a cache, what the checksum of a superblock proves is restored, \
+     and no more.
 
 The last five are one change: a new btree, a new prio chain, a new uuid table where it was lost, and a \
      journal entry, beside the old ones. Dirty data that can be read is kept, also where newer data for the \
@@ -140,7 +143,7 @@ The uuid table is lost, and you know that volume 0 is /dev/sdb and volume 1 a fl
 
 After a wipefs of the wrong device:
 
-    bcachectl repair /dev/nvme0n1",
+    bcachectl repair /dev/sdb",
     ),
     SEE_ALSO,
 ];

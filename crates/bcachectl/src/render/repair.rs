@@ -6,12 +6,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use bcache_cli::text::plural;
-use bcache_core::ops::check::Code as Finding;
-use bcache_core::ops::repair::{Anew, Class, Code, Fix, Left, NotAnew, Reason, RepairPlan};
+use bcache_core::ops::repair::{Anew, Class, Code, Fix, NotAnew, Reason, RepairPlan};
 use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
-
-use crate::cli::RepairArgs;
 
 /// How far it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,14 +113,34 @@ impl AnewReport {
     }
 }
 
-fn device<'p>(args: &'p RepairArgs, fix: &Fix) -> &'p Path {
-    fix.backing.and_then(|index| args.backing.get(index)).unwrap_or(&args.cache)
+/// The devices that were named.
+pub struct Paths<'p> {
+    /// The cache, unless backing devices alone were.
+    pub cache: Option<&'p Path>,
+    /// The backing devices.
+    pub backing: Vec<&'p Path>,
+}
+
+impl<'p> Paths<'p> {
+    fn of(&self, fix: &Fix) -> &'p Path {
+        let backing = fix.backing.and_then(|index| self.backing.get(index).copied());
+        backing.or(self.cache).unwrap_or(Path::new(""))
+    }
+
+    /// What the command is about.
+    fn subject(&self) -> String {
+        let names: Vec<String> = match self.cache {
+            Some(cache) => vec![cache.display().to_string()],
+            None => self.backing.iter().map(|path| path.display().to_string()).collect(),
+        };
+        names.join(", ")
+    }
 }
 
 /// Writes the JSON object that the man page documents.
 pub fn json(
     out: &mut impl Write,
-    args: &RepairArgs,
+    paths: &Paths<'_>,
     plan: &RepairPlan,
     accepted: &BTreeSet<Code>,
     outcome: Outcome,
@@ -136,7 +153,7 @@ pub fn json(
             .map(|fix| FixReport {
                 code: fix.code,
                 class: fix.class,
-                device: device(args, fix),
+                device: paths.of(fix),
                 place: fix.place.to_string(),
                 offset_bytes: fix.byte,
                 accepted: plan.is_made(fix, accepted),
@@ -159,10 +176,10 @@ pub fn json(
 fn advice(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> Vec<&'static str> {
     let codes: BTreeSet<_> = match plan.anew {
         Some(_) => BTreeSet::new(),
-        None => plan.left_with(accepted).map(Left::finding).collect(),
+        None => plan.left_with(accepted).map(|left| (left.finding(), left.advice())).collect(),
     };
     let mut advice = Vec::new();
-    for text in codes.into_iter().map(Finding::advice) {
+    for (_, text) in codes {
         if !advice.contains(&text) {
             advice.push(text);
         }
@@ -173,12 +190,12 @@ fn advice(plan: &RepairPlan, accepted: &BTreeSet<Code>) -> Vec<&'static str> {
 /// Writes it for people.
 pub fn text(
     out: &mut impl Write,
-    args: &RepairArgs,
+    paths: &Paths<'_>,
     plan: &RepairPlan,
     accepted: &BTreeSet<Code>,
     outcome: Outcome,
 ) -> Result<()> {
-    let cache = args.cache.display();
+    let subject = paths.subject();
     let count = plan.accepted(accepted).count();
     let mut changes: Vec<String> = Vec::new();
     if count > 0 {
@@ -190,18 +207,18 @@ pub fn text(
     let changes = changes.join(" and ");
     match outcome {
         Outcome::DryRun if !changes.is_empty() => {
-            writeln!(out, "{cache}: {changes} would be made")?;
+            writeln!(out, "{subject}: {changes} would be made")?;
         }
-        Outcome::Done => writeln!(out, "{cache}: {changes} made")?,
+        Outcome::Done => writeln!(out, "{subject}: {changes} made")?,
         Outcome::DryRun | Outcome::Nothing if plan.fixes.is_empty() && plan.left.is_empty() => {
-            writeln!(out, "{cache}: nothing to repair")?;
+            writeln!(out, "{subject}: nothing to repair")?;
         }
-        Outcome::DryRun | Outcome::Nothing => writeln!(out, "{cache}: nothing is changed")?,
+        Outcome::DryRun | Outcome::Nothing => writeln!(out, "{subject}: nothing is changed")?,
     }
     for fix in &plan.fixes {
         let class = fix.class.name();
         let place = if fix.backing.is_some() {
-            format!("{} of {}", fix.place, device(args, fix).display())
+            format!("{} of {}", fix.place, paths.of(fix).display())
         } else {
             fix.place.to_string()
         };

@@ -108,14 +108,18 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                 shell_quoted(backing)
             )),
         ),
-        Advice::Export { cache, backing, slot, dirty_only, likely } => {
+        Advice::Export { cache, backing, slot, dirty_only, data_offset, likely } => {
             let backing = backing.as_ref().map(|path| format!("{} ", shell_quoted(path)));
             let save = "Save what is readable of the volume to a file";
             let (only, text) = match (dirty_only, &backing) {
-                (false, _) => ("", save.to_owned()),
-                (true, Some(_)) => (" --dirty-only", save.to_owned()),
+                (false, _) => (String::new(), save.to_owned()),
+                (true, Some(_)) => (" --dirty-only".to_owned(), save.to_owned()),
+                (true, None) if data_offset.is_some() => {
+                    let sectors = data_offset.map_or(0, |it| it.0);
+                    (format!(" --dirty-only --data-offset {sectors}"), save.to_owned())
+                }
                 (true, None) => (
-                    " --dirty-only --data-offset 16",
+                    " --dirty-only --data-offset 16".to_owned(),
                     format!(
                         "{save} (16 is the data offset of its backing device, unless that was made \
                          with another)"
@@ -133,14 +137,11 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                 ),
             )
         }
-        Advice::Repair { cache, backing } => {
-            let devices: Vec<PathBuf> = iter::once(cache).chain(backing).cloned().collect();
-            offline(
-                "repair",
-                "See what can be mended, and what that would lose",
-                &format!("--dry-run {}", quoted(&devices)),
-            )
-        }
+        Advice::Repair { devices } => offline(
+            "repair",
+            "See what can be mended, and what that would lose",
+            &format!("--dry-run {}", quoted(devices)),
+        ),
         Advice::CopyFlashOnly { slot } => (
             format!(
                 "Volume {slot} is flash-only: wiping the cache destroys it. Register the cache and \

@@ -234,7 +234,7 @@ codes! {
         "Name the right device; the list of the machine's devices has it.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
-        "Look at all of its superblock.";
+        "A repair restores what its checksum proves, or what its cache confirms. Else look at all of its superblock.";
     BackingOtherSet = 703, "backing-other-set", NotChecked,
         "A backing device belongs to another cache set, or it cannot be told that it belongs to none.",
         "Name the right device; the list of the machine's devices has it.";

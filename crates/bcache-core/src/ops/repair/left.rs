@@ -53,6 +53,14 @@ pub enum Left {
         /// Why.
         refusal: Refusal,
     },
+    /// The same, where no cache was named that could tell more.
+    #[error("{}: the kernel refuses the superblock: {refusal}", path.display())]
+    Alone {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        refusal: Refusal,
+    },
     /// A backing device does not go with the set.
     #[error("{}", .0.found())]
     Beside(Box<Finding>),
@@ -80,7 +88,7 @@ impl Left {
         self.is_of_metadata() || matches!(self, Self::Superblock(_) | Self::NoSet(_))
     }
 
-    /// The code of the finding that the check makes of it, which says what a person can do.
+    /// The code of the finding that the check makes of it.
     pub fn finding(&self) -> Code {
         match self {
             Self::Problem(problem) | Self::Stays(problem) => problem_code(problem),
@@ -90,8 +98,20 @@ impl Left {
             Self::NoSet(ReadError::Unsynced) => Code::SuperblockUnsynced,
             Self::NoSet(_) => Code::JournalEmpty,
             Self::CutOff { .. } => Code::SuperblockCutOff,
-            Self::Backing { .. } => Code::BackingRefused,
+            Self::Backing { .. } | Self::Alone { .. } => Code::BackingRefused,
             Self::Beside(finding) => finding.code(),
+        }
+    }
+
+    /// What a person can do.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Alone {
+                refusal: Refusal::BadChecksum | Refusal::BadMagic | Refusal::BadOffset,
+                ..
+            } => "Name the cache of the device, too: it may tell what the superblock was.",
+            Self::Backing { .. } | Self::Alone { .. } => "Look at all of its superblock.",
+            _ => self.finding().advice(),
         }
     }
 }

@@ -41,7 +41,7 @@ mod witness;
 pub use claims::{Claim, ClaimError};
 pub use left::Left;
 pub use reason::{Anew, NotAnew, Reason, Share};
-pub use run::{RepairRunError, run, run_with_undo};
+pub use run::{RepairRunError, run, run_backing, run_with_undo};
 pub use witness::Witness;
 
 use std::collections::{BTreeSet, HashMap};
@@ -54,7 +54,7 @@ use crate::cache_set::{
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::InspectError;
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
-use crate::layout::verdict::{Verdict, kernel_verdict};
+use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -480,21 +480,11 @@ pub fn plan_with_claims(
         }
     }
     let of_cache = left.len();
+    let is_known = |it: &Superblock| it.set_uuid() == sb.set_uuid() && uuids.contains(&it.uuid());
     for (index, device) in backing.iter().enumerate() {
-        let found = expect_superblock(*device)?;
-        let refused = verdict(*device, &found).refusal;
-        let Some((code, mended)) = superblock::mended(&found) else {
-            left.extend(refused.map(|refusal| Left::of_backing(*device, refusal)));
-            continue;
-        };
-        let is_backing =
-            mended.kind() == Some(Kind::Backing) && verdict(*device, &mended).accepts();
-        // What vouches for one without a checksum is that the cache knows it.
-        let known = mended.set_uuid() == sb.set_uuid() && uuids.contains(&mended.uuid());
-        if is_backing && (code != Code::SuperblockChecksum || known) {
-            fixes.push(superblock_fix(code, Some(index), &found, &mended));
-        } else {
-            left.extend(refused.map(|refusal| Left::of_backing(*device, refusal)));
+        match backing_superblock(index, *device, &is_known)? {
+            Ok(fix) => fixes.extend(fix),
+            Err(refusal) => left.push(Left::of_backing(*device, refusal)),
         }
     }
     if of_cache == 0 && !backing.is_empty() {
@@ -510,6 +500,49 @@ pub fn plan_with_claims(
         dirty_sectors_before,
         dirty_sectors_after,
     })
+}
+
+/// Plans the repair of the superblocks of `backing`, of which no cache was named: what their own checksums
+/// prove.
+pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceError> {
+    let (mut fixes, mut left) = (Vec::new(), Vec::new());
+    for (index, &device) in backing.iter().enumerate() {
+        match backing_superblock(index, device, &|_| false)? {
+            Ok(fix) => fixes.extend(fix),
+            Err(refusal) => {
+                left.push(Left::Alone { path: device.info().path.clone(), refusal });
+            }
+        }
+    }
+    let problems_before = left.len().saturating_add(fixes.len());
+    Ok(RepairPlan {
+        fixes,
+        left,
+        anew: None,
+        not_anew: None,
+        claims: Vec::new(),
+        problems_before,
+        dirty_sectors_before: None,
+        dirty_sectors_after: None,
+    })
+}
+
+/// The superblock of a backing device, if it is to be mended; or why the kernel refuses one that cannot be.
+/// Where its checksum is what is wrong, the cache has to know the device.
+fn backing_superblock(
+    index: usize,
+    device: &dyn ReadDevice,
+    is_known: &dyn Fn(&Superblock) -> bool,
+) -> Result<Result<Option<Fix>, Refusal>, DeviceError> {
+    let found = expect_superblock(device)?;
+    if let Some((code, mended)) = superblock::mended(&found) {
+        let is_vouched = code != Code::SuperblockChecksum || is_known(&mended);
+        let is_backing = mended.kind() == Some(Kind::Backing);
+        if is_vouched && is_backing && verdict(device, &mended).accepts() {
+            return Ok(Ok(Some(superblock_fix(code, Some(index), &found, &mended))));
+        }
+    }
+    Ok(verdict(device, &found).refusal.map_or(Ok(None), Err))
 }
 
 /// Whether the device ends before its last bucket does. Of a superblock whose checksum nobody vouches for,

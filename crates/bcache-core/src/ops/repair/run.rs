@@ -8,7 +8,7 @@ use crate::device::{BlockDevice, ReadDevice};
 use crate::ops::plan::{ApplyError, Plan, apply};
 use crate::ops::planned::PlannedDevice;
 use crate::ops::rebuild::{self, CommitError, Contents, ExtentsError, KeptExtents};
-use crate::ops::undo::{self, SaveError, Saving, StepSink, StepSource, UndoLog, Watch};
+use crate::ops::undo::{self, SaveError, Saving, StepSink, UndoLog, Watch};
 use crate::ops::verify::{VerifyError, verify};
 
 /// Why a plan was not carried out.
@@ -116,7 +116,9 @@ pub fn run_with_undo(
             }
             superblock.steps.iter().try_for_each(sink)
         };
-        save(undo, &cache, Watch::of_device(&mended), &of_cache, backing, &of_backing)?;
+        let watch = Watch::of_device(&mended);
+        let of_cache = Saving { device: &cache, watch, steps: &of_cache };
+        save(undo, Some(of_cache), backing, &of_backing)?;
     }
     write(&single, cache)?;
     let contents = match &ready {
@@ -143,18 +145,35 @@ pub fn run_with_undo(
     if found == expected { Ok(()) } else { Err(RepairRunError::Proof { found, expected }) }
 }
 
+/// Carries out a plan of backing devices alone, as [`run_with_undo`] does.
+pub fn run_backing(
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+    undo: Option<&UndoLog>,
+    backing: &[&dyn BlockDevice],
+) -> Result<(), RepairRunError> {
+    let of_backing: Vec<Plan> =
+        (0..backing.len()).map(|index| plan.steps(accepted, Some(index))).collect();
+    if let Some(undo) = undo {
+        save(undo, None, backing, &of_backing)?;
+    }
+    for (steps, device) in of_backing.iter().zip(backing) {
+        apply(steps, *device, &mut |_| {})?;
+        verify(steps, *device)?;
+    }
+    Ok(())
+}
+
 /// Saves what the steps of all devices overwrite.
 fn save(
     undo: &UndoLog,
-    cache: &dyn ReadDevice,
-    watch: Watch,
-    of_cache: StepSource<'_>,
+    cache: Option<Saving<'_>>,
     backing: &[&dyn BlockDevice],
     of_backing: &[Plan],
 ) -> Result<(), RepairRunError> {
     let sources: Vec<_> =
         of_backing.iter().map(|plan| undo::steps_of(|| Box::new(plan.steps.iter()))).collect();
-    let mut parts = vec![Saving { device: cache, watch, steps: of_cache }];
+    let mut parts: Vec<Saving<'_>> = cache.into_iter().collect();
     for ((device, plan), steps) in backing.iter().zip(of_backing).zip(&sources) {
         if !plan.steps.is_empty() {
             parts.push(Saving { device, watch: Watch::Superblock, steps });
