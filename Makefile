@@ -33,6 +33,7 @@ demo:
 # is checked on a model checker's primitives, which make a build of their own.
 check: deps kernels
 	$(CARGO) test --workspace --doc
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 	$(CARGO) check -p bcache-core --no-default-features
 	$(CARGO) test -p bcache-core --features model --test allocator_model
 	CARGO='$(CARGO)' tests/run.sh

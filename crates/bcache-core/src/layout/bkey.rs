@@ -249,12 +249,12 @@ impl Bkey {
     }
 
     /// Whether it stands at position zero: a freed child's marker in interior nodes.
-    pub const fn is_zero_key(&self) -> bool {
+    pub(crate) const fn is_zero_key(&self) -> bool {
         self.inode() == 0 && self.low == 0
     }
 
     /// Removes what lies before `start` (`bch_cut_front`); the pointers move along.
-    pub fn cut_front(&mut self, start: u64) {
+    pub(crate) fn cut_front(&mut self, start: u64) {
         if signed(start.wrapping_sub(self.start())) <= 0 {
             return;
         }
@@ -292,7 +292,7 @@ impl Bkey {
     }
 
     /// Whether every available pointer stays in a bucket for data (`ptr_invalid` negated, §5.5).
-    pub fn ptrs_in_range(&self, geometry: &Geometry) -> bool {
+    pub(crate) fn ptrs_in_range(&self, geometry: &Geometry) -> bool {
         self.ptrs().iter().filter(|ptr| ptr.available()).all(|ptr| {
             let within = ptr.offset().0 & (geometry.bucket_size().0 - 1);
             within + self.size().0 <= geometry.bucket_size().0

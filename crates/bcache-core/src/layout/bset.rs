@@ -93,7 +93,7 @@ impl<'a> Bset<'a> {
     }
 
     /// The keys' bytes.
-    pub const fn key_bytes_slice(&self) -> &'a [u8] {
+    pub(crate) const fn key_bytes_slice(&self) -> &'a [u8] {
         self.keys
     }
 
@@ -132,7 +132,7 @@ pub fn parse_node(
 ///
 /// The kernel drops a node that has any; what a set whose checksum is right says is of use to a
 /// checker all the same.
-pub fn salvage_node(
+pub(crate) fn salvage_node(
     bytes: &[u8],
     magic: SetMagic,
     ptr: Ptr,

@@ -140,7 +140,11 @@ impl From<&Raw> for Header {
 /// How many bytes the entry at the start of `bytes` claims, when its magic is `magic`.
 ///
 /// `rest` is the number of bytes to the end of the journal bucket.
-pub fn claimed_bytes(bytes: &[u8], magic: SetMagic, rest: usize) -> Result<usize, JsetError> {
+pub(crate) fn claimed_bytes(
+    bytes: &[u8],
+    magic: SetMagic,
+    rest: usize,
+) -> Result<usize, JsetError> {
     let (raw, _) =
         Raw::ref_from_prefix(bytes).map_err(|_| JsetError::TooShort { available: bytes.len() })?;
     if raw.magic.get() != magic.jset() {
@@ -160,7 +164,7 @@ pub fn claimed_bytes(bytes: &[u8], magic: SetMagic, rest: usize) -> Result<usize
 /// another set, such as a device that was formatted again has behind its own.
 ///
 /// `rest` is the number of bytes to the end of the journal bucket.
-pub fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
+pub(crate) fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
     let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
     let plausible = raw.version.get() == JSET_VERSION
         && raw.seq.get() != 0
@@ -183,7 +187,7 @@ pub(crate) fn set_of_entry(bytes: &[u8], rest: usize) -> Option<SetMagic> {
 /// the length that it claims cannot be.
 ///
 /// `rest` is the number of bytes to the end of the journal bucket. Nothing vouches for the keys.
-pub fn salvage_keys(bytes: &[u8], rest: usize) -> Option<KeyIter<'_>> {
+pub(crate) fn salvage_keys(bytes: &[u8], rest: usize) -> Option<KeyIter<'_>> {
     let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
     let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
     let claimed = usize::try_from(claimed).ok().filter(|&it| it <= rest.min(JSET_BYTES_MAX))?;
@@ -250,7 +254,7 @@ impl Jset {
     }
 
     /// Words of keys.
-    pub fn key_words(&self) -> usize {
+    pub(crate) fn key_words(&self) -> usize {
         self.bytes.len().saturating_sub(JSET_HEADER_BYTES) / 8
     }
 

@@ -103,7 +103,10 @@ impl<'a> PrioSet<'a> {
     }
 
     /// The same, but a set whose magic is right is given even where its checksum is not.
-    pub fn salvage(bytes: &'a [u8], magic: SetMagic) -> (Option<Self>, Option<PrioSetError>) {
+    pub(crate) fn salvage(
+        bytes: &'a [u8],
+        magic: SetMagic,
+    ) -> (Option<Self>, Option<PrioSetError>) {
         let Ok((raw, _)) = RawHeader::ref_from_prefix(bytes) else {
             return (None, Some(PrioSetError::TooShort { available: bytes.len() }));
         };

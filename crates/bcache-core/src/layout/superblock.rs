@@ -436,7 +436,7 @@ const BACKING_BUCKET_SIZE: u16 = 1024;
 
 /// The first bucket that starts behind the superblock (`23 / bucket_size + 1`,
 /// docs/on-disk-format.md §1.5).
-pub fn first_bucket_for(bucket_size: Sectors) -> u16 {
+pub(crate) fn first_bucket_for(bucket_size: Sectors) -> u16 {
     u16::try_from(23 / bucket_size.0.max(1) + 1).unwrap_or(24)
 }
 
@@ -566,7 +566,7 @@ impl Superblock {
     }
 
     /// Puts the magic in place; the checksum stays as it is.
-    pub fn restore_magic(&mut self) {
+    pub(crate) fn restore_magic(&mut self) {
         self.raw.magic = BCACHE_MAGIC;
     }
 
@@ -592,7 +592,7 @@ impl Superblock {
     }
 
     /// What the set's uuid makes the magics of its other structures.
-    pub fn set_magic(&self) -> SetMagic {
+    pub(crate) fn set_magic(&self) -> SetMagic {
         SetMagic::from_set_uuid(&self.set_uuid())
     }
 
@@ -659,7 +659,7 @@ impl Superblock {
     }
 
     /// The field `obso_bucket_size_hi`, which the checksum does not cover.
-    pub fn obso_bucket_size_hi(&self) -> u16 {
+    pub(crate) fn obso_bucket_size_hi(&self) -> u16 {
         self.raw.obso_bucket_size_hi.get()
     }
 

@@ -84,7 +84,7 @@ impl UuidEntry {
     }
 
     /// A flash-only volume, registered at `seconds` since 1970.
-    pub fn new_flash_only(uuid: Uuid, size: Sectors, seconds: u32) -> Self {
+    pub(crate) fn new_flash_only(uuid: Uuid, size: Sectors, seconds: u32) -> Self {
         Self {
             uuid,
             first_reg: seconds,
@@ -98,7 +98,7 @@ impl UuidEntry {
     /// Whether a kernel may have written this slot. The table has no checksum: what tells it from
     /// other data are the fields that can only have few values (docs/on-disk-format.md §4). A label
     /// tells nothing, for kernels leave garbage behind its end.
-    pub fn is_plausible(&self) -> bool {
+    pub(crate) fn is_plausible(&self) -> bool {
         self.is_empty()
             || self.padding_is_zero
                 && self.flags & !FLAG_FLASH_ONLY == 0

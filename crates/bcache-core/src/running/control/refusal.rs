@@ -109,7 +109,7 @@ pub enum Refusal {
         /// Block size of the backing device in bytes.
         device_bytes: u64,
     },
-    /// It has dirty data that the kernel does not write back by itself ([`Backing::taken_for_clean`]).
+    /// It has dirty data that the kernel does not write back by itself ([`taken_for_clean`](crate::running::Backing::taken_for_clean)).
     #[error(
         "the kernel takes {device} for clean, and does not write back the dirty data of it before something more is written"
     )]
