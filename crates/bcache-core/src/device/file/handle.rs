@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::libc;
+use nix::{libc, unistd};
 
 use super::claim::{drop_page_cache, kind_of, lock, open_error, same_file};
 use super::info::{block_info, image_info};
@@ -118,7 +118,9 @@ impl Handle {
                 Ok(Self { info, file, align, buffered: None })
             }
             DeviceKind::Image | DeviceKind::Memory => {
-                let info = image_info(path, &metadata, access);
+                let read_only = access == Access::Read
+                    && unistd::access(path, unistd::AccessFlags::W_OK).is_err();
+                let info = image_info(path, &metadata, read_only);
                 let buffered = is_direct.then(|| open(0)).transpose().map_err(failed)?;
                 if let Some(buffered) = &buffered {
                     same_file(&metadata, &buffered.metadata().map_err(failed)?, path)?;

@@ -5,9 +5,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, access};
-
-use super::handle::Access;
 use crate::device::sysfs::{BlockDir, DeviceNumber, Root};
 use crate::device::{DeviceError, DeviceInfo, DeviceKind, ioctl};
 use crate::units::{SECTOR_BYTES, Sectors};
@@ -49,7 +46,7 @@ pub(super) fn block_info(
     })
 }
 
-pub(super) fn image_info(path: &Path, metadata: &fs::Metadata, opened_for: Access) -> DeviceInfo {
+pub(super) fn image_info(path: &Path, metadata: &fs::Metadata, read_only: bool) -> DeviceInfo {
     let size_bytes = metadata.len();
     let physical = metadata.blksize().clamp(SECTOR_BYTES, IMAGE_PHYSICAL_BLOCK_MAX);
     DeviceInfo {
@@ -61,7 +58,7 @@ pub(super) fn image_info(path: &Path, metadata: &fs::Metadata, opened_for: Acces
         disk_size: Sectors::from_bytes_floor(size_bytes),
         discard: true,
         zoned: false,
-        read_only: opened_for == Access::Read && access(path, AccessFlags::W_OK).is_err(),
+        read_only,
         is_bcache_volume: false,
     }
 }
