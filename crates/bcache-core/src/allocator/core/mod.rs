@@ -28,7 +28,7 @@ use super::lifecycle::{FreeInc, Ready};
 use super::pointer::SetPointer;
 use super::prios::PrioChains;
 use super::replacement::PolicyState;
-use super::replacement::lru::{Scratch, bucket_prio};
+use super::replacement::lru::Scratch;
 use super::rescale::SetCounters;
 use super::reserves::{Reserve, Reserves, Sizes};
 use super::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, lock};
@@ -198,12 +198,6 @@ impl AllocatorCore {
     /// The chains of prio sets, as they are.
     pub fn prio_chains(&self) -> PrioChains {
         self.refill().chains.clone()
-    }
-
-    /// `bucket_prio` of a bucket as LRU would see it now: for inspection.
-    pub fn bucket_prio(&self, bucket: BucketIndex) -> Result<u64, TableError> {
-        let is = self.table.bucket(bucket)?;
-        Ok(bucket_prio(is.prio, is.sectors_used, self.set.min_prio()))
     }
 
     /// Allocates a bucket without waiting (on-disk-format.md §9.7): `None` when neither None nor
