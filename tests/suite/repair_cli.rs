@@ -175,3 +175,87 @@ fn a_backing_device_is_repaired_alone() -> anyhow::Result<()> {
     ensure!(output.status.success() && std::fs::read(backing)? == sound, "{output:?}");
     Ok(())
 }
+
+/// A partition table over a backing device's head and end: its data tells whose it is, and the cache has what
+/// was overwritten behind the superblock. What is not proven is made only when it is accepted.
+#[test]
+fn a_backing_superblock_that_is_gone_is_made_again() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("clean-612")?;
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    let name = backing.to_str().context("UTF-8")?;
+    let sound = std::fs::read(backing)?;
+    write_at(backing, 0, &vec![0x5a; 34 * 512])?;
+    write_at(backing, (sound.len() - 33 * 512) as u64, &vec![0x5a; 33 * 512])?;
+    let damaged = std::fs::read(backing)?;
+    let checked = run([OsStr::new("check"), backing.as_os_str(), cache.as_os_str()])?;
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    let advised = format!("bcachectl repair --dry-run {} {name}\n", cache.display());
+    ensure!(text.contains(&advised) && text.contains("may be that of volume 0"), "{text}");
+    ensure!(!text.contains("safe to wipe"), "{text}");
+    // Alone, nothing tells what it was.
+    let output = repair(backing, &["--yes"])?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    ensure!(std::fs::read(backing)? == damaged, "something was written");
+
+    let output = repair(cache, &[name, "--yes", "--json"])?;
+    let done = report(&output)?;
+    assert_eq!(output.status.code(), Some(0), "{done}");
+    let changes = done["changes"].as_array().context("no changes")?;
+    let certain = |it: &Value| it["class"] == "certain" && it["code"] == "superblock-gone";
+    ensure!(changes.iter().all(certain) && changes[0]["volume"] == 0, "{done}");
+    // All is what it was, but for the time and the number of writes in the superblock.
+    let mended = std::fs::read(backing)?;
+    let differing: Vec<usize> = (0..sound.len()).filter(|&at| mended[at] != sound[at]).collect();
+    let in_superblock =
+        |at: &usize| (4096..4104).contains(at) || (4096 + 200..4096 + 204).contains(at);
+    ensure!(differing.iter().all(in_superblock), "{differing:?}");
+    let checked = run(["check", "--verify-clean"]
+        .map(OsStr::new)
+        .into_iter()
+        .chain([cache.as_os_str(), backing.as_os_str()]))?;
+    ensure!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+
+    let fixture = Fixture::unpack("multi-612")?;
+    let [first, second] = [0, 1].map(|at| fixture.backing[at].to_str().unwrap_or_default());
+    let sound = [std::fs::read(first)?, std::fs::read(second)?];
+    for image in &fixture.backing {
+        write_at(image, 4096, &[0; 4096])?;
+    }
+    // The second is too small for the volume of the first.
+    let output = repair(&fixture.cache, &[first, second, "--json", "--dry-run"])?;
+    let planned = report(&output)?;
+    assert_eq!(output.status.code(), Some(4), "{planned}");
+    let of = |at: usize| &planned["changes"][at];
+    for (at, name) in [(0, second), (1, first)] {
+        let at = if of(at)["device"] == name { at } else { 1 - at };
+        assert_eq!(
+            (of(at)["class"].as_str(), of(at)["accepted"].as_bool()),
+            (Some("guess"), Some(false))
+        );
+        assert_eq!(of(at)["volume"], u32::from(name == second), "{planned}");
+    }
+    // Whose it is, a person says; not of one that does not fit.
+    let owner = format!("1={first}");
+    let output = repair(&fixture.cache, &[first, "--dry-run", "--owner", &owner])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("volume 1") && text.contains("command line"), "{text}");
+    let owner = format!("0={second}");
+    let output = repair(&fixture.cache, &[second, "--dry-run", "--owner", &owner])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("too small for volume 0"), "{text}");
+    let output = repair(&fixture.cache, &[first, "--dry-run"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("--owner SLOT=BACKING") && text.contains("volume 0 or 1"), "{text}");
+
+    let accept = ["--yes", "--accept", "superblock-gone"];
+    let output = repair(&fixture.cache, &[&[first, second], &accept[..]].concat())?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for (path, sound) in [first, second].into_iter().zip(&sound) {
+        let mended = std::fs::read(path)?;
+        // uuid, set, label, flags, and the block size.
+        ensure!(mended[4096 + 16..4096 + 112] == sound[4096 + 16..4096 + 112], "{path}");
+        ensure!(mended[4096 + 184..4096 + 196] == sound[4096 + 184..4096 + 196], "{path}");
+        ensure!(mended[8192..] == sound[8192..], "{path}");
+    }
+    Ok(())
+}

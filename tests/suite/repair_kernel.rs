@@ -455,7 +455,8 @@ fn sums(cache: &Path, backing: &[PathBuf]) -> anyhow::Result<Vec<String>> {
 fn cases(scratch: &Scratch) -> anyhow::Result<Vec<Case>> {
     let damages = DAMAGES.iter().chain(CONTRADICTIONS);
     let damaged = damages.map(|damage| case(scratch, damage).context(damage.name));
-    damaged.chain([made_and_undone(scratch), repaired_alone(scratch)]).collect()
+    let gone = HEADLESS.iter().map(|it| headless(scratch, it).context(it.name));
+    damaged.chain([made_and_undone(scratch), repaired_alone(scratch)]).chain(gone).collect()
 }
 
 fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
@@ -568,6 +569,70 @@ fn repaired_alone(scratch: &Scratch) -> anyhow::Result<Case> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let Devices { cache, backing } = devices;
     Ok(Case { name, cache, backing, sums, flash_only: false })
+}
+
+/// A backing device whose superblock is gone.
+struct Headless {
+    name: &'static str,
+    fixture: &'static str,
+    /// Which of the backing devices.
+    device: usize,
+    overwrite: fn(&Path) -> anyhow::Result<()>,
+    class: &'static str,
+}
+
+const HEADLESS: &[Headless] = &[
+    Headless {
+        name: "no-backing-superblock",
+        fixture: "dirty-61",
+        device: 0,
+        overwrite: |image| write_at(image, 0, &[0; 8192]),
+        class: "guess",
+    },
+    Headless {
+        name: "one-of-two-superblocks",
+        fixture: "multi-612",
+        device: 1,
+        overwrite: |image| spoil(image, 0, 8192),
+        class: "guess",
+    },
+    Headless {
+        // The cache has what was overwritten behind the superblock.
+        name: "partitioned",
+        fixture: "clean-612",
+        device: 0,
+        overwrite: |image| {
+            let size = std::fs::metadata(image)?.len();
+            spoil(image, 0, 34 * 512)?;
+            spoil(image, size - 33 * 512, 33 * 512)
+        },
+        class: "certain",
+    },
+];
+
+/// The superblock of a backing device, made again from what its cache knows.
+fn headless(scratch: &Scratch, damage: &Headless) -> anyhow::Result<Case> {
+    let name = damage.name;
+    let devices = devices(scratch, name, damage.fixture)?;
+    let sums = sums(&devices.cache, &devices.backing)?;
+    let backing = devices.backing.get(damage.device).context("no backing device")?;
+    (damage.overwrite)(backing)?;
+    let damaged = std::fs::read(backing)?;
+    let log = scratch.path(&format!("{name}.undo"));
+    let arguments = ["--yes", "--accept", "superblock-gone"];
+    let with_undo = [&arguments[..], &["--undo", log.to_str().context("a path")?]].concat();
+    let output = repair(&devices, &with_undo)?;
+    let done = report(&output)?;
+    assert_eq!((output.status.code(), &done["left"]), (Some(0), &Value::Array(vec![])), "{done}");
+    assert_eq!(done["changes"][0]["class"], damage.class, "{done}");
+    undo(&log)?;
+    ensure!(std::fs::read(backing)? == damaged, "not undone");
+    assert_eq!(repair(&devices, &arguments)?.status.code(), Some(0));
+    let again = repair(&devices, &["--yes"])?;
+    assert_eq!((again.status.code(), &report(&again)?["state"]), (Some(0), &"nothing".into()));
+    let flash_only = damage.fixture == "multi-612";
+    let Devices { cache, backing } = devices;
+    Ok(Case { name, cache, backing, sums, flash_only })
 }
 
 fn judged(kernel: Kernel) -> anyhow::Result<()> {

@@ -3,6 +3,8 @@
 
 #[path = "repair_support/claims.rs"]
 mod claims;
+#[path = "repair_support/headless.rs"]
+mod headless;
 #[path = "repair_support/sample.rs"]
 mod sample;
 

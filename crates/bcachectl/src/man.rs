@@ -58,7 +58,12 @@ const PAGES: [Page; 12] = [
         image::BEFORE,
         image::AFTER,
     ),
-    Page::of("repair", &["[OPTIONS] CACHE [BACKING...]"], repair::BEFORE, repair::AFTER),
+    Page::of(
+        "repair",
+        &["[OPTIONS] CACHE [BACKING...]", "[OPTIONS] BACKING..."],
+        repair::BEFORE,
+        repair::AFTER,
+    ),
     Page::of("undo", &["[OPTIONS] FILE [DEV...]"], undo::BEFORE, undo::AFTER),
 ];
 

@@ -33,6 +33,8 @@ pub enum WriteKind {
     BtreeNode,
     /// A part of an image of the device.
     Image,
+    /// Data that the cache has, too.
+    Data,
 }
 
 impl std::fmt::Display for WriteKind {
@@ -45,6 +47,7 @@ impl std::fmt::Display for WriteKind {
             Self::UuidTable => f.write_str("uuid table"),
             Self::BtreeNode => f.write_str("btree node"),
             Self::Image => f.write_str("part of the image"),
+            Self::Data => f.write_str("data"),
         }
     }
 }

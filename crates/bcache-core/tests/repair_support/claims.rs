@@ -16,7 +16,7 @@ use super::sample::Sample;
 use super::{uuids, witnesses};
 
 /// A set whose clean data of the backing devices' volumes is zeroes, as the devices have it, and says nothing.
-fn silent() -> Sample {
+pub(super) fn silent() -> Sample {
     let sample = Sample::new();
     let mut zeroed = Vec::new();
     let opened = CacheDevice::open(&sample.cache).unwrap();

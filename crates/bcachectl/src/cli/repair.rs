@@ -26,6 +26,11 @@ pub struct RepairArgs {
     #[arg(long, value_name = "SLOT=BACKING", value_parser = parse_owner)]
     pub owner: Vec<(u32, String)>,
 
+    /// Where the superblock of such a backing device is gone: the sector at which its data starts, if it was
+    /// made with another than 16
+    #[arg(long, value_name = "SECTORS", value_parser = parse_sectors, requires = "owner")]
+    pub data_offset: Option<Sectors>,
+
     /// Where nothing tells whose a volume is: it is flash-only and of this size; can be given several times
     #[arg(long, value_name = "SLOT=SIZE", value_parser = parse_flash_only)]
     pub flash_only: Vec<(u32, Sectors)>,

@@ -5,14 +5,13 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::device::{BlockDevice, FileDevice, ReadDevice, file};
 use bcache_core::inspect::take_cache;
-use bcache_core::ops::make::read_superblock;
 use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Claim, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
@@ -116,18 +115,16 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
 fn claims(args: &RepairArgs, backing: &[&dyn ReadDevice]) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
     for (slot, owner) in &args.owner {
-        let named = backing.iter().find(|device| device.info().path.as_os_str() == &**owner);
-        let uuid = match (named, Uuid::parse_str(owner)) {
-            (Some(device), _) => read_superblock(*device)?
-                .with_context(|| format!("{owner} has no bcache superblock"))?
-                .uuid(),
-            (None, Ok(uuid)) => uuid,
+        let slot = *slot;
+        let named = backing.iter().position(|it| it.info().path.as_os_str() == &**owner);
+        claims.push(match (named, Uuid::parse_str(owner)) {
+            (Some(backing), _) => Claim::Device { slot, backing, data_offset: args.data_offset },
+            (None, Ok(uuid)) => Claim::Owner { slot, uuid },
             (None, Err(_)) => bail!(
                 "--owner {slot}={owner}: {owner} is no UUID and was not named as a backing device; \
                  nothing was written"
             ),
-        };
-        claims.push(Claim::Owner { slot: *slot, uuid });
+        });
     }
     claims.extend(args.flash_only.iter().map(|&(slot, size)| Claim::FlashOnly {
         slot,

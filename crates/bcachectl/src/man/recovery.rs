@@ -41,9 +41,11 @@ These work on devices that the kernel does not run, and on copies of them in fil
     (
         "THE SUPERBLOCK IS REFUSED",
         "Not a bcache superblock (bad magic) :: The magic is overwritten, as wipefs(8) does it, or this is \
-         no bcache device. Where the rest is in place, repair restores it. (check: superblock-magic)
+         no bcache device. Where the rest is in place, repair restores it. (check: superblock-magic, \
+         backing-refused)
 
     bcachectl repair /dev/nvme0n1
+    bcachectl repair /dev/sdb
 
 Not a bcache superblock (bad offset) :: The device has no superblock in this place: another device, \
          another partition, or it was overwritten. show tells what is on each device of the machine. Where \
@@ -209,6 +211,14 @@ journal io error :: The cache could not write its journal. What was written sinc
 
     bcachectl list
     bcachectl run --dry-run /dev/sdb
+
+A partition table was written to a backing device, or its start was overwritten :: Nothing says any more that \
+         it is one. Its cache knows it, and repair makes the superblock again. Do not put a file system on it. \
+         Name all backing devices of the set. (check: backing-unreadable)
+
+    bcachectl check /dev/nvme0n1 /dev/sdb
+    bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb
+    bcachectl repair --undo repair.undo --accept superblock-gone /dev/nvme0n1 /dev/sdb
 
 A backing device was run without its cache :: The kernel drops the dirty data on that cache when both are \
          registered. Save it first. (check: backing-state-stale, backing-released)

@@ -24,6 +24,19 @@ superblock-gone :: The superblock of a cache was overwritten, and the journal an
      prove its sizes. One of the set's backing devices must be named, unless all volumes are flash-only. The \
      label, the device's own UUID and the replacement policy are lost.
 
+superblock-gone (backing device) :: The superblock of a backing device was overwritten, for instance by a \
+     partition table. Named beside its cache, it is made again from the uuid table. Its data tells which volume it \
+     is: clean data in the cache is what the device has. That is certain if the cache has no dirty data of \
+     the volume, and has data of its first sectors, so that the data offset must be 16. Else it is likely: \
+     dirty data would be older than what was written to the device without the cache since, and the data \
+     offset may have been another one. Where data tells nothing, it is a guess: one volume and one device are \
+     left over, or --owner says it. So it is if something else was made on the device, or if more than a \
+     partition table was overwritten. It is refused where clean data contradicts, and where the device is too \
+     small. The state becomes dirty and the cache mode writeback if the cache has dirty data, else clean and \
+     writethrough. The block size is that of the set. What stands before the superblock becomes zeroes. If the data \
+     proves the volume, clean data of the first and last 32 KiB is written back. What else was overwritten of \
+     the volume is lost.
+
 superblock-checksum :: The checksum of a superblock is wrong, the kernel would accept all that it says, and \
      the whole set reads by it, or can be made again from what does; or the cache knows the backing device. \
      Likely.
@@ -97,7 +110,8 @@ pub(in crate::man) const AFTER: Sections = &[
 state :: planned (--dry-run), done, or nothing (nothing is changed).
 
 changes :: A list of objects with code, class (certain, likely or guess), device, place (text), offset_bytes (the \
-         first byte that changes) and accepted (whether it is made).
+         first byte that changes), accepted (whether it is made), and of a backing device whose superblock is gone, volume \
+         (its slot) and reasons (a list of text).
 
 new_metadata :: null, or an object with class, accepted, reasons (a list of objects with code, class and \
          reason), volumes, btree_nodes, prio_sets and journal_seq. Each volume has slot, uuid, flash_only, dirty_sectors \
@@ -143,7 +157,12 @@ The uuid table is lost, and you know that volume 0 is /dev/sdb and volume 1 a fl
 
 After a wipefs of the wrong device:
 
-    bcachectl repair /dev/sdb",
+    bcachectl repair /dev/sdb
+
+An installer made partitions on one of two backing devices:
+
+    bcachectl repair --dry-run /dev/nvme0n1 /dev/sdb /dev/sdc
+    bcachectl repair --undo repair.undo --accept superblock-gone /dev/nvme0n1 /dev/sdb /dev/sdc",
     ),
     SEE_ALSO,
 ];

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use bcache_cli::text::plural;
-use bcache_core::ops::repair::{Anew, Class, Code, Fix, NotAnew, Reason, RepairPlan};
+use bcache_core::ops::repair::{
+    Anew, Class, Code, Fix, KnownBy, Left, NotAnew, Reason, Recognised, RepairPlan,
+};
 use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
 
@@ -39,6 +41,9 @@ struct FixReport<'p> {
     place: String,
     offset_bytes: u64,
     accepted: bool,
+    /// The slot of the volume whose device has its superblock made again.
+    volume: Option<u32>,
+    reasons: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -137,6 +142,47 @@ impl<'p> Paths<'p> {
     }
 }
 
+/// What is known of a device whose superblock is made again, and what is not.
+fn reasons(device: &Recognised) -> Vec<String> {
+    let (slot, uuid) = (device.slot, device.uuid);
+    let by = match device.known_by {
+        KnownBy::Data => "known by its clean data",
+        KnownBy::Named => {
+            "which nothing but the command line tells. If that is wrong, data goes to the wrong device"
+        }
+        KnownBy::OnlyOne => {
+            "which nothing proves: no other volume is left. If that is wrong, data goes to the wrong device"
+        }
+    };
+    let mut reasons = vec![format!("It is the device of volume {slot} ({uuid}), {by}.")];
+    if device.is_dirty {
+        reasons.push(
+            "The cache has dirty data of it. If the device was used without the cache since, that data is \
+             older than what is on it: do not repair it then."
+                .to_owned(),
+        );
+    }
+    if !device.is_offset_known {
+        let sector = device.data_offset.0;
+        reasons.push(format!(
+            "That its data starts at sector {sector}, nothing proves. Was it made with another data offset, \
+             say it with --owner {slot}=BACKING --data-offset SECTORS."
+        ));
+    }
+    if let Some(end) = device.overwritten_to {
+        let size = format_bytes(Sectors(end).bytes());
+        reasons.push(format!("Its first {size} are overwritten, as far as the cache can tell."));
+    }
+    if let Some(holds) = &device.holds {
+        reasons.push(format!("It holds {holds} now, which may have overwritten much more."));
+    }
+    reasons.push(
+        "What else was overwritten of the volume is lost, but for what the cache has of it."
+            .to_owned(),
+    );
+    reasons
+}
+
 /// Writes the JSON object that the man page documents.
 pub fn json(
     out: &mut impl Write,
@@ -157,6 +203,8 @@ pub fn json(
                 place: fix.place.to_string(),
                 offset_bytes: fix.byte,
                 accepted: plan.is_made(fix, accepted),
+                volume: fix.recognised.as_ref().map(|it| it.slot),
+                reasons: fix.recognised.as_ref().map(reasons).unwrap_or_default(),
             })
             .collect(),
         new_metadata: plan
@@ -223,6 +271,9 @@ pub fn text(
             fix.place.to_string()
         };
         writeln!(out, "  {class}  {}  {place}, byte {}", fix.code.name(), fix.byte)?;
+        for reason in fix.recognised.iter().flat_map(reasons) {
+            writeln!(out, "    {reason}")?;
+        }
     }
     if let Some(anew) = &plan.anew {
         new_metadata(out, anew)?;
@@ -245,6 +296,9 @@ pub fn text(
         }
         for advice in advice(plan, accepted) {
             writeln!(out, "{advice}")?;
+        }
+        if plan.left.iter().any(Left::is_ambiguous) {
+            writeln!(out, "Whoever knows can say it: --owner SLOT=BACKING.")?;
         }
     }
     if let Some(error) = &plan.not_anew {

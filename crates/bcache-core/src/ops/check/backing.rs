@@ -34,6 +34,14 @@ pub enum BackingProblem {
         /// The device.
         path: PathBuf,
     },
+    /// It has none, and a repair makes one again.
+    #[error("{}: no backing device; its superblock is gone, and it may be that of volume {slot}", path.display())]
+    SuperblockGone {
+        /// The device.
+        path: PathBuf,
+        /// The volume.
+        slot: u32,
+    },
     /// It is a cache device.
     #[error("{} is the cache device of set {set_uuid}: check it by itself", path.display())]
     OtherCache {
@@ -199,6 +207,7 @@ impl BackingProblem {
         match self {
             Self::Unreadable { .. }
             | Self::NotBacking { .. }
+            | Self::SuperblockGone { .. }
             | Self::CannotCompare { .. }
             | Self::CannotFind { .. } => Code::BackingUnreadable,
             Self::Refused { .. } => Code::BackingRefused,
@@ -223,6 +232,7 @@ impl BackingProblem {
         match self {
             Self::Unreadable { path, .. }
             | Self::NotBacking { path }
+            | Self::SuperblockGone { path, .. }
             | Self::OtherCache { path, .. }
             | Self::OfOtherCache { path, .. }
             | Self::CannotFind { path, .. }
@@ -249,9 +259,10 @@ impl BackingProblem {
 
     pub(super) fn expected(&self) -> String {
         match self {
-            Self::Unreadable { .. } | Self::NotBacking { .. } | Self::Refused { .. } => {
-                "a backing device that the kernel takes".to_owned()
-            }
+            Self::Unreadable { .. }
+            | Self::NotBacking { .. }
+            | Self::SuperblockGone { .. }
+            | Self::Refused { .. } => "a backing device that the kernel takes".to_owned(),
             Self::OtherSet { expected, .. } => format!("set {expected}"),
             Self::NotInTable { .. } => "a slot in the uuid table".to_owned(),
             Self::SetGone { .. }

@@ -231,7 +231,7 @@ codes! {
         "Copy the volume off before the cache is used again.";
     BackingUnreadable = 701, "backing-unreadable", NotChecked,
         "A backing device cannot be read, or is none.",
-        "Name the right device; the list of the machine's devices has it.";
+        "Name the right device; the list of the machine's devices has it. If this is the right one and its superblock is gone, a repair with its cache makes that again.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
         "A repair restores what its checksum proves, or what its cache confirms. Else look at all of its superblock.";

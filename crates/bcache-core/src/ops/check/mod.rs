@@ -9,6 +9,7 @@
 pub mod backing;
 mod code;
 mod finding;
+mod gone;
 mod place;
 
 use std::collections::BTreeMap;
@@ -318,12 +319,20 @@ pub fn check<'d>(
     let mut at_hand =
         options.search_machine.map_or_else(BackingDevices::default, BackingDevices::with_machine);
     let mut group = Group::new(devices, &mut at_hand);
+    let mut gone = Vec::new();
     if let Some((cache, others)) = group.members.split_first() {
+        gone = gone::of_set(cache, others, options.read.walk);
         for backing in others {
+            if let Some(gone) = gone.iter().find(|it| it.path == *backing.path()) {
+                let (path, slot) = (gone.path.clone(), gone.slot);
+                collector.add(BackingProblem::SuperblockGone { path, slot });
+                continue;
+            }
             backing::check(backing, &cache.device, options.verify_clean, &mut collector);
         }
     }
-    let cache = group.members.swap_remove(0);
+    let mut cache = group.members.swap_remove(0);
+    gone::advise(&mut cache, &gone);
     let dirty = cache.device.set().map(|it| dirty_volumes(&it.set)).unwrap_or_default();
     // A cache that holds nothing of its own can be made anew.
     let refused = collector.worst == Some(Severity::KernelRefuses);

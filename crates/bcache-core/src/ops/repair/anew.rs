@@ -21,6 +21,7 @@ use crate::cache_set::{
 use crate::device::ReadDevice;
 use crate::layout::prio_set::BucketDisk;
 use crate::layout::uuid_entry::UuidEntry;
+use crate::ops::keyed::keyed;
 use crate::ops::plan::Step;
 use crate::ops::rebuild::{self, PrepareError, RebuildPlan};
 use crate::ops::repair::claims::{self, Claim};
@@ -163,7 +164,7 @@ pub(super) fn decide<'d>(
     let mut uuids = shares_uuids.then(|| set.uuids.slots.clone());
     if uuids_lost {
         let kept = regions.iter().flat_map(|region| &region.kept);
-        let keyed = volumes::keyed(&set, walk, kept);
+        let keyed = keyed(&set, walk, kept);
         let made = volumes::volumes(&set, owners, &keyed, claims, watch.progress)?;
         made.tables.iter().for_each(|bucket| set.table.mark_metadata(*bucket));
         reasons.push(Reason::UuidTable { known: made.known });

@@ -52,6 +52,7 @@ pub(super) fn entry(device: &dyn ReadDevice, progress: &mut dyn FnMut(Progress))
         code: Code::Journal,
         class: if behind.is_some() { Class::Likely } else { Class::Guess },
         backing: None,
+        recognised: None,
         place: Place::JournalEntry { bucket, seq },
         byte: offset,
         step: Step::Write {

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use crate::cache_set::CacheSet;
+use crate::cache_set::{CacheSet, expect_superblock};
+use crate::device::{DeviceError, ReadDevice};
 use crate::layout::uuid_entry::UuidEntry;
-use crate::ops::repair::owner::{Keyed, Owner};
+use crate::ops::keyed::Keyed;
+use crate::ops::repair::owner::Owner;
 use crate::ops::repair::slots::Table;
+use crate::ops::repair::superblock;
 use crate::ops::repair::witness::Witness;
 use crate::units::Sectors;
 
@@ -23,6 +26,15 @@ pub enum Claim {
         slot: u32,
         /// The UUID in the superblock of the device.
         uuid: Uuid,
+    },
+    /// It is that of a backing device that was named, whose superblock may be gone.
+    Device {
+        /// Its slot in the uuid table.
+        slot: u32,
+        /// The device, counted in the order given.
+        backing: usize,
+        /// Where its data starts, if its superblock is gone and that is not at sector 16.
+        data_offset: Option<Sectors>,
     },
     /// It is flash-only.
     FlashOnly {
@@ -56,6 +68,15 @@ pub enum ClaimError {
         slot: u32,
         /// The device.
         uuid: Uuid,
+    },
+    /// Neither the device nor the uuid table has its UUID.
+    #[error(
+        "volume {slot} cannot be made that of a device whose superblock is gone: its UUID is lost with the \
+         uuid table"
+    )]
+    NoUuid {
+        /// The slot.
+        slot: u32,
     },
     /// The volume is another device's.
     #[error("volume {slot} is that of {uuid}, which is known by {witness}")]
@@ -117,9 +138,26 @@ pub enum ClaimError {
 impl Claim {
     const fn slot(&self) -> u32 {
         match self {
-            Self::Owner { slot, .. } | Self::FlashOnly { slot, .. } => *slot,
+            Self::Owner { slot, .. } | Self::Device { slot, .. } | Self::FlashOnly { slot, .. } => {
+                *slot
+            }
         }
     }
+}
+
+/// Claims of devices that still have their superblocks, or whose superblocks tell what they were, by UUID.
+pub(super) fn with_uuids(
+    claims: Vec<Claim>,
+    backing: &[&dyn ReadDevice],
+) -> Result<Vec<Claim>, DeviceError> {
+    let resolve = |claim| {
+        let Claim::Device { slot, backing: index, .. } = claim else { return Ok(claim) };
+        let Some(device) = backing.get(index) else { return Ok(claim) };
+        let found = expect_superblock(*device)?;
+        let sb = superblock::mended(&found).map_or(found, |(_, mended)| mended);
+        Ok(if sb.magic_ok() { Claim::Owner { slot, uuid: sb.uuid() } } else { claim })
+    };
+    claims.into_iter().map(resolve).collect()
 }
 
 /// Fills slots that nothing else tells of.
@@ -160,6 +198,7 @@ pub(super) fn put(
                 }
                 owner.entry()
             }
+            Claim::Device { .. } => return Err(ClaimError::NoUuid { slot }),
             Claim::FlashOnly { size, uuid, .. } => {
                 match known {
                     Some((entry, _)) if entry.flash_only() && entry.sectors == size => continue,
@@ -189,6 +228,8 @@ pub(super) fn check(set: &CacheSet<'_>, claims: &[Claim]) -> Result<(), ClaimErr
         };
         let agrees = match claim {
             Claim::Owner { uuid, .. } => entry.uuid == *uuid,
+            // Judged when its superblock is made again.
+            Claim::Device { .. } => true,
             Claim::FlashOnly { size, .. } => entry.flash_only() && entry.sectors == *size,
         };
         if !agrees {

@@ -54,6 +54,7 @@ fn fix(
         code: Code::LastSeq,
         class: Class::Likely,
         backing: None,
+        recognised: None,
         place: Place::JournalEntry { bucket: place.bucket, seq },
         byte: offset,
         step: Step::Write { kind: WriteKind::JournalEntry { seq }, offset, data },

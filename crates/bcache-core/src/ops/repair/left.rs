@@ -6,6 +6,7 @@ use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{BucketProblem, Problem, ReadError, ReadOptions};
 use crate::device::ReadDevice;
 use crate::layout::verdict::{Refusal, Warning};
+use crate::ops::backing_gone::NotRebuilt;
 use crate::ops::check::{self, CheckOptions, Code, Finding, Severity, problem_code};
 use crate::ops::planned::PlannedDevice;
 use crate::ops::repair::Fix;
@@ -61,6 +62,14 @@ pub enum Left {
         /// Why.
         refusal: Refusal,
     },
+    /// The superblock of a backing device is gone, and cannot be made again.
+    #[error("{}: its superblock is gone; {why}", path.display())]
+    Gone {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        why: NotRebuilt,
+    },
     /// A backing device does not go with the set.
     #[error("{}", .0.found())]
     Beside(Box<Finding>),
@@ -88,6 +97,11 @@ impl Left {
         self.is_of_metadata() || matches!(self, Self::Superblock(_) | Self::NoSet(_))
     }
 
+    /// Whether a person may know which volume a device is.
+    pub const fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Gone { why: NotRebuilt::Several { .. }, .. })
+    }
+
     /// The code of the finding that the check makes of it.
     pub fn finding(&self) -> Code {
         match self {
@@ -99,6 +113,7 @@ impl Left {
             Self::NoSet(_) => Code::JournalEmpty,
             Self::CutOff { .. } => Code::SuperblockCutOff,
             Self::Backing { .. } | Self::Alone { .. } => Code::BackingRefused,
+            Self::Gone { .. } => Code::BackingUnreadable,
             Self::Beside(finding) => finding.code(),
         }
     }
@@ -111,6 +126,7 @@ impl Left {
                 ..
             } => "Name the cache of the device, too: it may tell what the superblock was.",
             Self::Backing { .. } | Self::Alone { .. } => "Look at all of its superblock.",
+            Self::Gone { why, .. } => why.advice(),
             _ => self.finding().advice(),
         }
     }

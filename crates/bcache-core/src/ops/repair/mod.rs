@@ -21,6 +21,7 @@ mod blank;
 mod claims;
 mod flags;
 mod gone;
+mod headless;
 mod last_seq;
 mod left;
 mod missed;
@@ -38,6 +39,7 @@ mod superblock;
 mod volumes;
 mod witness;
 
+pub use crate::ops::backing_gone::{KnownBy, NotRebuilt, Recognised};
 pub use claims::{Claim, ClaimError};
 pub use left::Left;
 pub use reason::{Anew, NotAnew, Reason, Share};
@@ -52,9 +54,10 @@ use crate::cache_set::{
     CacheDevice, Journal, OpenError, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::InspectError;
+use crate::inspect::{Device, InspectError};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
+use crate::ops::backing_gone;
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -71,7 +74,7 @@ const ROUNDS: usize = 16;
 pub enum Code {
     /// The magic of a superblock was wiped, and its checksum proves that nothing else was.
     SuperblockMagic,
-    /// A superblock is gone, and the rest of the set and a backing device tell what it was.
+    /// A superblock is gone, and the rest of the set tells what it was.
     SuperblockGone,
     /// One bit was flipped, which the checksum names.
     FlippedBit,
@@ -185,6 +188,15 @@ pub enum Place {
         /// Its level.
         level: u16,
     },
+    /// What stands before the superblock, of which bcache has nothing.
+    Head,
+    /// Data of a backing device.
+    Data {
+        /// First sector, from the start of the device.
+        start: u64,
+        /// How many.
+        sectors: u64,
+    },
 }
 
 impl std::fmt::Display for Place {
@@ -197,6 +209,10 @@ impl std::fmt::Display for Place {
             Self::PrioSet { index, bucket } => write!(f, "prio set {index} in bucket {bucket}"),
             Self::BtreeNode { bucket, level } => {
                 write!(f, "btree node in bucket {bucket} (level {level})")
+            }
+            Self::Head => f.write_str("sectors 0 to 7"),
+            Self::Data { start, sectors } => {
+                write!(f, "sectors {start} to {}", start.saturating_add(*sectors).saturating_sub(1))
             }
         }
     }
@@ -215,6 +231,8 @@ pub struct Fix {
     pub place: Place,
     /// The first byte that changes, from the start of the device.
     pub byte: u64,
+    /// Of a backing device whose superblock is made again: what it is, and how that is known.
+    pub recognised: Option<Recognised>,
     step: Step,
 }
 
@@ -382,6 +400,7 @@ pub fn plan_with_claims(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RepairPlan, RepairError> {
     let mut fixes = Vec::new();
+    let claims = claims::with_uuids(claims, backing)?;
     let found = expect_superblock(cache)?;
     let mut mended = match superblock::mended(&found) {
         None if !found.magic_ok() => {
@@ -481,11 +500,19 @@ pub fn plan_with_claims(
     }
     let of_cache = left.len();
     let is_known = |it: &Superblock| it.set_uuid() == sb.set_uuid() && uuids.contains(&it.uuid());
+    let mut gone = Vec::new();
     for (index, device) in backing.iter().enumerate() {
         match backing_superblock(index, *device, &is_known)? {
             Ok(fix) => fixes.extend(fix),
+            Err(_) if backing_gone::is_gone(&Device::read_superblock(*device)?) => gone.push(index),
             Err(refusal) => left.push(Left::of_backing(*device, refusal)),
         }
+    }
+    if !gone.is_empty() {
+        let (made, not_made) =
+            headless::fixes(cache, backing, &gone, &fixes, &claims, of_cache == 0, options)?;
+        fixes.extend(made);
+        left.extend(not_made);
     }
     if of_cache == 0 && !backing.is_empty() {
         left.extend(left::beside(cache, backing, &fixes, options));
@@ -591,6 +618,7 @@ fn superblock_fix(
         backing,
         place: Place::Superblock,
         byte: SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64),
+        recognised: None,
         step: Step::Write {
             kind: WriteKind::Superblock,
             offset: SB_OFFSET_BYTES,
@@ -619,7 +647,8 @@ fn mend_bits(
             bits::write_of(&device, &flip)?
         };
         let (code, class) = (Code::FlippedBit, Class::Certain);
-        fixes.push(Fix { code, class, backing: None, place: flip.place, byte: flip.byte, step });
+        let (place, byte) = (flip.place, flip.byte);
+        fixes.push(Fix { code, class, backing: None, place, byte, recognised: None, step });
     }
     Ok(())
 }

@@ -4,14 +4,11 @@ use uuid::Uuid;
 
 use crate::cache_set::CacheSet;
 use crate::device::{AlignedBuf, ReadDevice};
-use crate::layout::bkey::Bkey;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
+use crate::ops::keyed::Keyed;
 use crate::ops::repair::{Code, superblock, verdict};
 use crate::units::{SECTOR_BYTES, Sectors};
-
-/// Clean extents of a volume that are compared with a device, at most.
-const SAMPLES_MAX: usize = 128;
 
 /// Sectors of an extent that are compared.
 const SAMPLE_SECTORS: u64 = 8;
@@ -87,49 +84,5 @@ impl<'d> Owner<'d> {
             last_reg: seconds,
             ..UuidEntry::unused()
         }
-    }
-}
-
-/// What the keys say of a volume.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Keyed {
-    pub(super) dirty_sectors: u64,
-    start: u64,
-    pub(super) end: u64,
-    samples: Vec<Bkey>,
-    clean: usize,
-    stride: usize,
-}
-
-impl Keyed {
-    /// The first sector of its keys and the end of the last.
-    pub(super) const fn span(&self) -> (u64, u64) {
-        (self.start, self.end)
-    }
-
-    pub(super) fn add(&mut self, key: &Bkey, gens_known: bool) {
-        self.start = if self.end == 0 { key.start() } else { self.start.min(key.start()) };
-        self.end = self.end.max(key.offset());
-        if key.dirty() {
-            self.dirty_sectors = self.dirty_sectors.saturating_add(key.size().0);
-            return;
-        }
-        if !gens_known {
-            return;
-        }
-        // Spread over all of them, however many there are.
-        self.stride = self.stride.max(1);
-        if self.clean % self.stride == 0 {
-            if self.samples.len() >= SAMPLES_MAX {
-                let mut index = 0usize;
-                self.samples.retain(|_| {
-                    index += 1;
-                    index % 2 == 1
-                });
-                self.stride = self.stride.saturating_mul(2);
-            }
-            self.samples.push(*key);
-        }
-        self.clean += 1;
     }
 }

@@ -16,42 +16,21 @@
 //! A volume with dirty data and without an owner is not given up: then there is no new table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use crate::cache_set::{CacheSet, Found, GcMark, KeyState, Progress, UuidTable, WalkOptions};
+use crate::cache_set::{CacheSet, GcMark, Progress, UuidTable};
 use crate::device::AlignedBuf;
-use crate::layout::bkey::Bkey;
 use crate::layout::uuid_entry::{self, UuidEntry};
+use crate::ops::keyed::Keyed;
 use crate::ops::repair::claims::{self, Claim};
-use crate::ops::repair::owner::{Keyed, Owner};
+use crate::ops::repair::owner::Owner;
 use crate::ops::repair::past;
 use crate::ops::repair::reason::NotAnew;
 use crate::ops::repair::scan::scan;
 use crate::ops::repair::slots::Table;
 use crate::ops::repair::witness::Witness;
 use crate::units::{BucketIndex, UUID_ENTRY_BYTES};
-
-/// What the keys of `set` say of each volume, and those of `kept`.
-pub(super) fn keyed<'k>(
-    set: &CacheSet<'_>,
-    walk: WalkOptions,
-    kept: impl Iterator<Item = &'k Bkey>,
-) -> BTreeMap<u32, Keyed> {
-    let mut volumes: BTreeMap<u32, Keyed> = BTreeMap::new();
-    set.for_each_extent(&walk, &mut |found| {
-        if let Found::Extent { key, state: KeyState::Valid, .. } = found {
-            let known = set.prios.knows_all(key, set.geometry());
-            volumes.entry(key.inode()).or_default().add(key, known);
-        }
-        ControlFlow::Continue(())
-    });
-    for key in kept {
-        volumes.entry(key.inode()).or_default().add(key, false);
-    }
-    volumes
-}
 
 /// A table that is made again.
 pub(super) struct Volumes {
