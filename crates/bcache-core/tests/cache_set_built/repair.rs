@@ -15,7 +15,7 @@ use crate::sample::Sample;
 
 /// What a repair answers to a damage.
 fn answer(name: &str, device: &dyn BlockDevice, backing: &[&dyn BlockDevice]) -> String {
-    let named: Vec<&dyn ReadDevice> = backing.iter().map(|it| *it as &dyn ReadDevice).collect();
+    let named: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
     let errors = |device: &dyn BlockDevice| -> BTreeSet<Code> {
         let options = CheckOptions { backing: named.clone(), ..CheckOptions::default() };
         let findings = check(&device, &options, &mut |_| {}).unwrap().findings;

@@ -18,7 +18,7 @@ pub fn run(
     device: &dyn BlockDevice,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), CommitError> {
-    if !is_unchanged(set, device).map_err(CommitError::Device)? {
+    if !is_unchanged(set, &device).map_err(CommitError::Device)? {
         return Err(CommitError::Changed);
     }
     write(plan, set, source, device, progress)

@@ -94,7 +94,7 @@ pub fn run_with_undo(
             let sb =
                 expect_superblock(&mended).map_err(|error| RepairRunError::Reread(error.into()))?;
             let named: Vec<&dyn ReadDevice> =
-                backing.iter().map(|device| *device as &dyn ReadDevice).collect();
+                backing.iter().map(|device| device as &dyn ReadDevice).collect();
             let owners = owners(&named, sb.set_uuid())
                 .map_err(|error| RepairRunError::Reread(error.into()))?;
             let ready = anew::decide(&mended, &owners, &plan.claims, options, seed, &mut |_| {})
