@@ -15,7 +15,7 @@ bins = bcachectl bcache-bench
 old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz mutants bench man install deb check-deb deps kernels
+.PHONY: all demo check fuzz mutants bench man install deb check-deb check-oldest deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -102,6 +102,11 @@ deb: all
 check-deb: deb kernels
 	tests/install-deps.sh package
 	tests/package.sh
+
+# Compiles everything with the oldest compiler that it is to build with, Debian 13's. Wants root.
+check-oldest:
+	tests/install-deps.sh package
+	tests/oldest.sh
 
 # What building and testing need of the machine (Debian packages).
 deps:
