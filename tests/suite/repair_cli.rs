@@ -259,3 +259,34 @@ fn a_backing_superblock_that_is_gone_is_made_again() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Swap space that was made over a backing device takes the magic away, or comes after the superblock is gone.
+#[test]
+fn what_holds_something_else_now_is_not_certain() -> anyhow::Result<()> {
+    for (code, wiped, class) in [
+        ("superblock-magic", 4096 + 24..4096 + 40, "likely"),
+        ("superblock-gone", 4096..8192, "guess"),
+    ] {
+        let fixture = Fixture::unpack("clean-612")?;
+        let backing = &fixture.backing[0];
+        let mut swap = vec![0; 4096];
+        swap[1024] = 1;
+        swap[1028..1030].copy_from_slice(&[0xff, 0x0f]);
+        swap[4086..].copy_from_slice(b"SWAPSPACE2");
+        write_at(backing, 0, &swap)?;
+        write_at(backing, wiped.start, &vec![0; usize::try_from(wiped.end - wiped.start)?])?;
+        let damaged = std::fs::read(backing)?;
+        let name = backing.to_str().context("UTF-8")?;
+        let output = repair(&fixture.cache, &[name, "--yes", "--json"])?;
+        let planned = report(&output)?;
+        assert_eq!(output.status.code(), Some(4), "{planned}");
+        let change = &planned["changes"][0];
+        assert_eq!((change["code"].as_str(), change["class"].as_str()), (Some(code), Some(class)));
+        let reasons = change["reasons"].to_string();
+        ensure!(reasons.contains("something else now") && reasons.contains("swap"), "{planned}");
+        ensure!(std::fs::read(backing)? == damaged, "{code}: made without being accepted");
+        let output = repair(&fixture.cache, &[name, "--yes", "--accept", code])?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    Ok(())
+}

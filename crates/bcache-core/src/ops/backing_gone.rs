@@ -76,8 +76,6 @@ pub struct Recognised {
     pub is_offset_known: bool,
     /// Where the stretch ends that is known to be overwritten, if that is more than a partition table.
     pub overwritten_to: Option<u64>,
-    /// What was made on the device since.
-    pub holds: Option<String>,
 }
 
 /// A superblock that is made again.
@@ -450,7 +448,6 @@ fn made(
             data_offset,
             is_offset_known: keys.end > 0 && keys.start < DATA_START_NEXT,
             overwritten_to: compared.overwritten_to,
-            holds: holds(device),
         },
         superblock,
         data,
@@ -498,8 +495,9 @@ fn overwritten(set: &CacheSet<'_>, device: &dyn ReadDevice, slot: u32) -> Vec<(u
     data.into_iter().map(|(start, data)| (start, AlignedBuf::copy_of(&data))).collect()
 }
 
-/// What was made on a device, other than a partition table with nothing in its partitions.
-fn holds(device: &dyn ReadDevice) -> Option<String> {
+/// What was made on a device since it was a backing device, other than a partition table with nothing in its
+/// partitions.
+pub(crate) fn holds(device: &dyn ReadDevice) -> Option<String> {
     // Devices of tests have no path that could be opened.
     if device.info().kind == DeviceKind::Memory {
         return None;
@@ -508,7 +506,7 @@ fn holds(device: &dyn ReadDevice) -> Option<String> {
         return Some("what cannot be told".to_owned());
     };
     let found = found.into_iter().find(|it| {
-        it.kind != SignatureKind::PartitionTable
+        !matches!(it.kind, SignatureKind::PartitionTable | SignatureKind::Bcache)
             || it.partitions.iter().any(|partition| !partition.contents.is_empty())
     });
     found.map(|it| it.to_string())

@@ -18,7 +18,8 @@ superblock-field :: One field of a superblock was changed, up to 32 bits in a ro
      checksum names it.
 
 superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and the checksum proves that \
-     nothing else was, but for one bit perhaps.
+     nothing else was, but for one bit perhaps. Likely if a backing device holds something else now, such as swap \
+     space.
 
 superblock-gone :: The superblock of a cache was overwritten, and the journal and the prio sets behind it \
      prove its sizes. One of the set's backing devices must be named, unless all volumes are flash-only. The \
@@ -110,8 +111,8 @@ pub(in crate::man) const AFTER: Sections = &[
 state :: planned (--dry-run), done, or nothing (nothing is changed).
 
 changes :: A list of objects with code, class (certain, likely or guess), device, place (text), offset_bytes (the \
-         first byte that changes), accepted (whether it is made), and of a backing device whose superblock is gone, volume \
-         (its slot) and reasons (a list of text).
+         first byte that changes), accepted (whether it is made), volume (of a backing device whose superblock is gone, its slot; else null) \
+         and reasons (what has to be known before it is made: a list of text).
 
 new_metadata :: null, or an object with class, accepted, reasons (a list of objects with code, class and \
          reason), volumes, btree_nodes, prio_sets and journal_seq. Each volume has slot, uuid, flash_only, dirty_sectors \

@@ -142,8 +142,19 @@ impl<'p> Paths<'p> {
     }
 }
 
+/// What has to be known before a change is made.
+fn reasons(fix: &Fix) -> Vec<String> {
+    let mut reasons = fix.recognised.as_ref().map(of_device).unwrap_or_default();
+    if let Some(holds) = &fix.holds {
+        reasons.push(format!(
+            "It holds something else now, which may have overwritten much of the volume: {holds}."
+        ));
+    }
+    reasons
+}
+
 /// What is known of a device whose superblock is made again, and what is not.
-fn reasons(device: &Recognised) -> Vec<String> {
+fn of_device(device: &Recognised) -> Vec<String> {
     let (slot, uuid) = (device.slot, device.uuid);
     let by = match device.known_by {
         KnownBy::Data => "known by its clean data",
@@ -173,9 +184,6 @@ fn reasons(device: &Recognised) -> Vec<String> {
         let size = format_bytes(Sectors(end).bytes());
         reasons.push(format!("Its first {size} are overwritten, as far as the cache can tell."));
     }
-    if let Some(holds) = &device.holds {
-        reasons.push(format!("It holds {holds} now, which may have overwritten much more."));
-    }
     reasons.push(
         "What else was overwritten of the volume is lost, but for what the cache has of it."
             .to_owned(),
@@ -204,7 +212,7 @@ pub fn json(
                 offset_bytes: fix.byte,
                 accepted: plan.is_made(fix, accepted),
                 volume: fix.recognised.as_ref().map(|it| it.slot),
-                reasons: fix.recognised.as_ref().map(reasons).unwrap_or_default(),
+                reasons: reasons(fix),
             })
             .collect(),
         new_metadata: plan
@@ -271,7 +279,7 @@ pub fn text(
             fix.place.to_string()
         };
         writeln!(out, "  {class}  {}  {place}, byte {}", fix.code.name(), fix.byte)?;
-        for reason in fix.recognised.iter().flat_map(reasons) {
+        for reason in reasons(fix) {
             writeln!(out, "    {reason}")?;
         }
     }

@@ -53,6 +53,7 @@ pub(super) fn entry(device: &dyn ReadDevice, progress: &mut dyn FnMut(Progress))
         class: if behind.is_some() { Class::Likely } else { Class::Guess },
         backing: None,
         recognised: None,
+        holds: None,
         place: Place::JournalEntry { bucket, seq },
         byte: offset,
         step: Step::Write {

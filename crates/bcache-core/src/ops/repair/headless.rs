@@ -59,8 +59,10 @@ pub(super) fn fixes(
     for ((rebuilt, device), index) in rebuilt.into_iter().zip(&devices).zip(gone) {
         match rebuilt {
             Ok(rebuilt) => {
-                let class = class(&rebuilt.device).max(least.unwrap_or(Class::Certain));
-                made.extend(of_device(*index, *device, rebuilt, class)?);
+                let holds = backing_gone::holds(*device);
+                let class = class(&rebuilt.device, holds.is_some());
+                let class = class.max(least.unwrap_or(Class::Certain));
+                made.extend(of_device(*index, *device, rebuilt, class, holds)?);
             }
             Err(why) => left.push(Left::Gone { path: device.info().path.clone(), why }),
         }
@@ -70,8 +72,8 @@ pub(super) fn fixes(
 
 /// How sure it is. Data proves whose a volume is. Whether the device was used without its cache since, which
 /// would make dirty data older than what is on it, only its superblock could tell.
-fn class(device: &Recognised) -> Class {
-    if device.known_by != KnownBy::Data || device.holds.is_some() {
+fn class(device: &Recognised, holds_other: bool) -> Class {
+    if device.known_by != KnownBy::Data || holds_other {
         Class::Guess
     } else if device.is_dirty || !device.is_offset_known {
         Class::Likely
@@ -87,15 +89,20 @@ fn of_device(
     device: &dyn ReadDevice,
     rebuilt: Rebuilt,
     class: Class,
+    holds: Option<String>,
 ) -> Result<Vec<Fix>, RepairError> {
     let found = expect_superblock(device)?;
     let (code, backing) = (Code::SuperblockGone, Some(index));
     let mut fixes = vec![Fix {
         class,
         recognised: Some(rebuilt.device),
+        holds,
         ..superblock_fix(code, backing, &found, &rebuilt.superblock)
     }];
-    let fix = |place, step, byte| Fix { code, class, backing, place, byte, recognised: None, step };
+    let fix = |place, step, byte| {
+        let (recognised, holds) = (None, None);
+        Fix { code, class, backing, place, byte, recognised, holds, step }
+    };
     if rebuilt.has_head {
         let step = Step::Zero { kind: WriteKind::Wipe, offset: 0, len: SB_OFFSET_BYTES };
         fixes.push(fix(Place::Head, step, 0));

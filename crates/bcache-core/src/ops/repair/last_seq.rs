@@ -55,6 +55,7 @@ fn fix(
         class: Class::Likely,
         backing: None,
         recognised: None,
+        holds: None,
         place: Place::JournalEntry { bucket: place.bucket, seq },
         byte: offset,
         step: Step::Write { kind: WriteKind::JournalEntry { seq }, offset, data },

@@ -233,6 +233,8 @@ pub struct Fix {
     pub byte: u64,
     /// Of a backing device whose superblock is made again: what it is, and how that is known.
     pub recognised: Option<Recognised>,
+    /// Of a backing device: what was made on it since its superblock was overwritten.
+    pub holds: Option<String>,
     step: Step,
 }
 
@@ -566,7 +568,13 @@ fn backing_superblock(
         let is_vouched = code != Code::SuperblockChecksum || is_known(&mended);
         let is_backing = mended.kind() == Some(Kind::Backing);
         if is_vouched && is_backing && verdict(device, &mended).accepts() {
-            return Ok(Ok(Some(superblock_fix(code, Some(index), &found, &mended))));
+            let mut fix = superblock_fix(code, Some(index), &found, &mended);
+            // Where something else was made after the magic was wiped, the volume is hardly what it was.
+            fix.holds = backing_gone::holds(device).filter(|_| code == Code::SuperblockMagic);
+            if fix.holds.is_some() {
+                fix.class = fix.class.max(Class::Likely);
+            }
+            return Ok(Ok(Some(fix)));
         }
     }
     Ok(verdict(device, &found).refusal.map_or(Ok(None), Err))
@@ -619,6 +627,7 @@ fn superblock_fix(
         place: Place::Superblock,
         byte: SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64),
         recognised: None,
+        holds: None,
         step: Step::Write {
             kind: WriteKind::Superblock,
             offset: SB_OFFSET_BYTES,
@@ -648,7 +657,16 @@ fn mend_bits(
         };
         let (code, class) = (Code::FlippedBit, Class::Certain);
         let (place, byte) = (flip.place, flip.byte);
-        fixes.push(Fix { code, class, backing: None, place, byte, recognised: None, step });
+        fixes.push(Fix {
+            code,
+            class,
+            backing: None,
+            place,
+            byte,
+            recognised: None,
+            holds: None,
+            step,
+        });
     }
     Ok(())
 }
