@@ -31,6 +31,8 @@ for what; do
 done
 
 mkdir -p "$cache/mutants"
+# A change is compiled for each run of the tests: that is what takes the time.
+export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 DIFF_EVENTS="${DIFF_EVENTS:-100000}"
 status=0
 # Tests that boot kernels or need root are in other packages: these are those that
 # a change in core has to fail. What a change makes hang ends after two minutes.
