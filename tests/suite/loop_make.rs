@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         trial("loop_read_only", LOOP, read_only),
         trial("loop_disk_and_its_partition", LOOP, disk_and_its_partition),
         trial("loop_partitions_are_forgotten", LOOP, partitions_are_forgotten),
+        trial("loop_partitions_are_forgotten_by_repair", LOOP, partitions_forgotten_by_repair),
         trial("loop_overview", LOOP, overview),
         trial("loop_reused_set_uuid", LOOP, reused_set_uuid),
         trial("images_of_a_failed_run", &[Need::Root], images_of_a_failed_run),
@@ -387,6 +388,24 @@ fn partitions_are_forgotten() -> anyhow::Result<()> {
     ensure!(disk.is_listed()?, "the kernel has forgotten it");
     let warning = format!("still lists the partitions that were on {}", disk.device.display());
     ensure!(said.contains(&warning), "{said}");
+    Ok(())
+}
+
+/// A partition table that was written over a backing device: once the superblock is made again, the kernel
+/// offers none of its partitions.
+fn partitions_forgotten_by_repair() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let backing = fixture.backing.first().context("a backing device")?;
+    write_at(backing, 0, &[0; 8192])?;
+    let disk = Partitioned::new(backing, &["--partscan"])?;
+    ensure!(disk.is_listed()?, "the kernel does not know the partition");
+    let mut repair = bcachectl()?;
+    repair.args(["repair", "--yes", "--accept", "superblock-gone"]);
+    let output = repair.arg(&fixture.cache).arg(&disk.device).output()?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    ensure!(!disk.is_listed()?, "the kernel still offers the partition");
+    let shown = show(&disk.device)?;
+    ensure!(shown["kind"] == "backing", "{shown}");
     Ok(())
 }
 

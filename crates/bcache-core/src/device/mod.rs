@@ -34,7 +34,7 @@ pub use buffer::AlignedBuf;
 pub(crate) use buffer::overlap;
 pub(crate) use content::first_nonzero;
 pub use content::{Content, ContentError, volume_content};
-pub(crate) use file::forget_partitions;
+pub use file::forget_partitions;
 pub use file::{FileDevice, FileReader, create_image, open_read, open_unused, open_write};
 pub(crate) use root::Entry;
 pub use root::Tree;

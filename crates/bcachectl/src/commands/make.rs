@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use bcache_cli::out::Out;
 use bcache_cli::{confirm, is_broken_pipe, table};
-use bcache_core::device::DeviceKind;
+use bcache_core::device::{DeviceError, DeviceKind};
 use bcache_core::layout::superblock::{Kind, Superblock};
 use bcache_core::ops::make::{
     self, DevicePlan, GatherError, Leftover, LoseDirtyData, Options, Outcome, gather,
@@ -194,11 +194,7 @@ fn bar(path: &Path, total: u64) -> ProgressBar {
 
 fn leftover_text(leftover: &Leftover) -> String {
     match leftover {
-        Leftover::Partitions { path, error } => format!(
-            "{}; have it forget them with partx --delete {}",
-            in_full(error),
-            path.display()
-        ),
+        Leftover::Partitions { path, error } => partitions_left(path, error),
         Leftover::Signatures { path, found } => {
             let found: Vec<String> = found.iter().map(ToString::to_string).collect();
             format!("{} still carries {} besides bcache", path.display(), found.join(", "))
@@ -207,6 +203,12 @@ fn leftover_text(leftover: &Leftover) -> String {
             format!("{} cannot be probed again: {}", path.display(), in_full(error))
         }
     }
+}
+
+/// That the kernel still offers partitions of a disk whose table is gone, and what to do.
+pub(super) fn partitions_left(disk: &Path, error: &DeviceError) -> String {
+    let disk = disk.display();
+    format!("{}; have it forget them with partx --delete {disk}", in_full(error))
 }
 
 /// The error of a run that failed: why, and what became of each device.

@@ -1,7 +1,7 @@
 //! `bcachectl repair`: claim, read, plan, show, confirm, write, read again.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +10,9 @@ use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
 use bcache_core::cache_set::ReadOptions;
-use bcache_core::device::{BlockDevice, FileDevice, ReadDevice, file};
+use bcache_core::device::{
+    BlockDevice, DeviceKind, FileDevice, ReadDevice, file, forget_partitions,
+};
 use bcache_core::inspect::take_cache;
 use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Claim, Code, RepairPlan, RepairRunError};
@@ -18,6 +20,7 @@ use bcache_core::ops::verify::VerifyError;
 use uuid::Uuid;
 
 use crate::cli::RepairArgs;
+use crate::commands::make::partitions_left;
 use crate::commands::undo;
 use crate::commands::writeback::{claim, in_use};
 use crate::exit::{ExitError, Failure, NOT_KEPT};
@@ -108,7 +111,33 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     undo::tell(log);
     done.map_err(failed)?;
     show(args, &named.paths(), &plan, &accepted, render::Outcome::Done)?;
+    forget_tables(named, &plan, &accepted)?;
     Ok(status(&plan, &accepted))
+}
+
+/// Has the kernel forget the partitions of tables that stood where superblocks are now. What is written to
+/// one of them lands in the volume.
+fn forget_tables(
+    named: Named<FileDevice>,
+    plan: &RepairPlan,
+    accepted: &BTreeSet<Code>,
+) -> io::Result<()> {
+    let of_backing = plan
+        .accepted(accepted)
+        .filter(|fix| fix.code == Code::SuperblockGone)
+        .filter_map(|fix| Some(named.backing.get(fix.backing?)?.info()));
+    let disks: Vec<PathBuf> = of_backing
+        .filter(|info| info.kind == DeviceKind::Block)
+        .map(|info| info.path.clone())
+        .collect();
+    // The kernel reads no table of a disk that is claimed.
+    drop(named);
+    for disk in disks {
+        if let Err(error) = forget_partitions(&disk) {
+            writeln!(io::stderr(), "bcachectl: warning: {}", partitions_left(&disk, &error))?;
+        }
+    }
+    Ok(())
 }
 
 /// What the options say of the volumes.

@@ -34,7 +34,7 @@ superblock-gone (backing device) :: The superblock of a backing device was overw
      left over, or --owner says it. So it is if something else was made on the device, or if more than a \
      partition table was overwritten. It is refused where clean data contradicts, and where the device is too \
      small. The state becomes dirty and the cache mode writeback if the cache has dirty data, else clean and \
-     writethrough. The block size is that of the set. What stands before the superblock becomes zeroes. If the data \
+     writethrough. The block size is that of the set. What stands before the superblock becomes zeroes, and the kernel forgets the partitions of a table there. If the data \
      proves the volume, clean data of the first and last 32 KiB is written back. What else was overwritten of \
      the volume is lost.
 

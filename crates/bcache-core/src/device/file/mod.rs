@@ -29,7 +29,7 @@ use nix::unistd::{AccessFlags, access};
 
 pub(super) use claim::drop_page_cache;
 use handle::{Access, Direct, Handle};
-pub(crate) use partitions::forget_partitions;
+pub use partitions::forget_partitions;
 
 use super::packed::{PackedError, PackedReader, is_packed};
 use super::{BlockDevice, DeviceError, DeviceInfo, DeviceKind, Operation, ReadDevice, holders};

@@ -18,7 +18,7 @@ const REREAD_PAUSE: Duration = Duration::from_millis(50);
 /// The claim on the disk must have been dropped.
 ///
 /// `false` where the kernel lists no partitions of it, so that there is nothing to forget.
-pub(crate) fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
+pub fn forget_partitions(path: impl AsRef<Path>) -> Result<bool, DeviceError> {
     let path = path.as_ref();
     let has_partitions = || {
         BlockDir::of_path(&Root::system(), path).is_some_and(|disk| !disk.partitions().is_empty())
