@@ -5,102 +5,104 @@ use super::text::{SEE_ALSO, Sections};
 pub(in crate::man) const BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl repair mends a damaged cache set, and says what it cannot mend. Where it can tell what was \
-     there, it restores the bytes. Where it cannot, it makes new metadata from all that can be read. What \
-     bcachectl export could read for certain is never lost.
+     there, it restores the bytes. Where it cannot, it makes new metadata from all that can be read. It never \
+     loses what bcachectl export could read for certain.
 
-Each change has a code and a class: certain, likely or guess. Those that are certain are made after \
-     confirmation. The others are made only where --accept names their code.
+Name the devices in any order. Without a cache, repair restores only what the checksum of a superblock \
+     proves.
+
+Each change has a code and a class: certain, likely or guess. Certain changes are made after confirmation. \
+     The others are made only if --accept names their code.
 
 flipped-bit :: One bit was flipped in a journal entry, a prio set, a btree node or a superblock. The \
-     checksum names it.
+     checksum names it. Certain.
 
 superblock-field :: One field of a superblock was changed, up to 32 bits in a row, and nothing else. The \
-     checksum names it.
+     checksum names it. Certain.
 
-superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does, and the checksum proves that \
-     nothing else was, but for one bit perhaps. Likely if a backing device holds something else now, such as swap \
-     space.
+superblock-magic :: The magic of a superblock was wiped, as wipefs(8) does. The checksum proves that \
+     nothing else was changed, except perhaps one bit. Certain, but only likely if a backing device holds \
+     something else now, such as swap space.
 
-superblock-gone :: The superblock of a cache was overwritten, and the journal and the prio sets behind it \
-     prove its sizes. One of the set's backing devices must be named, unless all volumes are flash-only. The \
-     label, the device's own UUID and the replacement policy are lost.
+superblock-gone :: The superblock of a cache was overwritten. The journal and the prio sets behind it prove \
+     its sizes. Name one of the set's backing devices, unless all volumes are flash-only. The label, the \
+     device's own UUID and the replacement policy are lost. Certain.
 
 superblock-gone (backing device) :: The superblock of a backing device was overwritten, for instance by a \
-     partition table. Named beside its cache, it is made again from the uuid table. Its data tells which volume it \
-     is: clean data in the cache is what the device has. That is certain if the cache has no dirty data of \
-     the volume, and has data of its first sectors, so that the data offset must be 16. Else it is likely: \
-     dirty data would be older than what was written to the device without the cache since, and the data \
-     offset may have been another one. Where data tells nothing, it is a guess: one volume and one device are \
-     left over, or --owner says it. So it is if something else was made on the device, or if more than a \
-     partition table was overwritten. It is refused where clean data contradicts, and where the device is too \
-     small. The state becomes dirty and the cache mode writeback if the cache has dirty data, else clean and \
-     writethrough. The block size is that of the set. What stands before the superblock becomes zeroes, and the kernel forgets the partitions of a table there. If the data \
-     proves the volume, clean data of the first and last 32 KiB is written back. What else was overwritten of \
-     the volume is lost.
+     partition table. Name the device beside its cache: the uuid table has what the superblock said. Repair \
+     finds the volume by comparing the cache's clean data with the device. Certain if the data proves the \
+     volume, the cache has no dirty data of it, and its first sectors are cached, so that the data offset \
+     must be 16. Likely if the cache has dirty data, which may be older than what was written to the device \
+     without the cache since, or if the data offset may have been another one. A guess if no data tells and \
+     one volume and one device are left over, or --owner names the device; also if something else was made \
+     on the device, or more than a partition table was overwritten. Refused if clean data contradicts, or if \
+     the device is too small.
 
-superblock-checksum :: The checksum of a superblock is wrong, the kernel would accept all that it says, and \
-     the whole set reads by it, or can be made again from what does; or the cache knows the backing device. \
-     Likely.
+A new superblock of a backing device says dirty and writeback if the cache has dirty data, else clean and \
+     writethrough. Its block size is that of the set. What stands before it becomes zeroes, and the kernel \
+     forgets the partitions of a table there. If the data proves the volume, clean data of the first and last \
+     32 KiB is written back to the device. Whatever else was overwritten of the volume is lost.
 
-superblock-sync :: The superblock says that the cache is new, and a cache set is on it. The kernel would \
-     start the set afresh. A guess: a kernel whose attribute synchronous is 0 writes no journal, and what it \
+superblock-checksum :: The checksum of a superblock is wrong, and the kernel would accept all else in it. \
+     Likely, if the whole set reads by it or can be made again from what does, or if the cache knows the \
+     backing device. Otherwise it is not changed.
+
+superblock-sync :: The superblock says that the cache is new, but it holds a cache set, which the kernel \
+     would start afresh. A guess: with the attribute synchronous at 0 a kernel writes no journal, and what it \
      did then is lost.
 
-superblock-policy :: The replacement policy is one that the kernel does not know, and over which its \
-     allocator would spin for ever. It becomes lru. Certain: only the choice of what is dropped depends on it.
+superblock-policy :: The kernel does not know the replacement policy, and its allocator would spin for ever. \
+     The policy becomes lru. Certain: only the choice of what is dropped depends on it.
 
-last-seq :: A journal entry says that replay begins after it. Replay begins where that of the entry before \
-     does. Likely.
+last-seq :: A journal entry says that replay begins after itself. Replay begins where the entry before says. \
+     Likely.
 
 journal :: Damage in the journal hides newer entries from the kernel, which would go back to an older state \
-     without a word. Certain where replay lacks no entry. Where it does, newer keys for some sectors may be \
-     lost: likely. So may they be where a key of an entry cannot be right. Of a journal without any entry, root, uuid table and prio chain are searched for. What was \
-     written last may have been there alone: a guess.
+     without a word. Certain if replay lacks no entry. Likely if it does, or if an entry has a key that cannot \
+     be right: newer keys for some sectors may be lost. A guess if the journal has no entry at all: repair \
+     searches the device for the root, the uuid table and the prio chain, and what was written last may be \
+     lost.
 
 prio-sets :: Prio sets are lost. The gens of buckets come from the pointers to them. Likely.
 
-uuid-table :: The uuid table is lost, or slots of it are. A volume is known by what is left of its slot; by \
-     its clean data, where that is the data of one backing device and of no other; or by an older table that still \
-     stands in some bucket. That is certain where the journal names that table, or where something else \
-     confirms it, and likely otherwise. It is a guess where one volume and one device are left. Name all \
-     backing devices of the set. A flash-only volume is known by an older table alone. Where nothing tells \
-     whose a volume with dirty data is, the table is not made, unless --owner or --flash-only says it, which is a \
-     guess. It is refused where the volume or the device is known to be another's, where the volume has data in \
-     places that the device does not have, or where its clean data is not the device's.
+uuid-table :: The uuid table is lost, or slots of it are. Name all backing devices of the set. A volume is \
+     known by what is left of its slot; by its clean data, if one backing device has the same and no other; \
+     or by an older table that still stands in some bucket, which is all that tells of a flash-only volume. \
+     Certain if the journal names that table or something else confirms it, else likely. A guess if one \
+     volume and one device are left over. If nothing tells whose a volume with dirty data is, no table is \
+     made until --owner or --flash-only says it, which is a guess. Refused if the volume or the device is \
+     known to be another's, if the device is too small for the volume, or if its clean data is not the \
+     device's.
 
-btree-node :: A btree node is damaged or cannot be read; or its keys contradict themselves or other nodes, \
-     though its checksums are right. The journal keeps what was inserted until it is \
-     overwritten. Certain where it has all that the node lacks. Likely where it has every entry since the \
-     cache was made, for the kernel does not write moves of its garbage collection there. Else a guess: \
-     dirty data may be lost in the sectors that are told. For a lost root, and for other nodes above the \
-     leaves, the whole device is searched for the leaves. That is likely where they fit together, else a \
-     guess. For a lost leaf, outdated copies of it are searched for, too.
+btree-node :: A btree node is damaged or cannot be read; or its checksums are right, but its keys contradict \
+     each other or other nodes. The journal has what was inserted lately. Certain if the journal has all that \
+     the node lacks. Likely if it has every entry since the cache was made: the kernel's garbage collection \
+     moves data without writing it there. Else a guess, with the sectors in which dirty data may be lost. If \
+     the root or another node above the leaves is lost, repair searches the whole device for the leaves: \
+     likely if they fit together, else a guess. For a lost leaf it also searches for outdated copies.
 
-keys :: Keys point to buckets that were reused, or that hold metadata. They are left out, and the kernel \
-     does not show their data, either. Certain where they are clean, else a guess: their dirty data is lost. \
-     Data of a flash-only volume that counts as clean becomes dirty, which is certain.
+keys :: Keys point to buckets that were reused, or that hold metadata. They are dropped; the kernel does not \
+     show their data, either. Certain if they are clean. Else a guess: their dirty data is lost. Data of a \
+     flash-only volume that counts as clean becomes dirty, which is certain.
 
-Devices are named in any order. Without a cache, what the checksum of a superblock proves is restored, \
-     and no more.
+The last five are one change: a new btree, a new prio chain, a new uuid table if it was lost, and a \
+     journal entry, beside the old ones. Dirty data that can be read is kept, even if newer data for the same \
+     sectors may be lost. Clean data in doubt is no longer cached: the backing device has it.
 
-The last five are one change: a new btree, a new prio chain, a new uuid table where it was lost, and a \
-     journal entry, beside the old ones. Dirty data that can be read is kept, also where newer data for the \
-     same sectors may be lost. Clean data in doubt is no longer cached: the backing device has it.
+The repair of a superblock becomes likely if other damage is left: once the superblock is whole, udev may have \
+     the kernel register the set.
 
-A repair of a superblock becomes likely where other damage is left: with its superblock restored, the \
-     kernel may register the set, for udev does so by itself.
+A journal entry is mended only if no other entry has its number. Otherwise the kernel went on without it, and \
+     what it says no longer holds.
 
-A journal entry is mended only where no other entry has its number. Else the kernel has gone on without \
-     it, and what it says is of a state that is gone.
-
-For what is not mended, repair says what else can be done. A device that cannot be read at some place of \
-     the journal is copied first, and the copy is repaired. A device that is shorter than its superblock says \
-     has to be made whole. What is readable of the volumes can be saved with bcachectl-export(8).
+For what repair does not mend, it says what else you can do. If the device has read errors in the \
+     journal, copy the device and repair the copy. If the device is shorter than its superblock says, restore \
+     its size first. bcachectl-export(8) saves what is readable of the volumes.
 
 Every single change is one write of a logical block, and stands by itself. New metadata goes to buckets \
-     that nothing points to, and becomes current with one journal entry. Superblocks come last. A power cut \
-     leaves some of the changes made, and the command run again makes the others. Afterwards the set is read \
-     again. A device in use is refused. For a copy of the metadata as it was, see bcachectl-image(8).",
+     that nothing points to, and becomes current with one journal entry. Superblocks come last. After a power \
+     cut some of the changes are made; run the command again to make the others. Afterwards repair reads the \
+     set again. It refuses a device in use. To keep a copy of the metadata as it was, see bcachectl-image(8).",
 )];
 
 pub(in crate::man) const AFTER: Sections = &[
