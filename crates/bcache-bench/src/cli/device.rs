@@ -61,12 +61,12 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "PERCENT", default_value = "0", help_heading = "Workload")]
     read_share: ReadShare,
 
-    /// What the sequence of operations follows from
+    /// Seed of the sequence of operations
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Workload")]
     seed: u64,
 
-    /// Operations a second of all writers together; latencies count from when each is due
-    /// [default: each when the one before has ended]
+    /// Operations a second of all writers together; latencies count from when each is due [default:
+    /// each starts when the previous one has ended]
     #[arg(long, value_name = "N", help_heading = "Workload")]
     rate: Option<NonZeroU64>,
 
@@ -80,7 +80,7 @@ pub struct DeviceArgs {
     )]
     duration: Option<Duration>,
 
-    /// How many bytes the operations are to have, written or read, hit or miss
+    /// End when the operations add up to this many bytes, written or read, hit or miss
     #[arg(long, value_name = "SIZE", value_parser = parse_amount, help_heading = "Workload")]
     amount: Option<NonZeroU64>,
 
@@ -114,7 +114,7 @@ pub struct DeviceArgs {
     #[arg(long, help_heading = "Cache")]
     keep: bool,
 
-    /// Leave out the same writes without an allocator
+    /// Do not also run the same writes without an allocator
     #[arg(long, help_heading = "Report")]
     no_baseline: bool,
 

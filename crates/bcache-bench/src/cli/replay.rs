@@ -34,7 +34,7 @@ pub struct ReplayArgs {
           help_heading = "Trace")]
     pub sample: f64,
 
-    /// As if each request had come when the one before was done, not at its time
+    /// Ignore the times: each request comes when the previous one is done
     #[arg(long, help_heading = "Trace")]
     pub ignore_times: bool,
 
@@ -42,7 +42,7 @@ pub struct ReplayArgs {
     #[arg(long, help_heading = "Trace")]
     pub one_task: bool,
 
-    /// Where the trace does not tell, nobody waits for writes [default: all are as those of direct I/O]
+    /// If the trace does not tell, nobody waits for writes [default: all count as direct I/O]
     #[arg(long, help_heading = "Trace")]
     pub async_writes: bool,
 
@@ -85,7 +85,7 @@ pub struct ReplayArgs {
           value_parser = clap::value_parser!(u64).range(1..=1000), help_heading = "Caches")]
     pub seeds: u64,
 
-    /// What the SSD's maker lets be written to it in all, as in 600T: shows years
+    /// Endurance of the SSD, the total bytes written that its maker allows, as in 600T: shows years
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Output")]
     pub tbw: Option<u64>,
 
@@ -109,7 +109,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
     pub svg: Option<PathBuf>,
 
-    /// Make the requests on a device, too: everything on it is lost
+    /// Also make the requests on a device: everything on it is lost
     #[arg(long, value_name = "DEV", help_heading = "Device")]
     pub device: Option<PathBuf>,
 

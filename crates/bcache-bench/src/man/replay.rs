@@ -5,20 +5,20 @@ use super::text::{SEE_ALSO, Sections};
 pub(super) const REPLAY_BEFORE: Sections = &[
     (
         "DESCRIPTION",
-        "bcache-bench replay makes the requests of a block trace to caches that it models in memory, many \
-     at a time, and says which of them would have served the trace best: how large, with which bucket size, \
+        "bcache-bench replay runs the requests of a block trace through many cache models in memory, \
+     and says which cache would have served the trace best: how large, with which bucket size, \
      policy and sequential cutoff. It needs neither root nor a device.
 
-The allocator is the one of bcache-core, which does what the kernel's does; around it is modelled which \
-     requests bypass the cache and why, what a read that misses puts into it, what a write does in each mode, \
-     and garbage collection. The answer comes first, in words: the smallest cache that is within a point of \
-     the best. Then a table of all that were tried, and what to know about it.",
+The allocator is that of bcache-core, which behaves like the kernel's. The model around it covers \
+     which requests bypass the cache and why, what a read miss puts into it, what a write does in \
+     each mode, and garbage collection. The answer comes first, in words: the smallest cache that is \
+     within a point of the best. A table of all caches that were tried follows, with notes on it.",
     ),
     (
         "TRACES",
-        "The format is told by the content; zstd and gzip are looked through. Ctrl-C while a trace is \
-     piped in ends the trace, and what came until then is replayed. \
-     What is no request is counted by kind.
+        "The format is detected from the content; zstd and gzip are decompressed. Ctrl-C while a \
+     trace is piped in ends the trace, and replay uses what came until then. Records that are not \
+     requests are counted by kind.
 
 blktrace :: The binary files of blktrace(8), one a CPU, given by name or as NAME for NAME.blktrace.0 and \
          on, or one stream: blktrace -d /dev/sdb -o - | bcache-bench replay -. They are merged by time.
@@ -36,13 +36,14 @@ vscsi, oraclegeneral, arc, disksim :: Formats that other simulators use.",
     ),
     (
         "TABLE",
-        "hits :: Reads of which every sector was cached, of all reads. by bytes: sectors that came from the \
-         cache, of all sectors read. kernel's: the cache_hit_ratio of sysfs, which leaves out what bypasses.
+        "hits :: Share of reads of which every sector was cached. by bytes: share of the sectors \
+         read that came from the cache. kernel's: the cache_hit_ratio of sysfs, which leaves out \
+         what bypasses.
 
-LRU blocks :: Blocks read that exact LRU of 4 KiB blocks would have, in a cache of the same size without \
-         buckets, bypass or metadata. The distance to it is their price.
+LRU blocks :: Hit ratio of exact LRU on 4 KiB blocks, in a cache of the same size without buckets, \
+         bypass or metadata. The difference is what those cost.
 
-bypassed :: Of all bytes, those that went past the cache.
+bypassed :: Share of all bytes that bypassed the cache.
 
 to SSD :: Bytes written to the SSD: data and prio sets. Journal and btree are not counted.
 
@@ -61,11 +62,13 @@ pub(super) const REPLAY_AFTER: Sections = &[
      end; with policy lru a kernel's hit ratio differs from the model's by about a point for it. Background \
      writeback is an estimate from the trace's times.
 
-A chain of prio sets is taken to need 2.5 ms, and what finds no bucket ready meanwhile goes past the cache. A \
-     cache of few buckets has few ready: where the SSD or the machine is slower, it keeps less than is said here.
+A chain of prio sets is assumed to take 2.5 ms; requests that find no bucket ready meanwhile bypass \
+     the cache. A cache of few buckets has few ready: on a slower SSD or machine it caches less than \
+     is said here.
 
-A trace that names no processes is taken for the requests of one task. Sequential I/O counts by task, so \
-     that one stream sends other requests past the cache for a while: a cutoff of 0 shows how much that is.",
+The requests of a trace without processes count as those of one task. Sequential I/O is detected per \
+     task, so one stream makes other requests bypass the cache for a while: a cutoff of 0 shows how \
+     much that is.",
     ),
     (
         "DEVICE",
@@ -119,10 +122,10 @@ pub(super) const SIZE_AFTER: Sections = &[
 
 pub(super) const RECORD_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcache-bench record writes down which requests are made on a device, through the kernel's block trace, \
-     so that bcache-bench-replay(8) can replay them. It wants root and debugfs, and reads nothing of the \
-     data. The file is what blktrace writes, with the CPUs' records one after the other, compressed with zstd. \
-     Record the device that would become the backing device, in its busy hours.
+    "bcache-bench record records the requests made on a device, through the kernel's block trace, so \
+     that bcache-bench-replay(8) can replay them. It needs root and debugfs, and does not read the \
+     data. The file is what blktrace writes, with the CPUs' records one after the other, compressed \
+     with zstd. Record the device that would become the backing device, in its busy hours.
 
 Where debugfs is locked down, biosnoop -Q of bcc and perf record -e block:block_bio_queue record what replay \
      reads as well.",

@@ -11,11 +11,11 @@ pub(super) const SEE_ALSO: (&str, &str) = (
 pub(super) const MAIN_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcache-bench drives the allocator of bcache, the block cache of the Linux kernel, and measures \
-     how long it takes: not on the average only, but up to the slowest one in ten thousand.
+     its latency: not only the average, but up to the slowest one in ten thousand.
 
-replay takes a trace of block requests and says which cache would serve it best; size says what a cache \
-     costs before it is made. device makes a cache set on a device and runs writers on it. compare and plot \
-     work on the reports that device writes as JSON, which hold whole histograms.",
+replay reads a trace of block requests and says which cache would serve it best. size says what a \
+     cache costs before it is made. device makes a cache set on a device and runs writers on it. \
+     compare and plot read the JSON reports that device writes, which hold whole histograms.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
@@ -23,9 +23,9 @@ pub(super) const MAIN_AFTER: Sections = &[
         "LATENCIES",
         "Times are kept in histograms from 1 ns to 1 hour with three significant digits.
 
-At a fixed rate an operation's latency counts from when it was due, whether or not the ones before it \
-     were done by then. None is skipped: a stall of a second shows in every operation that was due in \
-     that second. Without a rate the next operation begins when the one before it has ended, and its \
+At a fixed rate an operation's latency counts from when it was due, even if earlier ones were not \
+     done by then. None is skipped: a stall of a second shows in every operation that was due in \
+     that second. Without a rate the next operation begins when the previous one has ended, and its \
      latency counts from there; a stall then shows once.
 
 Before an operation is due a writer sleeps, and spins for the last 100 microseconds, because sleeping \
@@ -45,8 +45,8 @@ Before an operation is due a writer sleeps, and spins for the last 100 microseco
 0.000123456 invalidate cache=0 bucket=77 sectors=1016 :: A bucket with so many sectors of data is to be used \
          again.
 
-The kernel's tracepoints bcache_alloc, bcache_alloc_fail and bcache_invalidate tell the same. Writing the \
-     lines takes time, which the latencies of such a run contain.",
+The kernel's tracepoints bcache_alloc, bcache_alloc_fail and bcache_invalidate report the same. \
+     Writing the lines takes time, which is part of the latencies of such a run.",
     ),
     (
         "REPORTS",
@@ -66,10 +66,10 @@ runs :: What was run: each with name, elapsed_ns (0 where only parts were timed)
          write_amplification; null where nothing of the kind was done), pace (late, late_ns_max, \
          spun_ns), counters, slices, and measures.
 
-slices :: Operations a second in slices of time, one after the other: 20 to 40 of equal length in a run \
-         of a second or more. fixed addresses that ran in two halves have those of both, up to 80, and \
-         those of one half need not be as long as those of the other. compare tells noise from them. \
-         Older reports have none.
+slices :: Operations a second in slices of time, one after the other: 20 to 40 of equal length in a \
+         run of a second or more. A run of fixed addresses in two halves has the slices of both, up \
+         to 80, and their lengths can differ between the halves. compare estimates noise from the \
+         slices. Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
@@ -84,8 +84,8 @@ warnings :: What makes figures dubious: each with a code and the numbers that be
 
 too_few_samples :: Fewer than ten samples lie beyond a percentile: p99.99 takes 100,000 samples.
 
-short_run, limit_reached :: A run was over before its rate could be told from noise, or before it had \
-         made the passes that were asked for.
+short_run, limit_reached :: A run ended before its rate could be told from noise, or before it had \
+         made the passes that were requested.
 
 clocksource, clock_resolution :: The clock is not the CPU's counter, or coarse compared with what was \
          measured.
@@ -101,13 +101,12 @@ no_discard :: --discard was given, and the device takes no discards.
 
 steal, other_programs, involuntary_switches :: The machine did something else as well.
 
-more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or the rate was more \
-         than could be done.",
+more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or the rate was too high.",
     ),
     (
         "ENVIRONMENT",
-        "NO_COLOR :: If set to any text but an empty one, output has no colours. It has none where it \
-         does not go to a terminal, either.",
+        "NO_COLOR :: If set and not empty, output is not coloured. Output that does not go to a \
+         terminal is never coloured.",
     ),
     (
         "EXIT STATUS",
@@ -141,46 +140,47 @@ Keep the reports of two runs and compare them:
 pub(super) const DEVICE_BEFORE: Sections = &[
     (
         "DESCRIPTION",
-        "bcache-bench device makes a cache set on a device, starts the allocator thread, and runs writers. \
-     Each allocates sectors for its streams, writes to where it was given, and notes in an index in memory \
-     where its data is. What is overwritten makes room at the next garbage collection, which runs as \
-     often as the kernel's: after a sixteenth of the cache was written, and when the allocator asks for \
-     it. Reads that hit make their buckets young again; reads that miss put the data into the cache, as \
-     if it had come from a backing device. Priorities and gens are written, named in the journal and \
+        "bcache-bench device makes a cache set on a device, starts the allocator thread, and runs \
+     writers. Each allocates sectors for its streams, writes to them, and keeps an index of its data \
+     in memory. The next garbage collection frees what was overwritten. It runs as often as the \
+     kernel's: after a sixteenth of the cache was written, and when the allocator asks for it. Reads \
+     that hit make their buckets young again; reads that miss put the data into the cache, as if it \
+     had come from a backing device. Priorities and gens are written, named in the journal and \
      flushed for real before a bucket is used again.
 
-Everything on the device is lost. What would be is shown and asked about as by bcachectl-make(8). With \
-     several devices one allocator spreads the writes over all of them.",
+Everything on the device is lost. As with bcachectl-make(8), what would be lost is shown, and the \
+     program asks first. With several devices one allocator spreads the writes over all of them.",
     ),
     (
         "LENGTH",
-        "A run ends after --duration, or when its operations had as many bytes as --amount says. All \
-     operations count: writes, reads that hit, and reads that miss. One for which --reserves has a bucket \
-     allocated from another reserve counts with the size that it would have had. Without --io data \
-     nothing is written as data: the report then has operations a second, and neither a bandwidth nor a \
-     write amplification.
+        "A run ends after --duration, or when its operations add up to --amount bytes. All \
+     operations count: writes, reads that hit, and reads that miss. If --reserves turns an operation \
+     into an allocation from another reserve, it counts with the size that it would have had. \
+     Without --io data nothing is written as data: the report then has operations a second, and \
+     neither a bandwidth nor a write amplification.
 
-With --rate, operations that are due before the end are carried out first, each with the latency that its \
-     lateness gives it: where the device cannot keep the rate, a run lasts longer than --duration.
+With --rate, operations that are due before the end are still carried out, and their latencies \
+     include the delay: if the device cannot keep the rate, a run lasts longer than --duration.
 
-SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. What follows within half a second is taken \
-     for the same signal; one after that aborts the program, and the devices stay as they are at that \
-     moment. Ctrl-C where it is asked whether to go on means no.",
+SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. A second signal within half a second \
+     counts as the same one; a later one aborts the program, and the devices stay as they are at \
+     that moment. Ctrl-C at a question means no.",
     ),
     (
         "COMPARISONS",
         "In the same run, unless --no-baseline is given:
 
-fixed addresses :: The same writes without an allocator: each stream fills a fixed extent as large as \
-         a bucket, then its next one, and a write that goes over the end of an extent becomes two, as with \
-         an allocator. Extents are taken in turn, and from all over the device where the policy would: \
-         with LRU once each was written, with random always. One half runs before the allocator and one half after, so that a device that \
-         changes favours neither; with --keep all of it runs before. On an image file or a loop device \
-         everything is written once before, so that the file has its blocks. Both runs end with a flush, \
-         which counts: over a cache that is flushed only then, this run writes less to the medium than \
-         the allocator does, whose flushes are many. With --read-share there is no ratio: what is a miss \
-         with an allocator, and written, is read here. Only for a single device, --io data, and no \
-         --reserves but none.
+fixed addresses :: The same writes without an allocator: each stream fills a fixed extent as large \
+         as a bucket, then its next one, and a write that goes over the end of an extent becomes \
+         two, as with an allocator. Extents are taken in turn, and from all over the device where \
+         the policy would: with LRU once each was written, with random always. One half runs before \
+         the allocator and one half after, so that a device that changes favours neither; with \
+         --keep all of it runs before. On an image file or a loop device everything is written once \
+         before, so that the file has its blocks. Both runs end with a flush, which counts: over a \
+         cache that is flushed only then, this run writes less to the medium than the allocator, \
+         which flushes often. With --read-share there is no ratio: a miss causes a write with an \
+         allocator, and a read here. Only for a single device, --io data, and no --reserves but \
+         none.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
          write: the same bytes one after the other, flushed as often. Their bandwidths are those of the median \
@@ -203,8 +203,8 @@ pub(super) const DEVICE_AFTER: Sections = &[
 
 2 :: The command line makes no sense.
 
-3 :: Failed after a device was written to. So it ends, too, when the report cannot be printed or \
-         exported; each is tried whatever became of the other.",
+3 :: Failed after a device was written to. Also: the report could not be printed or exported; each \
+         is tried even if the other fails.",
     ),
     (
         "EXAMPLES",
@@ -230,18 +230,19 @@ pub(super) const COMPARE_BEFORE: Sections = &[(
     "bcache-bench compare says what changed from report A to report B, for each run and measure that \
      both have, percentile by percentile.
 
-For each percentile the number of samples says within which range it lies with 99 %. The column \
-     \"by chance\" shows what these ranges make of the change. A percentile has changed when its ranges \
-     in A and B do not meet and it moved by more than --threshold. Everything else is called what it is: no change beyond the noise, \
-     or too few samples to say. The maximum of a run is a single sample and is not compared.
+The number of samples gives a 99 % confidence interval for each percentile, its range. The column \
+     \"by chance\" shows what these ranges make of the change. A percentile has changed when its \
+     ranges in A and B do not meet and it moved by more than --threshold. Everything else is \
+     reported as no change beyond the noise, or as too few samples to say. The maximum of a run is a \
+     single sample and is not compared.
 
-For a rate the range follows from how the run's operations a second went up and down, in five parts of \
-     the run one after the other. A run of less than a second, and one of a program that did not report \
-     this, has too few samples to say. By as much the ranges of the run's percentiles are wider, too: \
-     what shook the rate, another program or a device that was slow for a while, shook them.
+For a rate the range follows from how much the operations a second varied between five consecutive \
+     parts of the run. A run of less than a second, or a report without these figures, has too few \
+     samples to say. The ranges of the run's percentiles are widened by as much: what disturbed the \
+     rate, such as another program or a slow phase of the device, disturbed them, too.
 
 Reports whose settings differ are refused, and the settings are named; --force compares them \
-     nevertheless. Another machine, kernel, device or build is named and no reason to refuse.",
+     nevertheless. Another machine, kernel, device or build is named, but is no reason to refuse.",
 )];
 
 pub(super) const COMPARE_AFTER: Sections = &[
@@ -278,8 +279,8 @@ What do two writers change? The settings differ on purpose:
 pub(super) const PLOT_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcache-bench plot draws the latencies of one or more reports into one picture: latency on a \
-     logarithmic axis, percentiles on one that gives each further nine the same room. A curve ends, \
-     with a dot, where its samples do.
+     logarithmic axis, percentiles on an axis that gives each further nine the same space. A curve \
+     ends with a dot at its last sample.
 
 With several measures each has a colour, and dashes tell reports and runs apart; with one measure each \
      report and run has a colour, and a dash when all twelve colours are taken. Reports of rates alone have no \

@@ -7,8 +7,8 @@ use clap::Args;
 /// Options of `bcachectl check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The cache device, or an image file of it; a backing device is checked with its cache, if that is
-    /// in the machine, else alone
+    /// The cache device, or an image file of it; a backing device is checked with its cache if that
+    /// is in the machine, otherwise alone
     #[arg(value_name = "DEV")]
     pub device: PathBuf,
 
@@ -20,7 +20,7 @@ pub struct CheckArgs {
     #[arg(long, requires = "backing")]
     pub verify_clean: bool,
 
-    /// List at most so many findings of a kind; the others are counted
+    /// List at most N findings of each kind; the others are only counted
     #[arg(long, value_name = "N", default_value_t = bcache_core::ops::check::FINDINGS_PER_CODE)]
     pub findings: usize,
 

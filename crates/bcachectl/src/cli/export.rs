@@ -21,7 +21,7 @@ pub struct VolumeArgs {
     #[arg(long, value_name = "VOLUME")]
     pub volume: Option<String>,
 
-    /// Take BACKING for the volume's backing device where a damaged uuid table does not say so
+    /// Take BACKING for the volume's backing device if a damaged uuid table does not say so
     #[arg(long, requires_all = ["backing", "volume"])]
     pub trust_backing: bool,
 }
@@ -33,7 +33,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub volume: VolumeArgs,
 
-    /// Where to: a new file, made sparse, or - for standard output
+    /// Output: a new sparse file, or - for standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
@@ -41,12 +41,11 @@ pub struct ExportArgs {
     #[arg(long)]
     pub dirty_only: bool,
 
-    /// Take what is likely right, too, where damage keeps it from being certain
+    /// Also export data that is only likely right because of damage
     #[arg(long)]
     pub likely: bool,
 
-    /// The map of what there is, in ddrescue's format, written where anything was left out
-    /// [default: FILE.map]
+    /// Map file in ddrescue's format, written if anything was left out [default: FILE.map]
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
 
@@ -54,7 +53,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "SECTORS", value_parser = parse_sectors, requires = "dirty_only")]
     pub data_offset: Option<Sectors>,
 
-    /// Replace files that are there already
+    /// Overwrite existing files
     #[arg(long)]
     pub force: bool,
 

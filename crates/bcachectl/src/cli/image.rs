@@ -28,15 +28,15 @@ pub struct ImageCreateArgs {
     #[arg(value_name = "CACHE")]
     pub cache: PathBuf,
 
-    /// Where to: a new file, or - for standard output
+    /// Output: a new file, or - for standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
-    /// Replace UUIDs and labels, the same ones by the same
+    /// Replace UUIDs and labels, equal ones by equal ones
     #[arg(long)]
     pub anonymize: bool,
 
-    /// Replace a file that is there already
+    /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
 
@@ -52,15 +52,15 @@ pub struct ImageRestoreArgs {
     #[arg(value_name = "FILE")]
     pub image: PathBuf,
 
-    /// Where to: a new sparse file, or with --force a file or device that is there
+    /// Target: a new sparse file, or with --force an existing file or device
     #[arg(value_name = "DEV")]
     pub target: PathBuf,
 
-    /// Overwrite a file or a device that is there
+    /// Overwrite an existing file or device
     #[arg(long)]
     pub force: bool,
 
-    /// Overwrite a cache, too, whose data exists nowhere else, or may do so
+    /// Also overwrite a cache whose data exists nowhere else, or may exist nowhere else
     #[arg(long, requires = "force")]
     pub lose_dirty_data: bool,
 

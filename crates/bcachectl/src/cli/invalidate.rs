@@ -38,12 +38,11 @@ pub struct InvalidateArgs {
     #[arg(long, value_name = "UUID|LABEL|SLOT", group = "selection")]
     volume: Option<String>,
 
-    /// Only what caches these sectors of the volume
+    /// Only the buckets that cache these sectors of the volume
     #[arg(long, value_name = "START+LEN", requires = "volume", conflicts_with_all = NOT_VOLUME, value_parser = parse_range)]
     range: Option<SectorRange>,
 
-    /// The buckets with clean data that were not used for the longest time: so many, or so many per
-    /// cent of them
+    /// The least recently used buckets with clean data: N of them, or P percent
     #[arg(long, value_name = "N|P%", group = "selection", value_parser = parse_amount)]
     coldest: Option<Amount>,
 
@@ -59,11 +58,11 @@ pub struct InvalidateArgs {
     #[arg(long, value_name = "N", requires = "policy", conflicts_with_all = NOT_POLICY)]
     count: Option<u64>,
 
-    /// What the policy random draws from [default: 0]
+    /// Seed of the policy random [default: 0]
     #[arg(long, value_name = "S", requires = "policy", conflicts_with_all = NOT_POLICY)]
     seed: Option<u64>,
 
-    /// Where buckets that were named are refused, invalidate the others
+    /// If some of the named buckets are refused, invalidate the others
     #[arg(long)]
     pub skip_refused: bool,
 

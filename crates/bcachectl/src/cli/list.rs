@@ -10,7 +10,7 @@ pub struct ListArgs {
     #[arg(short, long, value_enum, value_delimiter = ',', value_name = "COLUMNS")]
     pub output: Vec<ListColumn>,
 
-    /// Order by a column, all sets together, instead of set by set
+    /// Sort all devices by a column, instead of listing them set by set
     #[arg(long, value_enum, value_name = "COLUMN")]
     pub sort: Option<ListColumn>,
 
@@ -22,7 +22,7 @@ pub struct ListArgs {
     #[arg(short, long)]
     pub bytes: bool,
 
-    /// Leave out the line with the names of the columns
+    /// Do not print the heading
     #[arg(short = 'n', long)]
     pub no_headings: bool,
 

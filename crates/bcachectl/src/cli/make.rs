@@ -53,8 +53,8 @@ pub struct MakeArgs {
     #[arg(long)]
     writeback: bool,
 
-    /// Discard cache devices now, and their buckets as the kernel reuses them; from version 6.19 on
-    /// it no longer does that
+    /// Discard cache devices now, and have the kernel discard buckets that it reuses (before
+    /// version 6.19)
     #[arg(long)]
     discard: bool,
 
@@ -72,11 +72,11 @@ pub struct MakeArgs {
     #[arg(long, alias = "wipe_bcache")]
     wipe_bcache: bool,
 
-    /// Lose data that only the overwritten caches have, without being asked
+    /// Do not ask before overwriting caches that hold the only copy of data
     #[arg(long, alias = "lose_dirty_data", conflicts_with = "lose_set")]
     lose_dirty_data: bool,
 
-    /// Lose data that only the overwritten cache of this set has, without being asked
+    /// Do not ask before overwriting the cache of this set, which holds the only copy of data
     #[arg(long, alias = "lose_set", value_name = "UUID")]
     lose_set: Option<Uuid>,
 

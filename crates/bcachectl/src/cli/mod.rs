@@ -38,7 +38,7 @@ pub struct ScriptArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Do not ask; needed where standard input is no terminal
+    /// Do not ask; needed if standard input is not a terminal
     #[arg(short, long)]
     pub yes: bool,
 }
@@ -100,7 +100,7 @@ pub enum Command {
     Repair(RepairArgs),
     /// Put back what a command overwrote
     Undo(UndoArgs),
-    /// Keep the metadata of a cache device in a small file, and write it back
+    /// Save the metadata of a cache device to a small file, or restore it
     Image(ImageArgs),
     /// Register devices with the kernel
     Register(running::RegisterArgs),
@@ -112,7 +112,7 @@ pub enum Command {
     Flush(running::FlushArgs),
     /// Stop a backing device or a cache set
     Stop(running::StopArgs),
-    /// Write everything back and take a cache set out of use
+    /// Write everything back and unregister a cache set
     Unregister(running::UnregisterArgs),
     /// Start a backing device without its cache
     Run(running::RunArgs),
@@ -120,17 +120,17 @@ pub enum Command {
     Label(running::LabelArgs),
     /// Make and remove flash-only volumes
     Volume(running::VolumeArgs),
-    /// Let a grown backing device take its new size
+    /// Make the new size of a grown backing device available
     Resize(running::ResizeArgs),
-    /// Give the backing devices of a set another cache device
+    /// Move the backing devices of a set to another cache device
     ReplaceCache(running::ReplaceCacheArgs),
     /// Change settings of a running device or set
     Set(running::SetArgs),
     /// Show the settings of a running device or set
     Get(running::GetArgs),
-    /// Keep settings in a file, and set them again
+    /// Save settings to a file, and apply them again
     Settings(running::SettingsArgs),
-    /// Tell how running sets and devices are
+    /// Show the state of running sets and devices
     Status(running::StatusArgs),
     /// Watch running sets and devices
     Top(running::TopArgs),

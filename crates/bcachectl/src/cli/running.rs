@@ -17,7 +17,7 @@ pub struct ControlArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Wait at most so long: 90, 90s, 5m or 1h; 0 for as long as it takes
+    /// Maximum time to wait: 90, 90s, 5m or 1h; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timeout: Option<Duration>,
 }
@@ -29,7 +29,7 @@ pub struct RegisterArgs {
     #[arg(value_name = "DEV", required = true)]
     pub devices: Vec<PathBuf>,
 
-    /// Register a cache, though a backing device was started without it and the kernel drops its
+    /// Register a cache even if a backing device was started without it and the kernel drops its
     /// dirty data on that cache
     #[arg(long)]
     pub lose_dirty_data: bool,
@@ -78,11 +78,11 @@ pub struct FlushArgs {
     #[arg(value_name = "DEV|SET")]
     pub target: String,
 
-    /// Wait until it is clean: flush always does, for it has settings to put back
+    /// Wait until it is clean; flush always does, because it has settings to restore
     #[arg(long)]
     pub wait: bool,
 
-    /// Turn writeback to writethrough for the time, so that new writes do not keep it dirty
+    /// Switch from writeback to writethrough meanwhile, so that new writes do not keep it dirty
     #[arg(long)]
     pub writethrough: bool,
 
@@ -98,7 +98,7 @@ pub struct StopArgs {
     #[arg(value_name = "DEV|SET")]
     pub target: String,
 
-    /// Stop it though it is in use: it ends at the last close, which cannot be called off
+    /// Stop it even if it is in use: it disappears at the last close, and this cannot be cancelled
     #[arg(long)]
     pub lazy: bool,
 
@@ -134,7 +134,7 @@ pub struct RunArgs {
     #[arg(value_name = "DEV")]
     pub device: String,
 
-    /// Start it though its cache may hold data that is nowhere else
+    /// Start it even if its cache may hold the only copy of data
     #[arg(long)]
     pub lose_dirty_data: bool,
 
@@ -150,7 +150,7 @@ pub struct LabelArgs {
     #[arg(value_name = "DEV")]
     pub device: String,
 
-    /// The label, of at most 31 bytes; an empty one takes the label away
+    /// The label, of at most 31 bytes; an empty one removes the label
     #[arg(value_name = "LABEL")]
     pub label: String,
 
@@ -223,8 +223,7 @@ pub struct ReplaceCacheArgs {
     #[arg(value_name = "OLD")]
     pub old: String,
 
-    /// The new cache device: one with nothing on it, which is formatted; or a cache device that was
-    /// made before
+    /// The new cache device: an empty one, which is formatted; or an existing cache device
     #[arg(value_name = "NEW")]
     pub new: PathBuf,
 
@@ -232,8 +231,8 @@ pub struct ReplaceCacheArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub bucket: Option<u64>,
 
-    /// Turn writeback to writethrough while a device is written back, so that new writes do not keep
-    /// it dirty
+    /// Switch from writeback to writethrough while a device is written back, so that new writes do
+    /// not keep it dirty
     #[arg(long)]
     pub writethrough: bool,
 
@@ -304,7 +303,7 @@ pub struct SettingsArgs {
 /// What can be done with a file of settings.
 #[derive(Debug, Subcommand)]
 pub enum SettingsCommand {
-    /// Write the settings that a stop loses to a file
+    /// Save the settings that are lost at a stop to a file
     Save {
         /// The file; - for standard output
         #[arg(value_name = "FILE", default_value = SETTINGS_FILE)]
@@ -314,13 +313,13 @@ pub enum SettingsCommand {
         #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
         timeout: Duration,
     },
-    /// Set what a file says of the devices and sets that are registered
+    /// Apply the settings in a file to the registered devices and sets
     Apply {
         /// The file
         #[arg(value_name = "FILE", default_value = SETTINGS_FILE)]
         file: PathBuf,
 
-        /// Of this device and its set alone
+        /// Only for this device and its set
         #[arg(long, value_name = "DEV|SET")]
         device: Option<String>,
 
@@ -337,11 +336,11 @@ pub struct StatusArgs {
     #[arg(value_name = "DEV|SET")]
     pub target: Option<String>,
 
-    /// Say which of the kernel's tests sends I/O past the cache
+    /// Show which of the kernel's tests make I/O bypass the cache
     #[arg(long)]
     pub why: bool,
 
-    /// Measure for so long, and show rates: 10, 10s or 1m
+    /// Measure for TIME and show rates: 10, 10s or 1m
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["prometheus", "record", "recorded"])]
     pub interval: Option<Duration>,
 
@@ -357,11 +356,12 @@ pub struct StatusArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why", "prometheus", "target", "recorded"])]
     pub record: Option<PathBuf>,
 
-    /// Take a file that --record wrote for the kernel, or a folder with a copy of /sys in it
+    /// Read a file that --record wrote, or a folder with a copy of /sys in it, instead of the
+    /// kernel
     #[arg(long, value_name = "FILE")]
     pub recorded: Option<PathBuf>,
 
-    /// Go on without what has not answered for so long
+    /// Maximum time to wait for an answer; the rest is then shown
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
     pub timeout: Duration,
 }
@@ -369,7 +369,7 @@ pub struct StatusArgs {
 /// Options of `bcachectl top`.
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Time between two looks: 2, 2s or 1m
+    /// Time between samples: 2, 2s or 1m
     #[arg(short = 'd', long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
     pub interval: Duration,
 
@@ -377,7 +377,7 @@ pub struct TopArgs {
     #[arg(short, long)]
     pub batch: bool,
 
-    /// End after so many looks; 0 for as long as it takes
+    /// Exit after N samples; 0 for no limit
     #[arg(short = 'n', long, value_name = "N", default_value_t = 0)]
     pub count: u64,
 
@@ -389,8 +389,8 @@ pub struct TopArgs {
     #[arg(long, value_name = "COLUMN", value_enum, default_value_t)]
     pub sort: TopSort,
 
-    /// Take a file that `bcachectl status --record` wrote for the kernel, or a folder with a copy of
-    /// /sys in it
+    /// Read a file that `bcachectl status --record` wrote, or a folder with a copy of /sys in it,
+    /// instead of the kernel
     #[arg(long, value_name = "FILE")]
     pub recorded: Option<PathBuf>,
 }

@@ -17,11 +17,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
 
-    /// Give out what is likely right, too, where damage keeps it from being certain
+    /// Also serve data that is only likely right because of damage
     #[arg(long)]
     pub likely: bool,
 
-    /// End once the first client is gone
+    /// Exit when the first client disconnects
     #[arg(long)]
     pub once: bool,
 }

@@ -15,7 +15,7 @@ pub struct ShowArgs {
     #[arg(value_name = "DEV")]
     pub devices: Vec<PathBuf>,
 
-    /// Say only whether there is dirty data and of whom; the exit status tells it to scripts
+    /// Only say whether there is dirty data, and whose; scripts can use the exit status
     #[arg(long, requires = "devices", conflicts_with = "superblock", conflicts_with_all = DEEP)]
     pub dirty: bool,
 
@@ -68,7 +68,7 @@ pub struct ShowArgs {
     #[arg(long, requires = "devices")]
     pub reverse: bool,
 
-    /// At most so many rows of each list
+    /// Show at most N rows of each list
     #[arg(long, value_name = "N", requires = "devices")]
     pub limit: Option<u64>,
 

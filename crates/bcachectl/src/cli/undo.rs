@@ -13,7 +13,7 @@ pub struct UndoArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 
-    /// The devices, in the order that --dry-run shows, where they have other names now
+    /// The devices, in the order that --dry-run shows, if they have other names now
     #[arg(value_name = "DEV")]
     pub devices: Vec<PathBuf>,
 

@@ -25,7 +25,7 @@ pub struct WritebackArgs {
     #[arg(long)]
     pub detach: bool,
 
-    /// Write to backing devices, too, that were detached from this cache or run without it (states
+    /// Also write to backing devices that were detached from this cache or run without it (states
     /// none and inconsistent), over what was written to them since
     #[arg(long, requires = "detach")]
     pub ran_alone: bool,

@@ -19,8 +19,8 @@ const MAKE_BEFORE: Sections = &[(
      -B hold for all devices that follow. A cache device and backing devices made in one command \
      share a cache set, and are attached as soon as both are registered.
 
-Nothing is written before all devices were looked at, and nothing that the kernel would refuse. \
-     Where udev runs, make-bcache returns when udev is through with the devices.
+make-bcache examines all devices before it writes anything, and never writes what the kernel would \
+     refuse. If udev runs, make-bcache returns when udev has processed the devices.
 
 This is bcachectl(8) under an old name. Options, output and exit status are those of bcache-tools \
      1.0.8; bcache-tools-compat(7) lists what differs. bcachectl-make(8) has more checks, a dry run \
@@ -86,7 +86,7 @@ const SHOW_AFTER: Sections = &[
 
 const BCACHE_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcache lists bcache devices and controls those that the kernel runs. It wants root.
+    "bcache lists bcache devices and controls those that the kernel runs. It needs root.
 
 This is bcachectl(8) under an old name: the command of bcache-tools 1.1, with its subcommands, output \
      and exit statuses; bcache-tools-compat(7) lists what differs.
@@ -121,12 +121,15 @@ What is attached to what:
     SEE_ALSO,
 ];
 
-const PROBE_BEFORE: Sections = &[("DESCRIPTION", "probe-bcache prints a line for each of the \
-     devices that is a bcache device and nothing else, and passes over the others without a word.
+const PROBE_BEFORE: Sections = &[(
+    "DESCRIPTION",
+    "probe-bcache prints a line for each of the devices \
+     that is a bcache device and nothing else, and silently skips the others.
 
 This is bcachectl(8) under an old name. Options, output and exit status are those of bcache-tools \
-     1.0.8, but that it finds what it is asked for: bcache-tools-compat(7) tells. udev and blkid(8) \
-     know bcache by themselves.")];
+     1.0.8, except that it does find bcache devices: see bcache-tools-compat(7). udev and blkid(8) \
+     know bcache by themselves.",
+)];
 
 const PROBE_AFTER: Sections = &[
     (
@@ -145,9 +148,9 @@ const REGISTER_BEFORE: Sections = &[(
      bcache device that appears; by hand, bcachectl(8) is more convenient.
 
 A device that is registered already is left alone, and so is one that is read-only: some kernels \
-     would write to it. A cache is not registered whose backing device went on without it, where reads would \
-     return old contents or dirty data would be dropped; nor is a backing device that was started without \
-     its cache, where that is registered and holds dirty data of it.
+     would write to it. Also left alone is a cache whose backing device went on without it, if reads \
+     would return old contents or dirty data would be dropped. So is a backing device that was \
+     started without its cache, if that cache is registered and holds dirty data of it.
 
 This is bcachectl(8) under an old name; bcache-tools-compat(7) lists what differs from bcache-tools \
      1.0.8.",
@@ -186,8 +189,8 @@ const EXPORT_AFTER: Sections = &[
 
 const STATUS_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcache-status prints settings, use and statistics of all running sets, with --sub-status of their \
-     devices, too. Without an option for a period it prints the statistics since registration.
+    "bcache-status prints settings, use and statistics of all running sets, with --sub-status also \
+     of their devices. Without an option for a period it prints the statistics since registration.
 
 It reads priority_stats, for which the kernel sorts all buckets of the cache and holds its lock: do not \
      run it in a loop. bcachectl-status(8) and bcachectl-top(8) tell more and cost less. The statistics \
@@ -223,7 +226,7 @@ Their options, their output on both streams and their exit statuses are those of
     ),
     (
         "MAKE-BCACHE",
-        "Everything or nothing :: All devices are looked at before the first is written. An error \
+        "Everything or nothing :: All devices are examined before the first is written. An error \
          about the second device leaves the first as it was, and nothing is printed about it.
 
 Options that are not understood :: are an error. make-bcache 1.0.8 complains, leaves them out, and \
@@ -248,9 +251,8 @@ Bucket and block sizes :: that the kernel refuses, or crashes over, are refused:
 Replacement policies :: other than lru, fifo and random are refused. 1.0.8 writes nonsense to the \
          superblock, over which the kernel hangs.
 
---data-offset :: is in sectors, as ever: of 161280k the number counts, and a warning says so. \
-         bcachectl-make(8) takes units for what they are. An offset past the end of the device is \
-         refused.
+--data-offset :: is in sectors, as before: the unit of 161280k is ignored, and a warning says so. \
+         bcachectl-make(8) honours units. An offset past the end of the device is refused.
 
 Several cache devices :: become sets of their own. 1.0.8 gives them one set UUID, and kernels since \
          5.10 refuse the second; together with backing devices or --cset-uuid they are refused.
@@ -274,8 +276,8 @@ Other refusals :: are told in lines that begin with make-bcache: and a colon.",
         "BCACHE-SUPER-SHOW",
         "Versions 5 and 6 :: are shown in full, as 1.1 does. 1.0.8 stops after the version.
 
-A number of keys :: for which the checksum would reach past the superblock makes it wrong: \
-         [expected none: N keys]. 1.0.8 reads what is behind its memory, and crashes.
+A number of keys :: for which the checksum would reach past the superblock makes it wrong: [expected \
+         none: N keys]. 1.0.8 reads past its buffer, and crashes.
 
 Labels :: Bytes over 127 are printed as %c3, not as %ffffffc3.
 
@@ -283,8 +285,8 @@ Devices in use :: are read past the page cache, so that what is printed is what 
     ),
     (
         "BCACHE",
-        "attach :: refuses a device that waits for its own set where another one is named: the kernel \
-         would attach it, and where that set has data of old of it, give that.
+        "attach :: refuses a device that waits for its own set if another set is named: the kernel \
+         would attach it, and return old data if that set cached the device before.
 
 register :: is as bcache-register.
 
@@ -292,24 +294,25 @@ unregister :: takes backing devices with a data offset, too.
 
 show -d :: prints what bcache-super-show prints.
 
-The kernel and devices that do not answer :: hold up nothing: show gives the state `unknown` and names \
-         the device on standard error, attach waits for a minute, and the exit status is 1.
+The kernel and devices that do not answer :: do not block anything: show gives the state `unknown` \
+         and names the device on standard error, attach waits for a minute, and the exit status is \
+         1.
 
 Paths :: of any form are taken. Devices are listed by name.",
     ),
     (
         "PROBE-BCACHE",
-        "Prints a line for bcache devices. 1.0.8 passes over what libblkid knows, and so over \
-         everything today.",
+        "Prints a line for bcache devices. 1.0.8 skips what libblkid knows, which today is every \
+         bcache device.",
     ),
     (
         "BCACHE-REGISTER",
         "Succeeds for a device that is registered already, without asking the kernel again. Refuses \
          read-only devices, to which kernel 6.12 would write, and a cache that failed and comes back \
          while its backing device went on without it: the kernel would attach it, and reads would \
-         return its old contents. Refuses the two where the backing device was started without the \
-         cache, and that holds dirty data of it, which the kernel would drop. `bcachectl register` \
-         tells the way out.",
+         return its old contents. Refuses both if the backing device was started without the cache \
+         and the cache holds dirty data of it: the kernel would drop that data. `bcachectl register` \
+         says what to do.",
     ),
     (
         "BCACHE-STATUS",

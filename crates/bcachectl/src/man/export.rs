@@ -8,33 +8,30 @@ pub(super) const BEFORE: Sections = &[(
      backing device. The kernel need not run the set, and may even refuse it. The devices are only \
      read. A device in use is refused.
 
-Damage takes away as little as it must. Each sector of the volume is one of four:
+export saves as much as the damage allows. Each sector of the volume is one of four:
 
-certain :: Everything that could say otherwise was read. It is copied.
+certain :: Everything that could contradict it was read. It is copied.
 
-likely :: It can be read, and something is lost that might say otherwise: journal entries, gens of \
-     buckets, keys of a btree node; or a dirty key is stale, which the kernel passes over. It is \
-     left out, unless --likely is given.
+likely :: It can be read, but something that might contradict it is lost: journal entries, gens of \
+     buckets, keys of a btree node; or a dirty key is stale, which the kernel ignores. It is left \
+     out, unless --likely is given.
 
-lost :: A btree node is lost that would tell where the data is.
+lost :: Nothing tells where the data is, because a btree node is lost.
 
-unreadable :: A device fails to read it, and no other one has it. Clean data is on both devices.
+unreadable :: It cannot be read from its device, and no other device has it. Clean data is on both devices.
 
-What is left out reads as zeroes. If anything is, a map file in the format of ddrescue(1) says what: \
-     + is there, * is likely right and was left out, - is lost or unreadable, and ? was not asked \
-     for.
+What is left out reads as zeroes. A map file in the format of ddrescue(1) then says which sectors: + \
+     is there, * is likely right and was left out, - is lost or unreadable, and ? was not requested.
 
 With --dirty-only the file holds only what no backing device has, each sector where it belongs on \
-     the volume: the first sector of the file is the first of /dev/bcacheN. That is what is to be \
-     written over the data of the backing device to make it whole. The backing device need not be \
-     present, and may have run without its cache since. Where damage hides whether a sector is dirty, \
-     the map says * or -.
+     the volume: the first sector of the file is the first of /dev/bcacheN. Write it over the data \
+     of the backing device to complete that. The backing device need not be present, and may have \
+     run without its cache since. Where damage hides whether a sector is dirty, the map says * or -.
 
 Unlike the kernel, export does not go back to an older state where a damaged journal entry hides \
      newer ones.
 
-A set whose superblock says that it was never used, or whose journal is lost, has no volumes that \
-     could be exported.",
+A set whose superblock says that it was never used, or whose journal is lost, has no volumes to export.",
 )];
 
 pub(super) const AFTER: Sections = &[
@@ -49,7 +46,7 @@ pub(super) const AFTER: Sections = &[
     ),
     (
         "EXIT STATUS",
-        "0 :: Everything that was asked for is there, and certain.
+        "0 :: Everything requested was exported, and is certain.
 
 1 :: Refused, or failed before anything was written.
 
@@ -65,7 +62,7 @@ pub(super) const AFTER: Sections = &[
 
     bcachectl export /dev/nvme0n1 /dev/sdb -o sdb.img
 
-Compressed, and elsewhere:
+Compressed, to another host:
 
     bcachectl export /dev/nvme0n1 /dev/sdb -o - | zstd | ssh host 'cat >sdb.zst'
 
@@ -73,7 +70,7 @@ What only the cache has, of a disk that is gone:
 
     bcachectl export /dev/nvme0n1 --volume home --dirty-only --data-offset 16 -o home.dirty
 
-The same, written over the data of another copy of the disk, by ddrescue:
+Write it over the data of another copy of the disk with ddrescue:
 
     losetup -o 8192 /dev/loop0 disk.img
     ddrescue --domain-mapfile=home.dirty.map --force home.dirty /dev/loop0",

@@ -5,23 +5,24 @@ use super::text::{FILES, SEE_ALSO, Sections};
 pub(super) const BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl image create writes the metadata of a cache device to a small file: superblock, \
-     journal, prio sets, uuid table and btree nodes. Cached data is not in it. What is left of former \
-     uses of a bucket behind a structure is blanked, as it may be data. The file is for reports of \
-     damage, and for trying on a copy what a command would do.
+     journal, prio sets, uuid table and btree nodes. Cached data is not in it. The rest of a bucket \
+     behind a structure is blanked, because it may be old data. Use the file to report damage, or to \
+     try a command on a copy.
 
 A metadata image opens like a device in bcachectl-show(8), bcachectl-check(8) and \
-     bcachectl-invalidate(8) with --dry-run, which read from it only. Whatever is not in it is said \
-     to be absent. It cannot be written to; restore it first.
+     bcachectl-invalidate(8) with --dry-run. They report whatever is not in it as absent. It cannot \
+     be written to; restore it first.
 
-With --anonymize, UUIDs and labels are replaced: the same ones by the same, and with them the magics \
-     and checksums that depend on them. A wrong checksum stays wrong. Sizes, sectors and times stay.
+With --anonymize, UUIDs and labels are replaced, equal ones by equal ones, and so are the magics and \
+     checksums that depend on them. A wrong checksum stays wrong. Sizes, sectors and times are kept.
 
 bcachectl image restore writes an image back to a new sparse file of the size of the device. With \
-     --force it writes over a file or device that is there. Where that holds data that exists nowhere else, or may do \
-     so, it wants --lose-dirty-data as well. Only the metadata is written. On the device that the \
-     image is of, it takes the cache back to the state of the image, which loses data if the cache was \
-     used since. The superblock is zeroed first and written last, and all is read back. After a power \
-     cut the device has no superblock, or is whole; restoring once more completes it.",
+     --force it writes over a file or device that is there. If that holds, or may hold, data that \
+     exists nowhere else, --lose-dirty-data is needed as well. Only the metadata is written. \
+     Restored to the device that it was made from, an image takes the cache back to its state at \
+     that time, which loses data if the cache was used since. The superblock is zeroed first and \
+     written last, and everything is read back. After a power cut the device has no superblock, or \
+     is complete; run the restore again to complete it.",
 )];
 
 pub(super) const AFTER: Sections = &[

@@ -4,11 +4,11 @@ use super::text::{FILES, SEE_ALSO, Sections};
 
 pub(super) const BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl list shows the bcache devices of the machine, set by set, each cache before the backing \
-     devices of its set. It reads the superblock of every block device, and what sysfs says of those \
-     that run. A device that does not answer holds up nothing: the others are listed, and it is named \
-     on standard error. While the kernel holds bcache's lock, nothing is said of the state of devices that \
-     run, and they are named there, too.
+    "bcachectl list shows the bcache devices of the machine, set by set, each cache before the \
+     backing devices of its set. It reads the superblock of every block device, and what sysfs says \
+     of those that run. A device that does not answer does not hold up the others; list names it on \
+     standard error. While the kernel holds bcache's lock, the state of running devices is unknown, \
+     and they are named there, too.
 
 On a terminal that is too narrow, whole columns are left out, and a line below names them. UUIDs, paths \
      and numbers are never broken.",

@@ -7,19 +7,18 @@ use super::text::{FILES, SEE_ALSO};
 /// The statuses that the commands share.
 const STATUS: (&str, &str) = (
     "EXIT STATUS",
-    "0 :: It is done, and the kernel's files prove it; or it was so already; or --dry-run found no \
-     objection.
+    "0 :: Done, as sysfs confirms; or there was nothing to do; or --dry-run found no objection.
 
-1 :: Refused, and nothing was written; or the kernel did not take it.
+1 :: Refused, and nothing was written; or the kernel rejected it.
 
 2 :: The command line makes no sense.
 
-3 :: The kernel was told, and something else came of it; the message says what.
+3 :: The kernel was told, but something else happened; the message says what.
 
-4 :: The kernel was told, and it was not done in the time of --timeout. It may still be at it. Where \
-     the kernel does not answer before it is told anything, the status is 1.
+4 :: The kernel was told, but did not finish within --timeout. It may still be working on it. If the \
+     kernel does not answer before it is told anything, the status is 1.
 
-130 :: Interrupted while the kernel was at it. What cannot be called off goes on.",
+130 :: Interrupted while the kernel was working on it. What cannot be cancelled continues.",
 );
 
 const JSON: (&str, &str) = (
@@ -33,25 +32,25 @@ const JSON: (&str, &str) = (
 
 const NAMES: (&str, &str) = (
     "DEVICES",
-    "A backing device is named by its path, by the path or name of the bcache device \
-                     it runs as, or by its UUID; a set by its UUID or by its cache device.",
+    "Name a backing device by its path, by the path or name of the bcache device it runs as, or by \
+                     its UUID; name a set by its UUID or by its cache device.",
 );
 
 const REGISTER_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl register tells the kernel to take devices into use. A backing device whose superblock \
      names a set attaches to it by itself as soon as both are registered; the order does not matter. \
-     A device that is registered already is no failure.
+     A device that is registered already is not an error.
 
-The superblock is judged before, as the kernel would. Refused are a device that is held, read-only \
-     or a copy of one that is registered. Refused is also a cache whose backing device went on \
-     without it after the cache failed: its reads would return old contents. Where the backing device was started \
-     without it, the kernel drops what the cache holds of it. So all of its metadata is read then, and \
-     dirty data, or what cannot be told, is a refusal that --lose-dirty-data lifts. The message says \
-     what to do first.
+register first judges the superblock as the kernel would. It refuses a device that is held, \
+     read-only or a copy of one that is registered. It also refuses a cache whose backing device \
+     went on without it after the cache failed: reads would return old contents. If a backing device \
+     was started without its cache, the kernel drops what the cache holds of it. register then reads \
+     all of the cache's metadata, and refuses if there is dirty data or it cannot tell; \
+     --lose-dirty-data overrides this. The message says what to do first.
 
-Registering a large cache takes minutes, in which the kernel answers nobody who asks about bcache, \
-     and cannot be interrupted.",
+Registering a large cache takes minutes and cannot be interrupted. Meanwhile the kernel does not \
+     answer queries about bcache.",
 )];
 const REGISTER_AFTER: Sections = &[
     JSON,
@@ -68,12 +67,13 @@ const REGISTER_AFTER: Sections = &[
 
 const ATTACH_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl attach gives a running backing device a cache. Its bcache device may be mounted. It is \
-     done when the device is attached and its superblock says so.
+    "bcachectl attach attaches a running backing device to a cache set. Its bcache device may be \
+     mounted. The command ends when the device is attached and its superblock says so.
 
-Attached is only a device that needs no other cache. The kernel itself would also attach one that \
-     waits for its set, and read old contents if the other set knew it from before; that is refused. \
-     So is a set whose blocks are larger than those of the device.",
+attach accepts only a device that needs no other cache. The kernel itself would also attach one that \
+     waits for its own set; if the new set had cached the device before, reads would return old \
+     contents. attach refuses that. It also refuses a set whose blocks are larger than those of the \
+     device.",
 )];
 const ATTACH_AFTER: Sections = &[
     NAMES,
@@ -92,9 +92,9 @@ const ATTACH_AFTER: Sections = &[
 
 const DETACH_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl detach takes a backing device from its cache. The kernel writes the dirty data back \
-     first, at full speed, and this cannot be called off. The bcache device stays, may be mounted, \
-     and runs on without a cache. Without --wait the command ends when the kernel has been told.",
+    "bcachectl detach detaches a backing device from its cache. The kernel first writes the dirty \
+     data back at full speed; this cannot be cancelled. The bcache device stays, may be mounted, and \
+     runs on without a cache. Without --wait the command ends when the kernel has been told.",
 )];
 const DETACH_AFTER: Sections =
     &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl detach --wait bcache0"), FILES, SEE_ALSO];
@@ -102,13 +102,13 @@ const DETACH_AFTER: Sections =
 const FLUSH_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl flush writes dirty data back to the last sector and waits until the superblock of the \
-     backing device says clean. For the time it sets writeback_delay and writeback_percent to 0 and \
-     writeback_running to 1, and puts them back afterwards, also when it fails or is interrupted by \
-     SIGINT, SIGTERM or SIGHUP. After SIGKILL they stay changed: status says so, and the next flush of \
-     the device puts them back first. What they were is in /run/bcachectl until then.
+     backing device says clean. Meanwhile it sets writeback_delay and writeback_percent to 0 and \
+     writeback_running to 1. It restores them afterwards, also if it fails or is interrupted by \
+     SIGINT, SIGTERM or SIGHUP. After SIGKILL they stay changed: status says so, and the next flush \
+     of the device restores them first. Until then the old values are in /run/bcachectl.
 
-In writeback mode new writes make the device dirty again. With --writethrough the mode is \
-     writethrough for the time.",
+In writeback mode new writes make the device dirty again. With --writethrough the cache mode is \
+     writethrough meanwhile.",
 )];
 const FLUSH_AFTER: Sections = &[
     NAMES,
@@ -126,13 +126,13 @@ const FLUSH_AFTER: Sections = &[
 
 const STOP_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl stop ends a backing device, or a set with all of its backing devices and flash-only \
-     volumes. It is done when the devices can be opened by others. Dirty data stays on the cache, and \
+    "bcachectl stop stops a backing device, or a set with all of its backing devices and flash-only \
+     volumes. The command ends when others can open the devices. Dirty data stays on the cache, and \
      is there when both are registered again.
 
-A bcache device that is mounted, held or used as swap is refused, and the users are named. With \
-     --lazy it is stopped all the same: it goes on for those who have it open, nobody else can open \
-     it, and it ends at the last close. That cannot be called off.",
+A bcache device that is mounted, held or used as swap is refused, and the users are named. --lazy \
+     stops it nevertheless: those who have it open can go on using it, nobody else can open it, and \
+     it disappears at the last close. This cannot be cancelled.",
 )];
 const STOP_AFTER: Sections = &[
     NAMES,
@@ -150,8 +150,8 @@ const UNREGISTER_BEFORE: Sections = &[(
      stays on the cache.
 
 With --wipe the cache device is claimed as soon as the kernel lets go of it, so that udev does not \
-     register it again. All of it is read, and its superblock is zeroed if it holds no dirty data and \
-     no flash-only volume, and that can be told for certain.",
+     register it again. All of it is read, and its superblock is zeroed only if it certainly holds \
+     no dirty data and no flash-only volume.",
 )];
 const UNREGISTER_AFTER: Sections = &[
     NAMES,
@@ -169,36 +169,37 @@ const UNREGISTER_AFTER: Sections = &[
 
 const RUN_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl run starts a backing device that waits for its cache, without it. The superblock then \
-     says \"inconsistent\", and whatever that cache holds of the device no longer counts.
+    "bcachectl run starts a backing device without the cache that it waits for. The superblock then \
+     says \"inconsistent\", and whatever that cache holds of the device is no longer used.
 
 A device that runs already, because its cache failed, is stopped, registered and started again: only \
-     so does its superblock say that it went on without its cache. It must not be in use.
+     this records in its superblock that it went on without its cache. It must not be in use.
 
-If the device is clean, nothing is lost. If it is dirty, what was written last is only on the cache. \
-     The kernel drops it without a word as soon as it sees both again. Then run \
-     wants the words \"lose dirty data\" typed on a terminal, or --lose-dirty-data. Wipe the old cache \
-     before it is seen again.",
+If the device is clean, nothing is lost. If it is dirty, the latest writes are only on the cache, \
+     and the kernel silently drops them as soon as it sees both again. In this case type \"lose \
+     dirty data\" on a terminal, or give --lose-dirty-data. Wipe the old cache before the kernel \
+     sees it again.",
 )];
 const RUN_AFTER: Sections =
     &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl run /dev/sdb"), FILES, SEE_ALSO];
 
 const LABEL_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl label gives a running backing device or a flash-only volume a label. It is kept in the \
-     superblock, or in the cache. udev makes a link of the label of a backing device.",
+    "bcachectl label gives a running backing device or a flash-only volume a label. The label is \
+     kept in the superblock, or in the cache. udev makes a link named after the label of a backing \
+     device.",
 )];
 const LABEL_AFTER: Sections =
     &[NAMES, JSON, STATUS, ("EXAMPLES", "    bcachectl label bcache0 home"), FILES, SEE_ALSO];
 
 const VOLUME_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl volume create makes a flash-only volume: a block device that is on the cache alone. Its \
-     data counts as dirty for ever and exists nowhere else. Its size is at least a bucket and at most \
-     what the cache has available; the kernel would take anything, and keeps a slot for ever for a \
-     volume of size 0, which hides all volumes after it.
+    "bcachectl volume create makes a flash-only volume: a block device that is on the cache alone. \
+     Its data stays dirty for ever and exists nowhere else. Its size is at least a bucket and at \
+     most what the cache has available. The kernel would accept any size, and a volume of size 0 \
+     takes a slot for ever and hides all volumes after it.
 
-bcachectl volume remove takes it and its data away. The volume must not be in use.",
+bcachectl volume remove removes a volume and its data. The volume must not be in use.",
 )];
 const VOLUME_AFTER: Sections = &[
     NAMES,
@@ -215,9 +216,9 @@ const VOLUME_AFTER: Sections = &[
 
 const RESIZE_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl resize lets a backing device that has grown take its new size. No kernel does so while \
-     it runs: the device is stopped, which needs it unmounted, and registered again. Dirty data stays \
-     on the cache meanwhile. The file system on it is grown afterwards.",
+    "bcachectl resize makes the new size of a grown backing device available. No kernel can do this \
+     while the device runs, so resize stops it and registers it again. Unmount it first. Dirty data \
+     stays on the cache meanwhile. Grow the file system afterwards.",
 )];
 const RESIZE_AFTER: Sections = &[
     NAMES,
@@ -235,23 +236,23 @@ const RESIZE_AFTER: Sections = &[
 
 const REPLACE_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl replace-cache moves all backing devices of a set to another cache device, for one that \
-     wears out, or that is larger: the size of a cache device is fixed when it is made. The bcache \
-     devices stay, and may be mounted all the time.
+    "bcachectl replace-cache moves all backing devices of a set to another cache device, because the \
+     old one wears out or is too small: the size of a cache device is fixed when it is made. The \
+     bcache devices stay, and may be mounted all the time.
 
-NEW is a device with nothing on it, which is formatted with the block size and the replacement policy \
-     of the old one; or a cache device that was made before, registered or not. Anything else is \
-     refused, and so is a set with flash-only volumes, whose data cannot be moved.
+NEW is an empty device, which is formatted with the block size and the replacement policy of the old \
+     one; or an existing cache device, registered or not. Anything else is refused, and so is a set \
+     with flash-only volumes, whose data cannot be moved.
 
-When the new set is registered and has the settings of the old one, the backing devices follow one \
-     after the other. Each is written back as bcachectl-flush(8) does it, detached and attached. In \
-     between it runs without a cache, and all of its data is on it. At last the old set is unregistered. \
-     With --wipe its superblock is wiped as bcachectl unregister --wipe does it; else it stays, and a \
-     later boot may register it as a set without devices.
+When the new set is registered and has the settings of the old one, the backing devices are moved \
+     one after the other. Each is written back as by bcachectl-flush(8), detached and attached. In \
+     between it runs without a cache, and holds all of its data. Finally the old set is \
+     unregistered. With --wipe its superblock is wiped as by bcachectl unregister --wipe; otherwise \
+     it stays, and a later boot may register it as a set without devices.
 
-Whenever it is interrupted, no data is lost. status tells how far it came, and the same command \
-     completes it. Which devices move is kept in /run/bcachectl until it is done: after a reboot, those \
-     that had no cache at that moment are attached by bcachectl attach.",
+No data is lost if it is interrupted. status tells how far it got, and the same command completes \
+     it. The list of devices that move is in /run/bcachectl until it is done, and is lost at a \
+     reboot: then use bcachectl attach for those that had no cache at that moment.",
 )];
 const REPLACE_AFTER: Sections = &[
     NAMES,
@@ -270,9 +271,9 @@ const REPLACE_AFTER: Sections = &[
 
 const SET_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl set changes settings of a running backing device or set. All values are checked before \
-     the first is written. Each is read back: a value that the kernel changed or ignored is an error, \
-     where the kernel itself reports success.
+    "bcachectl set changes settings of a running backing device or set. All values are checked \
+     before the first is written. Each is read back: a value that the kernel changed or ignored is \
+     an error, although the kernel itself reports success.
 
 Numbers are in the kernel's unit, which bcachectl-get(8) shows, or have a unit of their own: 4M, 30s, \
      10%. Sizes and rates are powers of 1024. Settings that limit each other are written in the order \
@@ -321,17 +322,18 @@ const SETTINGS_BEFORE: Sections = &[
      those of all registered devices and sets to a file, /etc/bcachectl.toml by default; settings apply \
      sets them again. What a superblock keeps (such as cache_mode and label) is left out.
 
-What the file says of devices and sets that are not registered is kept when it is written anew, \
-     without its comments.
+When the file is rewritten, its entries for devices and sets that are not registered are kept, but \
+     not their comments.
 
-A device or set that is not registered is passed over by apply, and so is a setting that this kernel does not \
-     have. One that cannot be set keeps no other from being set.",
+apply skips devices and sets that are not registered, and settings that this kernel does not have. \
+     If one setting cannot be set, the others still are.",
     ),
     (
         "AT BOOT",
         "Where /etc/bcachectl.toml exists, the udev rules start bcachectl-settings@.service, or \
-     settings apply itself where there is no systemd, for each bcache device that appears. What udev \
-     is not told, such as an attach to a running device, is not seen: call settings apply afterwards.",
+     settings apply itself where there is no systemd, for each bcache device that appears. udev is \
+     not told of some changes, such as an attach to a running device: run settings apply \
+     afterwards.",
     ),
     (
         "FILE",
@@ -339,8 +341,8 @@ A device or set that is not registered is passed over by apply, and so is a sett
      device, and set.\"UUID\" by that of a set; each has settings by the names that bcachectl get lists. \
      Values are numbers, true and false, or texts as bcachectl set takes them, such as \"4M\".
 
-Of a size the kernel shows one decimal, cut off. The file gets the roundest number that looks like \
-     this, and a comment with the range: correct it if you had set another one.",
+The kernel shows sizes cut off after one decimal. The file gets the roundest number that is shown \
+     like this, and a comment with the range: correct it if you had set another one.",
     ),
 ];
 const SETTINGS_AFTER: Sections = &[
@@ -367,26 +369,29 @@ const SETTINGS_AFTER: Sections = &[
 
 const STATUS_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl status tells how running sets and devices are. What must not stay as it is comes first, \
-     with the way out. It only reads, and never what makes the kernel work hard (priority_stats).
+    "bcachectl status shows the state of running sets and devices. Problems come first, with the \
+     steps to solve them. It only reads, and never reads files that are costly for the kernel \
+     (priority_stats).
 
 A backing device is attached-clean, attached-dirty, plain (it needs no cache), waiting (for the set \
-     that its superblock names), detaching, forced (it was started without its cache), or cache-lost: it runs \
-     without the cache that its superblock names, because that failed. The last two are dangers: when \
-     the cache comes back, the kernel drops dirty data or returns old contents without a word. So is \
-     an attachment to another set than the superblock names: reads may return what that set knew of \
-     the device before. A device looks attached until its last sector is written back, and is detaching only after that.
+     that its superblock names), detaching, forced (it was started without its cache), or \
+     cache-lost: it runs without the cache that its superblock names, because that failed. The last \
+     two are dangerous: when the cache comes back, the kernel silently drops dirty data or returns \
+     old contents. An attachment to another set than the superblock names is dangerous, too: reads \
+     may return what that set cached of the device before. A device that is being detached looks \
+     attached until its last sector is written back, and is detaching only after that.
 
 Hits and misses are the kernel's counts of reads since registration. They change every 13.6 seconds, \
-     and are too low where there were more than 4,800 a second; what went past the cache is a lower \
-     bound. With --interval, rates and the share of the bytes that came from the cache are measured, \
-     from the block layer's exact counts.
+     and are too low where there were more than 4,800 a second; the amount that bypassed the cache \
+     is a lower bound. --interval measures rates, and the share of the bytes that came from the \
+     cache, from the block layer's exact counts.
 
-While the kernel registers a cache it says nothing of any set or device but names and counts. What \
-     has not answered for a second, or for --timeout, is named on standard error, the rest is shown, and \
-     the exit status is 1. The same goes for the superblock of a device that does not answer.
+While the kernel registers a cache it gives only names and counts of sets and devices. status waits \
+     for a second, or for --timeout. It then names on standard error what has not answered, shows \
+     the rest, and exits with status 1. The same applies to the superblock of a device that does not \
+     answer.
 
-With --recorded a folder stands for the machine, too, such as the one that sos report makes: sys is in it.",
+--recorded also takes a folder that contains sys, such as the one that sos report makes.",
 )];
 const STATUS_AFTER: Sections = &[
     NAMES,
@@ -415,26 +420,27 @@ findings :: code, severity (danger, warning, note), text, way_out (a list of ste
     (
         "METRICS",
         "With --prometheus the names are those of node_exporter's bcache collector where the meaning \
-     is the same. Of a rounded number the middle of what it can be is given, and 0 where it reads 0.0k: \
-     the kernel counts in sectors. \
-     node_bcache_average_key_size_bytes is in bytes, and node_exporter's average_key_size_sectors, \
-     which is in bytes too, is left out. bcache_backing_info and bcache_cache_info join the slot \
-     numbers to names; bcache_backing_state is 1 for the state that a device is in.",
+     is the same. For a rounded number the metric is the middle of its range, and 0 if it reads \
+     0.0k: the kernel counts in sectors. node_bcache_average_key_size_bytes is in bytes, and \
+     node_exporter's average_key_size_sectors, which is in bytes too, is left out. \
+     bcache_backing_info and bcache_cache_info join the slot numbers to names; bcache_backing_state \
+     is 1 for the state that a device is in.",
     ),
     (
         "EXIT STATUS",
-        "0 :: Nothing is in danger. Warnings and notes may be there.
+        "0 :: There is no danger. There may be warnings and notes.
 
 1 :: The kernel's files could not be read, there is no such device, or something did not answer and \
      is not shown.
 
 2 :: The command line makes no sense.
 
-4 :: A device or set is in a state that loses data, or has returned wrong data; the way out is told.",
+4 :: A device or set is in a state that loses data, or has returned wrong data; the output says what \
+     to do.",
     ),
     (
         "EXAMPLES",
-        "What goes past the cache, and how well does it work now?
+        "What bypasses the cache, and how well does the cache work now?
 
     bcachectl status --why --interval 30s bcache0
 
@@ -449,17 +455,18 @@ For node_exporter's textfile collector:
 const TOP_BEFORE: Sections = &[
     (
         "DESCRIPTION",
-        "bcachectl top looks at the running sets and devices every second, or every --interval, and shows \
-     them on the terminal; 80 columns and 24 lines are enough. With --batch it prints the same as \
-     lines, once or more often. What must not stay as it is comes first; bcachectl-status(8) has the \
-     way out.
+        "bcachectl top looks at the running sets and devices every second, or every --interval, and \
+     shows them on the terminal; 80 columns and 24 lines are enough. With --batch it prints the same \
+     as lines, once or more often. Problems come first; bcachectl-status(8) has the steps to solve \
+     them.
 
 Rates and hits come from the block layer's counts, which are exact. HITS is the share of the bytes \
-     read that did not come from the backing device. It needs two looks; --batch begins with the second.
+     read that did not come from the backing device. It needs two samples; --batch begins with the \
+     second.
 
-While the kernel holds bcache's lock, as it does when it registers a cache, it answers nobody. After \
-     a second top says so, and keys go on to work. With --batch it then prints what it has, names the rest \
-     on standard error, and ends with the status 1. It never reads priority_stats.",
+While the kernel holds bcache's lock, as it does when it registers a cache, it does not answer. \
+     After a second top says so; keys still work. With --batch it then prints what it has, names the \
+     rest on standard error, and exits with status 1. It never reads priority_stats.",
     ),
     (
         "COLUMNS",
@@ -469,7 +476,7 @@ AVAIL :: Share of the buckets that are free or hold clean data.
 
 READ/s, WRITE/s :: Bytes a second of the cache device, or of the bcache device.
 
-GC AGE :: Time since the last garbage collection; now, if one has ended since the look before.
+GC AGE :: Time since the last garbage collection; now, if one has ended since the previous sample.
 
 NODES :: Nodes of the btree, from the last garbage collection.
 
@@ -478,8 +485,9 @@ JOURNAL :: Journal entries whose keys are not yet all in the btree.
 DEVICE :: The bcache device, or a backing device that does not run.
 
 STATE :: As bcachectl-status(8) has it, or STALLED: reads and writes wait in bcache, and neither the \
-     backing device nor the cache device has done anything since the look before. They wait for a bucket, for \
-     room in the journal or for garbage collection; the kernel itself counts no such waits.
+     backing device nor the cache device has done anything since the previous sample. They wait for \
+     a bucket, for room in the journal or for garbage collection; the kernel itself counts no such \
+     waits.
 
 DISK-R/s, DISK-W/s :: Bytes a second of the backing device, writeback included.
 
@@ -491,7 +499,7 @@ WAIT :: Reads and writes under way in the bcache device.",
         "KEYS",
         "q :: End.
 
-j, k, arrows, Home, End :: Pick a device; the lines at the bottom tell more of it.
+j, k, arrows, Home, End :: Select a device; the lines at the bottom show more about it.
 
 s :: Show only the devices of its set, or all again.
 
@@ -511,7 +519,7 @@ const TOP_AFTER: Sections = &[
     ),
     (
         "EXAMPLES",
-        "One look over ten seconds, for a script:
+        "One sample over ten seconds, for a script:
 
     bcachectl top --once --interval 10s",
     ),

@@ -4,31 +4,31 @@ use super::text::{FILES, SEE_ALSO, Sections};
 
 pub(super) const BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl serve gives NBD clients a volume as /dev/bcacheN would show it, over a Unix socket. With it \
-     a file system can be mounted, or a few files copied, without the kernel running the set and without \
-     room for a copy of the volume. It reads what bcachectl-export(8) reads, and takes the devices in the \
-     same way: they are only read, and a device in use is refused.
+    "bcachectl serve gives NBD clients a volume as /dev/bcacheN would show it, over a Unix socket. \
+     Use it to mount a file system or copy a few files when the kernel cannot run the set, or there \
+     is no room for a copy of the volume. It reads what bcachectl-export(8) reads. The devices are \
+     only read, and a device in use is refused.
 
-Reading what export would leave out fails with an input/output error: data that is lost or unreadable, \
-     and without --likely what is only likely right. Nothing is made up. Writing is refused; the client is \
-     told so when it connects.
+Reading what export would leave out fails with an input/output error: data that is lost or \
+     unreadable, and without --likely data that is only likely right. No data is made up. The volume \
+     is read-only, and the client is told so when it connects.
 
-Who can open the socket can read all of the volume. It is made for its owner alone. One client is served \
-     at a time, others wait. Ctrl-C ends the serving and removes the socket.
+Whoever can open the socket can read the whole volume, so only its owner can open it. One client is \
+     served at a time; others wait. Ctrl-C ends serve and removes the socket.
 
-A file system with a journal is mounted with options that keep it from replaying: -o ro,noload for ext4, \
-     -o ro,norecovery for XFS.",
+Mount a journaling file system with options that keep it from replaying its journal: -o ro,noload \
+     for ext4, -o ro,norecovery for XFS.",
 )];
 
 pub(super) const AFTER: Sections = &[
     (
         "PROTOCOL",
-        "Fixed newstyle handshake without TLS; one export, whose name is empty; simple replies. Offsets and \
-         lengths may be any, up to 32 MiB at once.",
+        "Fixed newstyle handshake without TLS; one export, whose name is empty; simple replies. Any \
+         offset and length is accepted, up to 32 MiB per request.",
     ),
     (
         "EXIT STATUS",
-        "0 :: It was ended by a signal; or with --once the first client is gone.
+        "0 :: Ended by a signal; or, with --once, the first client disconnected.
 
 1 :: Refused, or failed.
 

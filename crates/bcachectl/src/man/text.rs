@@ -28,16 +28,16 @@ pub(super) const MAIN_BEFORE: Sections = &[(
      kernel: an SSD (the cache device) in front of disks (backing devices).
 
 make, check and invalidate work on devices that the kernel does not run at the moment, and on image \
-     files of them. Looking is possible on devices in use, too. register, attach and the others tell the \
-     running kernel what to do, and status tells how it goes. Whatever is written is planned and shown \
-     first, and the stock kernel agrees with the result.",
+     files of them. show and list work on devices in use, too. register, attach and others control \
+     the running kernel, and status shows its state. Whatever is written is planned and shown first, \
+     and the stock kernel accepts the result.",
 )];
 
 pub(super) const MAIN_AFTER: Sections = &[
     (
         "ENVIRONMENT",
-        "NO_COLOR :: If set to any text but an empty one, output has no colours. It has none where it \
-         does not go to a terminal, either.",
+        "NO_COLOR :: If set and not empty, output is not coloured. Output that does not go to a \
+         terminal is never coloured.",
     ),
     (
         "EXIT STATUS",
@@ -49,7 +49,7 @@ pub(super) const MAIN_AFTER: Sections = &[
 
 3 :: Failed after writing had begun; the message says what became of each device.
 
-The pages of the commands add what is theirs.",
+The man pages of the commands list further statuses.",
     ),
     (
         "EXAMPLES",
@@ -77,42 +77,43 @@ The same on files, without root and without a risk:
 pub(super) const MAKE_BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl make writes the superblocks that make block devices, or image files, cache and \
-     backing devices. Options stand where make-bcache(8) has them, and mean the same: --cache and \
-     --bdev hold for all devices that follow.
+     backing devices. Options have the places and meanings that they have for make-bcache(8): \
+     --cache and --bdev apply to all devices that follow.
 
 A cache and backing devices that are made in one command share a cache set: registering them \
      attaches the backing devices. Backing devices that are made alone can be given a set with \
      --cset-uuid, or be attached later through sysfs. A set has one cache device; several cache \
      devices in one command become sets of their own.
 
-All devices are looked at and everything is planned before the first byte is written. Refused is \
-     what the kernel would refuse, or would accept and then hang on; a device that is mounted, held, \
-     or registered; a bcache device itself (/dev/bcacheN); and a device that holds anything, unless \
-     --wipe-bcache (for a bcache superblock, be it in a partition, or one whose magic was wiped or that is gone) or \
-     --force (for all else, data that nobody can name included) allows to destroy it. On a terminal, \
-     make names every device, shows what would be destroyed and asks. --dry-run shows every write and does none \
-     of them; it claims the devices as the real run does, and refuses what that would refuse. The \
-     kernel is told when a partition table is gone.
+make examines all devices and plans everything before it writes the first byte. It refuses what the \
+     kernel would refuse, or would accept and then hang on; a device that is mounted, held or \
+     registered; and a bcache device itself (/dev/bcacheN). It also refuses a device that holds \
+     anything, unless an option allows make to destroy it: --wipe-bcache for a bcache superblock, \
+     even in a partition, with its magic wiped, or gone; --force for everything else, unknown data \
+     included. On a terminal, make names every device, shows what would be destroyed and asks. \
+     --dry-run shows every write and does none of them; it claims the devices as a real run does, \
+     and refuses what a real run would refuse. If make removes a partition table, it tells the \
+     kernel.
 
 A cache may hold data that exists nowhere else: dirty data, which the backing device lacks, and \
-     flash-only volumes. make reads the cache and says how much of which volume that is. Then \
-     --wipe-bcache is not enough, nor is it where this cannot be told, or where a backing device \
-     needs its cache (state dirty or inconsistent): on a terminal the start of the UUID of its set \
-     must be typed, elsewhere --lose-dirty-data or --lose-set UUID is needed.
+     flash-only volumes. make reads the cache and says how much of each volume would be lost. \
+     --wipe-bcache is then not enough. Nor is it enough if make cannot tell, or if a backing device \
+     needs its cache (state dirty or inconsistent). On a terminal, type the start of the UUID of its \
+     set; elsewhere give --lose-dirty-data or --lose-set UUID.
 
-The data offset is where make differs from make-bcache(8), which ignores the unit: 161280k means \
-     161280 sectors there, and 161280 KiB, which is 322560 sectors, here. A plain number means \
-     sectors to both. make says which value it took, in sectors and in bytes.
+make reads the data offset differently from make-bcache(8), which ignores the unit: 161280k means \
+     161280 sectors there, and 161280 KiB (322560 sectors) here. A plain number means sectors for \
+     both. make prints the value it uses, in sectors and in bytes.
 
 The kernel attaches a backing device only if its blocks are not smaller than those of the set. With \
      --cset-uuid, make looks for the set's cache in the machine and refuses smaller blocks; where \
      the set is not found, it says so.
 
-The bucket size is the unit in which the cache is reused. The default is 512 KiB; a cache device \
-     too small for 513 of them, which is the least the kernel works with, gets smaller ones, and \
-     the output says so. A bucket holds at least two blocks: where it would not with the default \
-     block size, blocks get smaller, too. Buckets over 16 MiB need superblock version 5, which \
-     kernels before 5.11 do not read.
+The kernel reuses the cache bucket by bucket. The default bucket size is 512 KiB. The kernel needs \
+     at least 513 buckets: on a cache device too small for that, make uses smaller buckets, and says \
+     so. A bucket holds at least two blocks: if the default block size is too large for that, make \
+     uses smaller blocks. Buckets over 16 MiB need superblock version 5, which kernels before 5.11 \
+     do not read.
 
 Sizes are whole numbers with k, M, G or T (powers of 1024; KiB, MiB, ... mean the same).",
 )];
@@ -121,9 +122,9 @@ pub(super) const MAKE_AFTER: Sections = &[
     (
         "JSON",
         "With --json the output is one object with dry_run and devices. Each device has the keys \
-         that bcachectl-show(8) documents, of the superblock that is or was to be written, and: state \
-         (formatted; undefined, that is neither what it was nor formatted; or untouched, also where \
-         an image file that was new is removed again), formatted (whether the superblock is on the \
+         that bcachectl-show(8) documents, of the superblock that is or was to be written, and: \
+         state (formatted; undefined, which is neither as before nor formatted; or untouched, also \
+         for a new image file that was removed again), formatted (whether the superblock is on the \
          device now), created (whether the image file is new), destroys and notes (lists of text), \
          error (text, where it failed), and steps, a list of objects with step (write, discard, \
          flush), what, offset_bytes and bytes.",
@@ -172,36 +173,35 @@ Without a device it lists every bcache device of the machine, which of them belo
      state is the kernel's where it runs the device, and what it runs is listed even if the \
      superblock is gone.
 
-With devices it answers first: what each is, whether the kernel would register it, and if not, why, \
-     in the kernel's own words; what would be lost; and what can be done now. Then follows what the \
-     kernel would accept and choke on, and a short table; for a backing device, with what its data is, \
-     where it starts, and the command that reaches it without bcache. If only the cache has some of \
-     that data, a warning stands before the command. With -v, or where the checksum is bad, every \
-     field of the superblock is there: flags and features by name, unknown bits kept.
+For each device named, it says first what the device is; whether the kernel would register it, and \
+     if not, why, in the kernel's own words; what would be lost; and what you can do now. Then it \
+     lists what the kernel would accept but cannot handle, and prints a short table. For a backing \
+     device the table includes the type of its data, where the data starts, and the command to \
+     access it without bcache. If only the cache has some of that data, a warning precedes the \
+     command. With -v, or if the checksum is bad, every field of the superblock is shown: flags and \
+     features by name, unknown bits as they are.
 
-All devices that are named are looked at together: a backing device beside its cache settles what \
-     the cache alone cannot tell, and the other way round.
+show examines all devices named together: a backing device can tell what its cache alone cannot, and \
+     the other way round.
 
 Of a cache device that is in use, everything is read that the kernel reads at registration: the \
      journal, the prios, the uuid table and the whole btree. That completes the kernel's verdict, \
-     and answers in words the question that loses people their data: is there dirty data on this \
-     cache, how much, of which backing device, and is it safe to wipe. It takes as long as reading \
-     the btree does, some minutes for a cache of many terabytes; --superblock leaves it out. The \
-     list of all devices of the machine reads superblocks, and of a new cache the places where its \
-     journal will be: if an old journal of the same set is there, which would come back, a warning \
-     says so.
+     and tells whether there is dirty data on the cache, how much, of which backing device, and \
+     whether the cache is safe to wipe. Reading the btree takes some minutes for a cache of many \
+     terabytes; --superblock skips it. The list of all devices of the machine reads only \
+     superblocks, and of a new cache the places where its journal will be. A warning says if an old \
+     journal of the same set is there, which would become valid again.
 
-A backing device is named where it is present: among the devices on the command line, or in the \
-     machine.
+The output names the backing device of a volume if it is on the command line or in the machine.
 
-The lists (--prios, --journal, --uuids, --btree, --keys, --lookup) are made as they are written: \
-     nothing is collected, and a reader that has enough ends them. Only --sort and --reverse keep \
-     4 bytes a bucket. Reading itself takes 8 bytes a bucket, and the keys that the journal would \
+The lists (--prios, --journal, --uuids, --btree, --keys, --lookup) are printed while they are made, \
+     and end early if the reader closes the pipe. Only --sort and --reverse keep 4 bytes per bucket \
+     in memory. Reading the set takes 8 bytes per bucket, and the keys that the journal would \
      replay.
 
-What is shown is the kernel's own view right after registration: keys of the journal laid over \
-     those of the btree, gens raised by newer pointers, the marks of GC. A running kernel has moved \
-     on from what its device holds; where the device is in use, a warning says that it may change \
+show presents the kernel's own view right after registration: keys of the journal laid over those of \
+     the btree, gens raised by newer pointers, the marks of GC. The state of a running kernel is \
+     newer than what its device holds; if the device is in use, a warning says that it may change \
      while it is read.",
 )];
 
@@ -211,7 +211,7 @@ pub(super) const SHOW_AFTER: Sections = &[
         "With --json the output is one object with devices, and errors where a device could not be \
          read. Numbers are numbers, never text. Each device has:
 
-path :: As it was given; bytes that are no UTF-8 are replaced.
+path :: As it was given; bytes that are not UTF-8 are replaced.
 
 kind :: cache, backing, or null where there is no bcache superblock.
 
@@ -231,8 +231,8 @@ data :: For a backing device: offset_bytes, losetup, mount, needs_cache, content
 
 found :: What else libblkid finds on the device; absent where there is nothing.
 
-in_use :: Who holds the device; absent where nobody does. What was read of it may not fit together \
-         then, and a warning on standard error says so.
+in_use :: Who holds the device; absent where nobody does. What was read from a device in use may be \
+         inconsistent; a warning on standard error says so.
 
 running :: What sysfs says of a registered device: device, set_uuid, state, cache_mode, dirty_data.
 
@@ -243,10 +243,10 @@ dirty :: An object with answer (none, present, unknown), sectors (of dirty data;
          (true or false), volumes (a list of slots whose data would be lost), text (a list of \
          sentences). With --dirty also for a backing device.
 
-stakes :: What exists nowhere else, of a backing device: what only its cache has. An object with \
+stakes :: What exists nowhere else; for a backing device, what only its cache has. An object with \
          answer (none, present, unknown), at_least_sectors, at_most_sectors (null where nothing \
          bounds it) and volumes (a list of objects with slot, uuid, label, flash_only, \
-         at_least_sectors, at_most_sectors). Unknown is never said as none.
+         at_least_sectors, at_most_sectors). Unknown is never reported as none.
 
 advice :: What can be done, most urgent first: a list of objects with code, text and command (or \
          null). The codes are stable: safe-to-wipe, stop-first, do-not-register, do-not-wipe, \
@@ -255,8 +255,8 @@ advice :: What can be done, most urgent first: a list of objects with code, text
          repair, copy-flash-only, bring-backing, bring-cache, clear-dirty-state, do-not-run-alone, \
          check-contents, block-size, name-backing. Backing devices have stakes and advice, too.
 
-problems, more_problems :: What is wrong with the set, as text; and how much more of it there is, \
-         where the list was cut.
+problems, more_problems :: What is wrong with the set, as text; and the number of further problems, \
+         if the list was cut.
 
 usage :: With --usage: buckets (an object with total, unused, clean, dirty, metadata), percent (the \
          same as the kernel rounds it), available, available_percent, average, \
@@ -319,14 +319,14 @@ With --dirty, for scripts:
 
 0 :: Every cache device may be wiped, and every backing device is complete.
 
-1 :: That cannot be told.
+1 :: This cannot be determined.
 
 2 :: The command line makes no sense.
 
 4 :: There is dirty data on a cache device, or a backing device needs some that is on its cache.
 
-5 :: There is no dirty data, and yet a cache device may not be wiped: it is in use, or has a \
-         flash-only volume that nothing was written to.",
+5 :: There is no dirty data, but a cache device must not be wiped: it is in use, or has a flash-only \
+         volume to which nothing was written.",
     ),
     (
         "EXAMPLES",
@@ -357,20 +357,21 @@ Would the kernel take this image?
 
 pub(super) const CHECK_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl check looks for anything that is wrong with the cache set on a cache device. It only \
-     reads, and does not stop at the first finding: the superblock, the journal, the prios, the \
-     uuid table, the btree and all keys are checked as the kernel does at registration, and for \
-     what the kernel does not look at besides.
+    "bcachectl check looks for errors in the cache set on a cache device. It only reads, and does \
+     not stop at the first finding. It checks the superblock, the journal, the prios, the uuid \
+     table, the btree and all keys as the kernel does at registration, and also for errors that the \
+     kernel does not look for.
 
-The first line answers what matters: would the kernel register this, and is data at risk. Then \
-     follow the findings, each with its code, which stays the same in all versions; how severe it \
-     is; where it is; what should be there and what is; and what a person can do.
+The first line says whether the kernel would register the set and whether data is at risk. The \
+     findings follow, each with its code, which stays the same in all versions; its severity; its \
+     place; what was expected and what was found; and what you can do.
 
-With its backing devices, check also tells whether they belong to the set, and whether their state \
-     fits what the cache holds. The cache may stand anywhere among the devices. Where only backing \
-     devices are named, their cache is looked for in the machine; if it is not there, each of them is \
-     checked alone: whether the kernel takes it, and whether it lacks data that only its cache has. With --verify-clean it compares what counts as clean in the cache \
-     with the backing devices, which reads both.
+If backing devices are named as well, check also tells whether they belong to the set, and whether \
+     their state matches what the cache holds. The devices can be in any order. If only backing \
+     devices are named, check looks for their cache in the machine. If it is not there, check \
+     examines each of them alone: whether the kernel accepts it, and whether it lacks data that only \
+     its cache has. With --verify-clean, check compares the clean data in the cache with the backing \
+     devices, which reads both.
 
 A device in use changes while it is read, which looks like damage; stop the set first.",
 )];
@@ -404,12 +405,12 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
         "EXIT STATUS",
         "The sum of these, as fsck(8) has them, or 2 where the command line makes no sense:
 
-0 :: No errors. Findings that are only untidy are listed, and are no errors, also where one of them \
-         leaves it open whether data is at risk.
+0 :: No errors. Findings of severity untidy are listed but are not errors, even if one of them \
+         leaves open whether data is at risk.
 
 4 :: Errors were found, and left uncorrected.
 
-8 :: The device, or a part of it, could not be read, or it is no device of bcache.",
+8 :: The device, or a part of it, could not be read, or it is not a bcache device.",
     ),
     (
         "EXAMPLES",
@@ -427,41 +428,42 @@ The same with everything that is cached compared, for a program:
 
 pub(super) const INVALIDATE_BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl invalidate takes buckets out of the cache on a device that the kernel does not run \
-     at the moment. Whatever was cached there is then read from the backing device. It does what \
-     the kernel does when it reuses a bucket: the bucket's gen is raised by one, which makes every \
-     pointer to it stale.
+    "bcachectl invalidate drops buckets from a cache that the kernel does not run at the moment. \
+     Whatever was cached there is then read from the backing device. It does what the kernel does \
+     when it reuses a bucket: the bucket's gen is raised by one, which makes every pointer to it \
+     stale.
 
-Only clean data goes. Refused are buckets with dirty data, for the backing device lacks it; buckets \
-     of the journal, the prio chain, the uuid table and the btree; and buckets whose gen is 96 ahead \
-     of the oldest pointer to them, the kernel's own limit. Each refusal says what is at stake and \
-     what can be done instead. If a bucket that was named, by --bucket or --sectors, is refused, \
-     nothing is written unless --skip-refused is given. The other selections take only what may go: \
-     --volume takes the buckets with clean data of a volume and lists those of them that hold dirty \
-     data too, --all-clean lists those at the limit. These lists come with what to do instead, and \
-     are no failure.
+Only clean data is dropped. invalidate refuses buckets with dirty data, which the backing device \
+     lacks; buckets of the journal, the prio chain, the uuid table and the btree; and buckets whose \
+     gen is 96 ahead of the oldest pointer to them, the kernel's own limit. Each refusal says what \
+     is at stake and what you can do instead. If a bucket named by --bucket or --sectors is refused, \
+     nothing is written unless --skip-refused is given. The other selections take only buckets that \
+     can be invalidated: --volume takes the buckets with clean data of a volume and lists those of \
+     them that hold dirty data too; --all-clean lists those at the limit. These lists also say what \
+     to do instead, and are not failures.
 
-A btree node that was freed leaves a marker with a gen in its parent. The kernel does not count it, \
-     though one that the bucket's gen is 129 ahead of sets the gen back; so such a bucket is refused \
-     at 96, too.
+A freed btree node leaves a marker with a gen in its parent. The kernel does not count the marker \
+     for this limit, but once the bucket's gen is 129 ahead of it, the marker sets the gen back. So \
+     such a bucket is refused at 96, too.
 
 Sectors have 512 bytes. --sectors counts from the start of the device, as the device itself reports \
-     bad sectors; on a partition, its start has to be taken off. A bucket goes as a whole, with the \
+     bad sectors; on a partition, subtract its start. A bucket is invalidated as a whole, with the \
      clean data of all volumes in it. --coldest takes buckets by their priority, which falls as they \
-     go unused; P% is a share of the buckets with clean data that may go. --policy does as the \
-     kernel's allocator would right after registration, with the same code as the allocator of \
-     bcache-bench(8): buckets without any data come first. It may take fewer than --count: random \
-     gives up after as many draws as half the buckets, as the kernel does, and the others when no \
-     more may go; then it says after how many it gave up.
+     go unused; P% is a share of the buckets with clean data that can be invalidated. --policy \
+     chooses as the kernel's allocator would right after registration, with the same code as the \
+     allocator of bcache-bench(8): buckets without any data come first. It may take fewer than \
+     --count: random gives up after half as many draws as there are buckets, as the kernel does, and \
+     the others when no more buckets can be invalidated. It then says after how many it gave up.
 
-The cache set is read as the kernel reads it, the journal included. A set with damage is refused, \
-     and so is a journal in which the new entry would make others reachable that the kernel does not \
-     see now, or from whose replay range entries are missing (kernels before 6.19 leave such a gap in \
-     a set with discard, and pass over it). Then the new priorities and gens are written to unused buckets and flushed, read back, and made \
-     current by one journal entry, which is flushed too. Last the whole set is read again, and every \
-     bucket and volume must be as planned. A power cut at any time leaves the old state or the new \
-     one, and both are sound. On a terminal, invalidate shows what would go and asks; where standard \
-     input is no terminal it wants --yes, unless --dry-run is given.
+invalidate reads the cache set as the kernel does, the journal included. It refuses a set with \
+     damage. It also refuses a journal in which the new entry would expose others that the kernel \
+     does not see now, and one whose replay range lacks entries (kernels before 6.19 leave such a \
+     gap in a set with discard, and ignore it). It then writes the new priorities and gens to unused \
+     buckets, flushes them and reads them back. One journal entry makes them current, and is flushed \
+     too. Finally it reads the whole set again and verifies that every bucket and volume is as \
+     planned. A power cut at any time leaves the old state or the new one, and both are sound. On a \
+     terminal, invalidate shows what it would drop and asks. Without a terminal it needs --yes, \
+     unless --dry-run is given.
 
 A device in use is refused. To stop a running cache, unmount its bcache devices, write 1 to \
      /sys/block/bcacheN/bcache/stop of each, and to /sys/fs/bcache/UUID/stop.",
@@ -497,13 +499,13 @@ journal_seq :: The number of the new journal entry, or null.",
          nothing to invalidate (also where all that --volume found is refused); or --dry-run found no \
          objection.
 
-1 :: Refused, or failed, and nothing is invalidated: the cache is as it was. At most unused buckets \
-         were written.
+1 :: Refused, or failed, and nothing is invalidated: the cache is as it was. Only unused buckets may \
+         have been written.
 
 2 :: The command line makes no sense.
 
-3 :: The journal entry was given to the device, which failed before it was durable. The cache is \
-         wholly as it was or wholly as planned, and sound either way.
+3 :: The device failed after it was sent the journal entry and before the entry was durable. The \
+         cache is entirely as it was or entirely as planned, and sound either way.
 
 4 :: Everything was written and flushed, but could not be read again to prove it.
 

@@ -4,35 +4,35 @@ use super::text::{SEE_ALSO, Sections};
 
 pub(super) const BEFORE: Sections = &[(
     "DESCRIPTION",
-    "bcachectl undo takes back what make, invalidate, repair, writeback or image restore wrote. Given \
-     --undo FILE, these commands save to that file what they are going to overwrite, and what they write \
-     instead. The file is durable before their first write; where it cannot be written, they write \
-     nothing.
+    "bcachectl undo reverts what make, invalidate, repair, writeback or image restore wrote. Given \
+     --undo FILE, these commands save to that file what they are going to overwrite, and what they \
+     write instead. The file is durable before their first write; where it cannot be written, they \
+     write nothing.
 
-undo puts back what was there, in the opposite order and with the same flushes. So a power cut leaves a \
-     state that the command itself could have left. The same undo run again completes it. A command that \
-     failed on the way can be undone, too. At the end all is read back.
+undo restores the old contents in reverse order, with the same flushes. So a power cut leaves a \
+     state that the command itself could have left. Run the same undo again to complete it. A \
+     command that failed halfway can be undone, too. Finally undo reads everything back.
 
-Before its first write, undo compares the devices with the file. It refuses a device on which anything \
-     else was written in the same places since. It also refuses one that was in use since: a cache \
-     whose superblock or journal has changed, which the kernel changes each time it starts the set, and \
-     a device that make or image restore wrote to whose first 16 MiB or last 1 MiB have changed.
+Before its first write, undo compares the devices with the file. It refuses a device if anything \
+     else was written to the same places since. It also refuses a device that was in use since: a \
+     cache whose superblock or journal has changed (the kernel changes them each time it starts the \
+     set), and, after make or image restore, a device whose first 16 MiB or last 1 MiB have changed.
 
-Of writeback, the metadata of the cache and the superblocks of the backing devices are put back. Data \
-     that was copied to the backing devices stays there, where the cache answers for it again. undo reads \
-     all of this data on the cache and on the backing device, and refuses where they differ: somebody \
-     has written to the backing device, and the cache would hide that. After --detach it compares clean \
-     data as well.
+After writeback, undo restores the metadata of the cache and the superblocks of the backing devices. \
+     Data that was copied to the backing devices stays there, and is dirty in the cache again. undo \
+     compares all of this data on the cache and on the backing device, and refuses if they differ: \
+     the backing device was then written to since, and the cache would hide that. After --detach it \
+     compares clean data as well.
 
-Several files are undone in the opposite order of their commands. A set that the kernel has started \
-     cannot be taken back. Keep udev from registering a device if you may want to undo what you do to it. \
-     Image files that a command made are not in the file; remove them. What is discarded cannot be had \
-     back, so make takes either --discard or --undo. Where make removed a partition table, have the \
-     kernel read it again with partprobe(8).
+Undo several commands in reverse order. Once the kernel has started a set, its command cannot be \
+     undone: keep udev from registering a device if you may want to undo what you do to it. Image \
+     files that a command made are not in the file; remove them. Discarded data cannot be restored, \
+     so make takes either --discard or --undo. If make removed a partition table, have the kernel \
+     read it again with partprobe(8).
 
-The devices are those that the command was given. Where they have other names now, name them after the \
-     file, in the order in which --dry-run shows them. A device in use is refused. On a terminal, undo \
-     asks; where standard input is no terminal it wants --yes, unless --dry-run is given.",
+By default undo takes the devices that the command was given. If they have other names now, name \
+     them after the file, in the order that --dry-run shows. A device in use is refused. On a \
+     terminal, undo asks. Without a terminal it needs --yes, unless --dry-run is given.",
 )];
 
 pub(super) const AFTER: Sections = &[
@@ -56,7 +56,7 @@ pub(super) const AFTER: Sections = &[
 
 2 :: The command line makes no sense.
 
-3 :: Failed on the way. Run the command again.
+3 :: Failed halfway. Run the command again.
 
 5 :: What was read back is not what was put back: a device is failing.",
     ),

@@ -10,11 +10,11 @@ pub(in crate::man) const BEFORE: Sections = &[(
      back.
 
 Dirty data is copied in the order of the backing device's sectors, to several backing devices at the \
-     same time, and each of them is flushed. With --verify all of it is read back and compared. Only then \
-     the cache is made clean: a new btree and prio chain are written to unused buckets, flushed and read \
-     back, and one journal entry makes them current. Last the superblocks of the backing devices are set \
-     clean. A power cut at any time leaves the cache as it was or clean, and either is sound; the same \
-     command run again completes what is missing.
+     same time, and each of them is flushed. With --verify all of it is read back and compared. Only \
+     then is the cache made clean: a new btree and prio chain are written to unused buckets, flushed \
+     and read back, and one journal entry makes them current. Finally the superblocks of the backing \
+     devices are set clean. A power cut at any time leaves the cache as it was or clean, and sound \
+     either way; run the same command again to complete the rest.
 
 Volumes whose backing device is not named stay dirty, and so do those that --volume leaves out. A \
      flash-only volume has no backing device: its data stays in the cache.
@@ -22,19 +22,19 @@ Volumes whose backing device is not named stay dirty, and so do those that --vol
 With --detach the volumes are removed from the cache set as well, their clean data included. The \
      backing devices then run alone, as after a detach by the kernel.
 
-Refused are a cache set with damage; one with damage that the kernel passes over and bcachectl-repair(8) \
-     mends for certain, for older data would be written back; a device in use; a backing device of another set, one that the \
-     cache does not know, one that is smaller than its dirty data reaches, and one that ran without its \
-     cache since (its state is none or inconsistent), for what it holds may be newer than the cache. If you know \
-     that nothing was written to such a device, --ran-alone with --detach writes to it all the same: where \
-     the cache holds dirty data, that replaces what is there.
+writeback refuses a cache set with damage, even damage that the kernel ignores if \
+     bcachectl-repair(8) mends it for certain: older data would be written back. It refuses a device \
+     in use; a backing device of another set, one that the cache does not know, and one too small \
+     for its dirty data. It also refuses a backing device that ran without its cache since (its \
+     state is none or inconsistent), because its data may be newer than the cache. If you know that \
+     nothing was written to such a device, give --ran-alone with --detach: the dirty data in the \
+     cache then replaces what is there.
 
-Where the cache is full, buckets with clean data are invalidated first, the coldest; where there are \
-     none, the journal alone makes the data clean, and the kernel's next garbage collection does the \
-     rest.
+If the cache is full, the coldest buckets with clean data are invalidated first. If there are none, \
+     the journal alone makes the data clean, and the kernel's next garbage collection does the rest.
 
-On a terminal, writeback shows what it would do and asks; where standard input is no terminal it wants \
-     --yes, unless --dry-run is given.",
+On a terminal, writeback shows what it would do and asks. Without a terminal it needs --yes, unless \
+     --dry-run is given.",
 )];
 
 pub(in crate::man) const AFTER: Sections = &[
@@ -73,11 +73,11 @@ steps :: With --dry-run, the writes to the cache in their order: a list of objec
 
 2 :: The command line makes no sense.
 
-3 :: Failed on the way. The cache has all dirty data still, or says that it is clean once it is on the \
-         backing devices. Run the command again.
+3 :: Failed halfway. The cache still has all dirty data, or is marked clean after all of it reached \
+         the backing devices. Run the command again.
 
-4 :: All dirty data is on the backing devices and the cache is clean; what comes after it failed, such \
-         as setting a backing device clean, which the kernel does by itself.
+4 :: All dirty data is on the backing devices and the cache is clean. A later step failed, such as \
+         setting a backing device clean, which the kernel does by itself.
 
 5 :: What was read back is not what was written: a device is failing.
 
