@@ -356,7 +356,7 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
     let run = guest.script(script).run()?.ok()?;
     expect(&run, "no_device", 1, &["cannot open /dev/nonsense"])?;
     expect(&run, "no_block", 1, &["/init is no block device"])?;
-    expect(&run, "no_set", 1, &["no registered device"])?;
+    expect(&run, "no_set", 1, &["neither a registered device"])?;
     expect(&run, "mounted", 1, &["mounted at /mnt", "--lazy"])?;
     expect(&run, "mounted_set", 1, &["mounted at /mnt"])?;
     expect(&run, "lazy", 0, &["goes on until the last user closes it"])?;

@@ -165,7 +165,7 @@ fn bad_input_is_refused_in_a_line() {
             "bcache-bench: cannot read /nonexistent/trace: No such",
         ),
         (&["replay", TRACE, "--bucket", "100k"], 2, "power of two"),
-        (&["replay", TRACE, "--sample", "2"], 2, "is no part"),
+        (&["replay", TRACE, "--sample", "2"], 2, "is not a share"),
         (&["replay", TRACE, "--columns", "sector"], 2, "is no column"),
         (&["replay", TRACE, path], 1, "read together"),
         (&["size", "/nonexistent"], 1, "neither a device nor a size"),

@@ -40,5 +40,5 @@ fn parse_percent(text: &str) -> Result<f64, String> {
         .parse()
         .ok()
         .filter(|percent| (0.0..=1000.0).contains(percent))
-        .ok_or_else(|| format!("\"{text}\" is no number of percent from 0 to 1000"))
+        .ok_or_else(|| format!("\"{text}\" is not a percentage from 0 to 1000"))
 }

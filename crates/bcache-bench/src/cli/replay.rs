@@ -177,7 +177,7 @@ fn parse_sample(text: &str) -> Result<f64, String> {
         .ok()
         .map(|part| part / unit)
         .filter(|part| *part > 0.0 && *part <= 1.0)
-        .ok_or_else(|| format!("\"{text}\" is no part; write a number above 0 and up to 1, or 25%"))
+        .ok_or_else(|| format!("\"{text}\" is not a share; write a number above 0 and up to 1, or 25%"))
 }
 
 fn parse_cache_size(text: &str) -> Result<CacheSize, String> {
@@ -185,7 +185,7 @@ fn parse_cache_size(text: &str) -> Result<CacheSize, String> {
         let percent = percent.parse().ok().filter(|it| *it > 0.0 && *it <= 100_000.0);
         return percent
             .map(CacheSize::Percent)
-            .ok_or_else(|| format!("\"{text}\" is no percentage"));
+            .ok_or_else(|| format!("\"{text}\" is not a percentage"));
     }
     parse_bytes(text).map(CacheSize::Bytes).map_err(|error| error.to_string())
 }

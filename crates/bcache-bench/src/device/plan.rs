@@ -202,7 +202,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .filter(|ms| (1..=365 * 24 * 3_600_000).contains(ms))
         .map(Duration::from_millis)
         .ok_or_else(|| {
-            format!("\"{text}\" is no time; write a whole number and ms, s, m or h, as in 30s")
+            format!("\"{text}\" is not a time; write a whole number and ms, s, m or h, as in 30s")
         })
 }
 

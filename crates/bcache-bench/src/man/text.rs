@@ -38,9 +38,9 @@ Before an operation is due a writer sleeps, and spins for the last 100 microseco
 
 0.000123456 alloc cache=0 bucket=77 reserve=none :: A bucket was allocated, for this use.
 
-0.000123456 alloc_fail cache=0 reserve=none free=0 free_inc=12 blocked=0 :: None could be had at once. There \
-         were so many buckets in the reserve and in free_inc, and so many freed btree nodes whose parents \
-         were not written yet.
+0.000123456 alloc_fail cache=0 reserve=none free=0 free_inc=12 blocked=0 :: No bucket was available \
+         at once. free and free_inc count the buckets in the reserve and in free_inc; blocked counts \
+         freed btree nodes whose parents were not written yet.
 
 0.000123456 invalidate cache=0 bucket=77 sectors=1016 :: A bucket with so many sectors of data is to be used \
          again.

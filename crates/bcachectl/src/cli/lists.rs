@@ -17,8 +17,8 @@ pub struct LookupPlace {
 /// Why a place is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{text}\" is no place of a volume; write VOLUME:SECTOR or VOLUME:SECTOR+LEN, VOLUME being \
-         a slot, a UUID or a label"
+    "\"{text}\" is not a place on a volume; write VOLUME:SECTOR or VOLUME:SECTOR+LEN, where VOLUME \
+         is a slot, a UUID or a label"
 )]
 pub struct LookupPlaceError {
     text: String,

@@ -113,7 +113,7 @@ fn parse_label(text: &str) -> Result<Label, String> {
 
 /// A device on the command line without `--cache` or `--bdev` before it.
 #[derive(Debug, thiserror::Error)]
-#[error("say what to make of {}: put --cache or --bdev before it", .0.display())]
+#[error("{} is neither a cache nor a backing device yet: put --cache or --bdev before it", .0.display())]
 pub struct NoKind(pub PathBuf);
 
 impl MakeArgs {

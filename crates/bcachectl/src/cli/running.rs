@@ -413,7 +413,7 @@ pub enum TopSort {
 
 /// Why a time is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is no time; write a whole number of seconds, or one with s, m or h")]
+#[error("\"{0}\" is not a time; write a whole number of seconds, or one with s, m or h")]
 pub struct TimeError(String);
 
 /// A time such as `90`, `90s`, `5m`, `1h`.

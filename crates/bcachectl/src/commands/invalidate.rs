@@ -34,8 +34,8 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     // Before the reading, which takes minutes on a large cache.
     if !args.write.dry_run && !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
-            "{}: standard input is no terminal where one could be asked: give --yes to invalidate, \
-             or --dry-run to see what would go; nothing was written",
+            "{}: no terminal to ask on: give --yes to invalidate, or --dry-run to see what would be \
+             dropped; nothing was written",
             path.display()
         );
     }

@@ -117,7 +117,7 @@ pub fn with_volume<T>(
     let kind = read.kind();
     let set = match read.contents {
         Contents::Set(found) => found.set,
-        Contents::New => bail!("{}: a new cache, which no volume was attached to", context()),
+        Contents::New => bail!("{}: a new cache, which has no volumes yet", context()),
         Contents::Unreadable(error) => return Err(error).with_context(context),
         Contents::None if kind == Some(Kind::Backing) => {
             bail!("{}: a backing device, not a cache", context())
@@ -160,8 +160,8 @@ pub fn with_volume<T>(
         None if lenience.missing_backing => {
             let Some(data_offset) = lenience.data_offset else {
                 bail!(
-                    "{}: where the data starts on it is not known: give --data-offset (16, unless \
-                     the device was made with another)",
+                    "{}: its data offset is not known: give --data-offset (16, unless the device was \
+                     made with another)",
                     report.name()
                 );
             };
@@ -169,7 +169,7 @@ pub fn with_volume<T>(
             (Below::Missing(data_offset), Sectors(end.saturating_sub(data_offset.0)))
         }
         None => bail!(
-            "{}: name its backing device after the cache device, or take what the cache alone has \
+            "{}: name its backing device after the cache device, or save what only the cache has \
              with `bcachectl export --dirty-only`",
             report.name()
         ),
@@ -286,7 +286,7 @@ fn check_state(set: &CacheSet<'_>, found: &Named) -> Result<()> {
     if matches!(state, BackingState::None | BackingState::Stale) {
         bail!(
             "{path} is in state \"{state}\": it ran without its cache, and its data may be newer; \
-             `bcachectl export --dirty-only` takes what the cache alone has"
+             `bcachectl export --dirty-only` saves what only the cache has"
         );
     }
     if superblock.set_uuid() != set.cache.superblock().set_uuid() {

@@ -67,8 +67,8 @@ pub fn run(args: &UndoArgs) -> Result<ExitCode> {
     }
     if !args.script.yes && !io::stdin().is_terminal() {
         bail!(
-            "standard input is no terminal where one could be asked: give --yes to undo, or \
-             --dry-run to see what would be put back; nothing was written"
+            "no terminal to ask on: give --yes to undo, or --dry-run to see what would be put back; \
+             nothing was written"
         );
     }
     // Held from here on, so that nothing changes between check and write.

@@ -41,8 +41,8 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     // Before the reading, which takes minutes on a large cache.
     if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
-            "standard input is no terminal where one could be asked: give --yes to write back, or \
-             --dry-run to see what would be written; nothing was written"
+            "no terminal to ask on: give --yes to write back, or --dry-run to see what would be \
+             written; nothing was written"
         );
     }
     let undo = undo::log(args.write.undo.as_deref(), "writeback")?;

@@ -124,7 +124,7 @@ pub(in crate::commands) fn unregister(args: &UnregisterArgs) -> Result<ExitCode>
     let question = format!("The bcache superblock on {} will be wiped.", node.display());
     if !args.control.dry_run && !args.yes && !ask(&question, None)? {
         let node = node.display();
-        bail!("{node}: wiping it wants a yes on a terminal, or --yes; nothing was written");
+        bail!("{node}: confirm the wipe on a terminal, or give --yes; nothing was written");
     }
     if session.carry_out(&plan)?.is_some() {
         wipe(&node).map_err(|error| session.fail(error))?;

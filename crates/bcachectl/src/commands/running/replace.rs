@@ -87,7 +87,7 @@ pub(in crate::commands) fn replace_cache(args: &ReplaceCacheArgs) -> Result<Exit
     let devices = with_those_of_the_set(&view, old, std::mem::take(&mut record.devices));
     record.devices = devices;
     if record.devices.is_empty() {
-        bail!("the set {} has no backing device that could move", record.old_set);
+        bail!("the set {} has no backing devices to move", record.old_set);
     }
     if let (Some(old), true) = (old, args.control.dry_run) {
         let plan = unregister_plan(&session, &view, old, args)

@@ -321,9 +321,9 @@ pub(super) fn target<'v>(root: &Root, view: &'v View, name: &str) -> Result<Targ
         );
     }
     if !view.available {
-        bail!("{name}: the kernel's bcache is not there: `modprobe bcache` loads it");
+        bail!("{name}: bcache is not loaded: run `modprobe bcache`");
     }
-    bail!("{name} is no registered device and no set; `bcachectl register` registers a device")
+    bail!("{name} is neither a registered device nor a set; `bcachectl register` registers a device")
 }
 
 /// Asks on the terminal for a yes, or for the very word.
@@ -361,8 +361,7 @@ impl Told {
                 // Where standard error is closed, nobody is told.
                 let _ = writeln!(
                     io::stderr(),
-                    "bcachectl: the kernel is at it and does not answer yet; this cannot be \
-                     interrupted"
+                    "bcachectl: the kernel is still working and does not answer; this cannot be interrupted"
                 );
             }
             Progress::Blocked => {}

@@ -45,7 +45,7 @@ pub(in crate::commands) fn set(args: &SetArgs) -> Result<ExitCode> {
     let mut changes = Vec::new();
     for assignment in &args.assignments {
         let Some((name, value)) = assignment.split_once('=') else {
-            bail!("\"{assignment}\" is no NAME=VALUE");
+            bail!("\"{assignment}\" is not NAME=VALUE");
         };
         let change = Tunable::find(name.trim(), owner.is_backing)
             .and_then(|tunable| {

@@ -81,7 +81,7 @@ fn save(path: &Path, limit: Duration) -> Result<ExitCode> {
     let view = read_view(limit)?;
     if view.sets.is_empty() && view.backing.is_empty() {
         // An empty file in the place of what was saved before would lose that.
-        bail!("no bcache device runs whose settings could be saved; nothing was written");
+        bail!("no bcache device is running, so there are no settings to save; nothing was written");
     }
     let old = if path == Path::new("-") { File::default() } else { not_there(path, &view)? };
     let mut text = as_toml(&view);

@@ -43,7 +43,7 @@ pub(in crate::commands) fn volume(args: &VolumeArgs) -> Result<ExitCode> {
             let mut session = Session::new(*control, AT_ONCE)?;
             let view = session.view()?;
             let Target::Volume(_, volume) = target(&session.root, &view, device)? else {
-                bail!("{device} is no flash-only volume");
+                bail!("{device} is not a flash-only volume");
             };
             let plan = plan_volume_remove(&session.root, &view, &volume.bcache);
             let plan = plan.map_err(|error| session.refuse("volume-remove", device, &error))?;
@@ -55,7 +55,7 @@ pub(in crate::commands) fn volume(args: &VolumeArgs) -> Result<ExitCode> {
                 format_bytes(bytes)
             );
             if !control.dry_run && !yes && !ask(&question, None)? {
-                bail!("{question} Without a terminal, --yes says so; nothing was written");
+                bail!("{question} No terminal to ask on: give --yes to confirm; nothing was written");
             }
             session.carry_out(&plan)?;
             session.finish()

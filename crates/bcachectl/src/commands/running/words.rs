@@ -94,13 +94,12 @@ pub(super) fn note(note: &Note) -> String {
              reads return old contents"
         ),
         Note::TurnsInconsistent => {
-            "its state becomes \"inconsistent\": what its cache holds of it \
-                                    no longer counts"
+            "its state becomes \"inconsistent\": what its cache holds of it is no longer used"
                 .to_owned()
         }
-        Note::LosesDirtyData => "what was written last, and is only on its cache, is lost. Keep \
-                                 that cache away from now on: wipe it (wipefs -a) before it is \
-                                 seen again"
+        Note::LosesDirtyData => "the latest writes, which are only on its cache, are lost. Keep that \
+                                 cache away from now on: wipe it (wipefs -a) before it is seen \
+                                 again"
             .to_owned(),
         Note::DropsOldContents => {
             "it was started without its cache before; what that cache held of it is lost".to_owned()
@@ -128,8 +127,8 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
     let advice = match refusal {
         Refusal::NoModule => Some("`modprobe bcache` loads it".to_owned()),
         Refusal::InUse { .. } => Some(
-            "unmount it, or end what uses it; `bcachectl stop --lazy` stops it all the same, at \
-             the last close"
+            "unmount it, or stop what uses it; `bcachectl stop --lazy` stops it nevertheless, at the \
+             last close"
                 .to_owned(),
         ),
         Refusal::CacheIsStale { backing, bcache } => Some(format!(
@@ -156,7 +155,7 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
             ..
         } => Some("`bcachectl detach --wait` detaches it".to_owned()),
         Refusal::WrongState { state: DeviceState::Waiting, .. } => Some(
-            "it waits for its cache: register that, or start it without with `bcachectl run`"
+            "it waits for its cache: register the cache, or start it without one with `bcachectl run`"
                 .to_owned(),
         ),
         Refusal::NotRegistered { device } => {
