@@ -177,7 +177,9 @@ fn parse_sample(text: &str) -> Result<f64, String> {
         .ok()
         .map(|part| part / unit)
         .filter(|part| *part > 0.0 && *part <= 1.0)
-        .ok_or_else(|| format!("\"{text}\" is not a share; write a number above 0 and up to 1, or 25%"))
+        .ok_or_else(|| {
+            format!("\"{text}\" is not a share; write a number above 0 and up to 1, or 25%")
+        })
 }
 
 fn parse_cache_size(text: &str) -> Result<CacheSize, String> {

@@ -67,9 +67,9 @@ runs :: What was run: each with name, elapsed_ns (0 where only parts were timed)
          spun_ns), counters, slices, and measures.
 
 slices :: Operations a second in slices of time, one after the other: 20 to 40 of equal length in a \
-         run of a second or more. A run of fixed addresses in two halves has the slices of both, up \
-         to 80, and their lengths can differ between the halves. compare estimates noise from the \
-         slices. Older reports have none.
+         run of a second or more. Fixed addresses that ran in two halves have those of both, up to \
+         80, and the two halves can differ in the length of their slices. compare estimates noise \
+         from the slices. Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.

@@ -306,7 +306,7 @@ pub fn text(
             writeln!(out, "{advice}")?;
         }
         if plan.left.iter().any(Left::is_ambiguous) {
-            writeln!(out, "Whoever knows can say it: --owner SLOT=BACKING.")?;
+            writeln!(out, "If you know the owner, give --owner SLOT=BACKING.")?;
         }
     }
     if let Some(error) = &plan.not_anew {
@@ -314,10 +314,10 @@ pub fn text(
         if let NotAnew::NoOwner { slot, .. } = error {
             writeln!(
                 out,
-                "Whoever knows can say it: --owner {slot}=BACKING, or --flash-only {slot}=SIZE."
+                "If you know the owner, give --owner {slot}=BACKING, or --flash-only {slot}=SIZE."
             )?;
         }
-        writeln!(out, "What is readable of the volumes can be saved with bcachectl export.")?;
+        writeln!(out, "You can save what is readable of the volumes with bcachectl export.")?;
     }
     if let Some(dirty) =
         plan.dirty_sectors_after.filter(|_| !plan.fixes.is_empty() || plan.anew.is_some())

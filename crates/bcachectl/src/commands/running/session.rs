@@ -323,7 +323,9 @@ pub(super) fn target<'v>(root: &Root, view: &'v View, name: &str) -> Result<Targ
     if !view.available {
         bail!("{name}: bcache is not loaded: run `modprobe bcache`");
     }
-    bail!("{name} is neither a registered device nor a set; `bcachectl register` registers a device")
+    bail!(
+        "{name} is neither a registered device nor a set; `bcachectl register` registers a device"
+    )
 }
 
 /// Asks on the terminal for a yes, or for the very word.

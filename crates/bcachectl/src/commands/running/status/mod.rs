@@ -181,5 +181,6 @@ pub(super) fn recorded_root(path: &Path) -> Result<Root> {
     }
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    recorded::parse(&text).with_context(|| format!("{} is not a file that --record wrote", path.display()))
+    recorded::parse(&text)
+        .with_context(|| format!("{} is not a file that --record wrote", path.display()))
 }
