@@ -55,7 +55,9 @@ pub(in crate::commands) fn volume(args: &VolumeArgs) -> Result<ExitCode> {
                 format_bytes(bytes)
             );
             if !control.dry_run && !yes && !ask(&question, None)? {
-                bail!("{question} No terminal to ask on: give --yes to confirm; nothing was written");
+                bail!(
+                    "{question} No terminal to ask on: give --yes to confirm; nothing was written"
+                );
             }
             session.carry_out(&plan)?;
             session.finish()

@@ -97,10 +97,12 @@ pub(super) fn note(note: &Note) -> String {
             "its state becomes \"inconsistent\": what its cache holds of it is no longer used"
                 .to_owned()
         }
-        Note::LosesDirtyData => "the latest writes, which are only on its cache, are lost. Keep that \
+        Note::LosesDirtyData => {
+            "the latest writes, which are only on its cache, are lost. Keep that \
                                  cache away from now on: wipe it (wipefs -a) before it is seen \
                                  again"
-            .to_owned(),
+                .to_owned()
+        }
         Note::DropsOldContents => {
             "it was started without its cache before; what that cache held of it is lost".to_owned()
         }
