@@ -79,8 +79,8 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     }
     if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
-            "standard input is no terminal where one could be asked: give --yes to repair, or \
-             --dry-run to see what would be changed; nothing was written"
+            "no terminal to ask on: give --yes to repair, or --dry-run to see what would be changed; \
+             nothing was written"
         );
     }
     let undo = undo::log(args.write.undo.as_deref(), "repair")?;

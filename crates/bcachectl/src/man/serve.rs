@@ -5,7 +5,7 @@ use super::text::{FILES, SEE_ALSO, Sections};
 pub(super) const BEFORE: Sections = &[(
     "DESCRIPTION",
     "bcachectl serve gives NBD clients a volume as /dev/bcacheN would show it, over a Unix socket. \
-     Use it to mount a file system or copy a few files when the kernel cannot run the set, or there \
+     Use it to mount a file system or copy a few files without the kernel running the set, or if there \
      is no room for a copy of the volume. It reads what bcachectl-export(8) reads. The devices are \
      only read, and a device in use is refused.
 
