@@ -195,7 +195,7 @@ fn life_cycle(kernel: Kernel) -> anyhow::Result<()> {
     expect(&run, "unregister", 0, &["unregistered"])?;
     let run = run.ok()?;
     expect(&run, "none", 0, &["runs no bcache set"])?;
-    expect(&run, "save_none", 1, &["no bcache device runs"])?;
+    expect(&run, "save_none", 1, &["no bcache device is running"])?;
     expect(&run, "kept", 0, &["kept"])?;
     expect(&run, "dry", 0, &["vda: would be registered", "/dev/vda > /sys/fs/bcache/register"])?;
     expect(&run, "register", 0, &["vda: registered", "vdb: registered"])?;
