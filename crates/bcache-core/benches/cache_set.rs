@@ -8,7 +8,9 @@
 //! `BENCH_KEEP=1` leaves the images there, for a `bcachectl show --prios` or another run: an image
 //! that is there already is taken as it is.
 
-use std::path::{Path, PathBuf};
+mod figures;
+
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,18 +23,11 @@ use bcache_core::device::{AlignedBuf, ReadDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::ops::check::{CheckOptions, check};
 use bcache_core::units::Sectors;
+use figures::{folder, peak_mb, setting};
 use nix::sys::resource::{UsageWho, getrusage};
 
 /// Runs of each measurement, in turn; the best counts.
 const RUNS: usize = 5;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
-fn folder() -> PathBuf {
-    std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
-}
 
 /// The best of several runs: time, and processor time of all threads, on which others that share the
 /// processors have less of an influence.
@@ -69,13 +64,6 @@ fn processor_time() -> Duration {
             )
         })
         .sum()
-}
-
-/// Largest size of this process so far, in MB.
-fn peak_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
 /// The byte ranges that a reading takes: nodes, prio sets, journal.

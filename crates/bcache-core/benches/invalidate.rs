@@ -5,6 +5,7 @@
 //! device says: the reading for the plan, the writes, what is read back, and the reading that proves
 //! the result. Sizes: see `large_set`; 33.5 million buckets.
 
+mod figures;
 mod large_set;
 
 use std::path::Path;
@@ -15,7 +16,8 @@ use bcache_core::device::file::open_write;
 use bcache_core::device::testkit::{TraceDevice, TraceOp};
 use bcache_core::device::{BlockDevice, ReadDevice};
 use bcache_core::ops::invalidate::{Amount, Options, Selection, TrustedSet, plan, run};
-use large_set::{peak_mb, same_bytes};
+use figures::peak_mb;
+use large_set::same_bytes;
 
 /// The time until the plan, the time in all, and how many buckets went.
 fn invalidate(device: &dyn BlockDevice) -> (Duration, Duration, u64) {

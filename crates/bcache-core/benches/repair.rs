@@ -4,6 +4,7 @@
 //! The root of the btree is lost, so that the start of every bucket is looked at. Sizes: see `large_set`; 1
 //! TiB in buckets of 256 KiB.
 
+mod figures;
 mod large_set;
 
 use std::path::Path;
@@ -14,7 +15,8 @@ use bcache_core::device::file::{open_read, open_write};
 use bcache_core::device::testkit::{TraceDevice, TraceOp};
 use bcache_core::device::{AlignedBuf, BlockDevice, ReadDevice};
 use bcache_core::ops::repair::plan;
-use large_set::{peak_mb, same_bytes};
+use figures::peak_mb;
+use large_set::same_bytes;
 
 /// As many as the search has.
 const THREADS: usize = 16;

@@ -6,7 +6,7 @@
 //! Sizes: `BENCH_BUCKETS`, `BENCH_KEYS`, `BENCH_DIR` for the image, which `BENCH_KEEP=1` leaves there for a
 //! run of `measure` alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,13 +18,11 @@ use bcache_core::device::{AlignedBuf, BlockDevice};
 use bcache_core::layout::bkey::{Bkey, Ptr};
 use bcache_core::units::Sectors;
 
+use crate::figures::{folder, setting};
+
 /// Sectors of a bucket: with 33.5 million of them, a device of 8 TiB. Files of 16 TiB and more are
 /// too large for many file systems.
 const BUCKET: u64 = 512;
-
-pub(crate) fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
 
 /// Makes a set of `BENCH_KEYS` extents (8 million), on `BENCH_BUCKETS` buckets or else `nbuckets`.
 pub(crate) fn make(path: &Path, nbuckets: u64) {
@@ -47,13 +45,6 @@ pub(crate) fn make(path: &Path, nbuckets: u64) {
         Bkey::new(0, (n + 1) * 200, 128).with_ptrs(&[ptr])
     };
     builder.write(&device, (0..keys).map(key)).unwrap();
-}
-
-/// Largest size of this process so far, in MB.
-pub(crate) fn peak_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
 /// Reads what a trace says was read, with so many threads, and writes what it says was written, flushes
@@ -100,8 +91,7 @@ pub(crate) fn same_bytes(
 
 /// Makes an image and measures, each in a process of its own.
 pub(crate) fn run(name: &str, nbuckets: u64, measure: fn(&Path)) {
-    let folder = std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = folder.join(format!("bcache-bench-{name}.img"));
+    let path = folder().join(format!("bcache-bench-{name}.img"));
     match std::env::args().find(|arg| arg == "make" || arg == "measure").as_deref() {
         Some("make") => make(&path, nbuckets),
         Some(_) => measure(&path),

@@ -130,7 +130,7 @@ pub enum Progress {
         /// Nodes that were pointed to so far.
         known: u64,
     },
-    /// Buckets in which lost btree nodes are searched for, of so many.
+    /// Buckets that are searched for what no pointer leads to any more, of so many.
     Search {
         /// Looked at so far.
         done: u64,

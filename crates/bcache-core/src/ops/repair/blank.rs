@@ -48,20 +48,10 @@ pub(super) fn entry(device: &dyn ReadDevice, progress: &mut dyn FnMut(Progress))
     let block_bytes = usize::try_from(cache.geometry().block_bytes()).ok()?.max(1);
     let len = jset.as_bytes().len().next_multiple_of(block_bytes);
     let offset = cache.geometry().bucket_to_sector(bucket).bytes();
-    Some(Fix {
-        code: Code::Journal,
-        class: if behind.is_some() { Class::Likely } else { Class::Guess },
-        backing: None,
-        recognised: None,
-        holds: None,
-        place: Place::JournalEntry { bucket, seq },
-        byte: offset,
-        step: Step::Write {
-            kind: WriteKind::JournalEntry { seq },
-            offset,
-            data: AlignedBuf::padded(jset.as_bytes(), len),
-        },
-    })
+    let class = if behind.is_some() { Class::Likely } else { Class::Guess };
+    let kind = WriteKind::JournalEntry { seq };
+    let step = Step::Write { kind, offset, data: AlignedBuf::padded(jset.as_bytes(), len) };
+    Some(Fix::new(Code::Journal, class, Place::JournalEntry { bucket, seq }, offset, step))
 }
 
 /// The head of the newest prio chain of which every set is sound.

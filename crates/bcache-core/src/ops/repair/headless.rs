@@ -99,10 +99,7 @@ fn of_device(
         holds,
         ..superblock_fix(code, backing, &found, &rebuilt.superblock)
     }];
-    let fix = |place, step, byte| {
-        let (recognised, holds) = (None, None);
-        Fix { code, class, backing, place, byte, recognised, holds, step }
-    };
+    let fix = |place, step, byte| Fix { backing, ..Fix::new(code, class, place, byte, step) };
     if rebuilt.has_head {
         let step = Step::Zero { kind: WriteKind::Wipe, offset: 0, len: SB_OFFSET_BYTES };
         fixes.push(fix(Place::Head, step, 0));

@@ -50,14 +50,7 @@ fn fix(
     data.get_mut(..len)?.copy_from_slice(new.as_bytes().get(..len)?);
     let offset =
         cache.geometry().bucket_to_sector(place.bucket).bytes().checked_add(place.offset)?;
-    is_same.then_some(Fix {
-        code: Code::LastSeq,
-        class: Class::Likely,
-        backing: None,
-        recognised: None,
-        holds: None,
-        place: Place::JournalEntry { bucket: place.bucket, seq },
-        byte: offset,
-        step: Step::Write { kind: WriteKind::JournalEntry { seq }, offset, data },
-    })
+    let step = Step::Write { kind: WriteKind::JournalEntry { seq }, offset, data };
+    let place = Place::JournalEntry { bucket: place.bucket, seq };
+    is_same.then_some(Fix::new(Code::LastSeq, Class::Likely, place, offset, step))
 }

@@ -303,6 +303,11 @@ pub struct RepairPlan {
 }
 
 impl Fix {
+    /// A change of which nothing has to be known but where it is made.
+    const fn new(code: Code, class: Class, place: Place, byte: u64, step: Step) -> Self {
+        Self { code, class, backing: None, place, byte, recognised: None, holds: None, step }
+    }
+
     /// Whether it is made where likely changes of these codes are accepted.
     pub fn is_accepted(&self, accepted: &BTreeSet<Code>) -> bool {
         self.class == Class::Certain || accepted.contains(&self.code)
@@ -312,13 +317,18 @@ impl Fix {
 impl RepairPlan {
     /// A plan that changes nothing.
     fn nothing_but(left: Left, claims: Vec<Claim>) -> Self {
+        Self::without_set(Vec::new(), vec![left], claims)
+    }
+
+    /// A plan for which no set was read.
+    fn without_set(fixes: Vec<Fix>, left: Vec<Left>, claims: Vec<Claim>) -> Self {
         Self {
-            fixes: Vec::new(),
-            left: vec![left],
+            problems_before: left.len().saturating_add(fixes.len()),
+            fixes,
+            left,
             anew: None,
             not_anew: None,
             claims,
-            problems_before: 1,
             dirty_sectors_before: None,
             dirty_sectors_after: None,
         }
@@ -543,17 +553,7 @@ pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceErr
             }
         }
     }
-    let problems_before = left.len().saturating_add(fixes.len());
-    Ok(RepairPlan {
-        fixes,
-        left,
-        anew: None,
-        not_anew: None,
-        claims: Vec::new(),
-        problems_before,
-        dirty_sectors_before: None,
-        dirty_sectors_after: None,
-    })
+    Ok(RepairPlan::without_set(fixes, left, Vec::new()))
 }
 
 /// The superblock of a backing device, if it is to be mended; or why the kernel refuses one that cannot be.
@@ -570,7 +570,9 @@ fn backing_superblock(
         if is_vouched && is_backing && verdict(device, &mended).accepts() {
             let mut fix = superblock_fix(code, Some(index), &found, &mended);
             // Where something else was made after the magic was wiped, the volume is hardly what it was.
-            fix.holds = backing_gone::holds(device).filter(|_| code == Code::SuperblockMagic);
+            if code == Code::SuperblockMagic {
+                fix.holds = backing_gone::holds(device);
+            }
             if fix.holds.is_some() {
                 fix.class = fix.class.max(Class::Likely);
             }
@@ -615,25 +617,19 @@ fn superblock_fix(
     mended: &Superblock,
 ) -> Fix {
     let differs = found.as_bytes().iter().zip(mended.as_bytes()).position(|(old, new)| old != new);
-    Fix {
-        code,
-        class: match code {
-            Code::SuperblockChecksum => Class::Likely,
-            // A kernel with `synchronous` off writes no journal: the set may be of long ago.
-            Code::SuperblockSync => Class::Guess,
-            _ => Class::Certain,
-        },
-        backing,
-        place: Place::Superblock,
-        byte: SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64),
-        recognised: None,
-        holds: None,
-        step: Step::Write {
-            kind: WriteKind::Superblock,
-            offset: SB_OFFSET_BYTES,
-            data: AlignedBuf::copy_of(mended.as_bytes()),
-        },
-    }
+    let class = match code {
+        Code::SuperblockChecksum => Class::Likely,
+        // A kernel with `synchronous` off writes no journal: the set may be of long ago.
+        Code::SuperblockSync => Class::Guess,
+        _ => Class::Certain,
+    };
+    let byte = SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64);
+    let step = Step::Write {
+        kind: WriteKind::Superblock,
+        offset: SB_OFFSET_BYTES,
+        data: AlignedBuf::copy_of(mended.as_bytes()),
+    };
+    Fix { backing, ..Fix::new(code, class, Place::Superblock, byte, step) }
 }
 
 fn verdict(device: &dyn ReadDevice, sb: &Superblock) -> Verdict {
@@ -655,18 +651,7 @@ fn mend_bits(
             let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
             bits::write_of(&device, &flip)?
         };
-        let (code, class) = (Code::FlippedBit, Class::Certain);
-        let (place, byte) = (flip.place, flip.byte);
-        fixes.push(Fix {
-            code,
-            class,
-            backing: None,
-            place,
-            byte,
-            recognised: None,
-            holds: None,
-            step,
-        });
+        fixes.push(Fix::new(Code::FlippedBit, Class::Certain, flip.place, flip.byte, step));
     }
     Ok(())
 }

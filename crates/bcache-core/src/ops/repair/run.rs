@@ -82,10 +82,6 @@ pub fn run_with_undo(
     if plan.is_nothing(accepted) {
         return Ok(());
     }
-    let write = |steps: &Plan, device: &dyn BlockDevice| -> Result<(), RepairRunError> {
-        apply(steps, device, &mut |_| {})?;
-        Ok(verify(steps, device)?)
-    };
     let (single, superblock) = (plan.part(accepted, None, false), plan.part(accepted, None, true));
     let mended = PlannedDevice::new(&cache, single.steps.iter().chain(&superblock.steps));
     let ready = match &plan.anew {
@@ -157,11 +153,13 @@ pub fn run_backing(
     if let Some(undo) = undo {
         save(undo, None, backing, &of_backing)?;
     }
-    for (steps, device) in of_backing.iter().zip(backing) {
-        apply(steps, *device, &mut |_| {})?;
-        verify(steps, *device)?;
-    }
-    Ok(())
+    of_backing.iter().zip(backing).try_for_each(|(steps, device)| write(steps, *device))
+}
+
+/// Writes what a plan says, and reads it back.
+fn write(steps: &Plan, device: &dyn BlockDevice) -> Result<(), RepairRunError> {
+    apply(steps, device, &mut |_| {})?;
+    Ok(verify(steps, device)?)
 }
 
 /// Saves what the steps of all devices overwrite.

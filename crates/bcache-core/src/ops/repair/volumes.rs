@@ -207,37 +207,35 @@ fn older_tables(set: &CacheSet<'_>, progress: &mut dyn FnMut(Progress)) -> Vec<O
         .iter()
         .filter(|bucket| is_unused(bucket))
         .filter_map(|&bucket| {
-            let slots = table_in(set, bucket, &read_table(set, bucket)?)?;
-            Some(Older { bucket, slots, of_this_set: true })
+            Some(Older { bucket, slots: table_in(set, bucket)?, of_this_set: true })
         })
         .collect();
     let wanted = |bucket: BucketIndex| !named.contains(&bucket) && is_unused(&bucket);
-    let mut found: Vec<Older> =
-        scan(&set.cache, progress, &wanted, &|bucket, start| table_in(set, bucket, start))
-            .into_iter()
-            .map(|(bucket, slots)| Older { bucket, slots, of_this_set: false })
-            .collect();
+    let mut found: Vec<Older> = scan(&set.cache, progress, &wanted, &|bucket, start| {
+        // Most buckets are told by their start.
+        is_table(&uuid_entry::parse_table(start, 1)).then(|| table_in(set, bucket))?
+    })
+    .into_iter()
+    .map(|(bucket, slots)| Older { bucket, slots, of_this_set: false })
+    .collect();
     found.sort_by_key(|it| std::cmp::Reverse(it.slots.iter().map(|entry| entry.last_reg).max()));
     tables.extend(found);
     tables
 }
 
-/// The table in a bucket that begins with `start`: each slot may be one that a kernel wrote, and some is in
-/// use.
-fn table_in(set: &CacheSet<'_>, bucket: BucketIndex, start: &[u8]) -> Option<Vec<UuidEntry>> {
-    let is_table = |slots: &[UuidEntry]| {
-        let used = |entry: &UuidEntry| !entry.is_empty();
-        slots.iter().any(used)
-            && slots
-                .iter()
-                .all(|entry| entry.is_plausible() && (entry.is_empty() || entry.first_reg > 0))
-    };
-    // Most buckets are told by their start.
-    if !is_table(&uuid_entry::parse_table(start, 1)) {
-        return None;
-    }
+/// The table in a bucket, if there is one.
+fn table_in(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<Vec<UuidEntry>> {
     let slots = uuid_entry::parse_table(&read_table(set, bucket)?, 1);
     is_table(&slots).then_some(slots)
+}
+
+/// Whether each slot may be one that a kernel wrote, and some is in use.
+fn is_table(slots: &[UuidEntry]) -> bool {
+    let used = |entry: &UuidEntry| !entry.is_empty();
+    slots.iter().any(used)
+        && slots
+            .iter()
+            .all(|entry| entry.is_plausible() && (entry.is_empty() || entry.first_reg > 0))
 }
 
 fn read_table(set: &CacheSet<'_>, bucket: BucketIndex) -> Option<AlignedBuf> {
