@@ -283,9 +283,9 @@ fn counted(run: &GuestRun) -> anyhow::Result<[u64; 4]> {
     ])
 }
 
-/// Runs of which one has to agree. The model goes by the times at which the kernel got the requests, and on
-/// a host that is busy with other guests these are now and then of no thread of the kernel's: once 1.9 points
-/// were between them where other runs had less than 0.6.
+/// Runs of which one has to agree. The model goes by the times at which the kernel got the requests. On a
+/// host that is busy with other guests, these do not always tell how late the allocator thread was. Once the
+/// two were 1.9 points apart; other runs had less than 0.6.
 const RUNS: usize = 3;
 
 fn compare(kernel: Kernel, cell: &Cell, points: f64) -> anyhow::Result<()> {

@@ -1,9 +1,8 @@
 //! Speed and memory of an invalidation on a cache set of many buckets, beside reading and writing
 //! the same bytes with the same device and as many threads.
 //!
-//! A third of the coldest buckets is invalidated. What the same bytes are is what a trace of the
-//! device says: the reading for the plan, the writes, what is read back, and the reading that proves
-//! the result. Sizes: see `large_set`; 33.5 million buckets.
+//! A third of the coldest buckets is invalidated. A trace of the device says what the same
+//! bytes are: the reading for the plan, the writes, what is read back, and the reading of the proof. Sizes: see `large_set`; 33.5 million buckets.
 
 mod figures;
 mod large_set;

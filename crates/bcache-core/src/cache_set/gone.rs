@@ -9,8 +9,8 @@
 //! - The newest entry names the first prio set by the number of its bucket: with buckets of another size,
 //!   nothing is found there. Each prio set has a checksum, and there are as many of them as the buckets need.
 //!
-//! So a superblock that is made of these is tried, and taken if the prio chain is whole by it, and if nothing
-//! says that the device was larger or smaller. The number of buckets is what the device has room for, and the
+//! So a superblock made of these is tried. It is taken if the prio chain is whole by it, and if nothing says
+//! that the device was larger or smaller. The number of buckets is what the device has room for, and the
 //! length of the journal follows from it. Of a device that was cut off, keys point past the end, or entries
 //! are behind what would be the journal; of one that grew, data is where the journal would be.
 

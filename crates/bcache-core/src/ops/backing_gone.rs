@@ -6,7 +6,7 @@
 //! from the start of the device. So clean data tells whose a volume is, and nothing of where on the device the
 //! volume starts, but that this is before the first key.
 //!
-//! Whoever overwrites a superblock overwrites more than that: installers write a partition table to the first
+//! Whoever overwrites a superblock overwrites more than that. Installers write a partition table to the first
 //! sectors of a disk, and a copy of it to the last ones. What differs there speaks against no device. Whatever
 //! differs elsewhere does, unless all of it is at the start and everything behind it is equal.
 
@@ -38,8 +38,8 @@ const PROOF_SECTORS: usize = 64;
 /// Sectors of an extent that are compared.
 const SAMPLE_SECTORS: u64 = 64;
 
-/// Where file systems put most of what they write to a device that is made anew: here extents are compared
-/// one by one, as far as they are not too many.
+/// Here extents are compared one by one, if they are not too many: file systems put most of what they write
+/// first to the start of a device.
 const LOW_SECTORS: u64 = 1 << 17;
 
 /// How many.

@@ -94,8 +94,8 @@ fn damaged_and_foreign_devices_are_refused() {
     assert!(matches!(error, InvalidateError::KernelRefuses { .. }), "{error:?}");
 }
 
-/// The walk of a journal bucket ends at a damaged entry. A new one in its place would let it go on to
-/// the sound ones behind, whose prio chains and nodes may lie in buckets that were reused since.
+/// The walk of a journal bucket ends at a damaged entry. With a new one in its place, it would go on to the
+/// sound ones behind. Their prio chains and nodes may lie in buckets that were reused since.
 #[test]
 fn entries_behind_a_damaged_one_stay_out_of_reach() {
     for next_bucket in [false, true] {
@@ -163,8 +163,8 @@ fn markers_of_freed_nodes_are_not_overrun() {
     assert_clean(&sample.device);
 }
 
-/// Where the set discards, kernels before 6.19 leave a gap at the start of the replay range and pass
-/// over it, and later ones do not: no invalidation either way.
+/// In a set that discards, kernels before 6.19 leave a gap at the start of the replay range and pass over
+/// it. Later ones refuse it. Neither set is invalidated.
 #[test]
 fn a_gap_in_the_replay_range_is_refused_where_the_set_discards_too() {
     for discard in [false, true] {

@@ -35,8 +35,8 @@ fn the_plan_is_what_is_written() {
     }
 }
 
-/// Power cut at every write and flush, with every subset of what was not flushed: the old state or
-/// the new one, sound, and the same command completes it.
+/// Power cut at every write and flush, with every subset of what was not flushed. What is left is the
+/// old state or the new one, sound, and the same command completes it.
 #[test]
 fn a_power_cut_leaves_the_old_state_or_the_new() {
     for (block_size, sets_per_node) in [(1, 2), (4, 1)] {

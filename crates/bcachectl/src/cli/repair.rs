@@ -26,8 +26,7 @@ pub struct RepairArgs {
     #[arg(long, value_name = "SLOT=BACKING", value_parser = parse_owner)]
     pub owner: Vec<(u32, String)>,
 
-    /// Where the superblock of such a backing device is gone: the sector at which its data starts, if it was
-    /// made with another than 16
+    /// The sector at which the data of a backing device starts whose superblock is gone, if it is not 16
     #[arg(long, value_name = "SECTORS", value_parser = parse_sectors, requires = "owner")]
     pub data_offset: Option<Sectors>,
 

@@ -70,9 +70,9 @@ pub(super) fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
 
 /// Makes buffered reads of a device come from the device, where nobody holds it.
 ///
-/// In the page cache of a device in use lies what its holder has yet to write (the metadata of
-/// ext4, for one), and to drop pages is to have them written first; looking must not write.
-/// `BLKFLSBUF` would even sync the mounted file system. What is stale there stays stale: bcache's
+/// The page cache of a device in use has what its holder has yet to write, such as ext4's metadata.
+/// To drop pages is to have them written first, and looking must not write. `BLKFLSBUF` would even
+/// sync the mounted file system. What is stale there stays stale: bcache's
 /// own superblock is read past the page cache, and what else such a device carries is told for
 /// information only.
 pub(in crate::device) fn drop_page_cache(path: &Path, file: &File) {

@@ -1,14 +1,13 @@
 //! Block devices and image files on the machine.
 //!
 //! [`open_read`] gives a handle that cannot write; [`open_write`] claims the device or image for
-//! this process. I/O bypasses the page cache (`O_DIRECT`) wherever it can: a device in use is
-//! written by the kernel around the page cache of its node, which then serves stale bytes, and a
+//! this process. I/O bypasses the page cache (`O_DIRECT`) wherever it can. The kernel writes a
+//! device in use around the page cache of its node, which then serves stale bytes. And a
 //! read-back after writing must come from the device.
 //!
-//! What a direct transfer needs in alignment is met here, so that callers need not care: reads from
-//! a block device that do not fit go through an aligned buffer, and accesses to an image that do
-//! not fit go through a second, buffered descriptor of the same file (the kernel keeps the two
-//! coherent).
+//! Callers need not care for the alignment of direct transfers. Reads from a block device that are
+//! not aligned go through an aligned buffer. Accesses to an image that are not aligned go through a
+//! second, buffered descriptor of the same file; the kernel keeps the two coherent.
 
 mod claim;
 mod handle;
@@ -49,9 +48,9 @@ enum Source {
 
 /// A device or image claimed for writing.
 ///
-/// The claim lasts as long as the value: `O_EXCL` on a block device, which keeps mounts and bcache
-/// itself out, and an exclusive open-file-description lock on an image, which keeps out other
-/// writers of this kind and QEMU.
+/// The claim lasts as long as the value. On a block device it is `O_EXCL`, which keeps mounts and
+/// bcache itself out. On an image it is an exclusive open-file-description lock, which keeps out
+/// other writers of this kind and QEMU.
 #[derive(Debug)]
 pub struct FileDevice {
     handle: Handle,
