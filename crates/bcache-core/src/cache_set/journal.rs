@@ -20,7 +20,9 @@ use crate::layout::jset::{
 };
 use crate::units::{BucketIndex, Geometry, Sectors};
 
-pub use crate::cache_set::journal_bucket::{EntryHeader, JournalBucket, JournalPlace, Stop};
+pub use crate::cache_set::journal_bucket::{
+    BadEntry, EntryHeader, JournalBucket, JournalPlace, Stop,
+};
 
 /// Bytes of a journal bucket that are read at once: whole entries fit.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -28,6 +30,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Buckets that must stay between the bucket of a foreign entry and the oldest bucket that replay
 /// needs, or the kernel may find no journal space for its own (docs/on-disk-format.md §8.4 step 4).
 const FREE_BUCKETS_MIN: u64 = 2;
+
+/// How far past the newest entry the number of a damaged one is believed.
+const AHEAD_MAX: u64 = 256;
 
 /// An entry that the kernel keeps.
 #[derive(Clone, Debug)]
@@ -90,6 +95,20 @@ pub enum JournalProblem {
         count: usize,
         /// The newest of them.
         last: u64,
+    },
+    /// Entries newer than the newest were whole once: behind what is left of them, another was begun.
+    #[error(
+        "journal bucket {} at byte {}: what is left of entry {seq}; entry {} was complete before it, and \
+         is damaged or gone",
+        place.bucket, place.offset, gap.first
+    )]
+    NewestLost {
+        /// Where what shows it is.
+        place: JournalPlace,
+        /// The sequence number that it has.
+        seq: u64,
+        /// The entries that are lost.
+        gap: Gap,
     },
     /// An entry that replay needs is missing.
     #[error("journal entries {}-{} missing! (replaying {start}-{end})", gap.first, gap.last)]
@@ -268,6 +287,9 @@ impl Journal {
             problem(JournalProblem::Empty);
             return;
         };
+        if let Some((bad, gap)) = self.newest_lost() {
+            problem(JournalProblem::NewestLost { place: bad.place, seq: bad.seq, gap });
+        }
         let greatest = self.headers().map(|header| header.seq).max().unwrap_or(0);
         if greatest > newest.jset.seq() {
             problem(JournalProblem::SearchMisses { found: newest.jset.seq(), newest: greatest });
@@ -340,6 +362,43 @@ impl Journal {
         self.newest().map(|newest| (newest.jset.last_seq(), newest.jset.seq()))
     }
 
+    /// Every entry on the device, and those where the kernel does not look.
+    pub(crate) fn all_headers(&self) -> impl Iterator<Item = &EntryHeader> {
+        self.buckets.iter().flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind))
+    }
+
+    /// The greatest sequence number that any entry has, or may have had: that of a damaged one counts
+    /// where it can be true.
+    pub(crate) fn greatest_seq(&self) -> u64 {
+        let sound = self.all_headers().map(|header| header.seq).max().unwrap_or(0);
+        let bad = self.buckets.iter().flat_map(|bucket| &bucket.bad).map(|bad| bad.seq);
+        bad.filter(|&seq| seq <= sound.saturating_add(AHEAD_MAX)).max().unwrap_or(0).max(sound)
+    }
+
+    /// Entries newer than the newest that were whole once, and the bad entry that shows it.
+    ///
+    /// The kernel writes one entry at a time, each with a flush. So of entries that are bad at the end of
+    /// the journal only the last can have been cut short. Besides, a write is not cut within a
+    /// sector: next to the right magic stands the right number, or the entry was damaged later. With a sound
+    /// entry behind it, its number is wrong, whatever it says.
+    pub(crate) fn newest_lost(&self) -> Option<(&BadEntry, Gap)> {
+        let first = self.all_headers().map(|header| header.seq).max()?.checked_add(1)?;
+        let is_near = |seq: u64| seq - first < AHEAD_MAX;
+        let newest = self.newest()?.jset.seq();
+        let is_last = |bucket: &JournalBucket, bad: &BadEntry| {
+            let mut behind = bucket.behind.iter();
+            !behind.any(|it| it.seq >= newest && it.place.offset > bad.place.offset)
+        };
+        let bad = self
+            .buckets
+            .iter()
+            .flat_map(|bucket| bucket.bad.iter().filter(move |bad| is_last(bucket, bad)));
+        let bad = bad.filter(|bad| bad.seq > first && (bad.has_magic || is_near(bad.seq)));
+        let bad = bad.max_by_key(|bad| (is_near(bad.seq), bad.seq))?;
+        let last = if is_near(bad.seq) { bad.seq } else { first };
+        Some((bad, Gap { first, last }))
+    }
+
     /// Keys that replay inserts, oldest entry first, each with its entry's sequence number.
     pub fn replay_keys(&self) -> impl Iterator<Item = (u64, Bkey)> + '_ {
         self.entries.iter().flat_map(|entry| {
@@ -396,7 +455,7 @@ fn read_bucket(
 ) -> JournalBucket {
     let bucket_bytes = cache.geometry().bucket_bytes();
     let block_bytes = cache.geometry().block_bytes().max(1);
-    let (mut entries, mut behind) = (Vec::new(), Vec::new());
+    let (mut entries, mut behind, mut bad) = (Vec::new(), Vec::new(), Vec::new());
     let mut first_bad = None;
     // What of the bucket is in `scratch`.
     let (mut start, mut held) = (0u64, 0usize);
@@ -419,27 +478,30 @@ fn read_bucket(
         }
         let within = usize::try_from(offset - start).unwrap_or(usize::MAX);
         let bytes = scratch.get(within..held).unwrap_or_default();
+        let place = JournalPlace { index, bucket, offset };
         match Jset::parse(bytes, cache.magic(), rest) {
             Ok(jset) => {
                 let length = jset.as_bytes().len() as u64;
-                let place = JournalPlace { index, bucket, offset };
                 let (seq, last_seq) = (jset.seq(), jset.last_seq());
                 let found = if first_bad.is_none() { &mut entries } else { &mut behind };
                 found.push(EntryHeader { seq, last_seq, bytes: length, place });
                 offset = offset.saturating_add(length.next_multiple_of(block_bytes).max(1));
             }
             Err(error) => {
+                let seq_hint = hint(bytes, rest, &error);
+                let has_magic = !matches!(error, JsetError::BadMagic { .. });
+                bad.extend(seq_hint.map(|seq| BadEntry { seq, has_magic, place }));
                 first_bad.get_or_insert_with(|| Stop::NoEntry {
                     offset,
                     error,
-                    seq_hint: hint(bytes, rest, &error),
+                    seq_hint,
                     may_be_dirty: may_be_dirty(bytes, rest, cache.geometry()),
                 });
                 offset = offset.saturating_add(block_bytes);
             }
         }
     };
-    JournalBucket { bucket, entries, stop, behind }
+    JournalBucket { bucket, entries, stop, behind, bad }
 }
 
 /// Whether what is left of an entry may have held dirty keys: only whole and clean ones speak

@@ -50,6 +50,17 @@ pub enum Stop {
     },
 }
 
+/// What looks like an entry and is none: a torn write, or damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadEntry {
+    /// Sequence number that it has, or would have if its magic were right.
+    pub seq: u64,
+    /// Whether it has the magic of the set's entries.
+    pub has_magic: bool,
+    /// Where it stands.
+    pub place: JournalPlace,
+}
+
 /// One journal bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalBucket {
@@ -62,4 +73,6 @@ pub struct JournalBucket {
     /// Sound entries behind [`Stop::NoEntry`], where the kernel does not look: as a rule what is
     /// left of an older cycle.
     pub behind: Vec<EntryHeader>,
+    /// What looks like entries, from [`Stop::NoEntry`] on, and is none.
+    pub bad: Vec<BadEntry>,
 }

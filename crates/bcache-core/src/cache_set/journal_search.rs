@@ -205,6 +205,7 @@ mod tests {
                 entries: Vec::new(),
                 stop: Stop::Full,
                 behind: Vec::new(),
+                bad: Vec::new(),
             })
             .collect();
         for seq in 1..=total {

@@ -183,12 +183,9 @@ impl JournalDamage {
         let discard = cache.superblock().discard();
         let Some(newest) = journal.newest() else { return Self::None };
         let (last_seq, seq) = (newest.jset.last_seq(), newest.jset.seq());
-        let entries = |index: usize| {
-            let bucket = journal.buckets.get(index);
-            bucket.into_iter().flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind))
-        };
+        let hidden = journal.all_headers().any(|entry| entry.seq > seq);
+        let lost = journal.newest_lost().is_some();
         let count = journal.buckets.len();
-        let hidden = (0..count).flat_map(entries).any(|entry| entry.seq > seq);
         // The kernel writes bucket after bucket: newer entries are in the newest one's or the next.
         let unreadable = [journal.current, (journal.current + 1).checked_rem(count).unwrap_or(0)]
             .iter()
@@ -202,7 +199,7 @@ impl JournalDamage {
         let geometry = cache.geometry();
         let bad = journal.replay_keys().filter(|(_, key)| !key.is_valid_extent(geometry));
         let bad = bad.map(|(seq, _)| seq).max();
-        if hidden || unreadable || truncated || last_seq > seq {
+        if hidden || lost || unreadable || truncated || last_seq > seq {
             return Self::UpTo(u64::MAX);
         }
         // A set that discards also discards journal buckets that nothing needs any more, before an

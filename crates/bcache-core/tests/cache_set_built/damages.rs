@@ -49,6 +49,23 @@ pub(crate) const DAMAGES: &[Damage] = &[
     ("newest entry torn", |s| s.flip(s.entry_byte(43) + 250, 1), Code::JournalTorn, &[]),
     ("newest entry without magic", |s| s.flip(s.entry_byte(43) + 8, 1), Code::JournalTorn, &[]),
     (
+        "two newest entries",
+        |s| {
+            for byte in [s.entry_byte(42), s.entry_byte(43)] {
+                s.flip(byte + 100, 3);
+                s.flip(byte + 120, 0x50);
+            }
+        },
+        Code::JournalNewestLost,
+        &[Code::JournalTorn],
+    ),
+    (
+        "newest entry with the number of another",
+        |s| s.flip(s.entry_byte(43) + 17, 1),
+        Code::JournalNewestLost,
+        &[Code::JournalTorn],
+    ),
+    (
         "entry with newer ones behind it",
         |s| {
             let byte = s.append(1, &[s.new_dirty_key()]);

@@ -57,6 +57,8 @@ const ANSWERS: &[&str] = &[
     "103 unknown flag:",
     "202 newest entry torn: certain flipped-bit",
     "202 newest entry without magic: certain flipped-bit",
+    "211 two newest entries: likely journal",
+    "211 newest entry with the number of another: certain flipped-bit",
     "210 entry with newer ones behind it: certain flipped-bit",
     "203 entry missing: likely journal",
     "204 entry beyond the search: told: journal-search",

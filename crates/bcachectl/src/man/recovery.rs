@@ -137,7 +137,7 @@ replay journal failed :: The journal was read, and its keys could not be put int
         "bad csum, N bytes, offset O :: A journal entry is damaged. After a power cut that is normal for the \
          last one. If newer ones stand behind it, the kernel does not see them and goes back to an older \
          state: stop the set before anything is written. (check: journal-torn, journal-hidden, \
-         journal-search)
+         journal-newest-lost, journal-search)
 
     bcachectl stop /dev/nvme0n1
     bcachectl check /dev/nvme0n1 /dev/sdb

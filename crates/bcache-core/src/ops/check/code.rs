@@ -136,6 +136,9 @@ codes! {
     JournalHidden = 210, "journal-hidden", DataAtRisk,
         "Sound journal entries stand behind a damaged one, where the kernel does not find them.",
         "Do not register the device: the kernel would go back to the entry before the damage, and write over the others. Copy the whole of it first.";
+    JournalNewestLost = 211, "journal-newest-lost", DataAtRisk,
+        "The newest journal entries are damaged: one behind them was begun, so they were complete.",
+        "Do not register the device: the kernel would go back to the state before them. Copy the whole of it first.";
     PrioUnreadable = 301, "prio-unreadable", KernelRefuses,
         "A prio set cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";

@@ -206,6 +206,7 @@ pub(in crate::ops) fn problem_code(problem: &Problem) -> Code {
             JournalProblem::Unreadable { .. } => Code::JournalUnreadable,
             JournalProblem::Torn { .. } => Code::JournalTorn,
             JournalProblem::Hidden { .. } => Code::JournalHidden,
+            JournalProblem::NewestLost { .. } => Code::JournalNewestLost,
             JournalProblem::Gap { .. } => Code::JournalGap,
             JournalProblem::SearchMisses { .. } => Code::JournalSearch,
             JournalProblem::Changed { .. } => Code::JournalChanged,
@@ -269,6 +270,7 @@ fn problem_place(problem: &Problem) -> Place {
             }
             JournalProblem::Torn { place, .. }
             | JournalProblem::Hidden { place, .. }
+            | JournalProblem::NewestLost { place, .. }
             | JournalProblem::KeysTruncated { place, .. }
             | JournalProblem::LastSeqAfterSeq { place, .. } => (*place).into(),
             JournalProblem::Changed { seq } => Place::JournalEntry { seq: *seq },
@@ -329,6 +331,7 @@ fn problem_expected(problem: &Problem) -> String {
             JournalProblem::SearchMisses { newest, .. } => format!("entry {newest} as the newest"),
             JournalProblem::Changed { .. } => "a journal that nobody writes".to_owned(),
             JournalProblem::LastSeqAfterSeq { seq, .. } => format!("last_seq of at most {seq}"),
+            JournalProblem::NewestLost { gap, .. } => format!("a whole entry {}", gap.first),
             JournalProblem::Unreadable { .. } => "a readable journal bucket".to_owned(),
             JournalProblem::Torn { .. } | JournalProblem::Hidden { .. } | JournalProblem::Empty => {
                 "a whole entry".to_owned()

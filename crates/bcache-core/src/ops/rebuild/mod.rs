@@ -127,7 +127,7 @@ pub fn plan(
 
     let root_bucket = nodes.last().copied().unwrap_or_default();
     let root = node_key(set, root_bucket, Pos::MAX);
-    let greatest = greatest_seq(set);
+    let greatest = set.journal.greatest_seq();
     let seq = greatest.checked_add(1).ok_or(RebuildError::NoSuccessor { seq: greatest })?;
     let nr_this_dev = usize::from(set.cache.superblock().nr_this_dev());
     let mut params = JsetParams::of(newest, &[]);
@@ -167,7 +167,7 @@ pub fn plan(
     let mut refused = None;
     for place in places {
         plan.place = place;
-        plan.torn = torn_entries(set, &place);
+        plan.torn = torn_entries(set, &place, seq);
         match plan.rehearse(set) {
             Ok(()) => return Ok(plan),
             Err(error) => {
@@ -416,21 +416,6 @@ fn choose(set: &CacheSet<'_>, needs: &Needs) -> Result<Vec<BucketIndex>, Rebuild
     Ok(chosen)
 }
 
-/// The greatest sequence number that any entry has, or may have had: a damaged one counts where its
-/// number can be true.
-fn greatest_seq(set: &CacheSet<'_>) -> u64 {
-    /// How far past the newest entry a damaged one's number is believed.
-    const AHEAD_MAX: u64 = 256;
-    let newest = set.journal.newest().map_or(0, |entry| entry.jset.seq());
-    let sound = set.journal.buckets.iter().flat_map(|it| it.entries.iter().chain(&it.behind));
-    let torn = set.journal.buckets.iter().filter_map(|bucket| match bucket.stop {
-        Stop::NoEntry { seq_hint, .. } => seq_hint,
-        _ => None,
-    });
-    let torn = torn.filter(|&seq| seq <= newest.saturating_add(AHEAD_MAX));
-    sound.map(|entry| entry.seq).chain(torn).max().unwrap_or(newest).max(newest)
-}
-
 /// Places of damaged entries that are tried for the new one.
 const DAMAGED_PLACES_MAX: usize = 8;
 
@@ -443,7 +428,7 @@ fn entry_places(set: &CacheSet<'_>) -> Result<Vec<JournalPlace>, RebuildError> {
     let places = set
         .journal
         .append_places(&set.cache)
-        .ok_or(RebuildError::NoSuccessor { seq: greatest_seq(set) })?;
+        .ok_or(RebuildError::NoSuccessor { seq: set.journal.greatest_seq() })?;
     let next = match places.next_bucket {
         Ok(place) => Ok(place),
         Err(NextBucketRefusal::TooClose { .. }) => {
@@ -472,9 +457,10 @@ fn entry_places(set: &CacheSet<'_>) -> Result<Vec<JournalPlace>, RebuildError> {
     Ok(all)
 }
 
-/// Damaged entries that the kernel would complain of, but for the one whose place is taken.
-fn torn_entries(set: &CacheSet<'_>, taken: &JournalPlace) -> Vec<JournalPlace> {
-    (0..)
+/// Damaged entries that the kernel would complain of, or that would seem newer than the new entry, but for
+/// the one whose place is taken.
+fn torn_entries(set: &CacheSet<'_>, taken: &JournalPlace, seq: u64) -> Vec<JournalPlace> {
+    let mut places: Vec<JournalPlace> = (0..)
         .zip(&set.journal.buckets)
         .filter_map(|(index, bucket)| match bucket.stop {
             Stop::NoEntry {
@@ -484,8 +470,14 @@ fn torn_entries(set: &CacheSet<'_>, taken: &JournalPlace) -> Vec<JournalPlace> {
             } => Some(JournalPlace { index, bucket: bucket.bucket, offset }),
             _ => None,
         })
-        .filter(|place| place != taken)
-        .collect()
+        .collect();
+    for bad in set.journal.buckets.iter().flat_map(|bucket| &bucket.bad) {
+        if bad.has_magic && bad.seq > seq && !places.contains(&bad.place) {
+            places.push(bad.place);
+        }
+    }
+    places.retain(|place| place != taken);
+    places
 }
 
 fn size(value: u64) -> usize {

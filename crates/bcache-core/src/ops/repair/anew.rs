@@ -133,7 +133,9 @@ pub(super) fn decide<'d>(
     let last_seq = set.journal.newest().map_or(0, |entry| entry.jset.last_seq());
     let discard = set.cache.superblock().discard();
     let is_gap = |gap: &&Gap| !(discard && gap.first == last_seq);
-    let gaps: Vec<Gap> = set.journal.gaps.iter().filter(is_gap).copied().collect();
+    let newest_lost = set.journal.newest_lost().map(|(_, gap)| gap);
+    let gaps: Vec<Gap> =
+        set.journal.gaps.iter().filter(is_gap).copied().chain(newest_lost).collect();
     let up_to = gaps.iter().map(|gap| gap.last).chain(damaged_entries.last().copied()).max();
     let mut rule = Rule { up_to, gens, ..Rule::default() };
     let walk = options.walk;
@@ -210,6 +212,7 @@ const fn is_mended(problem: &Problem) -> bool {
         Problem::Journal(problem) => matches!(
             problem,
             JournalProblem::Torn { .. }
+                | JournalProblem::NewestLost { .. }
                 | JournalProblem::Gap { .. }
                 | JournalProblem::KeysTruncated { .. }
         ),

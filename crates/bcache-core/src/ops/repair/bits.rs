@@ -32,7 +32,9 @@ pub(super) fn explain(
 ) -> Option<FoundFlip> {
     match problem {
         Problem::Journal(
-            JournalProblem::Torn { place, .. } | JournalProblem::Hidden { place, .. },
+            JournalProblem::Torn { place, .. }
+            | JournalProblem::Hidden { place, .. }
+            | JournalProblem::NewestLost { place, .. },
         ) => journal(cache, place),
         Problem::Prios(PrioProblem::Invalid { index, bucket, error }) => {
             prio_set(cache, *index, *bucket, error)
