@@ -29,8 +29,9 @@ demo:
 
 # The whole test suite. The documentation's examples come first, so that the
 # last lines are the test runner's own counts. bcache-core must build without
-# any C library (feature blkid off). The fuzz targets have a lock file of their own, which
-# must be up to date. The allocator's concurrent code is checked on a model checker's primitives, which make a build of their own.
+# any C library (feature blkid off). The fuzz targets have a lock file of their own,
+# which must be up to date. The allocator's concurrent code is checked on a model
+# checker's primitives, which make a build of their own.
 check: deps kernels
 	$(CARGO) test --workspace --doc
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
