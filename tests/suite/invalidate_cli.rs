@@ -369,11 +369,10 @@ fn places(image: &Path) -> anyhow::Result<(u64, u64)> {
         walk: read.walk,
     };
     let plan = plan(TrustedSet::read(&device, &read, &mut |_| {})?, &options)?;
-    let writes = plan.writes.as_ref().context("nothing to write")?;
-    let offsets: Vec<u64> = writes
+    let offsets: Vec<u64> = plan
         .steps()
         .filter_map(|step| match step {
-            Step::Write { offset, .. } => Some(*offset),
+            Step::Write { offset, .. } => Some(offset),
             _ => None,
         })
         .collect();

@@ -25,30 +25,6 @@ pub(crate) const fn key(word: u32, base: u32) -> u32 {
     (word >> Hot::PRIO_SHIFT).wrapping_sub(base).wrapping_mul(word & Hot::SECTORS_MASK)
 }
 
-/// Asks for huge pages under memory that `words` has reserved and not touched yet.
-///
-/// A pass touches single words all over the table; with small pages, finding the page costs as much
-/// as the word. Without huge pages everything works the same, only slower.
-pub(crate) fn advise_huge_pages(words: &mut Vec<AtomicU32>) {
-    #[cfg(all(target_os = "linux", not(miri), not(feature = "model")))]
-    {
-        use nix::sys::mman::{MmapAdvise, madvise};
-        const PAGE: usize = 4096;
-        let bytes = words.capacity().saturating_mul(size_of::<AtomicU32>());
-        let start = words.as_mut_ptr().addr().next_multiple_of(PAGE);
-        let skipped = start - words.as_mut_ptr().addr();
-        let Some(len) = bytes.checked_sub(skipped).map(|len| len / PAGE * PAGE) else { return };
-        let place = words.as_mut_ptr().cast::<u8>().wrapping_add(skipped).cast();
-        if let Some(place) = std::ptr::NonNull::new(place) {
-            // SAFETY: whole pages inside memory that the vector owns; this advice changes nothing
-            // that a program can see. That the kernel may refuse it does not matter.
-            let _ = unsafe { madvise(place, len, MmapAdvise::MADV_HUGEPAGE) };
-        }
-    }
-    #[cfg(not(all(target_os = "linux", not(miri), not(feature = "model"))))]
-    let _ = words;
-}
-
 /// Fetches the cache line of a word; a hint without effect on anything but time.
 pub(crate) fn prefetch(word: &AtomicU32) {
     #[cfg(all(target_arch = "x86_64", not(miri), not(feature = "model")))]

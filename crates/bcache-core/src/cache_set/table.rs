@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, TryReserveError};
 
+use crate::device::advise_huge_pages;
 use crate::layout::bkey::{Bkey, Ptr};
 use crate::layout::prio_set::BucketDisk;
 use crate::units::{BucketIndex, GC_SECTORS_USED_MAX, Gen, Geometry, Prio};
@@ -194,6 +195,7 @@ impl BucketTable {
         let count = usize::try_from(nbuckets).unwrap_or(usize::MAX);
         let mut buckets = Vec::new();
         buckets.try_reserve_exact(count)?;
+        advise_huge_pages(&mut buckets);
         buckets.resize(count, Bucket { flags: FLAG_GEN_UNKNOWN, ..Bucket::default() });
         Ok(Self { buckets, freed_nodes: BTreeMap::new() })
     }

@@ -24,23 +24,22 @@ pub(super) fn unused_buckets<'s>(
     })
 }
 
-/// Tells `sink` the writes of a prio chain in the buckets `chain`, head first, and the flush after
-/// them. One set is in memory at a time.
+/// The writes of a prio chain in the buckets `chain`, head first, and the flush after them. Each set is
+/// made when its turn comes.
 ///
 /// `entry` gives prio and gen of each bucket. The last set is written first, as the kernel does;
 /// nothing depends on that.
-pub(super) fn prio_chain<E>(
-    set: &CacheSet<'_>,
-    chain: &[BucketIndex],
+pub(super) fn prio_chain<'a>(
+    set: &'a CacheSet<'_>,
+    chain: &'a [BucketIndex],
     prio_seq: u64,
-    entry: &dyn Fn(BucketIndex, &Bucket) -> BucketDisk,
-    sink: &mut dyn FnMut(Step) -> Result<(), E>,
-) -> Result<(), E> {
+    entry: impl Fn(BucketIndex, &Bucket) -> BucketDisk + 'a,
+) -> impl Iterator<Item = Step> + 'a {
     let geometry = set.geometry();
     let image_bytes = usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0);
     let per_set = usize::try_from(geometry.prios_per_bucket()).unwrap_or(usize::MAX);
     let parts = chain.iter().zip(set.table.as_slice().chunks(per_set)).enumerate();
-    for (index, (&bucket, buckets)) in parts.rev() {
+    let writes = parts.rev().map(move |(index, (&bucket, buckets))| {
         // The last set's is no terminator: kernels leave the head of the chain before in it.
         let old_head = set.prios.buckets.first().copied().unwrap_or_default();
         let next = chain.get(index + 1).copied().unwrap_or(old_head);
@@ -51,9 +50,9 @@ pub(super) fn prio_chain<E>(
         let mut data = AlignedBuf::zeroed(image_bytes);
         encode_into(&mut data, set.cache.magic(), prio_seq, next.0, entries);
         let offset = geometry.bucket_to_sector(bucket).bytes();
-        sink(Step::Write { kind: WriteKind::PrioSet { index, bucket }, offset, data })?;
-    }
-    sink(Step::Flush)
+        Step::Write { kind: WriteKind::PrioSet { index, bucket }, offset, data }
+    });
+    writes.chain(std::iter::once(Step::Flush))
 }
 
 /// The write of a journal entry, in whole blocks.

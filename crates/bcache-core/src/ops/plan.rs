@@ -5,6 +5,8 @@
 //! two flushes the device may make writes durable in any order; every operation that plans says in
 //! its own module why each prefix, and each subset between flushes, is safe.
 
+use std::borrow::Borrow;
+
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::units::{BucketIndex, Sectors};
 
@@ -160,9 +162,19 @@ pub fn apply(
     device: &dyn BlockDevice,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ApplyError> {
+    apply_each(plan.steps.iter(), plan.steps.len(), device, progress)
+}
+
+/// The same with `count` steps that are made when their turn comes.
+pub(super) fn apply_each(
+    steps: impl Iterator<Item = impl Borrow<Step>>,
+    count: usize,
+    device: &dyn BlockDevice,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), ApplyError> {
     let mut may_have_written = false;
-    for (step, action) in plan.steps.iter().enumerate() {
-        let result = match action {
+    for (step, action) in steps.enumerate() {
+        let result = match action.borrow() {
             Step::Write { offset, data, .. } => {
                 let result = device.write_at(*offset, data);
                 may_have_written |= was_issued(&result);
@@ -184,7 +196,7 @@ pub fn apply(
             }
         };
         if let Err(source) = result {
-            return Err(ApplyError { step, steps: plan.steps.len(), may_have_written, source });
+            return Err(ApplyError { step, steps: count, may_have_written, source });
         }
     }
     Ok(())

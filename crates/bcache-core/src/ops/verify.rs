@@ -36,6 +36,26 @@ pub enum VerifyError {
     },
 }
 
+/// Reads back what `count` steps wrote that are made when their turn comes. None of them may be over
+/// another.
+pub(super) fn verify_each(
+    steps: impl Iterator<Item = Step>,
+    count: usize,
+    device: &(impl ReadDevice + ?Sized),
+) -> Result<(), VerifyError> {
+    for (index, step) in steps.enumerate() {
+        verify(&Plan { steps: vec![step] }, device).map_err(|error| match error {
+            VerifyError::Read { source, .. } => {
+                VerifyError::Read { step: index, steps: count, source }
+            }
+            VerifyError::Differs { kind, offset, .. } => {
+                VerifyError::Differs { step: index, steps: count, kind, offset }
+            }
+        })?;
+    }
+    Ok(())
+}
+
 /// Reads back what `plan` wrote to `device`, in the order of the last step, and compares.
 ///
 /// What counts is the final content: of a byte that several steps wrote, the last; a byte that was

@@ -66,11 +66,7 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
         bail!("nothing was written");
     }
     let mut bar = Bar::new("writing");
-    let total: u64 = plan
-        .writes
-        .iter()
-        .map(|writes| writes.sets.progress_bytes() + writes.commit.progress_bytes())
-        .sum();
+    let total = plan.write_bytes();
     let mut tell = |progress| match progress {
         RunProgress::Written(bytes) => bar.writing(bytes, total),
         RunProgress::Proving(progress) => bar.reading(progress),

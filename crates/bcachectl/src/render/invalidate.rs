@@ -192,7 +192,7 @@ pub fn text(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -
     if let Some(writes) = outcome.writes(plan) {
         if outcome == Outcome::DryRun {
             writeln!(out, "\nwould be written:")?;
-            for step in writes.steps() {
+            for step in plan.steps() {
                 match step {
                     Step::Write { kind, offset, data } => writeln!(
                         out,

@@ -22,6 +22,7 @@
 mod error;
 mod sweep;
 
+use crate::device::advise_huge_pages;
 use crate::units::{BucketIndex, Gen, Prio};
 
 use super::mark::Mark;
@@ -101,7 +102,7 @@ impl BucketTable {
         let words = |word: u32| {
             let mut words = Vec::new();
             words.try_reserve_exact(len).map_err(|_| TableError::NoMemory { nbuckets })?;
-            vector::advise_huge_pages(&mut words);
+            advise_huge_pages(&mut words);
             words.extend((0..len).map(|_| AtomicU32::new(word)));
             Ok(words)
         };

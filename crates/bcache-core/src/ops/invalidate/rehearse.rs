@@ -9,7 +9,7 @@ use crate::ops::invalidate::{InvalidateError, Writes};
 pub(super) fn rehearse(set: &CacheSet<'_>, writes: &Writes) -> Result<(), InvalidateError> {
     let path = || set.cache.device().info().path.clone();
     let kept = &set.journal.entries;
-    match commit::rehearse(set, writes.steps(), &writes.entry, &writes.place, kept) {
+    match commit::rehearse(set, writes.commit.steps.iter(), &writes.entry, &writes.place, kept) {
         Rehearsal::AsPlanned => Ok(()),
         Rehearsal::Otherwise { found } => {
             let planned = writes.journal_seq;

@@ -4,9 +4,9 @@ use crate::cache_set::{CacheSet, GcMark, Progress, ReadOptions};
 use crate::device::{BlockDevice, DeviceError};
 use crate::ops::commit::is_unchanged;
 use crate::ops::invalidate::{InvalidatePlan, ProofError, RunError, TrustedSet, Writes};
-use crate::ops::plan::apply;
-use crate::ops::undo::{self, Saving, UndoLog, Watch};
-use crate::ops::verify::verify;
+use crate::ops::plan::{apply, apply_each};
+use crate::ops::undo::{Saving, StepSink, UndoLog, Watch};
+use crate::ops::verify::{verify, verify_each};
 use crate::units::{BucketIndex, Gen};
 
 /// Where a run is.
@@ -45,13 +45,15 @@ pub fn run_with_undo<D: BlockDevice>(
         return Err(RunError::Changed { path: device.info().path.clone() });
     }
     if let Some(undo) = undo {
-        let steps = undo::steps_of(|| Box::new(writes.steps()));
+        let steps = |sink: StepSink<'_>| plan.steps().try_for_each(|step| sink(&step));
         let watch = Watch::of_cache(&plan.set().cache);
         undo.save(&[Saving { device: &device, watch, steps: &steps }]).map_err(RunError::Undo)?;
     }
     let mut written = |bytes| progress(RunProgress::Written(bytes));
-    apply(&writes.sets, &device, &mut written).map_err(RunError::Sets)?;
-    verify(&writes.sets, &device).map_err(RunError::VerifySets)?;
+    let sets = || writes.sets(&plan.set, &plan.targets);
+    let count = writes.sets_count();
+    apply_each(sets(), count, &device, &mut written).map_err(RunError::Sets)?;
+    verify_each(sets(), count, &device).map_err(RunError::VerifySets)?;
     apply(&writes.commit, &device, &mut written).map_err(RunError::Commit)?;
     verify(&writes.commit, &device).map_err(RunError::VerifyCommit)?;
     let mut proving = |at| progress(RunProgress::Proving(at));

@@ -1,7 +1,8 @@
 //! Whose data is in the buckets: a walk over what is cached, once all gens are known.
 //!
 //! What counts is what the kernel would use after replay: usable extents, the journal's over the
-//! btree's. Memory: four bytes a bucket (eight where buckets are of 4 MiB and more).
+//! btree's. Memory: a byte a bucket, or four where many volumes are cached; four more where buckets are
+//! of 4 MiB and more.
 
 use std::collections::{BTreeMap, TryReserveError};
 use std::ops::ControlFlow;
@@ -9,6 +10,7 @@ use std::ops::ControlFlow;
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{ReadNode, WalkHandler, WalkOptions, walk};
 use crate::cache_set::{CacheSet, VolumeUsage};
+use crate::device::advise_huge_pages;
 use crate::inspect::label_text;
 use crate::layout::bkey::Bkey;
 use crate::layout::uuid_entry::UuidEntry;
@@ -20,16 +22,61 @@ use crate::units::{BucketIndex, GC_SECTORS_USED_MAX, Sectors};
 /// Refused buckets whose dirty data is told volume by volume; there can be millions.
 pub(crate) const DIRTY_DETAILS_MAX: usize = 1 << 16;
 
-/// Volumes that have a bit of their own in a bucket's mask; the last bit is for all others.
-const MASK_VOLUMES: usize = 31;
+/// By bucket: which volumes have data in it. The last bit of a mask is for all volumes that have none of
+/// their own.
+#[derive(Clone, Debug)]
+enum Masks {
+    Narrow(Vec<u8>),
+    Wide(Vec<u32>),
+}
+
+impl Masks {
+    const NARROW_VOLUMES: usize = 7;
+    const WIDE_VOLUMES: usize = 31;
+
+    fn new(nbuckets: u64, volumes: usize) -> Result<Self, TryReserveError> {
+        if volumes <= Self::NARROW_VOLUMES {
+            zeroed(nbuckets).map(Self::Narrow)
+        } else {
+            zeroed(nbuckets).map(Self::Wide)
+        }
+    }
+
+    /// Volumes that have a bit of their own; the number of the last bit.
+    const fn volumes(&self) -> usize {
+        match self {
+            Self::Narrow(_) => Self::NARROW_VOLUMES,
+            Self::Wide(_) => Self::WIDE_VOLUMES,
+        }
+    }
+
+    fn set(&mut self, index: usize, bit: usize) {
+        match self {
+            Self::Narrow(masks) => masks.get_mut(index).map_or((), |mask| *mask |= 1 << bit),
+            Self::Wide(masks) => masks.get_mut(index).map_or((), |mask| *mask |= 1 << bit),
+        }
+    }
+
+    fn get(&self, index: usize) -> u32 {
+        match self {
+            Self::Narrow(masks) => masks.get(index).copied().map_or(0, u32::from),
+            Self::Wide(masks) => masks.get(index).copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Default for Masks {
+    fn default() -> Self {
+        Self::Narrow(Vec::new())
+    }
+}
 
 /// What is in the buckets.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     /// The slots that the bits of the masks stand for.
     slots: Vec<u32>,
-    /// By bucket: which volumes have data in it.
-    masks: Vec<u32>,
+    masks: Masks,
     /// By bucket, where the kernel's own count of sectors ends too early.
     sectors: Option<Vec<u32>>,
     /// By slot: what is cached.
@@ -49,25 +96,23 @@ impl Survey {
         refused: &BucketBits,
     ) -> Result<Self, InvalidateError> {
         let geometry = *set.geometry();
-        let table = || zeroed(geometry.nbuckets());
+        let masks = Masks::new(geometry.nbuckets(), set.volumes.len())?;
         let large = geometry.bucket_size().0 > u64::from(GC_SECTORS_USED_MAX);
         let mut survey = Self {
-            slots: set.volumes.keys().copied().take(MASK_VOLUMES).collect(),
-            masks: table()?,
-            sectors: if large { Some(table()?) } else { None },
+            slots: set.volumes.keys().copied().take(masks.volumes()).collect(),
+            masks,
+            sectors: if large { Some(zeroed(geometry.nbuckets())?) } else { None },
             ..Self::default()
         };
         for_each_extent(set, walk, &mut |key| {
-            let bit = survey.slots.binary_search(&key.inode()).unwrap_or(MASK_VOLUMES);
+            let bit = survey.slots.binary_search(&key.inode()).unwrap_or(survey.masks.volumes());
             let size = key.size();
             add(survey.cached.entry(key.inode()).or_default(), key);
             let mut is_taken = false;
             for ptr in key.ptrs() {
                 let bucket = ptr.bucket(&geometry);
                 let index = usize::try_from(bucket.0).unwrap_or(usize::MAX);
-                if let Some(mask) = survey.masks.get_mut(index) {
-                    *mask |= 1 << bit;
-                }
+                survey.masks.set(index, bit);
                 if let Some(sum) = survey.sectors.as_mut().and_then(|all| all.get_mut(index)) {
                     *sum = sum.saturating_add(u32::try_from(size.0).unwrap_or(u32::MAX));
                 }
@@ -89,10 +134,7 @@ impl Survey {
 
     /// The slots of the volumes that have data in `bucket`; the flag says that there are more.
     pub fn volumes_of(&self, bucket: BucketIndex) -> (Vec<u32>, bool) {
-        let mask = usize::try_from(bucket.0)
-            .ok()
-            .and_then(|index| self.masks.get(index).copied())
-            .unwrap_or(0);
+        let mask = usize::try_from(bucket.0).map_or(0, |index| self.masks.get(index));
         let slots = self
             .slots
             .iter()
@@ -100,7 +142,7 @@ impl Survey {
             .filter(|(bit, _)| mask >> bit & 1 == 1)
             .map(|(_, slot)| *slot)
             .collect();
-        (slots, mask >> MASK_VOLUMES & 1 == 1)
+        (slots, mask >> self.masks.volumes() & 1 == 1)
     }
 
     /// Sectors in use in `bucket`, where the kernel's count of them is capped.
@@ -131,11 +173,12 @@ fn add(usage: &mut VolumeUsage, key: &Bkey) {
     }
 }
 
-fn zeroed(nbuckets: u64) -> Result<Vec<u32>, TryReserveError> {
+fn zeroed<T: Copy + Default>(nbuckets: u64) -> Result<Vec<T>, TryReserveError> {
     let count = usize::try_from(nbuckets).unwrap_or(usize::MAX);
     let mut words = Vec::new();
     words.try_reserve_exact(count)?;
-    words.resize(count, 0);
+    advise_huge_pages(&mut words);
+    words.resize(count, T::default());
     Ok(words)
 }
 

@@ -1,7 +1,7 @@
 //! The writes of an invalidation: a new prio chain, and the journal entry that makes it current.
 
+use crate::cache_set::CacheSet;
 use crate::cache_set::journal::{AppendPlaces, JournalPlace};
-use crate::cache_set::{Bucket, CacheSet};
 use crate::layout::jset::Jset;
 use crate::layout::prio_set::BucketDisk;
 use crate::ops::commit::{entry_write, prio_chain, unused_buckets};
@@ -10,14 +10,15 @@ use crate::ops::invalidate::bits::BucketBits;
 use crate::ops::plan::{Plan, Step};
 use crate::units::{BucketIndex, Prio};
 
-/// What is written, in two parts with a flush at the end of each.
+/// What is written: the sets of a new prio chain and a flush, then a journal entry and a flush.
+///
+/// The sets are made when they are written, and again when they are read back: of a large cache they are
+/// a hundred megabytes.
 #[derive(Clone, Debug)]
 pub struct Writes {
-    /// The new prio sets, in buckets that hold nothing.
-    pub sets: Plan,
-    /// The journal entry: what makes them the current ones.
+    /// The journal entry: what makes the new sets the current ones.
     pub commit: Plan,
-    /// The buckets of the new chain, head first.
+    /// The buckets of the new chain, head first; nothing is in them.
     pub chain: Vec<BucketIndex>,
     /// Number of the new chain's write.
     pub prio_seq: u64,
@@ -27,12 +28,33 @@ pub struct Writes {
     pub entry: Jset,
     /// Where the journal entry goes.
     pub place: JournalPlace,
+    /// The new chain's buckets once more.
+    reserved: BucketBits,
 }
 
 impl Writes {
-    /// All steps, in order.
-    pub fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.sets.steps.iter().chain(&self.commit.steps)
+    /// The new prio sets, and their flush.
+    pub(super) fn sets<'a>(
+        &'a self,
+        set: &'a CacheSet<'_>,
+        targets: &'a BucketBits,
+    ) -> impl Iterator<Item = Step> + 'a {
+        prio_chain(set, &self.chain, self.prio_seq, |number, bucket| {
+            let (prio, bucket_gen) = (bucket.prio(), bucket.bucket_gen());
+            if targets.contains(number) {
+                BucketDisk { prio: Prio::INITIAL, bucket_gen: bucket_gen.next() }
+            } else if self.reserved.contains(number) {
+                // As the kernel has a bucket of its own chain. Its gen stays: nothing points to it.
+                BucketDisk { prio: Prio::BTREE, bucket_gen }
+            } else {
+                BucketDisk { prio, bucket_gen }
+            }
+        })
+    }
+
+    /// How many steps [`Self::sets`] gives.
+    pub(super) fn sets_count(&self) -> usize {
+        self.chain.len() + 1
     }
 }
 
@@ -76,25 +98,8 @@ pub(super) fn plan(set: &CacheSet<'_>, targets: &BucketBits) -> Result<Writes, I
     for &bucket in &chain {
         reserved.insert(bucket);
     }
-    let disk = |number, bucket: &Bucket| {
-        let (prio, bucket_gen) = (bucket.prio(), bucket.bucket_gen());
-        if targets.contains(number) {
-            BucketDisk { prio: Prio::INITIAL, bucket_gen: bucket_gen.next() }
-        } else if reserved.contains(number) {
-            // As the kernel has a bucket of its own chain. Its gen stays: nothing points to it.
-            BucketDisk { prio: Prio::BTREE, bucket_gen }
-        } else {
-            BucketDisk { prio, bucket_gen }
-        }
-    };
-    let mut sets = Plan::default();
-    let mut keep = |step| {
-        sets.steps.push(step);
-        Ok::<(), std::convert::Infallible>(())
-    };
-    let Ok(()) = prio_chain(set, &chain, prio_seq, &disk, &mut keep);
     let commit = Plan { steps: vec![entry_write(set, &entry, &place), Step::Flush] };
-    Ok(Writes { sets, commit, chain, prio_seq, journal_seq: entry.seq(), entry, place })
+    Ok(Writes { commit, chain, prio_seq, journal_seq: entry.seq(), entry, place, reserved })
 }
 
 fn choose_place(places: &AppendPlaces) -> Result<JournalPlace, InvalidateError> {

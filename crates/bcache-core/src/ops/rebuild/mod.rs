@@ -243,7 +243,8 @@ impl RebuildPlan {
         }
         sink(Step::Flush).map_err(PrepareError::Sink)?;
         let entry = |number, bucket: &Bucket| self.bucket_disk(set, number, *bucket);
-        commit::prio_chain(set, &self.chain, self.prio_seq, &entry, sink)
+        commit::prio_chain(set, &self.chain, self.prio_seq, entry)
+            .try_for_each(sink)
             .map_err(PrepareError::Sink)
     }
 
