@@ -45,6 +45,7 @@ pub use prios::PrioChain;
 pub use problem::{BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem};
 pub use refusal::SetRefusal;
 pub use suspect::Suspect;
+pub(crate) use table::WARM_KEYS;
 pub use table::{Bucket, BucketTable, GcMark};
 pub use uuids::UuidTable;
 pub use view::{Doubt, View};

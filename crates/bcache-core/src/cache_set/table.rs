@@ -19,6 +19,9 @@ const FLAG_GEN_UNKNOWN: u8 = 1 << 1;
 const FLAG_NODE_VISITED: u8 = 1 << 2;
 const FLAG_OUTGROWN: u8 = 1 << 3;
 
+/// Extents whose buckets are looked up together ([`BucketTable::warm`]) before they are taken one by one.
+pub(crate) const WARM_KEYS: usize = 64;
+
 /// What a bucket holds, as the kernel's GC marks it (`GC_MARK`); a greater one keeps more from being
 /// done to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]

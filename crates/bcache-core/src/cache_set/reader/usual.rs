@@ -7,11 +7,9 @@
 use crate::cache_set::btree::{NodeKeys, ShortKey};
 use crate::cache_set::problem::KeySource;
 use crate::cache_set::reader::Marker;
+use crate::cache_set::table::WARM_KEYS;
 use crate::layout::uuid_entry::UuidEntry;
 use crate::units::Sectors;
-
-/// Extents whose buckets are looked up together before they are marked one by one.
-const WARM_KEYS: usize = 64;
 
 /// Bytes of a key with one pointer.
 const USUAL_KEY_BYTES: u64 = 24;

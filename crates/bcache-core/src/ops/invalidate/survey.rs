@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{ReadNode, WalkHandler, WalkOptions, walk};
-use crate::cache_set::{CacheSet, VolumeUsage};
+use crate::cache_set::{CacheSet, VolumeUsage, WARM_KEYS};
 use crate::device::advise_huge_pages;
 use crate::inspect::label_text;
 use crate::layout::bkey::Bkey;
@@ -243,6 +243,14 @@ struct Extents<'a, 'd, 'f> {
     error: Option<InvalidateError>,
 }
 
+impl Extents<'_, '_, '_> {
+    fn leaf_key(&mut self, key: &Bkey) {
+        if self.set.table.is_usable(key, self.set.geometry()) {
+            self.set.overlay.visible(key, &mut |piece| (self.found)(piece));
+        }
+    }
+}
+
 impl WalkHandler for Extents<'_, '_, '_> {
     fn node(&mut self, key: &Bkey, level: u16, node: ReadNode<'_>) -> ControlFlow<()> {
         let node = match node {
@@ -258,9 +266,14 @@ impl WalkHandler for Extents<'_, '_, '_> {
             return ControlFlow::Break(());
         }
         if level == 0 {
-            let (table, geometry) = (&self.set.table, self.set.geometry());
-            for key in node.keys.iter().filter(|key| table.is_usable(key, geometry)) {
-                self.set.overlay.visible(&key, &mut |piece| (self.found)(piece));
+            let Some(keys) = node.keys.short() else {
+                node.keys.iter().for_each(|key| self.leaf_key(&key));
+                return ControlFlow::Continue(());
+            };
+            for some in keys.chunks(WARM_KEYS) {
+                let ptrs = some.iter().filter_map(|key| key.ptr());
+                self.set.table.warm(ptrs, self.set.geometry());
+                some.iter().for_each(|key| self.leaf_key(&key.bkey()));
             }
         }
         ControlFlow::Continue(())
