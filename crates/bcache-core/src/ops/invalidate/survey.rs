@@ -267,13 +267,17 @@ impl WalkHandler for Extents<'_, '_, '_> {
         }
         if level == 0 {
             let Some(keys) = node.keys.short() else {
-                node.keys.iter().for_each(|key| self.leaf_key(&key));
+                for key in node.keys.iter() {
+                    self.leaf_key(&key);
+                }
                 return ControlFlow::Continue(());
             };
             for some in keys.chunks(WARM_KEYS) {
                 let ptrs = some.iter().filter_map(|key| key.ptr());
                 self.set.table.warm(ptrs, self.set.geometry());
-                some.iter().for_each(|key| self.leaf_key(&key.bkey()));
+                for key in some {
+                    self.leaf_key(&key.bkey());
+                }
             }
         }
         ControlFlow::Continue(())
