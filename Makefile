@@ -15,7 +15,7 @@ bins = bcachectl bcache-bench
 old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz mutants bench man install deb check-deb check-oldest deps kernels
+.PHONY: all demo check fuzz mutants soak bench man install deb check-deb check-oldest deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -51,6 +51,12 @@ fuzz:
 MUTANTS ?=
 mutants:
 	CARGO='$(CARGO)' tests/mutants.sh $(MUTANTS)
+
+# An hour of the allocator on a loop device: its memory, and whether kernels take what is left.
+SOAK_SECONDS ?= 3600
+soak: kernels
+	$(CARGO) build --workspace --bins
+	BCACHE_TEST_SOAK=$(SOAK_SECONDS) CI=true $(CARGO) test --workspace --test bench_kernel -- --nocapture soak
 
 # The parts of the allocator in memory, beside the reference engine: all of them,
 # or what BENCH says, as in make bench BENCH='sector --streams 8,128'.

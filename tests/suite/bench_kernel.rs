@@ -38,6 +38,10 @@ fn main() -> ExitCode {
             ));
         }
     }
+    if let Ok(seconds) = std::env::var("BCACHE_TEST_SOAK") {
+        trials
+            .push(trial("soak", &[Need::Guest, Need::LoopDevices], move || soak(seconds.parse()?)));
+    }
     main_with(trials)
 }
 
@@ -92,8 +96,13 @@ fn kept(kernel: Kernel, options: &[&str]) -> anyhow::Result<()> {
     let count = |name: &str| counters.get(name).and_then(Value::as_u64).unwrap_or(0);
     ensure!(count("passes") > 20 && count("prio_writes") > 20, "{counters}");
     ensure!(count("written_bytes") + count("read_bytes") >= 600 << 20, "{counters}");
-    check_clean(&cache)?;
-    let shown = show(&cache)?;
+    is_honoured(kernel, &scratch, &cache)
+}
+
+/// Whether our check and `kernel` take the set that a run has left, and the kernel caches with it.
+fn is_honoured(kernel: Kernel, scratch: &Scratch, cache: &Path) -> anyhow::Result<()> {
+    check_clean(cache)?;
+    let shown = show(cache)?;
     ensure!(truth(&shown, "/superblock/sync")? && truth(&shown, "/kernel/accepts")?);
 
     let backing = scratch.sparse("backing", 64 << 20)?;
@@ -110,7 +119,7 @@ fn kept(kernel: Kernel, options: &[&str]) -> anyhow::Result<()> {
     let run = Guest::new(kernel)
         .file("/data", data)
         .disk(&backing)
-        .disk(&cache)
+        .disk(cache)
         .script(SCRIPT)
         .timeout(Duration::from_secs(200))
         .run()?
@@ -120,7 +129,58 @@ fn kept(kernel: Kernel, options: &[&str]) -> anyhow::Result<()> {
     ensure!(sums.len() == 2 && sums.first() == sums.get(1), "{sums:?}\n{}", run.tail());
     // Nothing but the set's own metadata is in use: what the bench wrote has no keys.
     ensure!(run.log.number("cache_available_percent")? >= 95, "{}", run.tail());
-    check_clean(&cache)
+    check_clean(cache)
+}
+
+/// What a process has in memory, in KiB.
+fn resident_kib(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// A run of `seconds` with LRU, discards, GCs and rescalings: its memory does not grow, and every kernel
+/// takes what it leaves. `make soak` runs it for an hour.
+fn soak(seconds: u64) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let cache = scratch.sparse("cache", 2 << 30)?;
+    let report = scratch.path("report.json");
+    let device = LoopDevice::attach(&cache, 512)?;
+    let mut child = Command::new(binary("bcache-bench")?)
+        .args(["device", "--keep", "--json", "--no-baseline", "--yes", "--discard"])
+        .args(["--bucket", "128k", "--writers", "2", "--read-share", "30", "--rate", "400"])
+        .args(["--access", "zipf=80,sequential=20", "--duration", &format!("{seconds}s")])
+        .arg(device.path())
+        .stdout(File::create(&report)?)
+        .spawn()?;
+    let mut samples = Vec::new();
+    while child.try_wait()?.is_none() {
+        // None is left of a process that has ended meanwhile.
+        samples.extend(resident_kib(child.id()));
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "{status}");
+    drop(device);
+    let report: Value = serde_json::from_reader(File::open(&report)?)?;
+    let counters = report.pointer("/runs/0/counters").context("counters")?;
+    println!("{counters}");
+    for name in ["passes", "prio_writes", "gcs", "rescales", "discards"] {
+        let count = counters.get(name).and_then(Value::as_u64).context(name)?;
+        ensure!(count * 60 >= seconds, "{name}: {counters}");
+    }
+    let quarter = |index: usize| {
+        let quarter = samples.len().div_ceil(4).max(1);
+        samples.chunks(quarter).nth(index).and_then(|it| it.iter().max().copied())
+    };
+    let (early, late) = (quarter(1).context("samples")?, quarter(3).context("samples")?);
+    println!("at most {early} KiB in the second quarter, {late} KiB in the last");
+    ensure!(late <= early + early / 20 + 1024, "it grew from {early} to {late} KiB");
+    for kernel in Kernel::ALL {
+        let copy = scratch.copy(&format!("cache.{kernel}"), &cache)?;
+        is_honoured(kernel, &scratch, &copy).with_context(|| format!("kernel {kernel}"))?;
+    }
+    Ok(())
 }
 
 /// Goes on with the set on `device`: takes `count` buckets and writes over each, as long as the device
