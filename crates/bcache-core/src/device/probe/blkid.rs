@@ -182,7 +182,19 @@ pub(super) fn udev_view(path: &Path, file: &File) -> Result<UdevView, ProbeError
     probe
         .set_superblock_flags(BlkidSublksFlags::new(vec![BlkidSublks::Type, BlkidSublks::Usage]))
         .map_err(failed(path, "start probing"))?;
-    Ok(match probe.do_safeprobe().map_err(failed(path, "probe"))? {
+    let answer = match probe.do_safeprobe() {
+        // libblkid 2.41 (Debian 13) has one answer for an error and for several signatures.
+        Err(error) => {
+            let mut several = signatures(path, file, None, Depth::Partition)?;
+            several.retain(|found| found.kind != SignatureKind::PartitionTable);
+            if several.len() < 2 {
+                return Err(failed(path, "probe")(error));
+            }
+            BlkidSafeprobeRet::Ambiguous
+        }
+        Ok(answer) => answer,
+    };
+    Ok(match answer {
         BlkidSafeprobeRet::Ambiguous => UdevView::Ambiguous,
         BlkidSafeprobeRet::None => UdevView::Nothing,
         BlkidSafeprobeRet::Success => match value(&probe, "TYPE") {
