@@ -4,6 +4,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use bcache_tests::image::raid_member;
 use bcache_tests::tool;
 use bcache_tests::{Guest, GuestRun, Kernel, Need, Scratch, binary, main_with, trial};
 use serde_json::Value;
@@ -144,7 +145,7 @@ fn kinds(kernel: Kernel) -> anyhow::Result<()> {
         .binary(binary("bcachectl")?)
         .file("/set4k", set4k)
         .file("/etc/passwd", "root:x:0:0::/:/usr/bin/sh\nnobody:x:65534:65534::/:/usr/bin/sh\n")
-        .file("/raid", raid_member(64))
+        .file("/raid", raid_member(64 << 20).1)
         .file("/stacked", std::fs::read(&stacked)?[..12 << 10].to_vec())
         .disk(&cache)
         .disk(&backing)
@@ -249,15 +250,4 @@ impl Told<'_> {
 fn advice(check: &Value) -> Vec<&str> {
     let advice = check["advice"].as_array().into_iter().flatten();
     advice.filter_map(|it| it["code"].as_str()).collect()
-}
-
-/// The superblock of version 1.0 of a RAID member, as it stands 8 KiB before the end of a device of `mib` MiB.
-fn raid_member(mib: u64) -> Vec<u8> {
-    let at = (mib << 20) - 8192;
-    let mut block = vec![0; 4096];
-    block[..4].copy_from_slice(&0xa92b_4efc_u32.to_le_bytes());
-    block[4..8].copy_from_slice(&1_u32.to_le_bytes());
-    block[16..32].copy_from_slice(&[0x77; 16]);
-    block[144..152].copy_from_slice(&(at / 512).to_le_bytes());
-    block
 }

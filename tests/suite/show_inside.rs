@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bcache_tests::image::write_at;
+use bcache_tests::image::{raid_member, write_at};
 use bcache_tests::tool::{self, make, show};
 use bcache_tests::{Fixture, LoopDevice, Scratch};
 use serde_json::Value;
@@ -95,11 +95,8 @@ fn a_raid_superblock_at_the_end_keeps_udev_from_registering() {
     let scratch = Scratch::new().unwrap();
     let image = backing(&scratch, "member");
     assert!(!warnings(&show(&image).unwrap()).contains("udev"));
-    let at = ((64u64 << 20) - 8192) / 4096 * 4096;
-    write_at(&image, at, &0xa92b_4efcu32.to_le_bytes()).unwrap();
-    write_at(&image, at + 4, &1u32.to_le_bytes()).unwrap();
-    write_at(&image, at + 16, &[0x77; 16]).unwrap();
-    write_at(&image, at + 144, &(at / 512).to_le_bytes()).unwrap();
+    let (at, block) = raid_member(64 << 20);
+    write_at(&image, at, &block).unwrap();
     let shown = show(&image).unwrap();
     assert!(warnings(&shown).contains("linux_raid_member"), "{shown}");
     assert!(warnings(&shown).contains("not registered at boot"), "{shown}");
