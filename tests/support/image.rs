@@ -147,7 +147,7 @@ pub fn raid_member(bytes: u64) -> (u64, Vec<u8>) {
     let words = block[..256].chunks_exact(4);
     let words = words.map(|it| u64::from(u32::from_le_bytes([it[0], it[1], it[2], it[3]])));
     let sum: u64 = words.sum();
-    let sum = u32::try_from((sum & 0xffff_ffff) + (sum >> 32)).expect("64 words");
-    block[216..220].copy_from_slice(&sum.to_le_bytes());
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    block[216..220].copy_from_slice(&sum.to_le_bytes()[..4]);
     (at, block)
 }
