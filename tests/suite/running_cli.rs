@@ -190,8 +190,7 @@ fn old_bcache(folder: &TempDir, arguments: &[&str]) -> Command {
     if !name.exists() {
         std::os::unix::fs::symlink(binary("bcachectl").unwrap(), &name).unwrap();
     }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", "mount --bind \"$0\" /sys; exec \"$@\""]);
+    let mut command = tool::with_own_mounts("mount --bind \"$0\" /sys; exec \"$@\"");
     command.arg(folder.path().join("sys")).arg(name).args(arguments);
     command
 }

@@ -19,6 +19,7 @@ use bcache_tests::cache::{bucket_byte, with_cache_set};
 use bcache_tests::image::write_at;
 use bcache_tests::need::unmet;
 use bcache_tests::terminal::on_terminal;
+use bcache_tests::tool::with_own_mounts;
 use bcache_tests::{Fixture, LoopDevice, Need, Scratch, binary, workspace_root};
 use uuid::Uuid;
 
@@ -215,8 +216,8 @@ fn command_there(line: &str, folder: &Path, running: &[LoopDevice; 2]) -> anyhow
                          mount --bind \"$2\" \"$0/dev/vdb\"; shift 2; mount --bind \"$0/sys\" /sys; \
                          mount --rbind \"$0/dev\" /dev; exec \"$@\"";
     let inner = command(line, folder)?;
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", MOUNT]).arg(folder);
+    let mut command = with_own_mounts(MOUNT);
+    command.arg(folder);
     command.args(running.iter().map(LoopDevice::path)).arg(inner.get_program());
     command.args(inner.get_args()).stdin(Stdio::null()).env("NO_COLOR", "1");
     Ok(command)

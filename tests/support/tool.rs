@@ -85,3 +85,15 @@ pub fn truth(device: &Value, pointer: &str) -> anyhow::Result<bool> {
     let value = device.pointer(pointer).and_then(Value::as_bool);
     value.with_context(|| format!("no truth value at {pointer} in {device}"))
 }
+
+/// A shell that runs `script` with mounts of its own: what it mounts on /sys and /dev nobody else sees.
+/// Arguments that are added are `$0`, `$1` and so on.
+pub fn with_own_mounts(script: &str) -> Command {
+    // In a chroot whose root is no mount point, only those two can be made private.
+    const PRIVATE: &str = "mount --make-rprivate / 2>/dev/null || \
+                           { mount --make-rprivate /sys; mount --make-rprivate /dev; }; ";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "unchanged", "sh", "-ec"]);
+    command.arg(format!("{PRIVATE}{script}"));
+    command
+}
