@@ -27,6 +27,8 @@ pub use log::{
 use crate::{cache_dir, workspace_root};
 use anyhow::{Context as _, bail, ensure};
 use initramfs::Tree;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -320,6 +322,7 @@ impl Guest {
         let qemu_log = File::create(&qemu_file).context("create QEMU's log")?;
         command.stdin(Stdio::null()).stdout(qemu_log.try_clone()?).stderr(qemu_log);
 
+        let _place = place()?;
         let started = Instant::now();
         let child = command.spawn().context("run qemu-system-x86_64 (package qemu-system-x86)")?;
         let exit = wait(child, self.timeout)?;
@@ -393,6 +396,24 @@ fn disk_arguments(index: usize, image: &Path, options: DiskOptions) -> anyhow::R
 fn option_value(path: &Path) -> anyhow::Result<String> {
     let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(text.replace(',', ",,"))
+}
+
+/// A place for a guest, where `$BCACHE_TEST_GUESTS` names a folder that several test programs share: one
+/// more than there are processors.
+fn place() -> anyhow::Result<Option<Flock<File>>> {
+    let Some(folder) = std::env::var_os("BCACHE_TEST_GUESTS") else { return Ok(None) };
+    let count = std::thread::available_parallelism()?.get() + 1;
+    loop {
+        for index in 0..count {
+            let file = File::create(Path::new(&folder).join(index.to_string()))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(place) => return Ok(Some(place)),
+                Err((_, Errno::EWOULDBLOCK)) => {}
+                Err((_, error)) => return Err(error).context("a place for a guest"),
+            }
+        }
+        sleep(Duration::from_millis(100));
+    }
 }
 
 /// Waits for QEMU to end; kills it when time is over (`None`).
