@@ -31,6 +31,8 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     let options = Options { selection, skip_refused: args.skip_refused, walk: read.walk };
     let names_buckets = options.selection.names_buckets();
     let path = &args.device;
+    // A plan for a device that is in use would be of what it held a moment ago.
+    let device = file::open_unused(path).map_err(in_use)?;
     // Before the reading, which takes minutes on a large cache.
     if !args.write.dry_run && !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
@@ -39,8 +41,6 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
             path.display()
         );
     }
-    // A plan for a device that is in use would be of what it held a moment ago.
-    let device = file::open_unused(path).map_err(in_use)?;
     let undo = undo::log(args.write.undo.as_deref().filter(|_| !args.write.dry_run), "invalidate")?;
     let mut bar = Bar::new("reading");
     let set = TrustedSet::read(&device, &read, &mut |progress| bar.reading(progress));

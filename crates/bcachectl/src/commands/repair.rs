@@ -77,6 +77,9 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         show(args, &named.paths(), &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
+    // Held from here on, so that nothing changes between plan and run.
+    let named: Named<FileDevice> = Named::open(args, |path| claim(path))?;
+    // Before the reading, which takes minutes on a large cache.
     if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
             "no terminal to ask on: give --yes to repair, or --dry-run to see what would be changed; \
@@ -84,8 +87,6 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
         );
     }
     let undo = undo::log(args.write.undo.as_deref(), "repair")?;
-    // Held from here on, so that nothing changes between plan and run.
-    let named: Named<FileDevice> = Named::open(args, |path| claim(path))?;
     let plan = named.plan(args, &options)?;
     if plan.is_nothing(&accepted) {
         show(args, &named.paths(), &plan, &accepted, render::Outcome::Nothing)?;

@@ -65,14 +65,14 @@ pub fn run(args: &UndoArgs) -> Result<ExitCode> {
         show(args, &file, &paths, &check, state)?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Held from here on, so that nothing changes between check and write.
+    let devices: Vec<FileDevice> = paths.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     if !args.script.yes && !io::stdin().is_terminal() {
         bail!(
             "no terminal to ask on: give --yes to undo, or --dry-run to see what would be put back; \
              nothing was written"
         );
     }
-    // Held from here on, so that nothing changes between check and write.
-    let devices: Vec<FileDevice> = paths.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = devices.iter().map(|it| it as &dyn ReadDevice).collect();
     let check = check(&file, &readers)?;
     if check.is_nothing() {

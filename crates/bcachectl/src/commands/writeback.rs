@@ -38,6 +38,10 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     if args.write.dry_run {
         return dry_run(args, &options);
     }
+    // Held from here on, so that nothing changes between plan and run.
+    let cache = claim(&args.cache)?;
+    let backing: Vec<FileDevice> =
+        args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     // Before the reading, which takes minutes on a large cache.
     if !args.write.script.yes && !io::stdin().is_terminal() {
         bail!(
@@ -46,10 +50,6 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
         );
     }
     let undo = undo::log(args.write.undo.as_deref(), "writeback")?;
-    // Held from here on, so that nothing changes between plan and run.
-    let cache = claim(&args.cache)?;
-    let backing: Vec<FileDevice> =
-        args.backing.iter().map(|path| claim(path)).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
     let bar = Bar::new(0);
     let plan = writeback::plan(&cache, &readers, &options, &mut |at| bar.reading(at));
