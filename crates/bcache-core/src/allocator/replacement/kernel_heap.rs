@@ -27,7 +27,7 @@ pub(crate) fn select(
 ) -> Vec<Victim> {
     let first = u32::try_from(table.first_bucket().0).unwrap_or(u32::MAX);
     heap.clear();
-    for (index, word) in (first..).zip(table.hot()) {
+    for (index, word) in (first..).zip(table.hot_by_bucket()) {
         let word = Hot(word.load(Ordering::Relaxed));
         if word.excluded() {
             continue;

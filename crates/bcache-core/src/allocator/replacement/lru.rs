@@ -22,7 +22,7 @@
 use crate::units::{BucketIndex, Prio};
 
 use super::super::sync::{AtomicU32, Ordering};
-use super::super::table::BucketTable;
+use super::super::table::{BucketTable, index_at};
 use super::super::vector::{self, GROUP};
 use super::super::words::Hot;
 
@@ -145,7 +145,6 @@ pub(crate) fn select_and_take(
         return Selected { taken: 0, refused: 0 };
     }
     let words = table.hot();
-    let first = u32::try_from(table.first_bucket().0).unwrap_or(u32::MAX);
     if min_prio <= Prio::INITIAL.0 {
         let min = u32::from(min_prio);
         let base = min.wrapping_sub((u32::from(Prio::INITIAL.0) - min) / 8);
@@ -159,10 +158,7 @@ pub(crate) fn select_and_take(
             // Nothing that was left out is better than the worst that was collected.
             let collected = sweep.pile.collected.len();
             let count = count_now().clamp(count, collected.max(count));
-            let victim = |keyed: u64| Victim {
-                bucket_prio: keyed >> 32,
-                index: index_of(keyed).saturating_add(first),
-            };
+            let victim = |keyed: u64| Victim::new(keyed >> 32, index_of(keyed));
             let pile = &mut scratch.keyed;
             let selected = pile.take_best(table, count, victim, &mut take);
             let left = passed.saturating_sub(selected.taken);
@@ -175,7 +171,7 @@ pub(crate) fn select_and_take(
         }
     }
     let pile = &mut scratch.exact;
-    collect_exact(words, first, min_prio, count, pile);
+    collect_exact(words, min_prio, count, pile);
     let selected = pile.take_best(table, count, |victim| victim, &mut take);
     pile.taken.sort_unstable();
     pile.taken.iter().for_each(|&victim| push(victim));
@@ -361,8 +357,8 @@ impl Sweep<'_> {
             for &place in candidates.iter().take(found) {
                 self.collect(start + usize::from(place), threshold);
             }
-            for index in groups * GROUP..words.len() {
-                self.collect(start + index, threshold);
+            for place in groups * GROUP..words.len() {
+                self.collect(start + place, threshold);
             }
             if self.pile.collected.len() >= room {
                 // More may be wanted by the end of the sweep.
@@ -380,11 +376,11 @@ impl Sweep<'_> {
         self.pile.collected.len() >= self.count
     }
 
-    fn collect(&mut self, index: usize, threshold: u32) {
-        if let (Some(word), Ok(low)) = (self.words.get(index), u32::try_from(index)) {
+    fn collect(&mut self, at: usize, threshold: u32) {
+        if let (Some(word), Ok(index)) = (self.words.get(at), u32::try_from(index_at(at))) {
             let key = fitting_key(word.load(Ordering::Relaxed), self.base);
             if let Some(key) = key.filter(|&key| key <= threshold) {
-                self.pile.collected.push((u64::from(key) << 32) | u64::from(low));
+                self.pile.collected.push((u64::from(key) << 32) | u64::from(index));
             }
         }
     }
@@ -442,17 +438,11 @@ fn sort_by_key(keyed: &mut Vec<u64>, spare: &mut Vec<u64>) {
 }
 
 /// Collects with 64-bit keys and every wrap as it is, one bucket after the other.
-fn collect_exact(
-    words: &[AtomicU32],
-    first: u32,
-    min_prio: u16,
-    count: usize,
-    pile: &mut Pile<Victim>,
-) {
+fn collect_exact(words: &[AtomicU32], min_prio: u16, count: usize, pile: &mut Pile<Victim>) {
     let room = count.saturating_mul(2).max(1024);
     let mut threshold = u64::MAX;
     pile.collected.clear();
-    for (index, word) in (first..).zip(words) {
+    for (at, word) in words.iter().enumerate() {
         let word = Hot(word.load(Ordering::Relaxed));
         if word.excluded() {
             continue;
@@ -461,6 +451,7 @@ fn collect_exact(
         if bucket_prio > threshold {
             continue;
         }
+        let Ok(index) = u32::try_from(index_at(at)) else { return };
         pile.collected.push(Victim { bucket_prio, index });
         if pile.collected.len() >= room {
             let Some(last) = pile.last_of_best(count) else { continue };

@@ -11,14 +11,10 @@ use super::{BucketTable, CHUNK};
 impl BucketTable {
     /// Calls `visit` for the words of each chunk in turn, under the chunk's stripe lock.
     fn for_each_chunk_locked(&self, mut visit: impl FnMut(&[AtomicU32], &[AtomicU32])) {
-        let mut start = self.first_bucket;
-        while start < self.hot.len() {
-            let end = (start / CHUNK + 1).saturating_mul(CHUNK).min(self.hot.len());
-            let _stripe = self.stripe(start);
-            if let (Some(hot), Some(cold)) = (self.hot.get(start..end), self.cold.get(start..end)) {
-                visit(hot, cold);
-            }
-            start = end;
+        let chunks = self.hot.chunks(CHUNK).zip(self.cold.chunks(CHUNK));
+        for (at, (hot, cold)) in (0..).step_by(CHUNK).zip(chunks) {
+            let _stripe = self.stripe(at);
+            visit(hot, cold);
         }
     }
 
@@ -37,8 +33,7 @@ impl BucketTable {
     /// The greatest distance of a gen from its `last_gc`, and how many are at `high` or more. Takes no
     /// lock: where others allocate meanwhile it is a hint.
     pub(crate) fn gc_gens(&self, high: u8) -> (u8, u64) {
-        let cold = self.cold.get(self.first_bucket..).unwrap_or_default();
-        cold.iter().fold((0, 0), |(max, many), word| {
+        self.cold.iter().fold((0, 0), |(max, many), word| {
             let gc_gen = Cold(word.load(Ordering::Relaxed)).gc_gen();
             (max.max(gc_gen), many + u64::from(gc_gen >= high))
         })
