@@ -205,6 +205,18 @@ impl From<Until> for Goal {
 }
 
 impl Goal {
+    /// That of two that have the same.
+    #[must_use]
+    pub fn twice(self) -> Self {
+        match self {
+            Self::Elapsed(time) => Self::Elapsed(time.saturating_mul(2)),
+            Self::Operations(count) => Self::Operations(count.saturating_mul(2)),
+            Self::Bytes(bytes) => Self::Bytes(bytes.saturating_mul(2)),
+            Self::Passes(count) => Self::Passes(count.saturating_mul(2)),
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
     /// Thousandths of the way.
     fn done(self, elapsed: Duration, sums: &LiveSums) -> u64 {
         let share = match self {

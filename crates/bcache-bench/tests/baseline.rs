@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::AtomicBool;
 
-use bcache_bench::device::baseline::{Area, Places, Terms, fixed_addresses, sequential_write};
+use bcache_bench::device::baseline::{Area, FixedAddresses, Places, Terms, sequential_write};
 use bcache_bench::device::counted::Counted;
 use bcache_bench::device::plan::Length;
+use bcache_bench::device::turns::take_turns;
 use bcache_bench::environment::Environment;
 use bcache_bench::progress::Live;
 use bcache_bench::record::Measure;
@@ -26,7 +27,7 @@ fn baselines_run_on_an_image_and_end_in_a_report() {
     let device = Counted::new(create_image(dir.path().join("cache.img"), 64 << 20).unwrap());
     let area = Area { start: Sectors(2048), size: Sectors(120 << 10) };
     let (bucket, policy) = (Sectors(1024), Policy::Lru);
-    let places = Places { area, bucket, policy, written_bytes: 0 };
+    let places = Places { area, bucket, policy };
     let stop = AtomicBool::new(false);
     let live = Live::new(2);
     let workload = Workload {
@@ -46,7 +47,9 @@ fn baselines_run_on_an_image_and_end_in_a_report() {
     let mut report = Report::new("device", Settings::default(), environment);
     report.warnings = warnings::of_environment(&report.environment, 2);
     let watch = Watch::start(Root::system(), Vec::new());
-    let fixed = fixed_addresses(&device, &places, &workload, &terms).unwrap();
+    let mut fixed = FixedAddresses::new(&device, &places, &workload, &terms).unwrap();
+    take_turns(&mut [&mut fixed], length, &stop).unwrap();
+    let fixed = fixed.finish();
     let sequential = sequential_write(&device, area, Sectors(1024), bytes, &stop, &live).unwrap();
     report.warnings.extend(warnings::of_observed(&watch.finish(), &BTreeMap::new()));
     for run in [&fixed, &sequential] {

@@ -15,7 +15,7 @@ use bcache_bench::device::run::OnDevices;
 use bcache_bench::device::{DeviceRun, RunContext};
 use bcache_bench::progress::Live;
 use bcache_bench::record::Measure;
-use bcache_bench::report::Report;
+use bcache_bench::report::{InTurns, Report};
 use bcache_core::device::testkit::MemoryDevice;
 use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, Operation, ReadDevice, open_read};
 use bcache_core::layout::superblock::{
@@ -134,8 +134,41 @@ fn writes_are_compared_with_the_same_without_an_allocator() {
     assert_eq!(written("allocator"), 60 << 20);
     assert_eq!(written("fixed addresses"), 60 << 20);
     assert_eq!(report.ratios.len(), 2);
+    let turns = report.ratios.iter().map(|it| it.turns);
+    assert!(turns.eq([Some(InTurns::default()), None]), "{:?}", report.ratios);
     assert!(report.ratios[0].name.starts_with("data bandwidth"), "{:?}", report.ratios);
     assert!(report.ratios.iter().all(|it| it.ratio().is_some_and(|ratio| ratio > 0.0)));
+}
+
+#[test]
+fn one_run_has_the_ratio_with_its_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("cache.img");
+    let common = ["--image", image.to_str().unwrap(), "--size", "96M", "--bucket", "64k", "--json"];
+    let (status, out, err) = device(
+        &[&common[..], &["--duration", "5s", "--rate", "200", "--block-sizes", "16k"]].concat(),
+    );
+    assert_eq!(status, 0, "{err}");
+    let report: Report = serde_json::from_str(&out).unwrap();
+    // The pace of each is that of one run, turns or not.
+    for run in ["allocator", "fixed addresses"] {
+        let run = report.run(run).unwrap();
+        assert_eq!(run.operations, 1000);
+        assert!((20..=40).contains(&run.slices.len()), "{:?}", run.slices);
+        assert!((5.0..6.0).contains(&run.elapsed.as_secs_f64()), "{:?}", run.elapsed);
+    }
+    let ratio = &report.ratios[0];
+    let turns = ratio.turns.unwrap();
+    let (low, high) = (turns.ratio_low.unwrap(), turns.ratio_high.unwrap());
+    assert_eq!(turns.pairs, 20);
+    assert!(low <= ratio.ratio().unwrap() && ratio.ratio().unwrap() <= high, "{ratio:?}");
+    // What is kept was not written over.
+    let kept = ["--amount", "20M", "--keep"];
+    let (status, out, err) = device(&[&common[..], &kept].concat());
+    assert_eq!(status, 0, "{err}");
+    let report: Report = serde_json::from_str(&out).unwrap();
+    assert_eq!(report.ratios[0].turns, Some(InTurns::default()));
+    assert!(clean(&image));
 }
 
 #[test]
@@ -150,8 +183,11 @@ fn what_is_not_kept_is_gone() {
     assert!(!image.exists());
     // A file that was there stays, without a superblock.
     std::fs::write(&image, vec![0; 64 << 20]).unwrap();
-    let (status, _, err) = device(&[&[name], common.as_slice()].concat());
-    assert_eq!(status, 0, "{err}");
+    for _ in 0..2 {
+        // The second run finds nothing of the first.
+        let (status, _, err) = device(&[&[name], common.as_slice()].concat());
+        assert_eq!(status, 0, "{err}");
+    }
     let device = open_read(&image).unwrap();
     assert!(read_superblock(&device).unwrap().is_none_or(|sb| !sb.magic_ok()));
 }
@@ -528,7 +564,7 @@ fn run_in_memory(
     let plan = args.plan().unwrap();
     let workload = plan.workload(Sectors(1000 * 128));
     let devices = [Arc::new(Counted::new(device))];
-    allocator_run(&plan, &workload, &devices, vec![superblock], context).unwrap()
+    allocator_run(&plan, &workload, &devices, vec![superblock], context, None).unwrap()
 }
 
 #[test]

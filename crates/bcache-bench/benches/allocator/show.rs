@@ -65,7 +65,7 @@ fn add_ratio(
     baseline: Option<f64>,
 ) {
     if let (Some(value), Some(baseline)) = (value, baseline) {
-        report.ratios.push(Ratio { name, value, baseline, unit: unit.to_owned() });
+        report.ratios.push(Ratio { name, value, baseline, unit: unit.to_owned(), turns: None });
     }
 }
 

@@ -1,8 +1,8 @@
 //! The run itself: a cache set in use, its threads, and the writers.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,17 +17,18 @@ use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::RunContext;
-use super::baseline::{Area, SEQUENTIAL_WRITE, flush_time, sequential_write};
+use super::baseline::{Area, SEQUENTIAL_WRITE, sequential_write};
 use super::collector::Collector;
 use super::counted::CountedDevice;
 use super::index::KeyIndex;
 use super::plan::{DevicePlan, IoMode};
 use super::timed::TimedIo;
 use super::trace::TraceFile;
-use super::writer::{Cache, CacheWriter, WriterError};
+use super::turns::{Pair, Side, Turn, take_turns};
+use super::writer::{Cache, CacheWriter};
 use crate::progress::Goal;
-use crate::record::harness::{Driven, Load, drive};
-use crate::record::{Measure, Recorder};
+use crate::record::Measure;
+use crate::record::harness::{Crew, Driven, Load};
 use crate::report::{Counters, Run};
 use crate::workload::Workload;
 
@@ -45,19 +46,22 @@ const PRIO_WRITES_TIME_MAX: Duration = Duration::from_secs(10);
 pub struct AllocatorRun {
     /// The writers and the allocator threads.
     pub run: Run,
+    /// Their turns beside those without an allocator.
+    pub pairs: Vec<Pair>,
     /// Prio writes while nothing else is written.
     pub prio_writes: Option<Run>,
     /// Plain writes of the same bytes, to one place, flushed as often.
     pub sequential: Option<Run>,
 }
 
-/// Makes a cache set of the formatted `devices` and runs `plan` on it.
+/// Makes a cache set of the formatted `devices` and runs `plan` on it, in turns with `fixed`.
 pub fn allocator_run(
     plan: &DevicePlan,
     workload: &Workload,
     devices: &[CountedDevice],
     superblocks: Vec<Superblock>,
     context: &RunContext,
+    fixed: Option<&mut dyn Side>,
 ) -> Result<AllocatorRun> {
     let mut random = Pcg64::seed_from_u64(plan.seed);
     let members = devices
@@ -78,7 +82,7 @@ pub fn allocator_run(
         set.allocator().set_tracer(&tracer);
     }
     let running = Running::new(plan, workload, devices, set, context)?;
-    let result = running.run();
+    let result = running.run(fixed);
     if result.is_ok() && plan.io != IoMode::None {
         running.write_last_prios()?;
     }
@@ -107,7 +111,88 @@ struct Running<'a> {
     collector: Arc<Collector>,
 }
 
-type Allocators = Vec<AllocatorThread<TimedIo<CacheIo>>>;
+type Io = TimedIo<CacheIo>;
+
+/// Adds what the allocator threads recorded and counted.
+fn add_ios(ios: Vec<Io>, driven: &mut Driven, counters: &mut Counters) {
+    for io in ios {
+        let (recorder, counted) = io.finish();
+        driven.recording.add(recorder);
+        counters.add(&counted);
+    }
+}
+
+/// The writers, the allocator threads and the collector, turn by turn.
+struct AllocatorSide<'r> {
+    running: &'r Running<'r>,
+    crew: Crew<'r, CacheWriter<'r>>,
+    /// What the threads write through, between the turns.
+    ios: Vec<Io>,
+    /// Time from the last writer's end to that of all I/O, over all turns.
+    settled: Duration,
+    gcs: u64,
+    device_written_bytes: u64,
+}
+
+impl AllocatorSide<'_> {
+    fn written_bytes(&self) -> u64 {
+        self.crew.workers().map(|writer| writer.counters().written_bytes).sum()
+    }
+
+    fn finish(self) -> Run {
+        let (mut driven, writers) = self.crew.finish();
+        driven.elapsed += self.settled;
+        let mut counters = Counters { gcs: self.gcs, ..Counters::default() };
+        for writer in &writers {
+            counters.add(writer.counters());
+        }
+        add_ios(self.ios, &mut driven, &mut counters);
+        if self.running.plan.io != IoMode::None {
+            counters.device_written_bytes = self.device_written_bytes;
+        }
+        Run { counters, ..Run::of_driven(ALLOCATOR, &driven) }
+    }
+}
+
+impl Side for AllocatorSide<'_> {
+    fn turn(&mut self, time: Duration, last: bool) -> Result<Turn> {
+        let running = self.running;
+        let (on_device, written) = (running.device_written_bytes(), self.written_bytes());
+        let threads = running.start_threads(std::mem::take(&mut self.ios))?;
+        let (ran, settled, gcs) = std::thread::scope(|scope| {
+            let gc = scope.spawn(|| running.collector.run(&running.set, &running.index));
+            let ran = self.crew.turn(time, last);
+            let ended = Instant::now();
+            // A chain that is being written is completed.
+            let ios = Running::stop_threads(threads);
+            let flushed = match running.plan.io {
+                IoMode::Data => running.devices.iter().try_for_each(|device| device.flush()),
+                IoMode::Metadata | IoMode::None => Ok(()),
+            };
+            let settled = ended.elapsed();
+            // It needs no device.
+            running.collector.end();
+            let gcs = gc.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // Why a thread ended is the cause of what the writers say.
+            self.ios = ios?;
+            let ran = ran?;
+            flushed?;
+            Ok::<_, anyhow::Error>((ran, settled, gcs.context("the garbage collection failed")?))
+        })?;
+        self.settled += settled;
+        self.gcs += gcs;
+        self.device_written_bytes += running.device_written_bytes() - on_device;
+        Ok(Turn {
+            written_bytes: self.written_bytes() - written,
+            elapsed: ran + settled,
+            whole: ran >= time && !self.crew.is_over(false),
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        self.crew.is_over(true)
+    }
+}
 
 impl<'a> Running<'a> {
     fn new(
@@ -126,63 +211,8 @@ impl<'a> Running<'a> {
         Ok(Self { plan, workload, devices, context, set, geometry, index, collector })
     }
 
-    fn run(&self) -> Result<AllocatorRun> {
-        let allocators = self.start_threads()?;
-        let (measured, gcs) = std::thread::scope(|scope| {
-            let gc = scope.spawn(|| self.collector.run(&self.set, &self.index));
-            let measured = self.measure(allocators);
-            self.collector.end();
-            let gcs = gc.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            (measured, gcs)
-        });
-        let mut measured = measured?;
-        measured.run.counters.gcs = gcs.context("the garbage collection failed")?;
-        Ok(measured)
-    }
-
-    fn measure(&self, allocators: Allocators) -> Result<AllocatorRun> {
-        let before = self.device_written_bytes();
-        self.context.live.begin(ALLOCATOR, self.plan.length.goal());
-        let totals = Mutex::new(Counters::default());
-        let driven = self.drive(&totals);
-        let written_bytes = self.device_written_bytes() - before;
-        // Why a thread ended is the cause of what the writers say.
-        let (recorders, counters) = Self::stop_threads(allocators)?;
-        let mut driven = driven?;
-        if self.plan.io == IoMode::Data {
-            for device in self.devices {
-                driven.elapsed += flush_time(device)?;
-            }
-        }
-        for recorder in recorders {
-            driven.recording.add(recorder);
-        }
-        let mut run = Run::of_driven(ALLOCATOR, &driven);
-        run.counters = *totals.lock().unwrap_or_else(PoisonError::into_inner);
-        run.counters.add(&counters);
-        if self.plan.io != IoMode::None {
-            run.counters.device_written_bytes = written_bytes;
-        }
-        let (mut prio_writes, mut sequential) = (None, None);
-        // Whoever ends the run early wants its report, and nothing more.
-        let comparable = self.plan.io != IoMode::None && self.devices.len() == 1;
-        if self.plan.baseline && comparable && !self.stopped() {
-            let alone = self.prio_writes_alone()?;
-            sequential = self.sequential_writes(alone.operations)?;
-            prio_writes = Some(alone);
-        }
-        Ok(AllocatorRun { run, prio_writes, sequential })
-    }
-
-    fn stopped(&self) -> bool {
-        self.context.stop.load(Ordering::Relaxed)
-    }
-
-    fn device_written_bytes(&self) -> u64 {
-        self.devices.iter().map(|device| device.written_bytes()).sum()
-    }
-
-    fn drive(&self, totals: &Mutex<Counters>) -> Result<Driven, WriterError> {
+    /// The writers, in turns with `fixed`, and what is compared besides.
+    fn run(&self, fixed: Option<&mut dyn Side>) -> Result<AllocatorRun> {
         let writers = self.plan.writers;
         let source = Arc::clone(self.set.allocator());
         let own = usize::try_from(writers.get()).unwrap_or(1);
@@ -196,7 +226,6 @@ impl<'a> Running<'a> {
             collector: &self.collector,
             plan: self.plan,
             live: &self.context.live,
-            totals,
         };
         let load = Load {
             threads: writers.get(),
@@ -212,52 +241,79 @@ impl<'a> Running<'a> {
             ],
             stop: &self.context.stop,
         };
-        drive(&load, |writer| {
+        let crew = Crew::new(&load, |writer| {
             let generator = self.workload.generator(writer)?;
             let left = self.plan.length.share_of(writer, writers);
             CacheWriter::new(&cache, writer, generator, self.workload.block_max(), left)
-        })
+        })?;
+        let ios = self.ios()?;
+        let mut allocator = AllocatorSide {
+            running: self,
+            crew,
+            ios,
+            settled: Duration::ZERO,
+            gcs: 0,
+            device_written_bytes: 0,
+        };
+        let (length, stop) = (self.plan.length, &*self.context.stop);
+        let pairs = match fixed {
+            Some(fixed) => take_turns(&mut [&mut allocator, fixed], length, stop)?,
+            None => take_turns(&mut [&mut allocator], length, stop)?,
+        };
+        let run = allocator.finish();
+        let (mut prio_writes, mut sequential) = (None, None);
+        // Whoever ends the run early wants its report, and nothing more.
+        let comparable = self.plan.io != IoMode::None && self.devices.len() == 1;
+        if self.plan.baseline && comparable && !self.stopped() {
+            let alone = self.prio_writes_alone()?;
+            sequential = self.sequential_writes(alone.operations)?;
+            prio_writes = Some(alone);
+        }
+        Ok(AllocatorRun { run, pairs, prio_writes, sequential })
     }
 
-    fn start_threads(&self) -> Result<Allocators> {
-        let caches = self.set.allocator().caches().iter().enumerate();
-        caches
-            .map(|(device, shared)| {
-                let collector = Arc::clone(&self.collector);
-                let io = self.set.io(device, Arc::new(move || collector.wake()));
-                let io = io.context("a cache without a device")?;
-                Ok(AllocatorThread::start(
-                    shared,
-                    TimedIo::new(io, Arc::clone(&self.context.live)),
-                )?)
-            })
-            .collect()
+    fn stopped(&self) -> bool {
+        self.context.stop.load(Ordering::Relaxed)
     }
 
-    fn stop_threads(allocators: Allocators) -> Result<(Vec<Recorder>, Counters)> {
-        let mut recorders = Vec::new();
-        let mut counters = Counters::default();
+    fn device_written_bytes(&self) -> u64 {
+        self.devices.iter().map(|device| device.written_bytes()).sum()
+    }
+
+    fn ios(&self) -> Result<Vec<Io>> {
+        let io = |device| {
+            let collector = Arc::clone(&self.collector);
+            let io = self.set.io(device, Arc::new(move || collector.wake()));
+            let io = io.context("a cache without a device")?;
+            Ok(TimedIo::new(io, Arc::clone(&self.context.live)))
+        };
+        (0..self.devices.len()).map(io).collect()
+    }
+
+    fn start_threads(&self, ios: Vec<Io>) -> Result<Vec<AllocatorThread<Io>>> {
+        let caches = self.set.allocator().caches().iter().zip(ios);
+        caches.map(|(shared, io)| Ok(AllocatorThread::start(shared, io)?)).collect()
+    }
+
+    fn stop_threads(threads: Vec<AllocatorThread<Io>>) -> Result<Vec<Io>> {
+        let mut ios = Vec::new();
         let mut failed: Option<ThreadError<CacheIoError>> = None;
-        for allocator in allocators {
-            match allocator.stop() {
-                Ok(io) => {
-                    let (recorder, counted) = io.finish();
-                    recorders.push(recorder);
-                    counters.add(&counted);
-                }
+        for thread in threads {
+            match thread.stop() {
+                Ok(io) => ios.push(io),
                 Err((_, error)) => failed = failed.or(Some(error)),
             }
         }
         match failed {
             Some(error) => Err(error).context("an allocator thread ended"),
-            None => Ok((recorders, counters)),
+            None => Ok(ios),
         }
     }
 
     /// Lets the threads write prios while nobody writes data.
     fn prio_writes_alone(&self) -> Result<Run> {
         let began = Instant::now();
-        let allocators = self.start_threads()?;
+        let threads = self.start_threads(self.ios()?)?;
         // Its passes count: one for each chain.
         let passes = || self.context.live.sums().passes;
         let enough = passes() + PRIO_WRITES_ALONE;
@@ -270,12 +326,10 @@ impl<'a> Running<'a> {
                 .bucket_alloc_set(Reserve::None, 1, true)
                 .and_then(|pointers| allocator.release_set(&pointers));
         }
-        let (recorders, counters) = Self::stop_threads(allocators)?;
+        let ios = Self::stop_threads(threads)?;
         result?;
-        let mut driven = Driven::default();
-        for recorder in recorders {
-            driven.recording.add(recorder);
-        }
+        let (mut driven, mut counters) = (Driven::default(), Counters::default());
+        add_ios(ios, &mut driven, &mut counters);
         let chains = counters.prio_writes;
         driven.operations = chains;
         let median_ns =

@@ -1,6 +1,6 @@
 //! What a device does without an allocator: the measure of what the allocator costs.
 //!
-//! - [`fixed_addresses`]: the same writes, with the same threads, sizes and pace, each to an address
+//! - [`FixedAddresses`]: the same writes, with the same threads, sizes and pace, each to an address
 //!   that is known beforehand. The streams share the device as they share it with an allocator: each
 //!   fills an extent as large as a bucket, then its next one; a write that goes over the end of an
 //!   extent becomes two. Extents are taken as the policy takes buckets: with FIFO in turn; with LRU in
@@ -10,19 +10,20 @@
 //! - [`sequential_write`]: so many bytes from one thread, one after the other.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bcache_core::allocator::Policy;
 use bcache_core::device::{AlignedBuf, BlockDevice, DeviceError};
-use bcache_core::units::{SECTOR_BYTES, Sectors};
+use bcache_core::units::Sectors;
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::plan::Length;
+use super::turns::{Side, Turn};
 use crate::progress::Live;
 use crate::record::Measure;
-use crate::record::harness::{Context, Load, Until, Worker, drive};
+use crate::record::harness::{Context, Crew, Load, Until, Worker, drive};
 use crate::record::pace::Pace;
 use crate::report::{Counters, Run};
 use crate::workload::{Generator, OperationKind, Workload, WorkloadError, greatest_common_divisor};
@@ -103,56 +104,89 @@ pub struct Places {
     pub bucket: Sectors,
     /// In the order in which this would take buckets.
     pub policy: Policy,
-    /// Bytes that a run before has written there: it is continued.
-    pub written_bytes: u64,
 }
 
-/// Runs `workload` without an allocator, at `places` of `device`.
-pub fn fixed_addresses(
-    device: &dyn BlockDevice,
-    places: &Places,
-    workload: &Workload,
-    terms: &Terms<'_>,
-) -> Result<Run, BaselineError> {
-    workload.check()?;
-    let extents = Extents::new(places, workload)?;
-    let written = extents.of_each_stream(places.written_bytes);
-    let block_max = workload.block_max();
-    let totals = Totals::default();
-    let load = Load {
-        threads: workload.writers.get(),
-        pace: terms.pace,
-        until: terms.length.until(),
-        measures: &[Measure::Operation, Measure::DataWrite, Measure::DataRead],
-        stop: terms.stop,
-    };
-    let mut driven = drive(&load, |writer| -> Result<_, BaselineError> {
-        let streams = workload.streams.get();
-        Ok(FixedWriter {
-            device,
-            extents,
-            generator: workload.generator(writer)?,
-            buffer: noise(buffer_len(block_max)?, u64::from(writer)),
-            streams: (0..streams).map(|_| written).collect(),
-            first_stream: u64::from(writer) * u64::from(streams),
-            left: terms.length.share_of(writer, workload.writers),
-            written_bytes: 0,
-            read_bytes: 0,
-            totals: &totals,
-            live: terms.live,
-            writer,
+/// A workload without an allocator, turn by turn.
+pub struct FixedAddresses<'a> {
+    device: &'a dyn BlockDevice,
+    crew: Crew<'a, FixedWriter<'a>>,
+    /// Time of the flushes.
+    flushes: Duration,
+}
+
+impl<'a> FixedAddresses<'a> {
+    /// `workload` at `places` of `device`.
+    pub fn new(
+        device: &'a dyn BlockDevice,
+        places: &Places,
+        workload: &Workload,
+        terms: &Terms<'a>,
+    ) -> Result<Self, BaselineError> {
+        workload.check()?;
+        let extents = Extents::new(places, workload)?;
+        let block_max = workload.block_max();
+        let load = Load {
+            threads: workload.writers.get(),
+            pace: terms.pace,
+            until: terms.length.until(),
+            measures: &[Measure::Operation, Measure::DataWrite, Measure::DataRead],
+            stop: terms.stop,
+        };
+        let crew = Crew::new(&load, |writer| -> Result<_, BaselineError> {
+            let streams = workload.streams.get();
+            Ok(FixedWriter {
+                device,
+                extents,
+                generator: workload.generator(writer)?,
+                buffer: noise(buffer_len(block_max)?, u64::from(writer)),
+                streams: (0..streams).map(|_| 0).collect(),
+                first_stream: u64::from(writer) * u64::from(streams),
+                left: terms.length.share_of(writer, workload.writers),
+                written_bytes: 0,
+                read_bytes: 0,
+                live: terms.live,
+                writer,
+            })
+        })?;
+        Ok(Self { device, crew, flushes: Duration::ZERO })
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.crew.workers().map(|writer| writer.written_bytes).sum()
+    }
+
+    /// What came of all turns.
+    pub fn finish(self) -> Run {
+        let written_bytes = self.written_bytes();
+        let (mut driven, writers) = self.crew.finish();
+        driven.elapsed += self.flushes;
+        let mut run = Run::of_driven(FIXED_ADDRESSES, &driven);
+        run.counters = Counters {
+            written_bytes,
+            device_written_bytes: written_bytes,
+            read_bytes: writers.iter().map(|writer| writer.read_bytes).sum(),
+            ..Counters::default()
+        };
+        run
+    }
+}
+
+impl Side for FixedAddresses<'_> {
+    fn turn(&mut self, time: Duration, last: bool) -> anyhow::Result<Turn> {
+        let before = self.written_bytes();
+        let ran = self.crew.turn(time, last)?;
+        let flush = flush_time(self.device)?;
+        self.flushes += flush;
+        Ok(Turn {
+            written_bytes: self.written_bytes() - before,
+            elapsed: ran + flush,
+            whole: ran >= time && !self.crew.is_over(false),
         })
-    })?;
-    driven.elapsed += flush_time(device)?;
-    let mut run = Run::of_driven(FIXED_ADDRESSES, &driven);
-    let written_bytes = totals.written_bytes.load(Ordering::Relaxed);
-    run.counters = Counters {
-        written_bytes,
-        device_written_bytes: written_bytes,
-        read_bytes: totals.read_bytes.load(Ordering::Relaxed),
-        ..Counters::default()
-    };
-    Ok(run)
+    }
+
+    fn is_over(&self) -> bool {
+        self.crew.is_over(true)
+    }
 }
 
 /// Whether `workload` has room at `places`.
@@ -166,12 +200,6 @@ pub fn flush_time(device: &dyn BlockDevice) -> Result<Duration, DeviceError> {
     let began = Instant::now();
     device.flush()?;
     Ok(began.elapsed())
-}
-
-#[derive(Debug, Default)]
-struct Totals {
-    written_bytes: AtomicU64,
-    read_bytes: AtomicU64,
 }
 
 /// How an area is dealt out to streams: to each an extent in turn, round after round. In sectors.
@@ -212,11 +240,6 @@ impl Extents {
         Ok(Self { start: area.start.0, size, count, streams, granule, scattered_from, stride })
     }
 
-    /// Sectors of each stream that so many bytes of all are, in whole extents.
-    fn of_each_stream(&self, bytes: u64) -> u64 {
-        bytes / SECTOR_BYTES / self.streams / self.size * self.size
-    }
-
     /// Where `stream`, which has `written` so many sectors, writes next, and how many of the `wanted`
     /// sectors before its extent ends.
     fn next(&self, stream: u64, written: u64, wanted: u64) -> (u64, u64) {
@@ -251,7 +274,6 @@ struct FixedWriter<'a> {
     left: Option<u64>,
     written_bytes: u64,
     read_bytes: u64,
-    totals: &'a Totals,
     live: &'a Live,
     writer: u32,
 }
@@ -314,11 +336,6 @@ impl Worker for FixedWriter<'_> {
         }
         Ok(true)
     }
-
-    fn finish(&mut self) {
-        self.totals.written_bytes.fetch_add(self.written_bytes, Ordering::Relaxed);
-        self.totals.read_bytes.fetch_add(self.read_bytes, Ordering::Relaxed);
-    }
 }
 
 /// Writes `bytes`, rounded up to whole chunks, to `area` of `device`, `chunk` at a time, round and
@@ -342,8 +359,7 @@ pub fn sequential_write(
         measures: &[Measure::DataWrite],
         stop,
     };
-    let totals = Totals::default();
-    let driven = drive(&load, |_| {
+    let (driven, writers) = drive(&load, |_| {
         Ok(SequentialWriter {
             device,
             area,
@@ -351,12 +367,11 @@ pub fn sequential_write(
             chunks: 0,
             buffer: noise(buffer_len(chunk)?, 0),
             left: bytes.get(),
-            totals: &totals,
             live,
         })
     })?;
     let mut run = Run::of_driven(SEQUENTIAL_WRITE, &driven);
-    let written_bytes = totals.written_bytes.load(Ordering::Relaxed);
+    let written_bytes = writers.iter().map(|writer| writer.chunks * chunk.bytes()).sum();
     run.counters =
         Counters { written_bytes, device_written_bytes: written_bytes, ..Counters::default() };
     Ok(run)
@@ -370,7 +385,6 @@ struct SequentialWriter<'a> {
     chunks: u64,
     buffer: AlignedBuf,
     left: u64,
-    totals: &'a Totals,
     live: &'a Live,
 }
 
@@ -383,11 +397,10 @@ impl Worker for SequentialWriter<'_> {
         }
         let place = self.chunks % (self.area.size.0 / self.chunk.0).max(1);
         let offset = (self.area.start + Sectors(place * self.chunk.0)).bytes();
-        self.chunks += 1;
         let wrote = context.time(Measure::DataWrite, || self.device.write_at(offset, &self.buffer));
         wrote?;
+        self.chunks += 1;
         let bytes = self.chunk.bytes();
-        self.totals.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         if let Some(live) = self.live.writer(0) {
             live.operated(bytes);
             live.wrote(bytes);

@@ -77,6 +77,8 @@ impl Collector {
                 .wait_while(self.wishes(), |wishes| !wishes.collect && !wishes.end)
                 .unwrap_or_else(PoisonError::into_inner);
             if wishes.end {
+                // What is still wished for is for the next run.
+                wishes.end = false;
                 return result.map(|()| gcs);
             }
             wishes.collect = false;

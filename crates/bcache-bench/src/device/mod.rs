@@ -5,6 +5,7 @@
 //! - [`counted`], [`null`]: a device that counts what goes to it; one that keeps nothing.
 //! - [`index`], [`collector`]: where the data is, and the GC that follows it.
 //! - [`writer`], [`timed`]: what the writers do; what of it, and of the allocator thread, is timed.
+//! - [`turns`]: how the writers with an allocator and those without take turns.
 //! - [`allocator_run`]: all of them together on a cache set in use.
 //! - [`run`]: formats devices, runs everything on them, compares. [`DeviceRun`] is what commands see.
 
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod run;
 pub mod timed;
 pub mod trace;
+pub mod turns;
 pub mod writer;
 
 use std::sync::Arc;

@@ -172,15 +172,6 @@ impl Length {
             Self::Bytes(bytes) => Goal::Bytes(bytes.get()),
         }
     }
-
-    /// Half of it.
-    #[must_use]
-    pub fn half(self) -> Self {
-        match self {
-            Self::Elapsed(time) => Self::Elapsed(time / 2),
-            Self::Bytes(bytes) => Self::Bytes(NonZeroU64::new(bytes.get() / 2).unwrap_or(bytes)),
-        }
-    }
 }
 
 /// A duration such as `30s`, `500ms`, `2m` or `1h`.

@@ -2,11 +2,10 @@
 //!
 //! What is measured, in this order:
 //!
-//! 1. with fixed addresses, what the workload does without an allocator: the first half;
-//! 2. the allocator: the cache set is made, its threads run, the writers write;
-//! 3. prio writes alone, and plain sequential writes of the same bytes;
-//! 4. the second half of 1, unless the cache set is kept: halves before and after, so that a device
-//!    that becomes slower or faster meanwhile favours neither.
+//! 1. the allocator: the cache set is made, its threads run, the writers write; and in turns with it,
+//!    with fixed addresses, what the workload does without an allocator. If the cache set is kept, that
+//!    comes before, as a whole;
+//! 2. prio writes alone, and plain sequential writes of the same bytes.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -17,23 +16,25 @@ use anyhow::{Context, Result, anyhow, bail};
 use bcache_cli::confirm;
 use bcache_core::allocator::Reserve;
 use bcache_core::device::sysfs::Root;
-use bcache_core::device::{BlockDevice, DeviceError, DeviceInfo, ReadDevice, open_write};
-use bcache_core::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use bcache_core::device::{BlockDevice, DeviceInfo, ReadDevice, open_write};
+use bcache_core::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use bcache_core::ops::make::{
     self, DevicePlan as MakePlan, GatherError, Leftover, LoseDirtyData, MakeError, Options,
     Override, open_for_real,
 };
+use bcache_core::ops::plan::{Plan, Step, WriteKind, apply};
 use bcache_core::units::{BucketIndex, Geometry, Sectors};
 use uuid::Uuid;
 
-use super::allocator_run::{AllocatorRun, allocator_run};
+use super::allocator_run::{ALLOCATOR, AllocatorRun, allocator_run};
 use super::baseline::{
-    Area, FIXED_ADDRESSES, Places, Terms, check_room, fixed_addresses, sequential_write,
+    Area, FIXED_ADDRESSES, FixedAddresses, Places, Terms, check_room, sequential_write,
 };
 use super::counted::{Counted, CountedDevice};
 use super::index::KeyIndex;
 use super::null::NullDevice;
 use super::plan::{DevicePlan, IoMode, Target};
+use super::turns::{Side, bandwidths, interval, take_turns};
 use super::{DeviceRun, RunContext};
 use crate::environment::{Backing, Environment};
 use crate::exit::{ExitError, Failure};
@@ -45,6 +46,9 @@ use crate::workload::Workload;
 
 /// How much is written at once to a file before the run, so that it has all its blocks.
 const FILL_CHUNK: Sectors = Sectors(2048);
+
+/// What the progress calls the allocator and fixed addresses.
+const IN_TURNS: &str = "allocator and fixed addresses in turns";
 
 /// The real thing.
 #[derive(Default)]
@@ -84,13 +88,15 @@ impl Formatted {
                 }
                 continue;
             }
-            let wipe = || -> Result<(), DeviceError> {
-                device.write_at(SB_OFFSET_BYTES, &[0; SB_BYTES])?;
-                device.flush()
+            // With its journal, or the next run would be told of a set whose superblock is gone.
+            let wipe = || -> Result<()> {
+                let len = data_area(&geometry_of(make)?).start.bytes() - SB_OFFSET_BYTES;
+                let wipe = Step::Zero { kind: WriteKind::Wipe, offset: SB_OFFSET_BYTES, len };
+                Ok(apply(&Plan { steps: vec![wipe, Step::Flush] }, device, &mut |_| {})?)
             };
             // The others are wiped whatever became of this one.
             if let Err(error) = wipe() {
-                failed.push(format!("the superblock of the run is still there: {error}"));
+                failed.push(format!("the superblock of the run may still be there: {error:#}"));
             }
         }
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
@@ -237,12 +243,7 @@ fn has_fixed_addresses(plan: &DevicePlan) -> bool {
 
 /// Where it is written then, from the beginning.
 fn places(plan: &DevicePlan, geometry: &Geometry) -> Places {
-    Places {
-        area: data_area(geometry),
-        bucket: geometry.bucket_size(),
-        policy: plan.policy.into(),
-        written_bytes: 0,
-    }
+    Places { area: data_area(geometry), bucket: geometry.bucket_size(), policy: plan.policy.into() }
 }
 
 /// Formats the devices and claims them again.
@@ -304,23 +305,24 @@ fn measure(
     let disks: Vec<Option<String>> =
         report.environment.devices.iter().map(|device| device.disk.clone()).collect();
 
-    let fixed = Fixed::new(plan, prepared, devices, &report.environment, context)?;
-    if let Some(fixed) = &fixed {
-        fixed.fill()?;
-    }
+    let mut fixed = fixed_addresses(plan, prepared, devices, &report.environment, context)?;
     let watch = Watch::start(root, disks.iter().flatten().cloned().collect());
     let before: Vec<DeviceIo> = devices.iter().map(|device| device.io()).collect();
-    let mut halves = Vec::new();
-    if let Some(fixed) = &fixed {
-        halves.push(fixed.run(0)?);
+    let goal = plan.length.goal();
+    if let Some(fixed) = fixed.as_mut().filter(|_| plan.keep) {
+        // It would overwrite what is to stay.
+        context.live.begin(FIXED_ADDRESSES, goal);
+        take_turns(&mut [fixed], plan.length, &context.stop)?;
     }
     let superblocks: Vec<Superblock> =
         prepared.plans.iter().map(|make| make.superblock.clone()).collect();
-    let run = allocator_run(plan, &prepared.workload, devices, superblocks, context)?;
-    if let Some(fixed) = fixed.filter(|_| !plan.keep) {
-        let written_bytes = halves.iter().map(|half| half.counters.written_bytes).sum();
-        halves.push(fixed.run(written_bytes)?);
+    let in_turns = fixed.as_mut().filter(|_| !plan.keep).map(|fixed| fixed as &mut dyn Side);
+    if in_turns.is_some() {
+        context.live.begin(IN_TURNS, goal.twice());
+    } else {
+        context.live.begin(ALLOCATOR, goal);
     }
+    let run = allocator_run(plan, &prepared.workload, devices, superblocks, context, in_turns)?;
     let observed = watch.finish();
     let mut own: BTreeMap<String, DeviceIo> = BTreeMap::new();
     for ((disk, device), before) in disks.into_iter().zip(devices).zip(before) {
@@ -333,32 +335,34 @@ fn measure(
     }
     report.warnings.extend(warnings::of_observed(&observed, &own));
     report.interrupted = context.stop.load(Ordering::Relaxed);
-    compose(&mut report, run, halves);
+    compose(&mut report, run, fixed.map(FixedAddresses::finish));
     Ok(report)
 }
 
 /// Puts runs and ratios into the report.
-fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
-    let AllocatorRun { run, prio_writes, sequential } = run;
-    let fixed = halves.into_iter().reduce(Run::merged);
+fn compose(report: &mut Report, run: AllocatorRun, fixed: Option<Run>) {
+    let AllocatorRun { run, pairs, prio_writes, sequential } = run;
     // With reads the runs do not do the same: without an allocator nothing is a miss, and written.
     let is_comparable = run.counters.read_bytes == 0 && run.counters.misses == 0;
     let bandwidth = |run: &Run| run.figures().written_bytes_per_second;
-    let mut compare = |name: &str, value: Option<f64>, baseline: Option<f64>| {
-        if let (Some(value), Some(baseline)) = (value, baseline) {
+    let mut compare = |name: &str, figures: Option<(f64, f64)>, turns| {
+        if let Some((value, baseline)) = figures {
             let unit = "bytes/s".to_owned();
-            report.ratios.push(Ratio { name: name.to_owned(), value, baseline, unit });
+            report.ratios.push(Ratio { name: name.to_owned(), value, baseline, unit, turns });
         }
     };
-    compare(
-        "data bandwidth, allocator to fixed addresses",
-        bandwidth(&run).filter(|_| is_comparable),
-        fixed.as_ref().and_then(bandwidth),
-    );
+    if let Some(fixed) = fixed.as_ref().filter(|_| is_comparable) {
+        let of_pairs = bandwidths(&pairs).map(|[allocator, fixed]| (allocator, fixed));
+        compare(
+            "data bandwidth, allocator to fixed addresses",
+            of_pairs.or_else(|| bandwidth(&run).zip(bandwidth(fixed))),
+            Some(interval(&pairs)),
+        );
+    }
     compare(
         "prio write, to a sequential write of the same bytes",
-        prio_writes.as_ref().and_then(bandwidth),
-        sequential.as_ref().and_then(bandwidth),
+        prio_writes.as_ref().and_then(bandwidth).zip(sequential.as_ref().and_then(bandwidth)),
+        None,
     );
     let runs = [Some(run), fixed, prio_writes, sequential];
     report.runs.extend(runs.into_iter().flatten());
@@ -368,62 +372,31 @@ fn compose(report: &mut Report, run: AllocatorRun, halves: Vec<Run>) {
     }
 }
 
-/// The same workload without an allocator.
-struct Fixed<'a> {
-    device: &'a CountedDevice,
-    places: Places,
-    plan: &'a DevicePlan,
-    workload: &'a Workload,
-    fill: bool,
+/// The same workload without an allocator. `None` where it is not wanted, writes nothing, or could not be
+/// compared: a run over several devices spreads its writes as the allocator decides.
+fn fixed_addresses<'a>(
+    plan: &DevicePlan,
+    prepared: &Prepared,
+    devices: &'a [CountedDevice],
+    environment: &Environment,
     context: &'a RunContext,
-}
-
-impl<'a> Fixed<'a> {
-    /// `None` where it is not wanted, writes nothing, or could not be compared: a run over several
-    /// devices spreads its writes as the allocator decides.
-    fn new(
-        plan: &'a DevicePlan,
-        prepared: &'a Prepared,
-        devices: &'a [CountedDevice],
-        environment: &Environment,
-        context: &'a RunContext,
-    ) -> Result<Option<Self>> {
-        let ([device], [make]) = (devices, prepared.plans.as_slice()) else { return Ok(None) };
-        if !has_fixed_addresses(plan) {
-            return Ok(None);
-        }
-        let file =
-            |backing: &Backing| matches!(backing, Backing::Loop { .. } | Backing::Image { .. });
-        Ok(Some(Self {
-            device,
-            places: places(plan, &geometry_of(make)?),
-            plan,
-            workload: &prepared.workload,
-            // A file gets its blocks when it is first written; whoever runs first would pay for it.
-            fill: environment.devices.iter().any(|device| file(&device.backing)),
-            context,
-        }))
+) -> Result<Option<FixedAddresses<'a>>> {
+    let ([device], [make]) = (devices, prepared.plans.as_slice()) else { return Ok(None) };
+    if !has_fixed_addresses(plan) {
+        return Ok(None);
     }
-
-    fn fill(&self) -> Result<()> {
-        let area = self.places.area;
-        let chunk = FILL_CHUNK.min(area.size);
-        let bytes = area.size.0 / chunk.0.max(1) * chunk.bytes();
-        if let Some(bytes) = std::num::NonZeroU64::new(bytes).filter(|_| self.fill) {
-            let RunContext { stop, live, .. } = self.context;
+    let RunContext { stop, live, .. } = context;
+    let places = places(plan, &geometry_of(make)?);
+    let file = |backing: &Backing| matches!(backing, Backing::Loop { .. } | Backing::Image { .. });
+    // A file gets its blocks when it is first written; whoever writes first would pay for it.
+    if environment.devices.iter().any(|device| file(&device.backing)) {
+        let chunk = FILL_CHUNK.min(places.area.size);
+        let bytes = places.area.size.0 / chunk.0.max(1) * chunk.bytes();
+        if let Some(bytes) = std::num::NonZeroU64::new(bytes) {
             live.begin("filling the file", Goal::Bytes(bytes.get()));
-            sequential_write(self.device, area, chunk, bytes, stop, live)?;
+            sequential_write(device, places.area, chunk, bytes, stop, live)?;
         }
-        Ok(())
     }
-
-    /// Continues where `written_bytes` have been written.
-    fn run(&self, written_bytes: u64) -> Result<Run> {
-        let length = if self.plan.keep { self.plan.length } else { self.plan.length.half() };
-        let RunContext { stop, live, .. } = self.context;
-        live.begin(FIXED_ADDRESSES, length.goal());
-        let terms = Terms { pace: self.plan.pace, length, stop, live };
-        let places = Places { written_bytes, ..self.places };
-        Ok(fixed_addresses(self.device, &places, self.workload, &terms)?)
-    }
+    let terms = Terms { pace: plan.pace, length: plan.length, stop, live };
+    Ok(Some(FixedAddresses::new(device, &places, &prepared.workload, &terms)?))
 }

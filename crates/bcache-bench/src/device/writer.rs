@@ -1,6 +1,6 @@
 //! What each writer of a run does: allocates, writes, reads, and keeps the index.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bcache_core::allocator::{
     AllocError, BucketSource, Reserve, SectorAllocator, SectorRequest, SetAllocator, SetPointer,
@@ -40,8 +40,6 @@ pub struct Cache<'a> {
     pub plan: &'a DevicePlan,
     /// Counters to show.
     pub live: &'a Live,
-    /// What the writers counted, once they have ended.
-    pub totals: &'a Mutex<Counters>,
 }
 
 /// Why a writer cannot go on.
@@ -96,6 +94,11 @@ impl<'a> CacheWriter<'a> {
             left,
             counters: Counters::default(),
         })
+    }
+
+    /// What it has counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Notes what an allocation had to do for a bucket.
@@ -266,11 +269,6 @@ impl Worker for CacheWriter<'_> {
             live.operated(bytes);
         }
         Ok(true)
-    }
-
-    fn finish(&mut self) {
-        let mut totals = self.cache.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        totals.add(&self.counters);
     }
 }
 

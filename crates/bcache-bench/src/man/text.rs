@@ -67,14 +67,14 @@ runs :: What was run: each with name, elapsed_ns (0 where only parts were timed)
          spun_ns), counters, slices, and measures.
 
 slices :: Operations a second in slices of time, one after the other: 20 to 40 of equal length in a \
-         run of a second or more. Fixed addresses that ran in two halves have those of both, up to \
-         80, and the two halves can differ in the length of their slices. compare estimates noise \
-         from the slices. Older reports have none.
+         run of a second or more. compare estimates noise from the slices. Older reports have none.
 
 measures :: For each: measure, count, min_ns, mean_ns, p50_ns, p90_ns, p99_ns, p99.9_ns, p99.99_ns, \
          max_ns, and histogram, which is HdrHistogram's V2 encoding, compressed, in base64.
 
-ratios :: Figures of this report beside each other: name, value, baseline, unit.
+ratios :: Figures of this report beside each other: name, value, baseline, unit. Where both took \
+         turns, also turns: pairs, ratio_low and ratio_high (of the 95 % interval; null with too few \
+         pairs).
 
 warnings :: What makes figures dubious: each with a code and the numbers that belong to it.",
     ),
@@ -159,6 +159,9 @@ Everything on the device is lost. As with bcachectl-make(8), what would be lost 
      Without --io data nothing is written as data: the report then has operations a second, and \
      neither a bandwidth nor a write amplification.
 
+Both are those of the allocator. The same writes without one (see COMPARISONS) take as long again. \
+     They take turns with it: what the report says of each of them is as if its turns were one run.
+
 With --rate, operations that are due before the end are still carried out, and their latencies \
      include the delay: if the device cannot keep the rate, a run lasts longer than --duration.
 
@@ -173,14 +176,20 @@ SIGINT (Ctrl-C) and SIGTERM end a run early, with its report. A second signal wi
 fixed addresses :: The same writes without an allocator: each stream fills a fixed extent as large \
          as a bucket, then its next one, and a write that goes over the end of an extent becomes \
          two, as with an allocator. Extents are taken in turn, and from all over the device where \
-         the policy would: with LRU once each was written, with random always. One half runs before \
-         the allocator and one half after, so that a device that changes favours neither; with \
-         --keep all of it runs before. On an image file or a loop device everything is written once \
-         before, so that the file has its blocks. Both runs end with a flush, which counts: over a \
-         cache that is flushed only then, this run writes less to the medium than the allocator, \
-         which flushes often. With --read-share there is no ratio: a miss causes a write with an \
-         allocator, and a read here. Only for a single device, --io data, and no --reserves but \
-         none.
+         the policy would: with LRU once each was written, with random always. On an image file or a \
+         loop device everything is written once before, so that the file has its blocks. Only for a \
+         single device, --io data, and no --reserves but none.
+
+turns :: The allocator and fixed addresses take turns of a quarter of a second: one, the other, the \
+         other again, the first. So a device that changes meanwhile changes for both. Before the other \
+         goes on, all writes have ended, so has a chain of prio sets that was being written, and the \
+         device was flushed. That counts. The ratio is that of their bandwidths over all pairs of turns \
+         that were not cut short. Its 95 % interval is that of the percentile bootstrap: pairs are drawn \
+         2,000 times, as many as there are each time. With fewer than 20 pairs there is none. With --keep \
+         fixed addresses run before the allocator, for they would overwrite what is to stay, and there \
+         are no pairs. Over a cache that is flushed only at the end of a turn, they write less to the \
+         medium than the allocator, which flushes often. With --read-share there is no ratio: a miss \
+         causes a write with an allocator, and a read here.
 
 prio writes alone :: Chains of prio sets while nothing else is written, and beside them sequential \
          write: the same bytes one after the other, flushed as often. Their bandwidths are those of the median \

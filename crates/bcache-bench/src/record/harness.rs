@@ -4,7 +4,7 @@
 //! so that their figures differ by what they do and by nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Barrier, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::pace::{Pace, PaceCounts, Pacer, Tick};
@@ -46,9 +46,6 @@ pub trait Worker {
     /// Carries out one operation and records what is to be recorded of it. `Ok(false)` says that there
     /// was nothing left to do, and ends this thread's part of the run.
     fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, Self::Error>;
-
-    /// Called in the thread once no more operations come, for counts that are kept per thread.
-    fn finish(&mut self) {}
 }
 
 /// What an operation is given.
@@ -90,124 +87,186 @@ pub struct Driven {
     pub slices: Vec<f64>,
 }
 
-/// Runs `load`. `worker` makes each thread's worker, in that thread, before any operation.
+/// Runs `load` to its end; `worker` makes each thread's worker before any operation.
 ///
 /// The first error ends all threads and is returned; what was recorded is then lost.
-pub fn drive<W: Worker>(
+pub fn drive<W: Worker + Send>(
     load: &Load<'_>,
-    worker: impl Fn(u32) -> Result<W, W::Error> + Sync,
-) -> Result<Driven, W::Error> {
-    let threads = load.threads.max(1);
-    let clock = Clock::start();
-    let gate = Gate {
-        barrier: Barrier::new(usize::try_from(threads).unwrap_or(usize::MAX)),
-        begin_ns: std::sync::OnceLock::new(),
-        failed: AtomicBool::new(false),
-        error: Mutex::new(None),
+    worker: impl Fn(u32) -> Result<W, W::Error>,
+) -> Result<(Driven, Vec<W>), W::Error> {
+    let mut crew = Crew::new(load, worker)?;
+    let time = match load.until {
+        Until::Elapsed(time) => time,
+        Until::Operations(_) => Duration::MAX,
     };
-    let parts: Vec<Option<Part>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads)
-            .map(|thread| {
-                let (gate, worker) = (&gate, &worker);
-                scope.spawn(move || gate.run_thread(load, clock, thread, || worker(thread)))
-            })
-            .collect();
-        handles
-            .into_iter()
-            .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    if let Some(error) = gate.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let mut driven = Driven::default();
-    let mut slices = Slices::default();
-    let (mut first_ns, mut last_ns) = (u64::MAX, 0);
-    for part in parts.into_iter().flatten() {
-        driven.recording.add(part.recorder);
-        driven.operations += part.operations;
-        driven.pace.add(&part.pace);
-        slices.merge(part.slices);
-        first_ns = first_ns.min(part.began_ns);
-        last_ns = last_ns.max(part.ended_ns);
-    }
-    driven.elapsed = Duration::from_nanos(last_ns.saturating_sub(first_ns));
-    driven.slices = slices.rates(driven.elapsed);
-    Ok(driven)
+    crew.turn(time, true)?;
+    Ok(crew.finish())
 }
 
-/// What the threads of a run share.
+/// Threads that carry out a load in turns. Between two turns none of them is in an operation, and the
+/// clock that paces them stands still.
+pub struct Crew<'a, W> {
+    load: Load<'a>,
+    clock: Clock,
+    members: Vec<Member<W>>,
+    /// How long all turns were meant to be; those that ended early, how long they were.
+    ran_ns: u64,
+    elapsed: Duration,
+}
+
+/// What one thread does and did, from turn to turn.
+struct Member<W> {
+    worker: W,
+    recorder: Recorder,
+    pacer: Pacer,
+    slices: Slices,
+    operations: u64,
+    /// Operations that it may carry out in all.
+    most: u64,
+    /// It has nothing left to do.
+    done: bool,
+}
+
+impl<'a, W: Worker + Send> Crew<'a, W> {
+    /// A crew for `load`, but how long it runs is told turn by turn. `worker` makes each thread's worker.
+    pub fn new(
+        load: &Load<'a>,
+        worker: impl Fn(u32) -> Result<W, W::Error>,
+    ) -> Result<Self, W::Error> {
+        let clock = Clock::start();
+        let threads = u64::from(load.threads.max(1));
+        let member = |thread: u32| {
+            let of_thread = u64::from(thread);
+            let most = match load.until {
+                Until::Elapsed(_) => u64::MAX,
+                Until::Operations(all) => all / threads + u64::from(of_thread < all % threads),
+            };
+            Ok(Member {
+                worker: worker(thread)?,
+                recorder: Recorder::new(load.measures),
+                pacer: Pacer::new(clock, load.pace, of_thread, threads),
+                slices: Slices::default(),
+                operations: 0,
+                most,
+                done: false,
+            })
+        };
+        let members = (0..load.threads.max(1)).map(member).collect::<Result<_, _>>()?;
+        Ok(Self { load: *load, clock, members, ran_ns: 0, elapsed: Duration::ZERO })
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> impl Iterator<Item = &W> {
+        self.members.iter().map(|member| &member.worker)
+    }
+
+    /// Whether every thread, or any, has nothing left to do.
+    pub fn is_over(&self, all: bool) -> bool {
+        let mut done = self.members.iter().map(|member| member.done);
+        if all { done.all(|it| it) } else { done.any(|it| it) }
+    }
+
+    /// Lets the threads run for `time`; how long the last of them did. In an open loop operations that are
+    /// due by then and not begun are left to the next turn; at the end of the `last` one they are
+    /// carried out however late it is, or the slowest would not be counted.
+    pub fn turn(&mut self, time: Duration, last: bool) -> Result<Duration, W::Error> {
+        let gate = Gate {
+            barrier: Barrier::new(self.members.len()),
+            begin_ns: OnceLock::new(),
+            failed: AtomicBool::new(false),
+            error: Mutex::new(None),
+        };
+        let (load, clock, ran_ns) = (&self.load, self.clock, self.ran_ns);
+        let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let ended_ns = std::thread::scope(|scope| {
+            let run = |member| {
+                let gate = &gate;
+                scope.spawn(move || gate.run_member(load, clock, ran_ns, time_ns, last, member))
+            };
+            let threads: Vec<_> = self.members.iter_mut().map(run).collect();
+            let ended = threads.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            ended.max().unwrap_or(0)
+        });
+        if let Some(error) = gate.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let elapsed_ns = ended_ns.saturating_sub(gate.begin_ns.into_inner().unwrap_or(ended_ns));
+        self.ran_ns += if last { elapsed_ns } else { elapsed_ns.min(time_ns) };
+        let elapsed = Duration::from_nanos(elapsed_ns);
+        self.elapsed += elapsed;
+        Ok(elapsed)
+    }
+
+    /// What came of all turns, and the workers.
+    pub fn finish(self) -> (Driven, Vec<W>) {
+        let mut driven = Driven { elapsed: self.elapsed, ..Driven::default() };
+        let mut slices = Slices::default();
+        let mut workers = Vec::new();
+        for member in self.members {
+            driven.recording.add(member.recorder);
+            driven.operations += member.operations;
+            driven.pace.add(&member.pacer.counts());
+            slices.merge(member.slices);
+            workers.push(member.worker);
+        }
+        driven.slices = slices.rates(Duration::from_nanos(self.ran_ns));
+        (driven, workers)
+    }
+}
+
+/// What the threads of a turn share.
 struct Gate<E> {
     barrier: Barrier,
-    begin_ns: std::sync::OnceLock<u64>,
+    begin_ns: OnceLock<u64>,
     failed: AtomicBool,
     error: Mutex<Option<E>>,
 }
 
-/// What one thread did.
-struct Part {
-    recorder: Recorder,
-    operations: u64,
-    pace: PaceCounts,
-    slices: Slices,
-    began_ns: u64,
-    ended_ns: u64,
-}
-
 impl<E: Send> Gate<E> {
-    fn run_thread<W: Worker<Error = E>>(
+    /// Runs a thread's part of a turn after `ran_ns` of turns; when it ended, in ns of the clock.
+    fn run_member<W: Worker<Error = E>>(
         &self,
         load: &Load<'_>,
         clock: Clock,
-        thread: u32,
-        make: impl FnOnce() -> Result<W, E>,
-    ) -> Option<Part> {
-        let mut recorder = Recorder::new(load.measures);
-        let made = make().map_err(|error| self.fail(error));
-        // Reached by every thread, failed or not: the others wait here.
+        ran_ns: u64,
+        time_ns: u64,
+        last: bool,
+        member: &mut Member<W>,
+    ) -> u64 {
         self.barrier.wait();
         let lead_ns = if load.pace == Pace::Closed { 0 } else { LEAD_NS };
         let begin_ns = *self.begin_ns.get_or_init(|| clock.now_ns() + lead_ns);
-        let mut worker = made.ok()?;
-        let threads = u64::from(load.threads.max(1));
-        let thread = u64::from(thread);
-        let (end_ns, most) = match load.until {
-            Until::Elapsed(time) => {
-                let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-                (begin_ns.saturating_add(time_ns), u64::MAX)
-            }
-            Until::Operations(all) => (u64::MAX, all / threads + u64::from(thread < all % threads)),
-        };
-        let mut pacer = Pacer::new(clock, load.pace, begin_ns, thread, threads);
+        // The clock has gone since the crew was made, for longer than all turns were.
+        member.pacer.begin(begin_ns.saturating_sub(ran_ns));
+        let end_ns = begin_ns.saturating_add(time_ns);
         let stopped = || load.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed);
-        let mut slices = Slices::default();
-        let mut operations = 0;
-        while operations < most {
-            // In an open loop operations that are due before the end are carried out however late it
-            // is by then, or the slowest would not be counted.
-            let Some(tick) = pacer.tick(end_ns, stopped) else { break };
-            let mut context = Context { clock, tick, recorder: &mut recorder };
-            match worker.operate(&mut context) {
+        while !member.done {
+            if member.operations == member.most {
+                member.done = true;
+                break;
+            }
+            let Some(tick) = member.pacer.tick(end_ns, last, stopped) else { break };
+            let mut context = Context { clock, tick, recorder: &mut member.recorder };
+            match member.worker.operate(&mut context) {
                 Ok(true) => {
-                    operations += 1;
+                    member.operations += 1;
                     // A closed loop's turn begins when it is meant to: no need to read the clock again.
                     let at_ns = match load.pace {
                         Pace::Closed => tick.intended_ns,
                         Pace::Open { .. } => clock.now_ns(),
                     };
-                    slices.add(at_ns.saturating_sub(begin_ns), 1);
+                    member.slices.add(ran_ns + at_ns.saturating_sub(begin_ns), 1);
                 }
-                Ok(false) => break,
+                Ok(false) => member.done = true,
                 Err(error) => {
                     self.fail(error);
                     break;
                 }
             }
         }
-        let ended_ns = clock.now_ns();
-        worker.finish();
-        let pace = pacer.counts();
-        Some(Part { recorder, operations, pace, slices, began_ns: begin_ns, ended_ns })
+        clock.now_ns()
     }
 
     /// Keeps the first error and stops all threads.
@@ -236,14 +295,13 @@ impl Worker for EmptyWorker {
 /// Runs the empty operation at the pace of `load`.
 pub fn drive_empty(load: &Load<'_>) -> Driven {
     let load = Load { measures: &[Measure::Empty], ..*load };
-    drive(&load, |_| Ok(EmptyWorker)).unwrap_or_else(|never| match never {})
+    drive(&load, |_| Ok(EmptyWorker)).unwrap_or_else(|never| match never {}).0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::num::NonZeroU64;
-    use std::sync::atomic::AtomicU64;
 
     static GO: AtomicBool = AtomicBool::new(false);
 
@@ -283,12 +341,12 @@ mod tests {
         });
     }
 
-    struct Failing<'a> {
+    #[derive(Debug)]
+    struct Failing {
         thread: u32,
-        finished: &'a AtomicU64,
     }
 
-    impl Worker for Failing<'_> {
+    impl Worker for Failing {
         type Error = String;
 
         fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, String> {
@@ -297,30 +355,76 @@ mod tests {
             }
             Ok(true)
         }
-
-        fn finish(&mut self) {
-            self.finished.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     #[test]
     fn an_error_ends_every_thread_and_is_returned() {
-        let finished = AtomicU64::new(0);
         let load = load(3, Until::Elapsed(Duration::from_secs(600)));
-        let result = drive(&load, |thread| Ok(Failing { thread, finished: &finished }));
+        let result = drive(&load, |thread| Ok(Failing { thread }));
         assert_eq!(result.unwrap_err(), "thread 1 at its limit");
-        assert_eq!(finished.into_inner(), 3);
     }
 
     #[test]
     fn a_worker_that_cannot_be_made_is_an_error() {
-        let finished = AtomicU64::new(0);
         let load = load(3, Until::Elapsed(Duration::from_secs(600)));
         let result = drive(&load, |thread| match thread {
             2 => Err("no memory".to_owned()),
-            _ => Ok(Failing { thread: 0, finished: &finished }),
+            _ => Ok(Failing { thread: 0 }),
         });
         assert_eq!(result.unwrap_err(), "no memory");
+    }
+
+    /// Takes its time, and notes when each operation was meant to begin.
+    #[derive(Default)]
+    struct Slow {
+        intended_ns: Vec<u64>,
+    }
+
+    impl Worker for Slow {
+        type Error = ();
+
+        fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, ()> {
+            self.intended_ns.push(context.tick.intended_ns);
+            std::thread::sleep(Duration::from_millis(3));
+            context.record_whole(Measure::Discard);
+            Ok(true)
+        }
+    }
+
+    const TURN: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn between_turns_the_clock_stands_still() {
+        let pace = Pace::Open { per_second: NonZeroU64::new(100).unwrap() };
+        let load = Load { pace, ..load(1, Until::Elapsed(5 * TURN)) };
+        let mut crew = Crew::new(&load, |_| Ok(Slow::default())).unwrap();
+        for turn in 0..5 {
+            crew.turn(TURN, turn == 4).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let (driven, workers) = crew.finish();
+        assert_eq!((driven.operations, driven.slices.len()), (10, 2));
+        assert!((5 * TURN..6 * TURN).contains(&driven.elapsed), "{driven:?}");
+        // Each pause lies between two operations, and is in no latency.
+        let gaps = workers[0].intended_ns.windows(2).map(|pair| pair[1] - pair[0]);
+        assert_eq!(gaps.filter(|gap| *gap > 50_000_000).count(), 4);
+        assert!(driven.recording.get(Measure::Discard).unwrap().max() < 40_000_000);
+    }
+
+    #[test]
+    fn what_a_turn_has_no_time_for_is_left_to_the_next_and_the_last_makes_up_for_it() {
+        let pace = Pace::Open { per_second: NonZeroU64::new(1000).unwrap() };
+        let load = Load { pace, ..load(1, Until::Elapsed(2 * TURN)) };
+        let mut crew = Crew::new(&load, |_| Ok(Slow::default())).unwrap();
+        let first = crew.turn(TURN, false).unwrap();
+        assert!(first < 2 * TURN, "{first:?}");
+        assert!(crew.workers().all(|slow| slow.intended_ns.len() < 10));
+        let last = crew.turn(TURN, true).unwrap();
+        assert!(last >= 3 * TURN, "{last:?}");
+        let (driven, _) = crew.finish();
+        assert_eq!(driven.operations, 40);
+        // The last one was late by what the others took.
+        assert!(driven.recording.get(Measure::Discard).unwrap().max() >= 80_000_000);
     }
 
     struct Once;
@@ -339,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_worker_may_end_its_part() {
-        let driven = drive(&load(2, Until::Operations(1000)), |_| Ok(Once)).unwrap();
+        let (driven, _) = drive(&load(2, Until::Operations(1000)), |_| Ok(Once)).unwrap();
         assert_eq!(driven.operations, 10);
         assert_eq!(driven.recording.count(Measure::Discard), 10);
     }

@@ -108,22 +108,30 @@ impl Schedule {
 }
 
 impl Pacer {
-    /// The ticks of thread `thread` of `threads`, the first one at `begin_ns` or soon after.
-    pub fn new(clock: Clock, pace: Pace, begin_ns: u64, thread: u64, threads: u64) -> Self {
+    /// The ticks of thread `thread` of `threads`.
+    pub fn new(clock: Clock, pace: Pace, thread: u64, threads: u64) -> Self {
         let schedule = match pace {
             Pace::Closed => None,
             Pace::Open { per_second } => {
-                // Failing to get a finer timer costs precision that the spinning makes good.
-                let _ = nix::sys::prctl::set_timerslack(1);
-                Some(Schedule { begin_ns, per_second, thread, threads: threads.max(1) })
+                Some(Schedule { begin_ns: 0, per_second, thread, threads: threads.max(1) })
             }
         };
         Self { clock, schedule, next: 0, counts: PaceCounts::default() }
     }
 
+    /// Begins, or goes on after a pause, in the thread that waits: as if the first tick had been at
+    /// `begin_ns` or soon after.
+    pub fn begin(&mut self, begin_ns: u64) {
+        if let Some(schedule) = &mut self.schedule {
+            schedule.begin_ns = begin_ns;
+            // Failing to get a finer timer costs precision that the spinning makes good.
+            let _ = nix::sys::prctl::set_timerslack(1);
+        }
+    }
+
     /// Waits for the next tick. `None`, possibly before the tick, once `stopped` says so; and at `end_ns`,
-    /// where the tick would not come before.
-    pub fn tick(&mut self, end_ns: u64, stopped: impl Fn() -> bool) -> Option<Tick> {
+    /// where the tick would not come before, or is late and not to be made up for (`late` is false).
+    pub fn tick(&mut self, end_ns: u64, late: bool, stopped: impl Fn() -> bool) -> Option<Tick> {
         let index = self.next;
         let intended_ns = match self.schedule {
             None if stopped() => return None,
@@ -138,6 +146,9 @@ impl Pacer {
             return None;
         }
         if self.schedule.is_some() {
+            if !late && self.clock.now_ns() >= end_ns {
+                return None;
+            }
             self.wait_until(intended_ns, stopped)?;
         }
         self.next += 1;
@@ -186,6 +197,12 @@ mod tests {
         Pace::Open { per_second: NonZeroU64::new(per_second).unwrap() }
     }
 
+    fn begun(clock: Clock, pace: Pace, begin_ns: u64) -> Pacer {
+        let mut pacer = Pacer::new(clock, pace, 0, 1);
+        pacer.begin(begin_ns);
+        pacer
+    }
+
     proptest! {
         /// The ticks of all threads together are those of one thread at the whole rate.
         #[test]
@@ -205,10 +222,10 @@ mod tests {
     fn a_stall_is_charged_to_every_operation_it_held_up() {
         let clock = Clock::start();
         // A tick each millisecond; the first operation takes 20 ms.
-        let mut pacer = Pacer::new(clock, open(1000), clock.now_ns(), 0, 1);
+        let mut pacer = begun(clock, open(1000), clock.now_ns());
         let mut latencies = Vec::new();
         for index in 0..15 {
-            let tick = pacer.tick(u64::MAX, || false).unwrap();
+            let tick = pacer.tick(u64::MAX, true, || false).unwrap();
             assert_eq!(tick.index, index);
             if index == 0 {
                 std::thread::sleep(Duration::from_millis(20));
@@ -225,9 +242,9 @@ mod tests {
     #[test]
     fn a_tick_never_comes_early() {
         let clock = Clock::start();
-        let mut pacer = Pacer::new(clock, open(2000), clock.now_ns(), 0, 1);
+        let mut pacer = begun(clock, open(2000), clock.now_ns());
         for _ in 0..20 {
-            let tick = pacer.tick(u64::MAX, || false).unwrap();
+            let tick = pacer.tick(u64::MAX, true, || false).unwrap();
             assert!(clock.now_ns() >= tick.intended_ns);
         }
         assert!(pacer.counts().spun_ns > 0);
@@ -236,11 +253,11 @@ mod tests {
     #[test]
     fn a_closed_loop_counts_from_the_beginning_of_the_operation() {
         let clock = Clock::start();
-        let mut pacer = Pacer::new(clock, Pace::Closed, 0, 0, 1);
+        let mut pacer = begun(clock, Pace::Closed, 0);
         let before = clock.now_ns();
-        let tick = pacer.tick(u64::MAX, || false).unwrap();
+        let tick = pacer.tick(u64::MAX, true, || false).unwrap();
         assert!((before..=clock.now_ns()).contains(&tick.intended_ns));
-        assert_eq!(pacer.tick(u64::MAX, || true), None);
+        assert_eq!(pacer.tick(u64::MAX, true, || true), None);
     }
 
     #[test]
@@ -249,22 +266,22 @@ mod tests {
         let begin_ns = clock.now_ns();
         let end_ns = begin_ns + 30_000_000;
         // The second of its ticks is meant to come long after the end.
-        let mut pacer = Pacer::new(clock, open(1), begin_ns, 0, 1);
-        assert!(pacer.tick(end_ns, || false).is_some());
+        let mut pacer = begun(clock, open(1), begin_ns);
+        assert!(pacer.tick(end_ns, true, || false).is_some());
         let late = pacer.counts().late;
-        assert_eq!(pacer.tick(end_ns, || false), None);
+        assert_eq!(pacer.tick(end_ns, true, || false), None);
         let ended_ns = clock.now_ns();
         assert!((end_ns..begin_ns + 900_000_000).contains(&ended_ns), "{}", ended_ns - begin_ns);
         assert_eq!(pacer.counts().late, late);
-        let mut closed = Pacer::new(clock, Pace::Closed, begin_ns, 0, 1);
-        assert_eq!(closed.tick(end_ns, || false), None);
+        let mut closed = begun(clock, Pace::Closed, begin_ns);
+        assert_eq!(closed.tick(end_ns, true, || false), None);
     }
 
     #[test]
     fn a_wait_ends_when_told_to_stop() {
         let clock = Clock::start();
-        let mut pacer = Pacer::new(clock, open(1), clock.now_ns() + 3_600_000_000_000, 0, 1);
+        let mut pacer = begun(clock, open(1), clock.now_ns() + 3_600_000_000_000);
         let stop_at = clock.now_ns() + 120_000_000;
-        assert_eq!(pacer.tick(u64::MAX, || clock.now_ns() >= stop_at), None);
+        assert_eq!(pacer.tick(u64::MAX, true, || clock.now_ns() >= stop_at), None);
     }
 }

@@ -181,8 +181,7 @@ pub struct Run {
     pub pace: PaceCounts,
     /// What was counted.
     pub counters: Counters,
-    /// Operations a second in slices of equal length, one after the other; in a merged run each half has
-    /// its length. None where the run has no rate, or was written by an older program.
+    /// Operations a second in slices of equal length, one after the other. None where the run has no rate, or was written by an older program.
     pub slices: Vec<f64>,
     /// What was measured.
     pub measures: Vec<Measured>,
@@ -397,6 +396,20 @@ pub struct Ratio {
     pub baseline: f64,
     /// The unit of both, such as `bytes/s`.
     pub unit: String,
+    /// How sure their ratio is, where both were measured in turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<InTurns>,
+}
+
+/// How sure a ratio is of what took turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InTurns {
+    /// Pairs of turns.
+    pub pairs: u64,
+    /// Lower end of the ratio's 95 % interval; `None` where the pairs are too few to say.
+    pub ratio_low: Option<f64>,
+    /// Upper end.
+    pub ratio_high: Option<f64>,
 }
 
 impl Ratio {

@@ -6,7 +6,7 @@ use bcache_cli::out::Style;
 use bcache_cli::table::{Cell, Color, Table, bare, number, state, table};
 use bcache_core::units::format_bytes;
 
-use super::{Figures, Measured, Percentile, Ratio, Report, Run};
+use super::{Figures, InTurns, Measured, Percentile, Ratio, Report, Run};
 use crate::environment::{Backing, DeviceEnvironment, Environment};
 use crate::num::{float, format_count, format_ns, whole};
 use crate::record::Measure;
@@ -332,14 +332,24 @@ fn compared(style: Style, ratios: &[Ratio]) -> Table {
         "bytes/s" => format!("{}/s", format_bytes(whole(value))),
         unit => format!("{} {unit}", format_count(whole(value))),
     };
-    let mut rows = table(style, &["compared in this run", "figure", "with", "ratio"]);
+    let interval = |turns: InTurns| match (turns.ratio_low, turns.ratio_high) {
+        (Some(low), Some(high)) => format!("{low:.3} to {high:.3} of {} pairs", turns.pairs),
+        _ => format!("too few pairs for an interval ({})", turns.pairs),
+    };
+    let titles = ["compared in this run", "figure", "with", "ratio", "95 % interval"];
+    let in_turns = ratios.iter().any(|ratio| ratio.turns.is_some());
+    let mut rows = table(style, if in_turns { &titles[..] } else { &titles[..4] });
     for ratio in ratios {
-        rows.add_row([
+        let mut row = vec![
             Cell::new(&ratio.name),
             number(figure(ratio, ratio.value)),
             number(figure(ratio, ratio.baseline)),
             number(ratio.ratio().map_or_else(|| "-".to_owned(), |it| format!("{it:.3}"))),
-        ]);
+        ];
+        if in_turns {
+            row.push(Cell::new(ratio.turns.map_or_else(|| "-".to_owned(), interval)));
+        }
+        rows.add_row(row);
     }
     rows
 }
@@ -404,6 +414,7 @@ mod tests {
             value: 950e6,
             baseline: 1e9,
             unit: "bytes/s".to_owned(),
+            turns: Some(InTurns { pairs: 80, ratio_low: Some(0.943), ratio_high: Some(0.957) }),
         });
         let text = text(&report);
         for part in [
@@ -417,6 +428,7 @@ mod tests {
             "1.050",
             "data bandwidth",
             "0.950",
+            "0.943 to 0.957 of 80 pairs",
             "warning",
             "debug build",
         ] {

@@ -17,6 +17,7 @@ fn sample() -> Report {
         value: 95.0,
         baseline: 100.0,
         unit: "bytes/s".to_owned(),
+        turns: None,
     });
     report
 }

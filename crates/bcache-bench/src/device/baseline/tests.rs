@@ -6,6 +6,7 @@ use bcache_core::device::testkit::{
 };
 
 use super::*;
+use crate::device::turns::take_turns;
 use crate::workload::ReadShare;
 
 static GO: AtomicBool = AtomicBool::new(false);
@@ -30,8 +31,19 @@ const AREA: Area = Area { start: Sectors(2048), size: Sectors(16384) };
 
 const BUCKET: Sectors = Sectors(256);
 
-const PLACES: Places =
-    Places { area: AREA, bucket: BUCKET, policy: Policy::Fifo, written_bytes: 0 };
+const PLACES: Places = Places { area: AREA, bucket: BUCKET, policy: Policy::Fifo };
+
+/// The whole of it in one turn.
+fn fixed_addresses(
+    device: &dyn BlockDevice,
+    places: &Places,
+    workload: &Workload,
+    terms: &Terms<'_>,
+) -> anyhow::Result<Run> {
+    let mut fixed = FixedAddresses::new(device, places, workload, terms)?;
+    take_turns(&mut [&mut fixed], terms.length, terms.stop)?;
+    Ok(fixed.finish())
+}
 
 /// The writes of a run: offset and length in sectors.
 fn writes(device: &TraceDevice<MemoryDevice>) -> Vec<(u64, u64)> {
@@ -72,13 +84,13 @@ fn an_amount_is_written_within_the_area_extent_after_extent() {
 }
 
 /// The extents that one stream fills, in order, within the area.
-fn extents_filled(policy: Policy, before: u64, bytes: u64) -> Vec<u64> {
+fn extents_filled(policy: Policy, bytes: u64) -> Vec<u64> {
     let device = TraceDevice::new(MemoryDevice::new(32 << 20));
     let live = Live::new(1);
     let terms = Terms { pace: Pace::Closed, length: amount(bytes), stop: &GO, live: &live };
     let one = NonZeroU32::MIN;
     let workload = Workload { streams: one, writers: one, ..workload("128k", 0.0) };
-    let places = Places { policy, written_bytes: before, ..PLACES };
+    let places = Places { policy, ..PLACES };
     fixed_addresses(&device, &places, &workload, &terms).unwrap();
     writes(&device).iter().map(|(at, _)| (at - AREA.start.0) / BUCKET.0).collect()
 }
@@ -88,18 +100,38 @@ fn extents_are_taken_as_the_policy_takes_buckets() {
     let area_bytes = AREA.size.bytes();
     let in_turn: Vec<u64> = (0..64).collect();
     let twice = in_turn.repeat(2);
-    assert_eq!(extents_filled(Policy::Fifo, 0, 2 * area_bytes), twice);
-    let lru = extents_filled(Policy::Lru, 0, 2 * area_bytes);
+    assert_eq!(extents_filled(Policy::Fifo, 2 * area_bytes), twice);
+    let lru = extents_filled(Policy::Lru, 2 * area_bytes);
     assert_eq!(lru[..64], in_turn);
     // Each once, and none beside the one before.
     let scattered = &lru[64..];
-    assert_eq!(extents_filled(Policy::Random, 0, area_bytes), scattered);
+    assert_eq!(extents_filled(Policy::Random, area_bytes), scattered);
     assert!(scattered.windows(2).all(|pair| pair[0].abs_diff(pair[1]) > 8), "{scattered:?}");
     let mut each = scattered.to_vec();
     each.sort_unstable();
     assert_eq!(each, in_turn);
-    // Another run goes on where one ended.
-    assert_eq!(extents_filled(Policy::Lru, area_bytes / 2, area_bytes), lru[32..96]);
+}
+
+#[test]
+fn a_turn_goes_on_where_the_last_one_ended_and_ends_on_the_device() {
+    let device = TraceDevice::new(MemoryDevice::new(32 << 20));
+    let live = Live::new(2);
+    let terms = Terms { pace: Pace::Closed, length: amount(1 << 30), stop: &GO, live: &live };
+    let one = NonZeroU32::MIN;
+    let workload = Workload { streams: one, writers: one, ..workload("4k", 0.0) };
+    let mut fixed = FixedAddresses::new(&device, &PLACES, &workload, &terms).unwrap();
+    let turns: Vec<Turn> =
+        (0..3).map(|_| fixed.turn(Duration::from_millis(5), false).unwrap()).collect();
+    let at = |number: u64| AREA.start.0 + number * 8 % AREA.size.0;
+    let offsets = writes(&device).into_iter().map(|(offset, _)| offset);
+    assert!(offsets.enumerate().all(|(number, offset)| offset == at(number as u64)));
+    let flushes = device.changes().iter().filter(|it| matches!(it.op, TraceOp::Flush)).count();
+    assert_eq!(flushes, 3);
+    let run = fixed.finish();
+    assert!(turns.iter().all(|turn| turn.whole && turn.elapsed >= Duration::from_millis(5)));
+    assert_eq!(turns.iter().map(|turn| turn.elapsed).sum::<Duration>(), run.elapsed);
+    let written: u64 = turns.iter().map(|turn| turn.written_bytes).sum();
+    assert_eq!((written, run.operations * 4096), (run.counters.written_bytes, written));
 }
 
 #[test]
@@ -160,6 +192,7 @@ fn an_area_without_room_is_refused() {
         let workload = workload(blocks, 0.0);
         let error =
             fixed_addresses(&device, &Places { area, ..PLACES }, &workload, &terms).unwrap_err();
+        let error = error.downcast().unwrap();
         assert!(matches!(error, BaselineError::AreaTooSmall { streams: 4, .. }), "{error}");
     }
     let area = Area { size: Sectors(511), ..AREA };
@@ -175,6 +208,7 @@ fn device_errors_end_it() {
     let length = Length::Elapsed(Duration::from_secs(600));
     let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
     let error = fixed_addresses(&device, &PLACES, &workload("4k", 0.0), &terms).unwrap_err();
+    let error = error.downcast().unwrap();
     assert!(matches!(error, BaselineError::Device(DeviceError::Io { .. })), "{error}");
 }
 
