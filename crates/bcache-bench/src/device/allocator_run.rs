@@ -166,7 +166,7 @@ impl Side for AllocatorSide<'_> {
             // A chain that is being written is completed.
             let ios = Running::stop_threads(threads);
             let flushed = match running.plan.io {
-                IoMode::Data => running.devices.iter().try_for_each(|device| device.flush()),
+                IoMode::Data => running.devices.iter().try_for_each(BlockDevice::flush),
                 IoMode::Metadata | IoMode::None => Ok(()),
             };
             let settled = ended.elapsed();
