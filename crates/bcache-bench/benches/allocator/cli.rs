@@ -9,7 +9,7 @@ use crate::engines::Engine;
 #[command(name = "make bench", disable_help_subcommand = true)]
 pub struct Cli {
     /// Given by cargo bench; without it, the benches test themselves
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     pub bench: bool,
 
     /// What to time

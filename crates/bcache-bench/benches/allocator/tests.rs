@@ -16,9 +16,9 @@ fn run_program(program: &Path, arguments: &[&str]) -> (i32, String, String) {
     )
 }
 
-/// This program, as cargo bench runs it.
+/// This program, as cargo bench runs it: with its own argument behind all others.
 fn bench(arguments: &[&str]) -> (i32, String, String) {
-    run_program(&std::env::current_exe().unwrap(), &[&["--bench"], arguments].concat())
+    run_program(&std::env::current_exe().unwrap(), &[arguments, &["--bench"]].concat())
 }
 
 /// The command that reads reports.
