@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use bcache_tests::image::raid_member;
+use bcache_core::device::testkit::raid_member;
 use bcache_tests::tool;
 use bcache_tests::{Guest, GuestRun, Kernel, Need, Scratch, binary, main_with, trial};
 use serde_json::Value;
@@ -145,7 +145,7 @@ fn kinds(kernel: Kernel) -> anyhow::Result<()> {
         .binary(binary("bcachectl")?)
         .file("/set4k", set4k)
         .file("/etc/passwd", "root:x:0:0::/:/usr/bin/sh\nnobody:x:65534:65534::/:/usr/bin/sh\n")
-        .file("/raid", raid_member(64 << 20).1)
+        .file("/raid", raid_member(64 << 20).1.to_vec())
         .file("/stacked", std::fs::read(&stacked)?[..12 << 10].to_vec())
         .disk(&cache)
         .disk(&backing)

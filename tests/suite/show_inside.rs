@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bcache_tests::image::{raid_member, write_at};
+use bcache_core::device::testkit::raid_member;
+use bcache_tests::image::write_at;
 use bcache_tests::tool::{self, make, show};
 use bcache_tests::{Fixture, LoopDevice, Scratch};
 use serde_json::Value;

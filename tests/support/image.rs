@@ -133,21 +133,3 @@ impl Drop for LoopDevice {
 fn losetup() -> anyhow::Result<Command> {
     Ok(Command::new(find_program("losetup").context("losetup is missing (package mount)")?))
 }
-
-/// The superblock of version 1.0 of a RAID member that has `bytes` bytes, and where it stands: 8 KiB before
-/// the end.
-pub fn raid_member(bytes: u64) -> (u64, Vec<u8>) {
-    let at = (bytes - 8192) / 4096 * 4096;
-    let mut block = vec![0; 4096];
-    block[..4].copy_from_slice(&0xa92b_4efc_u32.to_le_bytes());
-    block[4..8].copy_from_slice(&1_u32.to_le_bytes());
-    block[16..32].copy_from_slice(&[0x77; 16]);
-    block[144..152].copy_from_slice(&(at / 512).to_le_bytes());
-    // The words added up, the carry added to that: libblkid looks at it since 2.41.
-    let words = block[..256].chunks_exact(4);
-    let words = words.map(|it| u64::from(u32::from_le_bytes([it[0], it[1], it[2], it[3]])));
-    let sum: u64 = words.sum();
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    block[216..220].copy_from_slice(&sum.to_le_bytes()[..4]);
-    (at, block)
-}

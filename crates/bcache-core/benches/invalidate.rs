@@ -2,7 +2,8 @@
 //! the same bytes with the same device and as many threads.
 //!
 //! A third of the coldest buckets is invalidated. A trace of the device says what the same
-//! bytes are: the reading for the plan, the writes, what is read back, and the reading of the proof. Sizes: see `large_set`; 33.5 million buckets.
+//! bytes are: the reading for the plan, the writes, what is read back, and the reading of the proof.
+//! Sizes: see `large_set`; 33.5 million buckets.
 
 mod figures;
 mod large_set;

@@ -185,12 +185,12 @@ impl Side for AllocatorSide<'_> {
         Ok(Turn {
             written_bytes: self.written_bytes() - written,
             elapsed: ran + settled,
-            whole: ran >= time && !self.crew.is_over(false),
+            whole: ran >= time && self.crew.is_complete(),
         })
     }
 
     fn is_over(&self) -> bool {
-        self.crew.is_over(true)
+        self.crew.is_over()
     }
 }
 

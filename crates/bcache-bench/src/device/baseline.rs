@@ -180,12 +180,12 @@ impl Side for FixedAddresses<'_> {
         Ok(Turn {
             written_bytes: self.written_bytes() - before,
             elapsed: ran + flush,
-            whole: ran >= time && !self.crew.is_over(false),
+            whole: ran >= time && self.crew.is_complete(),
         })
     }
 
     fn is_over(&self) -> bool {
-        self.crew.is_over(true)
+        self.crew.is_over()
     }
 }
 
@@ -196,7 +196,7 @@ pub fn check_room(places: &Places, workload: &Workload) -> Result<(), BaselineEr
 
 /// Flushes `device`; how long that took. It counts as time of a run: data that is still in a cache has
 /// not been written.
-pub fn flush_time(device: &dyn BlockDevice) -> Result<Duration, DeviceError> {
+fn flush_time(device: &dyn BlockDevice) -> Result<Duration, DeviceError> {
     let began = Instant::now();
     device.flush()?;
     Ok(began.elapsed())

@@ -160,10 +160,14 @@ impl<'a, W: Worker + Send> Crew<'a, W> {
         self.members.iter().map(|member| &member.worker)
     }
 
-    /// Whether every thread, or any, has nothing left to do.
-    pub fn is_over(&self, all: bool) -> bool {
-        let mut done = self.members.iter().map(|member| member.done);
-        if all { done.all(|it| it) } else { done.any(|it| it) }
+    /// Whether no thread has anything left to do.
+    pub fn is_over(&self) -> bool {
+        self.members.iter().all(|member| member.done)
+    }
+
+    /// Whether every thread has something left to do.
+    pub fn is_complete(&self) -> bool {
+        !self.members.iter().any(|member| member.done)
     }
 
     /// Lets the threads run for `time`; how long the last of them did. In an open loop operations that are

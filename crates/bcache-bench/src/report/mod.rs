@@ -181,7 +181,8 @@ pub struct Run {
     pub pace: PaceCounts,
     /// What was counted.
     pub counters: Counters,
-    /// Operations a second in slices of equal length, one after the other. None where the run has no rate, or was written by an older program.
+    /// Operations a second in slices of equal length, one after the other. None where the run has no
+    /// rate, or was written by an older program.
     pub slices: Vec<f64>,
     /// What was measured.
     pub measures: Vec<Measured>,

@@ -167,6 +167,7 @@ mod tests {
     use super::*;
     use crate::checksum::crc64;
     use crate::device::signature::SignatureKind;
+    use crate::device::testkit::raid_member;
     use crate::units::Sectors;
 
     const MIB: usize = 1 << 20;
@@ -325,7 +326,8 @@ mod tests {
         put_ext2(&mut two, b"old");
         assert_eq!(view(&two), UdevView::Ambiguous);
         let mut raid = image.clone();
-        put_raid_at_the_end(&mut raid);
+        let (at, member) = raid_member(raid.len() as u64);
+        put(&mut raid, usize::try_from(at).unwrap(), &member);
         let type_name = "linux_raid_member".to_owned();
         assert_eq!(view(&raid), UdevView::Other { type_name });
         let listed = found(&raid);
@@ -335,19 +337,6 @@ mod tests {
             listed,
             [(SignatureKind::Bcache, "bcache"), (SignatureKind::Raid, "linux_raid_member")]
         );
-    }
-
-    /// A member of an array whose metadata (version 1.0) is at the end of the device.
-    fn put_raid_at_the_end(image: &mut [u8]) {
-        let at = (image.len() - 8192) / 4096 * 4096;
-        put(image, at, &0xa92b_4efcu32.to_le_bytes());
-        put(image, at + 4, &1u32.to_le_bytes());
-        put(image, at + 16, &[0x77; 16]);
-        put(image, at + 144, &(at as u64 / 512).to_le_bytes());
-        // libblkid 2.41 looks at the checksum: the words added up, the carry added to that.
-        let sum = 0xa92b_4efc + 1 + 4 * 0x7777_7777 + at as u64 / 512;
-        let sum = u32::try_from((sum & 0xffff_ffff) + (sum >> 32)).unwrap();
-        put(image, at + 216, &sum.to_le_bytes());
     }
 
     /// libblkid calls each of these ambivalent and says nothing more.

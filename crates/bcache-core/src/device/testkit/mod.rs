@@ -11,12 +11,14 @@
 mod fault;
 mod memory;
 mod partition;
+mod raid;
 mod sim;
 mod trace;
 
 pub use fault::{Fault, FaultDevice, Lasting, Trigger};
 pub use memory::{DiscardReads, MemoryDevice};
 pub use partition::partition_table;
+pub use raid::raid_member;
 pub use sim::{CrashUnit, SimDevice, Unflushed};
 pub use trace::{TraceDevice, TraceEvent, TraceOp};
 

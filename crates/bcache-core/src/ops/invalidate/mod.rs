@@ -25,9 +25,9 @@
 //!
 //! Afterwards the whole cache set is read again, and every bucket and volume must be as planned.
 //!
-//! Memory: 9 bytes a bucket for what the device holds and whose it is (12 where more than seven volumes
-//! are cached), and while the result is read again 8 more: 17 bytes, about 590 MB for 33.5 million
-//! buckets with the buffers of the reader. The policies take 8 for the allocator's table, before that.
+//! Memory: 9 bytes a bucket for what the device holds and whose it is; 12 where more than seven volumes
+//! are cached. While the result is read again, 8 more. With the buffers of the reader that is 580 MB
+//! for 33.5 million buckets. The policies take 8 for the allocator's table, before that.
 
 mod bits;
 mod error;
