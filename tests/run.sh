@@ -90,5 +90,13 @@ if [ "$status" != 0 ]; then
         /^test result: FAILED/ { print }
         END { show() }
     ' "$folder/log"
+    # And each in a line, for whoever sees the end of the log alone.
+    printf '\nIn short:\n'
+    awk '
+        /^---- .* ----$/ { name = $2; next }
+        /^thread .* panicked at/ { next }
+        name && NF { print name ": " substr($0, 1, 300); name = "" }
+    ' "$folder/log"
+    grep '^test result: FAILED' "$folder/log" || true
 fi
 exit "$status"

@@ -1,7 +1,7 @@
 //! What a test needs of the machine. Where it is missing, the test counts as ignored and says what
 //! is missing; with `CI=true` it fails instead, so that a check never passes for want of its means.
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Stalled};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -112,15 +112,23 @@ pub fn in_ci() -> bool {
 
 /// A trial that is run when `needs` are met and counts as ignored otherwise (as failed with
 /// `CI=true`). The needs are looked at when the trial's turn comes, not when trials are listed.
+/// When the machine under a guest stalls, it is run once more.
 pub fn trial<F>(name: impl Into<String>, needs: &'static [Need], test: F) -> Trial
 where
-    F: FnOnce() -> anyhow::Result<()> + Send + 'static,
+    F: Fn() -> anyhow::Result<()> + Send + 'static,
 {
-    Trial::ignorable_test(name, move || {
+    let name = name.into();
+    Trial::ignorable_test(name.clone(), move || {
         if let Some(line) = unmet(needs) {
             return Ok(Completion::ignored_with(line));
         }
-        test().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+        let mut result = test();
+        let stalled = result.as_ref().err().filter(|e| e.root_cause().is::<Stalled>());
+        if let Some(stalled) = stalled {
+            eprintln!("{name}, once more: {stalled:#}");
+            result = test();
+        }
+        result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 

@@ -19,6 +19,8 @@ echo "LAB-BEGIN $(uname -r)"
 while read -r module; do
     insmod "/modules/$module" || echo "insmod $module: failed"
 done </modules/order
+# Signs of life: a guest that gives none has a machine that stalled.
+(while sleep 10; do echo "<6>LAB-ALIVE" >/dev/kmsg; done) &
 # A script that fails in the middle must not look as if it had reached its end.
 sh -e -c '. /prelude.sh; . /script.sh'
 echo "LAB-STATUS $?"

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! The kernel's own log comes from the console, or from `DMESG` lines in logs that were kept in one
-//! piece. Registrations and stages leave a mark in it (`LAB-REGISTER DEVICE`, `LAB-STAGE NAME`).
+//! piece. Registrations and stages leave a mark in it (`LAB-REGISTER DEVICE`, `LAB-STAGE NAME`), and every
+//! ten seconds there is a `LAB-ALIVE`.
 
 use anyhow::{Context as _, bail};
 use std::str::FromStr;

@@ -31,6 +31,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fmt;
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -178,6 +179,19 @@ pub enum ScriptEnd {
     TimedOut,
 }
 
+/// The guest gave no sign of life any more: its machine had stalled, or QEMU was ended by a signal. What
+/// ran in it is not to blame.
+#[derive(Debug)]
+pub struct Stalled(String);
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the machine under the guest stalled\n{}", self.0)
+    }
+}
+
+impl std::error::Error for Stalled {}
+
 /// A machine to be started: kernel, disks, files, script.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -293,7 +307,7 @@ impl Guest {
     /// Boots the machine and waits for its end.
     ///
     /// # Errors
-    /// When it cannot be started. How the script ended is in the result.
+    /// When it cannot be started, and [`Stalled`]. How the script ended is in the result.
     pub fn run(&self) -> anyhow::Result<GuestRun> {
         let image = self.kernel.image()?;
         let work = tempfile::tempdir().context("a folder for the guest")?;
@@ -329,7 +343,10 @@ impl Guest {
         let text = |path: &Path| {
             fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
         };
-        let (console, output, qemu) = (text(&console_file), text(&output_file), text(&qemu_file));
+        let (console, output) = (text(&console_file), text(&output_file));
+        // A signal is not a panic of the guest's.
+        let ended = exit.map(|status| format!("QEMU ended with {status}"));
+        let qemu = text(&qemu_file) + &ended.unwrap_or_default();
         let log = Log::parse(&output, &console);
         let end = match (exit, log.status, log.power_cut) {
             (None, ..) => ScriptEnd::TimedOut,
@@ -337,15 +354,13 @@ impl Guest {
             (Some(exit), None, true) if exit.success() => ScriptEnd::PowerCut,
             _ => ScriptEnd::Died,
         };
-        Ok(GuestRun {
-            kernel: self.kernel,
-            end,
-            log,
-            console,
-            output,
-            qemu,
-            took: started.elapsed(),
-        })
+        let took = started.elapsed();
+        let run = GuestRun { kernel: self.kernel, end, log, console, output, qemu, took };
+        let killed = exit.is_some_and(|status| status.signal().is_some());
+        if killed || end == ScriptEnd::TimedOut && was_silent(&run.console, took) {
+            bail!(Stalled(run.tail()));
+        }
+        Ok(run)
     }
 
     fn initramfs(&self) -> anyhow::Result<Vec<u8>> {
@@ -416,6 +431,13 @@ fn place() -> anyhow::Result<Option<Flock<File>>> {
     }
 }
 
+/// Whether a guest that ran for so long gave no sign of life in the last minute, by its own clock.
+fn was_silent(console: &str, took: Duration) -> bool {
+    let stamp = |line: &str| line.strip_prefix('[')?.split(']').next()?.trim().parse().ok();
+    let last: f64 = console.lines().rev().find_map(stamp).unwrap_or(0.0);
+    last + 60.0 < took.as_secs_f64()
+}
+
 /// Waits for QEMU to end; kills it when time is over (`None`).
 fn wait(mut child: Child, timeout: Duration) -> anyhow::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + timeout;
@@ -445,7 +467,7 @@ pub struct GuestRun {
     pub console: String,
     /// What the script printed, as it is.
     pub output: String,
-    /// What QEMU itself had to say.
+    /// What QEMU itself had to say, and how it ended.
     pub qemu: String,
     /// How long it took.
     pub took: Duration,
@@ -526,6 +548,15 @@ mod tests {
         assert_eq!(Guest::disk_name(25), "/dev/vdz");
         assert_eq!(Guest::disk_name(26), "/dev/vdaa");
         assert_eq!(Guest::disk_name(52), "/dev/vdba");
+    }
+
+    #[test]
+    fn a_guest_that_stalled_is_told_from_one_whose_script_waits() {
+        let took = Duration::from_secs(300);
+        let console = "[    4.404112] bcache: registered\r\n[  290.000001] LAB-ALIVE\r\n cut o";
+        assert!(!was_silent(console, took));
+        assert!(was_silent("[    4.404112] bcache: registered\r\n", took));
+        assert!(was_silent("", took) && !was_silent("", Duration::from_secs(59)));
     }
 
     #[test]
