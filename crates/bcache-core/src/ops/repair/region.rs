@@ -1,5 +1,7 @@
 //! What can be told of the keys of a btree node that is lost or damaged.
 
+use std::collections::BTreeMap;
+
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay, Suspect};
 use crate::layout::bkey::{Bkey, Pos, Ptr};
@@ -106,12 +108,12 @@ impl Sources<'_, '_> {
 
     /// What can be told of `lost`. `damaged_below` is whether nodes below it are damaged, too.
     pub(super) fn region(&self, lost: Lost, damaged_below: bool, matters: Matters<'_>) -> Region {
-        let (told, class, found_nodes, copies) = if lost.level == 0 {
-            let (told, class, copies) = self.leaf(&lost);
-            (told, class, copies.len() as u64, copies)
+        let (told, moved, class, found_nodes, copies) = if lost.level == 0 {
+            let (told, moved, class, copies) = self.leaf(&lost);
+            (told, moved, class, copies.len() as u64, copies)
         } else {
             let (told, class, found_nodes) = self.interior(&lost, damaged_below, matters);
-            (told, class, found_nodes, Vec::new())
+            (told, Vec::new(), class, found_nodes, Vec::new())
         };
         let replayed = self.set.overlay.extents_with_seq().map(|(seq, key)| (seq, *key));
         let geometry = *self.set.geometry();
@@ -120,11 +122,24 @@ impl Sources<'_, '_> {
             .chain(replayed)
             .filter(|(_, key)| key.is_valid_extent(&geometry))
             .filter_map(|(seq, key)| Some((seq, lost.clip(&key)?)));
+        let moved = Overlay::new(moved.into_iter().filter_map(|key| Some((0, lost.clip(&key)?))));
+        let is_valid = |key: &Bkey| self.set.key_state(key, 0) == KeyState::Valid;
         let (mut kept, mut stale_dirty) = (Vec::new(), 0u64);
         for key in Overlay::new(keys).extents().iter().filter(|key| matters(key)) {
             match self.set.key_state(key, 0) {
                 KeyState::Valid => kept.push(*key),
-                KeyState::Stale { .. } => stale_dirty = stale_dirty.saturating_add(key.size().0),
+                KeyState::Stale { .. } => {
+                    stale_dirty = stale_dirty.saturating_add(key.size().0);
+                    // Where the garbage collector put it, perhaps.
+                    let parts = moved.overlapping(key.inode(), key.start(), key.offset());
+                    let parts = parts.filter(|it| it.is_valid_extent(&geometry) && is_valid(it));
+                    kept.extend(parts.filter(|it| matters(it)).map(|it| {
+                        let mut part = *it;
+                        part.cut_front(key.start());
+                        part.cut_back(key.offset());
+                        part
+                    }));
+                }
                 KeyState::Hole | KeyState::Unavailable | KeyState::FreedNode => {}
             }
         }
@@ -133,7 +148,8 @@ impl Sources<'_, '_> {
         Region { lost, kept, class, stale_dirty, found_nodes, copies }
     }
 
-    fn leaf(&self, lost: &Lost) -> (Told, Class, Vec<BucketIndex>) {
+    /// Its keys, those of them that the journal does not know, how sure that is, and copies of it.
+    fn leaf(&self, lost: &Lost) -> (Told, Vec<Bkey>, Class, Vec<BucketIndex>) {
         let node = self.sets(lost);
         let certain_from = self.certain_from(&node);
         let class = match certain_from {
@@ -151,12 +167,16 @@ impl Sources<'_, '_> {
             copies = nodes.iter().map(|(leaf, _)| leaf.bucket).collect();
         }
         told.extend(node.before.iter().map(|key| (0, *key)));
-        told.extend(self.past.keys_from(certain_from.unwrap_or(0)));
-        if certain_from.is_none() {
-            told.extend(node.doubtful.iter().map(|key| (0, *key)));
-        }
-        told.extend(node.after.iter().map(|key| (u64::MAX, *key)));
-        (told, class, copies)
+        let past: Vec<(u64, Bkey)> = self
+            .past
+            .keys_from(certain_from.unwrap_or(0))
+            .filter(|(_, key)| lost.clip(key).is_some())
+            .collect();
+        let doubtful = node.doubtful.iter().filter(|_| certain_from.is_none());
+        let (moved, told_by_past) = placed(&past, doubtful.chain(&node.after));
+        told.extend(moved.iter().map(|key| (0, *key)));
+        told.extend(told_by_past);
+        (told, moved, class, copies)
     }
 
     /// Leaves that a search found; where none was, the journal's past.
@@ -215,6 +235,31 @@ impl Sources<'_, '_> {
             .filter_map(|leaf| Some((*leaf, NodeSets::read(self.set, leaf.bucket, leaf.ptr)?)))
             .collect()
     }
+}
+
+/// The journal's past with the keys of sets behind damage: those that it does not know, which come before it,
+/// and it with the others among its own.
+///
+/// What was lost may be newer than the sets behind it: another set behind those, perhaps without a trace. So
+/// a key is as old as the write that it points to, whatever became of it since: cut, or written back. What
+/// the past does not know was filled or moved. A fill is clean, and hides nothing. What was moved is the data
+/// of an older key or, where that is in the past as well, not newer than what the past has there.
+fn placed<'k>(past: &[(u64, Bkey)], keys: impl Iterator<Item = &'k Bkey>) -> (Vec<Bkey>, Told) {
+    let pointers = Pointers::new(past.iter().map(|(_, key)| key));
+    let mut behind: BTreeMap<usize, Vec<Bkey>> = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for key in keys {
+        match pointers.first(key) {
+            Some(index) => behind.entry(index).or_default().push(*key),
+            None => unknown.push(*key),
+        }
+    }
+    let of_past = past.iter().enumerate().flat_map(|(index, &(seq, key))| {
+        let same_write = behind.remove(&index).unwrap_or_default();
+        std::iter::once(key).chain(same_write).map(move |key| (seq, key))
+    });
+    let of_past = of_past.collect();
+    (unknown, of_past)
 }
 
 /// The pieces of `key` that lie in no stretch of `lost`, which are in order and do not overlap.

@@ -273,14 +273,17 @@ fn is_past(pointers: &Pointers, of: &NodeSets) -> bool {
 }
 
 /// Where extents point to, apart from how they were cut.
-pub(super) struct Pointers(HashMap<(u32, Gen, u64), Vec<(u64, u64)>>);
+pub(super) struct Pointers(HashMap<(u32, Gen, u64), Vec<Span>>);
+
+/// Where an extent begins and ends, and its place among all.
+type Span = (u64, u64, usize);
 
 impl Pointers {
     pub(super) fn new<'k>(keys: impl Iterator<Item = &'k Bkey>) -> Self {
-        let mut map: HashMap<_, Vec<(u64, u64)>> = HashMap::new();
-        for key in keys {
+        let mut map: HashMap<_, Vec<Span>> = HashMap::new();
+        for (index, key) in keys.enumerate() {
             if let Some(line) = Self::line(key) {
-                map.entry(line).or_default().push((key.start(), key.offset()));
+                map.entry(line).or_default().push((key.start(), key.offset(), index));
             }
         }
         Self(map)
@@ -292,7 +295,14 @@ impl Pointers {
     }
 
     pub(super) fn has(&self, key: &Bkey) -> bool {
-        let ranges = Self::line(key).and_then(|line| self.0.get(&line));
-        ranges.is_some_and(|it| it.iter().any(|(start, end)| (*start..*end).contains(&key.start())))
+        self.first(key).is_some()
+    }
+
+    /// The place of the first key that points to what `key` begins with.
+    pub(super) fn first(&self, key: &Bkey) -> Option<usize> {
+        let mut ranges = self.0.get(&Self::line(key)?)?.iter();
+        ranges
+            .find(|(start, end, _)| (*start..*end).contains(&key.start()))
+            .map(|(_, _, index)| *index)
     }
 }
