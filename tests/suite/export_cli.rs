@@ -145,6 +145,53 @@ fn dirty_data_and_its_map_make_the_backing_device_whole() {
     }
 }
 
+/// A backing device that became shorter than what the cache holds of it.
+#[test]
+fn what_lies_past_the_end_of_a_backing_device_is_exported() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (fixture.cache.as_path(), fixture.backing[0].as_path());
+    let scratch = Scratch::new().unwrap();
+    let target = scratch.path("volume.img");
+    let target_name = target.to_str().unwrap();
+    let map_path = scratch.path("volume.img.map");
+    let export_as = |arguments: &[&str]| {
+        let _ = fs::remove_file(&map_path);
+        let all = [arguments, &["--json", "--force", "-o", target_name]].concat();
+        export(&all, &[cache, backing])
+    };
+    assert_eq!(export_as(&[]).status.code(), Some(0));
+    let truth = fs::read(&target).unwrap();
+    let whole = json(&export_as(&["--dirty-only"]))["dirty_sectors"].as_u64().unwrap();
+    fs::File::options().write(true).open(backing).unwrap().set_len(60 << 20).unwrap();
+
+    let output = export_as(&["--dirty-only"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let report = json(&output);
+    assert_eq!(report["dirty_sectors"], whole, "{report}");
+    assert_eq!(report["lost_sectors"], 0, "{report}");
+    assert!(errors(&output).contains("ends at sector 122880"), "{}", errors(&output));
+    assert!(report["problems"][0].as_str().unwrap().contains("ends at sector"), "{report}");
+
+    let output = export_as(&[]);
+    assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+    let report = json(&output);
+    assert_eq!(report["dirty_sectors"], whole, "{report}");
+    assert_eq!(report["complete"], false, "{report}");
+    let lost = report["lost_sectors"].as_u64().unwrap();
+    assert_eq!(report["reasons"]["past-backing-device"], lost, "{report}");
+    let data = fs::read(&target).unwrap();
+    let mut missing = 0;
+    for (start, len, status) in map(&map_path) {
+        match status {
+            '+' => assert!(data[start..start + len] == truth[start..start + len], "{start}"),
+            '-' => missing += len as u64 / 512,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(missing > 0 && missing == lost, "{missing} {lost}");
+    assert!(data.len() > (60 << 20) - DATA_OFFSET_BYTES, "{}", data.len());
+}
+
 /// Bytes of a bucket with a use, on a fixture's cache device.
 fn bucket_for(fixture: &Fixture, role: &str) -> u64 {
     with_cache_set(&fixture.cache, |set| {

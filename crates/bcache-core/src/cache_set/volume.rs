@@ -64,6 +64,8 @@ pub enum Unknown {
     Btree,
     /// It is on a backing device that is not there.
     NoBacking,
+    /// It is past the end of the backing device, which was longer once.
+    PastEnd,
     /// The device that has it fails to read it.
     Unreadable,
 }
@@ -295,7 +297,7 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
                 // Of clean data, what lies below is as good; a flash-only volume has nothing there.
                 let is_below = !dirty && matches!(self.below, Below::Backing(..));
                 if (!gens_known || displaced) && is_below {
-                    return tell(self.uncached(start, end, doubt));
+                    return self.uncached(start, end, doubt, tell);
                 }
                 let doubt = doubt.or((!gens_known).then_some(Doubt::Gens));
                 let doubt = doubt.or(displaced.then_some(Doubt::Displaced));
@@ -306,30 +308,45 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
             (Some((key, KeyState::Stale { .. })), _) if key.dirty() => {
                 if seq.is_none() {
                     let doubt = doubt.or(Some(Doubt::StaleDirty));
-                    return tell(self.uncached(start, end, doubt));
+                    return self.uncached(start, end, doubt, tell);
                 }
                 for (start, end, history) in self.what_became_of(start, end) {
                     let doubt = doubt.or((!history).then_some(Doubt::StaleDirty));
-                    tell(self.uncached(start, end, doubt))?;
+                    self.uncached(start, end, doubt, tell)?;
                 }
                 ControlFlow::Continue(())
             }
-            _ => tell(self.uncached(start, end, doubt)),
+            _ => self.uncached(start, end, doubt, tell),
         }
     }
 
-    /// What lies below the cache at the sectors `[start, end)` of keys.
-    fn uncached(&self, start: u64, end: u64, doubt: Option<Doubt>) -> Stretch {
-        let source = match self.below {
-            Below::Backing(..) => Source::Backing { sector: Sectors(start) },
-            Below::Missing(_) => Source::Unknown(Unknown::NoBacking),
-            Below::Nothing => Source::Hole,
+    /// Tells what lies below the cache at the sectors `[start, end)` of keys.
+    fn uncached(
+        &self,
+        start: u64,
+        end: u64,
+        doubt: Option<Doubt>,
+        tell: &mut dyn FnMut(Stretch) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let certainty = doubt.map_or(Certainty::Certain, Certainty::Likely);
+        let unknown = |unknown| (Source::Unknown(unknown), Certainty::Certain);
+        let (source, certainty) = match self.below {
+            Below::Backing(device, _) => {
+                let device_end = device.info().size().0.clamp(start, end);
+                if start < device_end {
+                    let source = Source::Backing { sector: Sectors(start) };
+                    tell(self.stretch(start, device_end, source, certainty))?;
+                }
+                if device_end == end {
+                    return ControlFlow::Continue(());
+                }
+                let (source, certainty) = unknown(Unknown::PastEnd);
+                return tell(self.stretch(device_end, end, source, certainty));
+            }
+            Below::Missing(_) => unknown(Unknown::NoBacking),
+            Below::Nothing => (Source::Hole, certainty),
         };
-        let certainty = match (source, doubt) {
-            (Source::Unknown(_), _) | (_, None) => Certainty::Certain,
-            (_, Some(doubt)) => Certainty::Likely(doubt),
-        };
-        self.stretch(start, end, source, certainty)
+        tell(self.stretch(start, end, source, certainty))
     }
 
     /// Pieces of a stale dirty key of the journal, each with whether the btree has something clean
@@ -508,6 +525,7 @@ impl std::fmt::Display for Unknown {
         f.pad(match self {
             Self::Btree => "a btree node is lost",
             Self::NoBacking => "the backing device is missing",
+            Self::PastEnd => "the backing device ends before it",
             Self::Unreadable => "the data cannot be read",
         })
     }

@@ -141,21 +141,26 @@ pub fn with_volume<T>(
             None => None,
         },
     };
+    let end = Sectors(set.volumes.get(&report.slot).map_or(0, |usage| usage.end));
+    let mut problems = problems.told;
     let (below, size) = match &found {
         None if report.flash_only => {
             // A size that is lost does not hide what the keys hold.
             let size = set.uuids.get(report.slot).map_or(Sectors(0), |entry| entry.sectors);
-            let end = set.volumes.get(&report.slot).map_or(0, |usage| usage.end);
-            let size = size.max(Sectors(end));
-            (Below::Nothing, size)
+            (Below::Nothing, size.max(end))
         }
         Some(found) => {
             if !lenience.missing_backing {
                 check_state(&set, found)?;
             }
             let data_offset = found.superblock.data_offset();
-            let size = found.device.info().size().0.saturating_sub(data_offset.0);
-            (Below::Backing(&found.device, data_offset), Sectors(size))
+            let (device, size) = (&found.device, found.device.info().size());
+            if end > size {
+                problems.push(past_end(&device.info().path, size, end)?);
+            }
+            // What the cache has past the end of a device that became smaller is the volume's all the same.
+            let size = size.max(end).0.saturating_sub(data_offset.0);
+            (Below::Backing(device, data_offset), Sectors(size))
         }
         None if lenience.missing_backing => {
             let Some(data_offset) = lenience.data_offset else {
@@ -165,8 +170,7 @@ pub fn with_volume<T>(
                     report.name()
                 );
             };
-            let end = set.volumes.get(&report.slot).map_or(0, |usage| usage.end);
-            (Below::Missing(data_offset), Sectors(end.saturating_sub(data_offset.0)))
+            (Below::Missing(data_offset), Sectors(end.0.saturating_sub(data_offset.0)))
         }
         None => bail!(
             "{}: name its backing device after the cache device, or save what only the cache has \
@@ -175,7 +179,18 @@ pub fn with_volume<T>(
         ),
     };
     let reader = VolumeReader::new(&set, report.slot, below);
-    with(Volume { reader, size, report, sources, problems: problems.told })
+    with(Volume { reader, size, report, sources, problems })
+}
+
+/// Says that the cache holds data past the end of the backing device.
+fn past_end(path: &Path, size: Sectors, end: Sectors) -> Result<String> {
+    let problem = format!(
+        "it ends at sector {}, and the cache holds data of it up to sector {}: it was larger, or is \
+         the wrong device",
+        size.0, end.0
+    );
+    writeln!(io::stderr(), "bcachectl: warning: {}: {problem}", path.display())?;
+    Ok(format!("{}: {problem}", path.display()))
 }
 
 /// What is wrong with a superblock that was read all the same.

@@ -42,7 +42,7 @@ pub(super) const AFTER: Sections = &[
          dirty_sectors, clean_sectors, backing_sectors, hole_sectors, not_asked_sectors, \
          likely_taken_sectors (of those taken), likely_left_sectors, lost_sectors, reasons (an object \
          with sectors by reason: gens-lost, btree-damaged, journal-entries-lost, stale-dirty, displaced, \
-         btree-node-lost, backing-device-missing, unreadable) and interrupted.",
+         btree-node-lost, backing-device-missing, past-backing-device, unreadable) and interrupted.",
     ),
     (
         "EXIT STATUS",

@@ -103,6 +103,7 @@ pub(crate) const fn unknown_name(unknown: Unknown) -> &'static str {
     match unknown {
         Unknown::Btree => "btree-node-lost",
         Unknown::NoBacking => "backing-device-missing",
+        Unknown::PastEnd => "past-backing-device",
         Unknown::Unreadable => "unreadable",
     }
 }
@@ -213,7 +214,7 @@ impl Export<'_> {
         let sectors = stretch.len();
         if let Source::Unknown(unknown) = stretch.source {
             // What lies on a backing device is not asked for, whether or not the device is there.
-            if self.options.dirty_only && unknown == Unknown::NoBacking {
+            if self.options.dirty_only && matches!(unknown, Unknown::NoBacking | Unknown::PastEnd) {
                 self.report.not_asked_sectors += sectors;
                 return self.leave(stretch, Status::NotAsked);
             }
