@@ -72,7 +72,7 @@ pub enum WritebackError {
         what: String,
     },
     /// A backing device is none, or not one of this set's, or not fit.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}", path.display())]
     Backing {
         /// The device.
         path: PathBuf,
