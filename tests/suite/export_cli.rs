@@ -192,6 +192,68 @@ fn what_lies_past_the_end_of_a_backing_device_is_exported() {
     assert!(data.len() > (60 << 20) - DATA_OFFSET_BYTES, "{}", data.len());
 }
 
+/// Gives a backing device's superblock another data offset, and a sound checksum.
+fn set_data_offset(backing: &Path, data_offset: u64) {
+    let image = fs::read(backing).unwrap();
+    let start = usize::try_from(SB_OFFSET_BYTES).unwrap();
+    let mut bytes = image[start..start + SB_BYTES].to_vec();
+    bytes[16..24].copy_from_slice(&4u64.to_le_bytes());
+    bytes[184..192].copy_from_slice(&data_offset.to_le_bytes());
+    let mut superblock = Superblock::from_bytes(&bytes).unwrap();
+    superblock.update_checksum();
+    assert_eq!(superblock.data_offset().0, data_offset);
+    write_at(backing, SB_OFFSET_BYTES, superblock.as_bytes()).unwrap();
+}
+
+/// Keys count sectors of the backing device, and none begins before its data: such an offset is wrong. What
+/// check advises saves all dirty data, and where it belongs.
+#[test]
+fn a_wrong_data_offset_is_found_and_leaves_nothing_out_silently() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (fixture.cache.as_path(), fixture.backing[0].as_path());
+    let scratch = Scratch::new().unwrap();
+    let target = scratch.path("volume.img");
+    let target_name = target.to_str().unwrap();
+    let dirty_only = ["--volume", "0", "--dirty-only", "--json", "--force", "-o", target_name];
+    let output = export(&dirty_only, &[cache, backing]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let (whole, truth) = (json(&output)["dirty_sectors"].clone(), fs::read(&target).unwrap());
+    // Behind some of the dirty data; and before all of it, but behind some of the clean data.
+    for (data_offset, loses_dirty) in [(2048, true), (64, false)] {
+        set_data_offset(backing, data_offset);
+        let output = export(&["--json", "--force", "-o", target_name], &[cache, backing]);
+        assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+        let report = json(&output);
+        assert_eq!(report["complete"], false, "{report}");
+        assert!(report["before_data_sectors"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["dirty_sectors"] != whole, loses_dirty, "{report}");
+        assert!(errors(&output).contains("holds data from sector 16 on"), "{}", errors(&output));
+
+        let mut check = tool::bcachectl().unwrap();
+        let check = check.args(["check", "--json"]).args([cache, backing]).output().unwrap();
+        assert_eq!(check.status.code(), Some(4));
+        let report = json(&check);
+        assert_eq!(report["findings"][0]["code"], "backing-data-offset", "{report}");
+        assert_eq!(report["data_at_risk"], true, "{report}");
+        let advice = report["advice"].as_array().unwrap().iter();
+        let codes: Vec<_> = advice.clone().filter_map(|it| it["code"].as_str()).collect();
+        assert_eq!(codes, ["do-not-register", "do-not-wipe", "copy-device", "export"], "{report}");
+        let advised = advice.filter_map(|it| it["command"].as_str()).next_back().unwrap();
+        assert!(advised.contains("--volume 0 --dirty-only --data-offset 16"), "{advised}");
+        for paths in [&[cache][..], &[cache, backing]] {
+            let arguments = [&["--data-offset", "16"], &dirty_only[..]].concat();
+            let output = export(&arguments, paths);
+            assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+            assert_eq!(json(&output)["dirty_sectors"], whole);
+            let data = fs::read(&target).unwrap();
+            assert!(data == truth[..data.len()], "{data_offset} {}", paths.len());
+        }
+    }
+    // Of a device that is not there, only the user knows the offset.
+    let output = export(&[&["--data-offset", "100000"], &dirty_only[..]].concat(), &[cache]);
+    assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+}
+
 /// Bytes of a bucket with a use, on a fixture's cache device.
 fn bucket_for(fixture: &Fixture, role: &str) -> u64 {
     with_cache_set(&fixture.cache, |set| {

@@ -262,8 +262,25 @@ pub struct VolumeUsage {
     pub dirty_journal_sectors: Sectors,
     /// Extents that are cached.
     pub extents: u64,
+    /// Where the first of them begins: a sector of the backing device.
+    #[serde(skip)]
+    pub start: Option<u64>,
     /// Where the last of them ends: a sector of the backing device.
     pub end: u64,
+}
+
+impl VolumeUsage {
+    /// Where the cached data begins, if that is before `data_offset`. The kernel caches no sectors before the
+    /// data: the offset is not the one that the volume had.
+    pub fn start_before(&self, data_offset: Sectors) -> Option<u64> {
+        self.start.filter(|start| *start < data_offset.0)
+    }
+
+    /// Counts a stretch of extents among those that are there.
+    fn reach(&mut self, start: u64, end: u64) {
+        self.start = Some(self.start.map_or(start, |first| first.min(start)));
+        self.end = self.end.max(end);
+    }
 }
 
 /// A cache set as read.

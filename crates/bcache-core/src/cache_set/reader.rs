@@ -317,7 +317,7 @@ impl Marker<'_, '_> {
             volume.dirty_sectors += key.size();
         }
         volume.extents += 1;
-        volume.end = volume.end.max(key.offset());
+        volume.reach(key.start(), key.offset());
     }
 
     fn check_volume(&mut self, origin: KeySource, key: &Bkey) {

@@ -262,6 +262,20 @@ impl<'s, 'd> VolumeReader<'s, 'd> {
         ControlFlow::Continue(())
     }
 
+    /// Sectors that are cached of before the volume's data: with the right data offset there are none.
+    pub fn sectors_before_data(&mut self) -> u64 {
+        let mut sectors = 0u64;
+        // Nothing breaks this one.
+        let _ = self.view.survey(self.inode, 0, self.below.data_offset().0, &mut |surveyed| {
+            if let Surveyed::Known { extent, .. } = surveyed {
+                let cached = extent.cached.map_or(0, |_| extent.end.saturating_sub(extent.start));
+                sectors = sectors.saturating_add(cached);
+            }
+            ControlFlow::Continue(())
+        });
+        sectors
+    }
+
     fn stretch(&self, start: u64, end: u64, source: Source, certainty: Certainty) -> Stretch {
         let data_offset = self.below.data_offset().0;
         Stretch {

@@ -24,6 +24,9 @@ pub enum Danger {
     /// A backing device was detached when the cache failed: attached again, it gets a new slot and
     /// keeps its older contents.
     NotReattached,
+    /// A backing device's superblock has a wrong data offset: the kernel would show all of its data in the
+    /// wrong place.
+    DataOffset,
 }
 
 /// One thing to do, or not to do.

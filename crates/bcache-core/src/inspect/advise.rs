@@ -192,9 +192,17 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         matches!(standing, Standing::Released | Standing::Moved { .. })
     }) {
         Some(Danger::NotReattached)
+    } else if member.volumes.0.iter().any(has_wrong_offset) {
+        Some(Danger::DataOffset)
     } else {
         None
     }
+}
+
+/// Whether the superblock of a volume's backing device has a data offset that the volume never had.
+fn has_wrong_offset(volume: &Volume) -> bool {
+    let offset = volume.backing().map(|device| device.superblock.data_offset());
+    offset.is_some_and(|offset| volume.usage.start_before(offset).is_some())
 }
 
 /// Whether the kernel attaches a volume's backing device and goes on where it stopped.
@@ -206,6 +214,7 @@ fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
                 && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
                 && sb.block_size() >= set_block
                 && device.size.0 >= volume.usage.end
+                && volume.usage.start_before(sb.data_offset()).is_none()
         }
         _ => false,
     }
@@ -291,7 +300,10 @@ fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<A
                 let data_offset = refused
                     .map(|device| device.superblock.data_offset())
                     .filter(|offset| *offset >= BDEV_DATA_START_DEFAULT);
-                let backing = path(volume).filter(|_| refused.is_none());
+                // Its offset is not the volume's.
+                let is_named = refused.is_none() && !has_wrong_offset(volume);
+                let data_offset = data_offset.filter(|_| !has_wrong_offset(volume));
+                let backing = path(volume).filter(|_| is_named);
                 let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
                 let likely = device.doubts.contains(&Doubt::Gens);
                 let back = back.map(|backing| {

@@ -84,6 +84,7 @@ const ELSEWHERE: &[Code] = &[
     Code::BackingBlockSize,
     // Tested on images that a kernel wrote.
     Code::CleanMismatch,
+    Code::BackingDataOffset,
     Code::SuperblockGone,
 ];
 

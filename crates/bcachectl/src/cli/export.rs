@@ -49,7 +49,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
 
-    /// With --dirty-only: first sector of the data on a backing device that is not present
+    /// With --dirty-only: first sector of the data on a backing device that is not present, or whose superblock has it wrong
     #[arg(long, value_name = "SECTORS", value_parser = parse_sectors, requires = "dirty_only")]
     pub data_offset: Option<Sectors>,
 

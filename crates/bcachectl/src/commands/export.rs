@@ -151,8 +151,7 @@ fn copy(
     } else {
         tell(&volume, &report, map)?;
     }
-    if report.likely_left_sectors > 0 || report.lost_sectors > 0 || report.likely_taken_sectors > 0
-    {
+    if !report.is_complete() {
         return Ok(Failure::LeftOut.into());
     }
     Ok(ExitCode::SUCCESS)
@@ -186,6 +185,15 @@ fn tell(volume: &Volume<'_, '_>, report: &ExportReport, map: Option<&Path>) -> R
     if report.lost_sectors > 0 {
         let sectors = report.lost_sectors;
         writeln!(stderr, "{} ({sectors} sectors) are lost or unreadable.", size(sectors))?;
+    }
+    if report.before_data_sectors > 0 {
+        let sectors = report.before_data_sectors;
+        writeln!(
+            stderr,
+            "{} ({sectors} sectors) of the cache lie before the volume, and are left out: the data \
+             offset is wrong, and all data is in the wrong place.",
+            size(sectors)
+        )?;
     }
     for (reason, sectors) in &report.reasons {
         writeln!(stderr, "  {reason}: {sectors} sectors")?;

@@ -25,9 +25,9 @@ const PROBLEMS_TOLD: usize = 5;
 /// What may be missing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lenience {
-    /// The backing device; its data starts here where nobody says otherwise.
+    /// The backing device.
     pub missing_backing: bool,
-    /// First sector of the data on it.
+    /// First sector of the data on it, whatever its superblock says.
     pub data_offset: Option<Sectors>,
 }
 
@@ -141,7 +141,8 @@ pub fn with_volume<T>(
             None => None,
         },
     };
-    let end = Sectors(set.volumes.get(&report.slot).map_or(0, |usage| usage.end));
+    let usage = set.volumes.get(&report.slot).copied().unwrap_or_default();
+    let end = Sectors(usage.end);
     let mut problems = problems.told;
     let (below, size) = match &found {
         None if report.flash_only => {
@@ -153,7 +154,7 @@ pub fn with_volume<T>(
             if !lenience.missing_backing {
                 check_state(&set, found)?;
             }
-            let data_offset = found.superblock.data_offset();
+            let data_offset = lenience.data_offset.unwrap_or(found.superblock.data_offset());
             let (device, size) = (&found.device, found.device.info().size());
             if end > size {
                 problems.push(past_end(&device.info().path, size, end)?);
@@ -178,6 +179,16 @@ pub fn with_volume<T>(
             report.name()
         ),
     };
+    let data_offset = below.data_offset();
+    if let Some(start) = usage.start_before(data_offset) {
+        let problem = format!(
+            "the data offset {} is wrong: the cache holds data from sector {} on; `bcachectl export \
+             --dirty-only --data-offset` takes the right one, 16 unless the device was made with another",
+            data_offset.0, start
+        );
+        writeln!(io::stderr(), "bcachectl: warning: {}: {problem}", report.name())?;
+        problems.push(problem);
+    }
     let reader = VolumeReader::new(&set, report.slot, below);
     with(Volume { reader, size, report, sources, problems })
 }

@@ -40,7 +40,8 @@ pub(super) const AFTER: Sections = &[
         "With --json the output is one object with path, slot, uuid, label, output, map (null where \
          none was written), complete (true or false), problems (a list of text), size_sectors, \
          dirty_sectors, clean_sectors, backing_sectors, hole_sectors, not_asked_sectors, \
-         likely_taken_sectors (of those taken), likely_left_sectors, lost_sectors, reasons (an object \
+         likely_taken_sectors (of those taken), likely_left_sectors, lost_sectors, before_data_sectors (cached of \
+         before the data offset, which is wrong then), reasons (an object \
          with sectors by reason: gens-lost, btree-damaged, journal-entries-lost, stale-dirty, displaced, \
          btree-node-lost, backing-device-missing, past-backing-device, unreadable) and interrupted.",
     ),
@@ -54,7 +55,8 @@ pub(super) const AFTER: Sections = &[
 
 3 :: Writing failed: the output is incomplete.
 
-4 :: Something was left out, or is only likely right. The map file says what.",
+4 :: Something was left out, or is only likely right. The map file says what. Also where the cache \
+     holds data from before the data offset, which is wrong then.",
     ),
     (
         "EXAMPLES",

@@ -77,7 +77,7 @@ impl Marker<'_, '_> {
         volume.cached_sectors += Sectors(sectors);
         volume.dirty_sectors += Sectors(dirty_sectors);
         volume.extents += count;
-        volume.end = volume.end.max(end);
+        volume.reach(first.start(), end);
         rest
     }
 }

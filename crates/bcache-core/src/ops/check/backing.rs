@@ -166,6 +166,16 @@ pub enum BackingProblem {
         /// Where the last extent ends.
         end: u64,
     },
+    /// The cache holds data of sectors before its data.
+    #[error("{}: its data begins at sector {}, the cache holds data of it from sector {start} on", path.display(), data_offset.0)]
+    DataOffset {
+        /// The device.
+        path: PathBuf,
+        /// Where its superblock says that its data begins.
+        data_offset: Sectors,
+        /// Where the first extent begins.
+        start: u64,
+    },
     /// Clean data differs.
     #[error("{}: {sectors} sectors from {start} on are not what the cache holds at {cache_sector}", path.display())]
     CleanDiffers {
@@ -224,6 +234,7 @@ impl BackingProblem {
             Self::WrittenBack { .. } => Code::BackingWrittenBack,
             Self::Stale { .. } => Code::BackingStateStale,
             Self::TooSmall { .. } => Code::BackingTooSmall,
+            Self::DataOffset { .. } => Code::BackingDataOffset,
             Self::CleanDiffers { .. } => Code::CleanMismatch,
         }
     }
@@ -247,7 +258,8 @@ impl BackingProblem {
             | Self::DirtyButState { path, .. }
             | Self::WrittenBack { path, .. }
             | Self::Stale { path }
-            | Self::TooSmall { path, .. } => Place::Backing { path: path.clone() },
+            | Self::TooSmall { path, .. }
+            | Self::DataOffset { path, .. } => Place::Backing { path: path.clone() },
             Self::CleanDiffers { slot, start, sectors, .. } => {
                 Place::Volume { slot: *slot, start: *start, sectors: *sectors }
             }
@@ -277,6 +289,7 @@ impl BackingProblem {
             Self::WrittenBack { .. } => "keys that are clean".to_owned(),
             Self::Stale { .. } => "state clean or dirty".to_owned(),
             Self::TooSmall { end, .. } => format!("at least {end} sectors"),
+            Self::DataOffset { start, .. } => format!("a data offset of at most {start}"),
             Self::CleanDiffers { .. } => "the same data".to_owned(),
             Self::CannotCompare { .. } | Self::CannotFind { .. } => "readable data".to_owned(),
         }
@@ -381,6 +394,10 @@ pub(super) fn check(
     let size = info.size().0;
     if usage.end > size {
         listener.problem(BackingProblem::TooSmall { path: path(), size, end: usage.end });
+    }
+    let data_offset = sb.data_offset();
+    if let Some(start) = usage.start_before(data_offset) {
+        listener.problem(BackingProblem::DataOffset { path: path(), data_offset, start });
     }
     if verify_clean && relation.standing == Standing::Attached {
         verify_clean_data(set, member.device.handle, slot, usage.end.min(size), listener);

@@ -274,6 +274,9 @@ codes! {
     BackingDetached = 714, "backing-detached", Untidy,
         "A backing device is attached to no cache, and this cache holds nothing of it.",
         "Nothing needs to be done: the device needs no cache.";
+    BackingDataOffset = 715, "backing-data-offset", DataAtRisk,
+        "The cache holds data of a backing device from before the sector where its superblock says that the data begins: that offset is wrong.",
+        "Do not register the device: all of its data would be in the wrong place. Export the dirty data with the right data offset, 16 unless the device was made with another.";
 }
 
 impl std::fmt::Display for Code {

@@ -66,6 +66,8 @@ pub struct ExportReport {
     pub likely_left_sectors: u64,
     /// Lost or unreadable.
     pub lost_sectors: u64,
+    /// Cached of sectors before the volume's data, and so in none of these: the data offset is wrong.
+    pub before_data_sectors: u64,
     /// Sectors that are lost, or only likely right, by reason.
     pub reasons: BTreeMap<&'static str, u64>,
     /// Whether the export ended early because the sink said so.
@@ -78,6 +80,7 @@ impl ExportReport {
         self.likely_taken_sectors == 0
             && self.likely_left_sectors == 0
             && self.lost_sectors == 0
+            && self.before_data_sectors == 0
             && !self.interrupted
     }
 
@@ -118,7 +121,11 @@ pub fn export(
     let mut export = Export {
         options,
         sink,
-        report: ExportReport { size_sectors: size.0, ..ExportReport::default() },
+        report: ExportReport {
+            size_sectors: size.0,
+            before_data_sectors: reader.sectors_before_data(),
+            ..ExportReport::default()
+        },
         buf: AlignedBuf::zeroed(usize::try_from(CHUNK_SECTORS * SECTOR_BYTES).unwrap_or(0)),
     };
     let mut at = 0;
