@@ -290,3 +290,73 @@ fn what_holds_something_else_now_is_not_certain() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// The uuid table of a set, one slot or all that a block has.
+fn wipe_uuid_table(image: &Path, noise: bool) -> anyhow::Result<()> {
+    let at = with_cache_set(image, |set| {
+        let bucket = set.uuids.bucket.context("no uuid table")?;
+        Ok(set.geometry().bucket_to_sector(bucket).bytes())
+    })?;
+    write_at(image, at, &[if noise { 0x5a } else { 0 }; 512])
+}
+
+fn set_uuid(image: &Path) -> anyhow::Result<Vec<u8>> {
+    Ok(std::fs::read(image)?[4096 + 56..4096 + 72].to_vec())
+}
+
+/// Superblock and uuid table of a cache are gone: any backing device of the set has the whole of its UUID.
+/// Half of one is never made up.
+#[test]
+fn the_set_uuid_is_that_of_a_backing_device() -> anyhow::Result<()> {
+    for (name, noise) in
+        [("clean-612", true), ("clean-612", false), ("dirty-61", true), ("dirty-61", false)]
+    {
+        let fixture = Fixture::unpack(name)?;
+        let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+        let path = backing.to_str().context("UTF-8")?;
+        wipe_uuid_table(cache, noise)?;
+        write_at(cache, 4096, &[0; 512])?;
+        let damaged = std::fs::read(cache)?;
+        let accept = ["--yes", "--accept", "superblock-gone", "--accept", "uuid-table", "--json"];
+
+        let output = repair(cache, &accept)?;
+        assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(text.contains("only the backing devices of the set"), "{name}: {text}");
+        ensure!(std::fs::read(cache)? == damaged, "{name}: something was written");
+
+        let checked = run([OsStr::new("check"), cache.as_os_str(), backing.as_os_str()])?;
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        let advised = format!("bcachectl repair --dry-run {} {path}\n", cache.display());
+        ensure!(name != "dirty-61" || text.contains(&advised), "{name}: {text}");
+        ensure!(!text.contains("this cache is not that set"), "{name}: {text}");
+
+        let output = repair(cache, &[&[path], &accept[..]].concat())?;
+        let done = report(&output)?;
+        assert_eq!(set_uuid(cache)?, set_uuid(backing)?, "{name}: {done}");
+        if !noise && name == "clean-612" {
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0), "{name}: {done}");
+        let checked = run([OsStr::new("check"), cache.as_os_str(), backing.as_os_str()])?;
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        ensure!(checked.status.code().is_some_and(|code| code < 4), "{name}: {text}");
+    }
+    Ok(())
+}
+
+/// Which volume is whose, only the backing devices tell where the uuid table is lost: the advice names those
+/// that were named.
+#[test]
+fn the_advised_repair_has_all_backing_devices() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    wipe_uuid_table(cache, false)?;
+    let checked = run([OsStr::new("check"), cache.as_os_str(), backing.as_os_str()])?;
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    let advised = format!("bcachectl repair --dry-run {} {}\n", cache.display(), backing.display());
+    ensure!(text.contains(&advised), "{text}");
+    let output = repair(cache, &[backing.to_str().context("UTF-8")?, "--dry-run", "--json"])?;
+    ensure!(report(&output)?["new_metadata"].is_object(), "followed, the advice does not help");
+    Ok(())
+}

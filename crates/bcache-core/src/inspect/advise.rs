@@ -68,9 +68,9 @@ fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Ve
     }
     let mendable = mendable(member, members);
     match member.stakes.answer {
-        Answer::None => nothing_dirty(member, mendable),
-        Answer::Present => dirty(member, mendable, has_copies),
-        Answer::Unknown => unknown(member, mendable),
+        Answer::None => nothing_dirty(member, members, mendable),
+        Answer::Present => dirty(member, members, mendable, has_copies),
+        Answer::Unknown => unknown(member, members, mendable),
     }
 }
 
@@ -108,11 +108,15 @@ fn of_cut_off(member: &Member<'_>, needed: Sectors) -> Vec<Advice> {
     keep.into_iter().chain([whole]).collect()
 }
 
-fn nothing_dirty(member: &Member<'_>, mendable: Vec<PathBuf>) -> Vec<Advice> {
+fn nothing_dirty(
+    member: &Member<'_>,
+    members: &[Member<'_>],
+    mendable: Vec<PathBuf>,
+) -> Vec<Advice> {
     let mut advice = Vec::new();
     let cache = member.path();
     if !mendable.is_empty() && !member.in_use {
-        advice.extend(repair(member, mendable));
+        advice.extend(repair(member, members, mendable));
     }
     if member.device.registers() {
         for volume in &member.volumes.0 {
@@ -233,7 +237,12 @@ fn ran_alone(volume: &Volume) -> bool {
     }
 }
 
-fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<Advice> {
+fn dirty(
+    member: &Member<'_>,
+    members: &[Member<'_>],
+    mendable: Vec<PathBuf>,
+    has_copies: bool,
+) -> Vec<Advice> {
     let cache = member.path().clone();
     let device = &member.device;
     let danger = danger(member);
@@ -260,7 +269,7 @@ fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<A
     // next registration it is too late.
     let is_first = device.doubts.contains(&Doubt::TornEntry) || !mendable.is_empty();
     if is_first && sound && !member.in_use {
-        advice.extend(repair(member, mendable.clone()));
+        advice.extend(repair(member, members, mendable.clone()));
     }
     if member.in_use {
         advice.push(Advice::StopFirst);
@@ -277,7 +286,7 @@ fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<A
     let takes_none = !registers && !can_write_back && !member.in_use;
     let needs_repair = !sound || volumes().any(|it| it.owner == Owner::Unknown);
     if needs_repair && matches!(device.contents, Contents::Set(_)) && !member.in_use {
-        let advised = repair(member, mendable);
+        let advised = repair(member, members, mendable);
         advice.extend(advised.filter(|it| !advice.contains(it)));
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
@@ -326,7 +335,7 @@ fn dirty(member: &Member<'_>, mendable: Vec<PathBuf>, has_copies: bool) -> Vec<A
     advice
 }
 
-fn unknown(member: &Member<'_>, mendable: Vec<PathBuf>) -> Vec<Advice> {
+fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) -> Vec<Advice> {
     let mut advice = Vec::new();
     advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
     advice.push(Advice::DoNotWipe);
@@ -339,23 +348,54 @@ fn unknown(member: &Member<'_>, mendable: Vec<PathBuf>) -> Vec<Advice> {
     }
     let is_damaged = member.device.identity != Identity::Cache;
     if !only_torn || is_damaged || !mendable.is_empty() {
-        advice.extend(repair(member, mendable));
+        advice.extend(repair(member, members, mendable));
     }
     advice
 }
 
-/// The repair of a cache, and of backing devices. A superblock that is gone has its set's UUID from one.
-fn repair(member: &Member<'_>, mut backing: Vec<PathBuf>) -> Option<Advice> {
-    if member.device.identity == Identity::SuperblockGone {
-        let owner = member.volumes.0.iter().find_map(Volume::backing);
-        if owner.is_none() && member.volumes.0.iter().any(|volume| !volume.is_flash_only()) {
-            return None;
+/// The repair of a cache, and of backing devices. A superblock that is gone has its set's UUID from one, and
+/// volumes without owners find them among all that were named.
+fn repair(
+    member: &Member<'_>,
+    members: &[Member<'_>],
+    mut backing: Vec<PathBuf>,
+) -> Option<Advice> {
+    let is_gone = member.device.identity == Identity::SuperblockGone;
+    if is_gone || lacks_owners(member, members) {
+        let owner = member.volumes.0.iter().find_map(Volume::backing).map(|it| it.path.clone());
+        let named = members.iter().filter(|it| is_attached(it, member)).map(|it| it.path().clone());
+        for path in named.chain(owner.filter(|_| is_gone)) {
+            if !backing.contains(&path) {
+                backing.push(path);
+            }
         }
-        let path = owner.map(|device| device.path.clone());
-        backing.extend(path.filter(|path| !backing.contains(path)));
+    }
+    if is_gone && backing.is_empty() && !member.device.has_flash_only_alone() {
+        return None;
     }
     backing.insert(0, member.path().clone());
     Some(Advice::Repair { devices: backing })
+}
+
+/// Whether `backing` is a backing device that says that it is attached to the set on `cache`.
+fn is_attached(backing: &Member<'_>, cache: &Member<'_>) -> bool {
+    let set_uuid = |it: &Member<'_>| it.device.superblock.as_ref().map(Superblock::set_uuid);
+    let state = backing.device.superblock.as_ref().map(Superblock::state);
+    backing.device.kind() == Some(Kind::Backing)
+        && set_uuid(backing) == set_uuid(cache)
+        && state != Some(BackingState::None)
+}
+
+/// Whether the uuid table of `cache` cannot be what it was: a volume is not in it, or a backing device of the
+/// set.
+fn lacks_owners(cache: &Member<'_>, members: &[Member<'_>]) -> bool {
+    let is_lacking = |it: &Member<'_>| {
+        let uuid = it.device.superblock.as_ref().map(Superblock::uuid);
+        is_attached(it, cache) && !cache.volumes.0.iter().any(|volume| volume.uuid == uuid)
+    };
+    [Doubt::UuidTable, Doubt::UuidSlot].iter().any(|it| cache.device.doubts.contains(it))
+        || cache.volumes.0.iter().any(|volume| volume.owner == Owner::Unknown)
+        || members.iter().any(is_lacking)
 }
 
 fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use crate::device::DeviceInfo;
+use crate::layout::SetMagic;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::verdict::kernel_verdict;
 use crate::units::Sectors;
@@ -63,12 +64,31 @@ impl BackingDevices {
         if self.named.contains_key(&uuid) {
             return self.named.get(&uuid);
         }
+        self.search();
+        self.machine.get(&uuid)
+    }
+
+    fn search(&mut self) {
         if let Some(search) = self.search.take() {
             for device in search() {
                 insert(&mut self.machine, device);
             }
         }
-        self.machine.get(&uuid)
+    }
+
+    /// The UUID of the set with this magic, as its backing devices have it: the magic is the first half, and
+    /// that is random enough to prove it.
+    pub(super) fn set_uuid(&mut self, magic: SetMagic) -> Option<Uuid> {
+        let of = |devices: &HashMap<Uuid, BackingDevice>| {
+            let set_uuids = devices.values().map(|device| device.superblock.set_uuid());
+            let mut of_set = set_uuids.filter(|it| SetMagic::from_set_uuid(it) == magic);
+            let first = of_set.next()?;
+            of_set.all(|it| it == first).then_some(first)
+        };
+        of(&self.named).or_else(|| {
+            self.search();
+            of(&self.machine)
+        })
     }
 }
 

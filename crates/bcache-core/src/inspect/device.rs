@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::collections::TryReserveError;
 
-use uuid::Uuid;
-
 use crate::cache_set::gone::Remains;
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
@@ -13,9 +11,9 @@ use crate::cache_set::{
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::backing::BackingDevices;
 use crate::inspect::doubt::{Doubt, Watch};
-use crate::layout::SetMagic;
 use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
+use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::units::Sectors;
 
@@ -200,23 +198,31 @@ impl<'d> Device<'d> {
             }
     }
 
-    /// Gives a set whose superblock is gone the whole of its UUID, which its backing devices have.
+    /// Gives a set whose superblock is gone the whole of its UUID, which its backing devices have, be they in
+    /// the uuid table or not.
     pub fn complete_set_uuid(&mut self, backing: &mut BackingDevices) {
         let Contents::Set(contents) = &mut self.contents else { return };
         if self.identity != Identity::SuperblockGone {
             return;
         }
         let set = &mut contents.set;
-        let magic = set.cache.magic();
-        let uuids: Vec<Uuid> = set.uuids.used().map(|(_, entry)| entry.uuid).collect();
-        let set_uuid = uuids.into_iter().find_map(|uuid| {
-            let set_uuid = backing.find(uuid)?.superblock.set_uuid();
-            (SetMagic::from_set_uuid(&set_uuid) == magic).then_some(set_uuid)
-        });
+        let set_uuid = backing.set_uuid(set.cache.magic());
         if let Some(set_uuid) = set_uuid {
             set.cache.name_set(set_uuid);
             self.superblock = Some(set.cache.superblock().clone());
         }
+    }
+
+    /// Whether the uuid table says for certain that the set has no backing device; those alone have the whole
+    /// of its UUID. A table that was wiped is as empty as that of a set without volumes.
+    pub(crate) fn has_flash_only_alone(&self) -> bool {
+        let Some(set) = self.set().map(|it| &it.set) else { return false };
+        let is_flash_only = |slot: u32| set.uuids.get(slot).is_some_and(UuidEntry::flash_only);
+        let mut slots =
+            set.uuids.used().map(|(slot, _)| slot).chain(set.volumes.keys().copied()).peekable();
+        let is_known = slots.peek().is_some() && slots.all(is_flash_only);
+        let is_in_doubt = |it| self.doubts.contains(it);
+        is_known && ![Doubt::UuidTable, Doubt::UuidSlot].iter().any(is_in_doubt)
     }
 
     /// Reads all metadata of a cache device; of any other device there is none.

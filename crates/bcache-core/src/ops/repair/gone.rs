@@ -28,10 +28,8 @@ pub(super) fn superblock(
     }
     device.complete_set_uuid(&mut named);
     let Some(mut sb) = device.superblock.clone() else { return Ok(None) };
-    let has_backing =
-        device.set().is_none_or(|it| it.set.uuids.used().any(|(_, entry)| !entry.flash_only()));
     let (first, second) = sb.set_uuid().as_u64_pair();
-    if second == 0 && has_backing {
+    if second == 0 && !device.has_flash_only_alone() {
         return Err(RepairError::SetUuid { path: cache.info().path.clone() });
     }
     // The device had a UUID of its own, of which nothing is left; nothing but udev's links goes by it.
