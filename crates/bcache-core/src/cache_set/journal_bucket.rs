@@ -76,3 +76,10 @@ pub struct JournalBucket {
     /// What looks like entries, from [`Stop::NoEntry`] on, and is none.
     pub bad: Vec<BadEntry>,
 }
+
+impl JournalBucket {
+    /// All sound entries, also those where the kernel does not look.
+    pub(super) fn sound(&self) -> impl Iterator<Item = &EntryHeader> {
+        self.entries.iter().chain(&self.behind)
+    }
+}

@@ -148,6 +148,18 @@ pub enum BtreeProblem {
         /// What.
         fault: NodeFault,
     },
+    /// A leaf has lost keys, for there are older ones or none in their place.
+    #[error(
+        "{place}: lacks keys that were in it, among them {key:?}, which journal entry {seq} has"
+    )]
+    LostKeys {
+        /// The node.
+        place: NodePlace,
+        /// The first such key.
+        key: Bkey,
+        /// The entry.
+        seq: u64,
+    },
     /// Two keys lead to one node.
     #[error("{place}: reached a second time")]
     Revisited {

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::btree::{LoadedNode, ReadNode, WalkHandler, walk};
+use crate::cache_set::lost_keys;
 use crate::cache_set::problem::{
     BtreeProblem, BucketProblem, KeySource, MetadataRole, NodePlace, Problem,
 };
@@ -93,6 +94,7 @@ pub(super) fn read<'d>(
         suspects,
         stale_dirty,
     };
+    set.suspects.extend(lost_keys::find(&set, visitor));
     for (slot, sectors) in check_stale_dirty_journal_keys(&set, visitor) {
         *set.stale_dirty.entry(slot).or_default() += sectors;
     }

@@ -98,7 +98,8 @@ impl SetRefusal {
                 FaultKind::BadBtreePtr => Some(Self::SpottedBtreePtr),
                 FaultKind::OutOfOrder | FaultKind::Truncated | FaultKind::PastNode => None,
             },
-            BtreeProblem::Revisited { .. }
+            BtreeProblem::LostKeys { .. }
+            | BtreeProblem::Revisited { .. }
             | BtreeProblem::BeforeNode { .. }
             | BtreeProblem::ChildrenEndShort { .. }
             | BtreeProblem::NoChildren { .. } => None,

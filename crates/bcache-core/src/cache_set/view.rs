@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use crate::cache_set::btree::node::{NodeReadError, node_ptr, read_node};
 use crate::cache_set::btree::{FaultKind, LoadedNode};
-use crate::cache_set::{CacheSet, KeySource};
+use crate::cache_set::{CacheSet, KeySource, NodePlace, Suspect};
 use crate::device::AlignedBuf;
 use crate::layout::bkey::{Bkey, Pos};
 use crate::layout::bset::NodeErrorAt;
@@ -122,6 +122,8 @@ pub enum Doubt {
 /// A leaf that covers a position.
 struct Leaf {
     node: Rc<LoadedNode>,
+    /// It covers keys that end after this position.
+    from: Pos,
     doubt: Option<Doubt>,
     /// What keeps it from being whole; its keys are those of the sound sets.
     damage: Option<NodeErrorAt>,
@@ -189,6 +191,7 @@ impl<'s, 'd> View<'s, 'd> {
         }
         // The journal names the root: no gen decides whether it is current.
         let mut doubt = None;
+        let mut covers_from = Pos::ZERO;
         loop {
             let node =
                 self.node(&key, level).map_err(|error| LostNode { end: key.pos(), error })?;
@@ -200,9 +203,11 @@ impl<'s, 'd> View<'s, 'd> {
                 if self.set.is_suspect(pos, key.pos()) {
                     doubt = Some(Doubt::Btree);
                 }
-                return Ok(Some(Leaf { node, doubt, damage }));
+                return Ok(Some(Leaf { node, from: covers_from, doubt, damage }));
             };
             let from = node.keys.partition_point(|key| key.pos() <= pos);
+            let before = from.checked_sub(1).and_then(|before| node.keys.get(before));
+            covers_from = before.map_or(covers_from, |before| before.pos());
             let child = node
                 .keys
                 .iter_from(from)
@@ -217,6 +222,16 @@ impl<'s, 'd> View<'s, 'd> {
             key = child;
             level = below;
         }
+    }
+
+    /// The leaf with the keys that end after `pos`, and the stretch that it covers; `None` where it cannot
+    /// be read.
+    pub(super) fn leaf_at(&mut self, pos: Pos) -> Option<(NodePlace, Suspect)> {
+        let Leaf { node, from, .. } = self.leaf(pos).ok()??;
+        let (ptr, end) = (node_ptr(&node.key), node.key.pos());
+        let bucket = ptr.bucket(self.set.geometry());
+        let place = NodePlace { level: 0, bucket, sector: ptr.offset(), end };
+        Some((place, Suspect { from, to: end, level: 0, bucket }))
     }
 
     /// Tells what the cache has for the sectors `[start, end)` of the volume in slot `inode`, in
@@ -280,7 +295,8 @@ impl<'s, 'd> View<'s, 'd> {
     ) -> ControlFlow<()> {
         let mut at = start;
         while at < end {
-            let Leaf { node: leaf, doubt, damage } = match self.leaf(Pos { inode, offset: at }) {
+            let Leaf { node: leaf, doubt, damage, .. } = match self.leaf(Pos { inode, offset: at })
+            {
                 Ok(Some(leaf)) => leaf,
                 Ok(None) => break,
                 Err(LostNode { end: bound, error }) => {

@@ -15,6 +15,8 @@ pub enum Danger {
     OlderState,
     /// The kernel would start garbage as flash-only volumes, and would not find the owners.
     NoTable,
+    /// The kernel does not notice what is wrong with the btree, and would return older data.
+    LostKeys,
     /// Dirty keys are older than the gens of their buckets: the kernel would return older data.
     StaleKeys,
     /// The kernel's allocator knows no such replacement policy, and would never end.

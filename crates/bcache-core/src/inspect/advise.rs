@@ -186,6 +186,8 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         || member.volumes.0.iter().any(is_ownerless)
     {
         Some(Danger::NoTable)
+    } else if device.doubts.contains(&Doubt::Btree) && device.registers() {
+        Some(Danger::LostKeys)
     } else if device.doubts.contains(&Doubt::Keys) {
         Some(Danger::StaleKeys)
     } else if dirty_owner(|standing, state| {

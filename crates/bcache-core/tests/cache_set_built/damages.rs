@@ -228,6 +228,21 @@ pub(crate) const DAMAGES: &[Damage] = &[
         &[],
     ),
     (
+        "keys of a leaf lost without a trace",
+        |s| s.write_entry(40, &[s.new_dirty_key()], |_| {}),
+        Code::BtreeLostKeys,
+        &[],
+    ),
+    (
+        "older keys of a leaf back",
+        |s| {
+            let hole = s.dirty_key().0.with_ptrs(&[]).with_dirty(false);
+            s.write_entry(40, &[hole], |_| {});
+        },
+        Code::BtreeLostKeys,
+        &[],
+    ),
+    (
         "bucket of dirty data reused",
         |s| s.set_gen(s.dirty_key().1, |g| g + 1),
         Code::KeyStaleDirty,

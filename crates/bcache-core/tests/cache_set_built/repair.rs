@@ -83,6 +83,8 @@ const ANSWERS: &[&str] = &[
     "508 two keys to one child: likely btree-node",
     "509 leaf begins in the one before: guess btree-node",
     "510 last child gone: likely btree-node",
+    "511 keys of a leaf lost without a trace: guess btree-node",
+    "511 older keys of a leaf back: guess btree-node",
     "601 bucket of dirty data reused: guess keys",
     "601 bucket of dirty data that only the journal names reused: guess keys",
     "602 pointer 97 behind: guess keys",

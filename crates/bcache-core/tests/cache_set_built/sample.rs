@@ -151,11 +151,21 @@ impl Sample {
 
     /// The same with other keys.
     pub(crate) fn write_newest(&self, keys: &[Bkey], change: impl FnOnce(&mut JsetParams<'_>)) {
-        let old = self.entry(43);
-        let mut params = JsetParams { seq: 43, ..JsetParams::of(&old, keys) };
+        self.write_entry(43, keys, change);
+    }
+
+    /// The same of any entry.
+    pub(crate) fn write_entry(
+        &self,
+        seq: u64,
+        keys: &[Bkey],
+        change: impl FnOnce(&mut JsetParams<'_>),
+    ) {
+        let old = self.entry(seq);
+        let mut params = JsetParams { seq, ..JsetParams::of(&old, keys) };
         change(&mut params);
         let entry = jset::encode(&params, self.built.magic).unwrap();
-        self.write(self.entry_byte(43), entry.as_bytes());
+        self.write(self.entry_byte(seq), entry.as_bytes());
     }
 
     pub(crate) fn edit_prios(

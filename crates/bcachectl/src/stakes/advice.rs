@@ -212,6 +212,10 @@ const fn danger(why: Danger) -> &'static str {
             "Do NOT register this device: without its uuid table the kernel does not find the owners \
              of the dirty data, and starts garbage as flash-only volumes."
         }
+        Danger::LostKeys => {
+            "Do NOT register this device: the kernel does not notice what is wrong with its btree, and \
+             would return older data."
+        }
         Danger::StaleKeys => {
             "Do NOT register this device: keys of dirty data do not fit the gens of their buckets, so the \
              kernel would drop them and return older data."

@@ -205,6 +205,9 @@ codes! {
     BtreeUncovered = 510, "btree-uncovered", DataAtRisk,
         "The children of an interior btree node do not reach its end.",
         "Do not register the device: inserts past the last child fail.";
+    BtreeLostKeys = 511, "btree-lost-keys", DataAtRisk,
+        "A btree node has lost keys: the journal has newer ones for the same data.",
+        "Do not register the device: the kernel does not notice, and the newer data would be lost. Copy the whole of it first; a repair takes the keys from the journal.";
     KeyStaleDirty = 601, "key-stale-dirty", DataAtRisk,
         "A key holds the only copy of data, and its bucket was reused.",
         "The data is lost. Check the filesystem on the volume.";

@@ -243,6 +243,7 @@ pub(in crate::ops) fn problem_code(problem: &Problem) -> Code {
                 FaultKind::OutOfOrder | FaultKind::Truncated => Code::BtreeOrder,
                 FaultKind::PastNode => Code::BtreePastNode,
             },
+            BtreeProblem::LostKeys { .. } => Code::BtreeLostKeys,
             BtreeProblem::Revisited { .. } => Code::BtreeRevisited,
             BtreeProblem::BeforeNode { .. } => Code::BtreeBeforeNode,
             BtreeProblem::ChildrenEndShort { .. } | BtreeProblem::NoChildren { .. } => {
@@ -304,6 +305,7 @@ fn problem_place(problem: &Problem) -> Place {
             BtreeProblem::Unreadable { place, .. }
             | BtreeProblem::BadNode { place, .. }
             | BtreeProblem::Fault { place, .. }
+            | BtreeProblem::LostKeys { place, .. }
             | BtreeProblem::Revisited { place }
             | BtreeProblem::BeforeNode { place, .. }
             | BtreeProblem::ChildrenEndShort { place, .. }
@@ -367,6 +369,7 @@ fn problem_expected(problem: &Problem) -> String {
                 FaultKind::Truncated => "whole keys".to_owned(),
                 FaultKind::PastNode => "keys up to the node's own".to_owned(),
             },
+            BtreeProblem::LostKeys { .. } => "all keys that were inserted".to_owned(),
             BtreeProblem::Revisited { .. } => "one key for each node".to_owned(),
             BtreeProblem::BeforeNode { expected, .. } => format!("keys from {expected} on"),
             BtreeProblem::ChildrenEndShort { place, .. } => format!("a child up to {}", place.end),

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 
 use crate::cache_set::journal::{Gap, JournalProblem};
+use crate::cache_set::past::Past;
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{
@@ -27,7 +28,6 @@ use crate::ops::rebuild::{self, PrepareError, RebuildPlan};
 use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::missed;
 use crate::ops::repair::owner::Owner;
-use crate::ops::repair::past::Past;
 use crate::ops::repair::reading::{Seen, is_ownerless};
 use crate::ops::repair::reason::{Anew, NotAnew, Reason};
 use crate::ops::repair::region::{Region, Sources};

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::cache_set::past;
 use crate::cache_set::{CacheDevice, Journal, Progress};
 use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::bkey::Bkey;
@@ -13,7 +14,7 @@ use crate::layout::jset::{JsetParams, encode};
 use crate::layout::prio_set::PrioSet;
 use crate::ops::plan::{Step, WriteKind};
 use crate::ops::repair::scan::scan;
-use crate::ops::repair::{Class, Code, Fix, Place, past};
+use crate::ops::repair::{Class, Code, Fix, Place};
 use crate::units::BucketIndex;
 
 /// The entry for the set on `device`, at the start of its journal.

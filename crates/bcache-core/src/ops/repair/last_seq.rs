@@ -5,12 +5,13 @@
 //! it again in the same order.
 
 use crate::cache_set::journal::{EntryHeader, JournalPlace, JournalProblem};
+use crate::cache_set::past;
 use crate::cache_set::{CacheDevice, Journal, Problem};
 use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::bkey::Bkey;
 use crate::layout::jset::{JsetParams, encode};
 use crate::ops::plan::{Step, WriteKind};
-use crate::ops::repair::{Class, Code, Fix, Place, past};
+use crate::ops::repair::{Class, Code, Fix, Place};
 
 /// What is to be changed of the entries that `problems` tell of.
 pub(super) fn fixes(device: &dyn ReadDevice, problems: &[Problem]) -> Vec<Fix> {

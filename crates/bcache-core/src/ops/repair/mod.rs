@@ -26,7 +26,6 @@ mod last_seq;
 mod left;
 mod missed;
 mod owner;
-mod past;
 mod reading;
 mod reason;
 mod region;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::cache_set::btree::node::node_ptr;
+use crate::cache_set::past::Past;
 use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay, Suspect};
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::ops::repair::Class;
-use crate::ops::repair::past::Past;
 use crate::ops::repair::search::{
     FoundLeaf, FoundNodes, NodeSets, Pointers, in_order, node_pointer,
 };

@@ -19,13 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
+use crate::cache_set::past;
 use crate::cache_set::{CacheSet, GcMark, Progress, UuidTable};
 use crate::device::AlignedBuf;
 use crate::layout::uuid_entry::{self, UuidEntry};
 use crate::ops::keyed::Keyed;
 use crate::ops::repair::claims::{self, Claim};
 use crate::ops::repair::owner::Owner;
-use crate::ops::repair::past;
 use crate::ops::repair::reason::NotAnew;
 use crate::ops::repair::scan::scan;
 use crate::ops::repair::slots::Table;

@@ -6,40 +6,63 @@
 
 use std::collections::BTreeMap;
 
-use crate::cache_set::journal::EntryHeader;
-use crate::cache_set::{CacheDevice, CacheSet};
+use crate::cache_set::journal::{EntryHeader, JournalBucket};
+use crate::cache_set::{CacheDevice, CacheSet, Journal};
 use crate::device::AlignedBuf;
 use crate::layout::bkey::Bkey;
 use crate::layout::jset::Jset;
 
+/// The newest entry and those before it, without a gap, the newest first.
+fn history<'j>(
+    cache: &'j CacheDevice<'_>,
+    journal: &'j Journal,
+) -> impl Iterator<Item = Jset> + 'j {
+    let mut headers: BTreeMap<u64, Vec<EntryHeader>> = BTreeMap::new();
+    for entry in journal.buckets.iter().flat_map(JournalBucket::sound) {
+        headers.entry(entry.seq).or_default().push(*entry);
+    }
+    let newest = journal.newest().map_or(0, |entry| entry.jset.seq());
+    (0..=newest).rev().map_while(move |seq| match headers.get(&seq).map(Vec::as_slice) {
+        Some([header]) => load_from(cache, header),
+        // A number that is there twice is of two histories, and nobody knows which is this one's.
+        _ => None,
+    })
+}
+
+/// Keys of the newest entries, in the order of their insertion, each with its entry's number: of whole
+/// entries, `count` or somewhat more.
+pub(super) fn latest_keys(
+    cache: &CacheDevice<'_>,
+    journal: &Journal,
+    count: usize,
+) -> Vec<(u64, Bkey)> {
+    let mut entries: Vec<Vec<(u64, Bkey)>> = Vec::new();
+    let mut found = 0usize;
+    for entry in history(cache, journal) {
+        let keys: Vec<_> = entry.keys().map(|key| (entry.seq(), key)).collect();
+        found = found.saturating_add(keys.len());
+        entries.push(keys);
+        if found >= count {
+            break;
+        }
+    }
+    entries.into_iter().rev().flatten().collect()
+}
+
 /// The newest entry and those before it, without a gap, oldest first.
-pub(super) struct Past {
+pub(crate) struct Past {
     entries: Vec<Jset>,
 }
 
 impl Past {
-    pub(super) fn read(set: &CacheSet<'_>) -> Self {
-        let newest = set.journal.newest().map_or(0, |entry| entry.jset.seq());
-        let mut headers: BTreeMap<u64, Vec<EntryHeader>> = BTreeMap::new();
-        for bucket in &set.journal.buckets {
-            for entry in bucket.entries.iter().chain(&bucket.behind) {
-                headers.entry(entry.seq).or_default().push(*entry);
-            }
-        }
-        let mut entries = Vec::new();
-        let mut seq = newest;
-        // A number that is there twice is of two histories, and nobody knows which is this one's.
-        while let Some([header]) = headers.get(&seq).map(Vec::as_slice) {
-            let Some(jset) = load(set, header) else { break };
-            entries.push(jset);
-            seq = seq.saturating_sub(1);
-        }
+    pub(crate) fn read(set: &CacheSet<'_>) -> Self {
+        let mut entries: Vec<Jset> = history(&set.cache, &set.journal).collect();
         entries.reverse();
         Self { entries }
     }
 
     /// Whether it holds every entry since the cache was made.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.entries.first().is_some_and(|entry| entry.seq() == 1)
     }
 
@@ -50,7 +73,7 @@ impl Past {
     }
 
     /// Keys of the entries from `first` on, in the order of their insertion.
-    pub(super) fn keys_from(&self, first: u64) -> impl Iterator<Item = (u64, Bkey)> + '_ {
+    pub(crate) fn keys_from(&self, first: u64) -> impl Iterator<Item = (u64, Bkey)> + '_ {
         let from = self.entries.partition_point(|entry| entry.seq() < first);
         let entries = self.entries.get(from..).unwrap_or_default();
         entries.iter().flat_map(|entry| entry.keys().map(|key| (entry.seq(), key)))
@@ -62,7 +85,7 @@ impl Past {
     /// Let m be the newest entry that has such a key. What was inserted later was pinned by its entry until
     /// the node's next set was written. Entry m - 1 was closed, with its `last_seq`, before m took its
     /// first key. So nothing later is in an entry older than that `last_seq`.
-    pub(super) fn first_after(&self, is_before: impl Fn(&Bkey) -> bool) -> Option<u64> {
+    pub(crate) fn first_after(&self, is_before: impl Fn(&Bkey) -> bool) -> Option<u64> {
         let newest =
             self.entries.iter().rev().find(|entry| entry.keys().any(|key| is_before(&key)));
         match newest {
@@ -77,10 +100,9 @@ impl Past {
 }
 
 /// All entries that can be read, also those that replay does not need, the newest first.
-pub(super) fn all_entries<'s>(set: &'s CacheSet<'_>) -> impl Iterator<Item = Jset> + 's {
-    let buckets = set.journal.buckets.iter();
+pub(crate) fn all_entries<'s>(set: &'s CacheSet<'_>) -> impl Iterator<Item = Jset> + 's {
     let mut headers: Vec<&EntryHeader> =
-        buckets.flat_map(|bucket| bucket.entries.iter().chain(&bucket.behind)).collect();
+        set.journal.buckets.iter().flat_map(JournalBucket::sound).collect();
     headers.sort_by_key(|header| std::cmp::Reverse(header.seq));
     headers.into_iter().filter_map(|header| load(set, header))
 }
@@ -90,7 +112,7 @@ fn load(set: &CacheSet<'_>, header: &EntryHeader) -> Option<Jset> {
 }
 
 /// The entry at its place.
-pub(super) fn load_from(cache: &CacheDevice<'_>, header: &EntryHeader) -> Option<Jset> {
+pub(crate) fn load_from(cache: &CacheDevice<'_>, header: &EntryHeader) -> Option<Jset> {
     let len = usize::try_from(header.bytes).ok()?;
     let mut bytes = AlignedBuf::zeroed(len);
     cache.read_bucket(header.place.bucket, header.place.offset, &mut bytes).ok()?;
