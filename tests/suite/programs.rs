@@ -2,10 +2,15 @@
 //! line, output that cannot be written, completions, and tables on terminals of any size.
 
 use anyhow::{Context as _, ensure};
+use bcache_tests::cache::with_cache_set;
+use bcache_tests::fixture::Fixture;
+use bcache_tests::image::write_at;
 use bcache_tests::need::unmet;
 use bcache_tests::terminal::{Terminal, on_terminal};
 use bcache_tests::{Need, Scratch, binary, tool};
-use std::fs::OpenOptions;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
 use std::process::{Command, Output, Stdio};
 
 const PROGRAMS: [&str; 2] = ["bcachectl", "bcache-bench"];
@@ -64,6 +69,54 @@ fn what_cannot_be_printed_is_a_failure() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How the program ended, with a reader of its output that takes `bytes` and goes away: at once, if none.
+fn ended_unread(arguments: &[&OsStr], bytes: u64) -> anyhow::Result<(Option<i32>, String)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let reader = (bytes > 0).then_some(File::from(reader));
+    let mut command = Command::new(binary("bcachectl")?);
+    let child = command.args(arguments).stdout(writer).stderr(Stdio::piped()).spawn()?;
+    // It has the end for writing as well.
+    drop(command);
+    if let Some(reader) = reader {
+        io::copy(&mut reader.take(bytes), &mut io::sink())?;
+    }
+    let output = child.wait_with_output()?;
+    Ok((output.status.code(), String::from_utf8(output.stderr)?))
+}
+
+/// The status is what the answer was, whoever read it. A stream that was not read to its end is not whole.
+#[test]
+fn a_reader_that_goes_away_leaves_the_exit_status() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let (cache, backing) = (fixture.cache.as_os_str(), fixture.backing[0].as_os_str());
+    let expect = |words: &str, devices: &[&OsStr], bytes: u64, status: i32| {
+        let words = words.split(' ').map(OsStr::new);
+        let arguments: Vec<&OsStr> = words.chain(devices.iter().copied()).collect();
+        let (code, said) = ended_unread(&arguments, bytes)?;
+        ensure!(code == Some(status), "{arguments:?}: {code:?}, {said}");
+        ensure!(!said.contains("pipe"), "{arguments:?}: {said}");
+        anyhow::Ok(())
+    };
+    let both = [cache, backing];
+    expect("show --dirty", &[cache], 0, 4)?;
+    expect("show --dirty --json", &[cache], 0, 4)?;
+    expect("check", &both, 0, 0)?;
+    expect("export -o -", &both, 100_000, 3)?;
+    expect("image create -o -", &[cache], 0, 3)?;
+    // Read to the end, they are whole.
+    expect("export -o -", &both, u64::MAX, 0)?;
+    expect("image create -o -", &[cache], u64::MAX, 0)?;
+    let root = with_cache_set(&fixture.cache, |set| {
+        Ok(set.geometry().bucket_to_sector(set.root.ptrs()[0].bucket(set.geometry())).bytes())
+    })?;
+    write_at(&fixture.cache, root, &[0; 4096])?;
+    for format in ["check", "check --json"] {
+        expect(format, &both, 0, 4)?;
+    }
+    expect("show", &[cache], 0, 1)?;
+    expect("repair --dry-run", &both, 0, 4)
 }
 
 #[test]

@@ -69,11 +69,14 @@ impl Program {
     }
 
     /// The status of what was run; an error is told on standard error. A reader of the output that
-    /// goes away is no error.
+    /// goes away is told nothing, and is an error only to a command that gives it a status.
     fn finish(&self, result: Result<ExitCode>) -> ExitCode {
         match result {
             Ok(code) => code,
-            Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+            Err(error) if is_broken_pipe(&error) => {
+                let exit = error.downcast_ref::<ExitError>();
+                exit.map_or(ExitCode::SUCCESS, |exit| exit.status.into())
+            }
             Err(error) => {
                 self.say(&told(&error));
                 ExitError::status_of(&error)

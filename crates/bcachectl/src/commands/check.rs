@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use bcache_cli::is_broken_pipe;
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
+use bcache_cli::unless_unread;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
 use bcache_core::inspect::{Answer, Device, take_cache};
@@ -38,9 +38,7 @@ struct Json<'a> {
 
 /// Runs `bcachectl check`. Whatever keeps it from checking ends it with [`CheckStatus::Failed`].
 pub fn run(args: &CheckArgs) -> Result<ExitCode> {
-    check_device(args).map_err(|error| {
-        if is_broken_pipe(&error) { error } else { ExitError::wrap(CheckStatus::Failed, error) }
-    })
+    check_device(args).map_err(|error| ExitError::wrap(CheckStatus::Failed, error))
 }
 
 /// What is checked: a cache and its backing devices, or backing devices alone.
@@ -129,21 +127,24 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
     progress.finish();
     let report = report.with_context(|| path.display().to_string())?;
     let status = exit_status(&report);
-    let mut out = Out::stdout();
-    if args.json {
-        out.json(&Json {
-            path,
-            backing: &backing,
-            registers: !matches!(report.registration, Registration::Refused { .. }),
-            in_use,
-            report: &report,
-            advice: advice(&report.advice),
-            exit_status: status,
-        })?;
-    } else {
-        render(&mut out, path, &report)?;
-    }
-    out.finish()?;
+    let print = || {
+        let mut out = Out::stdout();
+        if args.json {
+            out.json(&Json {
+                path,
+                backing: &backing,
+                registers: !matches!(report.registration, Registration::Refused { .. }),
+                in_use,
+                report: &report,
+                advice: advice(&report.advice),
+                exit_status: status,
+            })?;
+        } else {
+            render(&mut out, path, &report)?;
+        }
+        out.finish()
+    };
+    unless_unread(print())?;
     Ok(ExitCode::from(status))
 }
 

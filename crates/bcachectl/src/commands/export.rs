@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_cli::is_broken_pipe;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
+use bcache_cli::unless_unread;
 use bcache_core::ops::export::map::{Runs, write_head, write_run};
 use bcache_core::ops::export::{ExportOptions, ExportReport, Sink, Status, export};
 use bcache_core::units::{SECTOR_BYTES, Sectors, format_bytes};
@@ -127,7 +127,6 @@ fn copy(
         .map_err(anyhow::Error::from);
     let (report, map) = match report {
         Ok(done) => done,
-        Err(error) if is_broken_pipe(&error) => return Err(error),
         Err(error) => {
             let what = format!("writing {} failed; it is incomplete", args.output.display());
             return Err(ExitError::wrap(Failure::Partial, error.context(what)));
@@ -135,8 +134,7 @@ fn copy(
     };
     let map = map_path.filter(|_| map);
     if args.json {
-        let mut out = Out::stdout();
-        out.json(&Json {
+        let json = Json {
             path: &args.volume.cache,
             slot: volume.report.slot,
             uuid: volume.report.uuid,
@@ -146,8 +144,9 @@ fn copy(
             complete: report.is_complete(),
             problems: &volume.problems,
             report: &report,
-        })?;
-        out.finish()?;
+        };
+        let mut out = Out::stdout();
+        unless_unread(out.json(&json).and_then(|()| out.finish()))?;
     } else {
         tell(&volume, &report, map)?;
     }

@@ -68,7 +68,17 @@ fn create(args: &ImageCreateArgs) -> Result<ExitCode> {
     let context = || args.cache.display().to_string();
     let report = if stream {
         let out = BufWriter::new(io::stdout());
-        image::create(&device, args.anonymize, out, &mut progress).with_context(context)?.0
+        let made = image::create(&device, args.anonymize, out, &mut progress)
+            .map_err(anyhow::Error::from)
+            .and_then(|(report, mut out)| Ok(out.flush().map(|()| report)?));
+        match made.with_context(context) {
+            Ok(report) => report,
+            // Of a stream nobody else tells that it is no image.
+            Err(error) if is_broken_pipe(&error) => {
+                return Err(ExitError::wrap(Failure::Partial, error));
+            }
+            Err(error) => return Err(error),
+        }
     } else {
         check_target(&args.output, args.force, std::slice::from_ref(&args.cache))?;
         // Nothing is left behind that is no image.
@@ -79,7 +89,6 @@ fn create(args: &ImageCreateArgs) -> Result<ExitCode> {
             .and_then(|(report, out)| sync(out).map(|()| report));
         match made {
             Ok(report) => report,
-            Err(error) if is_broken_pipe(&error) => return Err(error),
             Err(error) => {
                 let what = format!("{} is incomplete", args.output.display());
                 return Err(ExitError::wrap(Failure::Partial, error.context(what)));

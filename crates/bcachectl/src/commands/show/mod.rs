@@ -13,6 +13,7 @@ use anyhow::{Result, anyhow};
 use bcache_cli::exit::told;
 use bcache_cli::out::Out;
 use bcache_cli::rows::Format;
+use bcache_cli::unless_unread;
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::cache_set::reused::set_uuid_reused;
 use bcache_core::device::holders::holders_of;
@@ -167,27 +168,30 @@ fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
             Err(error) => status.fail(ErrorReport::new(member.path(), &error)),
         }
     }
-    let mut out = Out::stdout();
-    match format {
-        Format::Table => {
-            for (index, device) in shown.iter().enumerate() {
-                if index > 0 {
-                    writeln!(out)?;
+    let print = || {
+        let mut out = Out::stdout();
+        match format {
+            Format::Table => {
+                for (index, device) in shown.iter().enumerate() {
+                    if index > 0 {
+                        writeln!(out)?;
+                    }
+                    render::table(&mut out, args, device)?;
                 }
-                render::table(&mut out, args, device)?;
+            }
+            Format::Json => {
+                let document = Document { args, shown: &shown, opened: &status.errors };
+                out.json(&document)?;
+            }
+            Format::Ndjson | Format::Csv => {
+                for device in &shown {
+                    render::list(&mut out, args, format, device)?;
+                }
             }
         }
-        Format::Json => {
-            let document = Document { args, shown: &shown, opened: &status.errors };
-            out.json(&document)?;
-        }
-        Format::Ndjson | Format::Csv => {
-            for device in &shown {
-                render::list(&mut out, args, format, device)?;
-            }
-        }
-    }
-    out.finish()?;
+        out.finish()
+    };
+    unless_unread(print())?;
     for device in &shown {
         status.add(device);
     }
