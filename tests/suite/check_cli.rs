@@ -406,3 +406,53 @@ fn backing_devices_are_checked_with_their_cache_or_alone() {
     assert_eq!(code(&output) & 4, 4, "{output:?}");
     assert!(text(&output).contains("CANNOT BE TOLD"), "{output:?}");
 }
+
+/// What is said of the backing device is not said under the name of what was its cache.
+#[test]
+fn a_cache_without_a_superblock_is_not_taken_for_its_backing_device() {
+    for (name, registers) in [("dirty-61", "and wait for the cache"), ("clean-612", "it;")] {
+        let fixture = Fixture::unpack(name).unwrap();
+        let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+        write_at(cache, 0, &vec![0; 4 << 20]).unwrap();
+        for paths in [[cache, backing], [backing, cache]] {
+            let output = check(paths);
+            let words = text(&output);
+            assert_eq!(code(&output) & 8, 8, "{name}: {words}");
+            let mut lines = words.lines();
+            let stranger = format!("{} is no bcache device, or no longer one.", cache.display());
+            assert_eq!(lines.next(), Some(&*stranger), "{name}: {words}");
+            let verdict = lines.next().unwrap();
+            let backing = backing.display();
+            let start = format!("{backing}: the kernel would register it");
+            assert!(verdict.starts_with(&start) && verdict.contains(registers), "{name}: {words}");
+            let json = json(&check(
+                [OsStr::new("--json")].into_iter().chain(paths.map(|it| it.as_os_str())),
+            ));
+            assert_eq!(json["path"], backing.to_string(), "{json}");
+            assert_eq!(json["backing"][0], cache.display().to_string(), "{json}");
+        }
+        let output = tool::run(
+            ["repair", "-n"]
+                .map(OsStr::new)
+                .into_iter()
+                .chain([cache, backing].map(|it| it.as_os_str())),
+        )
+        .unwrap();
+        let words = text(&output);
+        assert!(
+            !words.contains("Name the cache") && words.contains("If it is the cache"),
+            "{words}"
+        );
+    }
+}
+
+/// A cache of which only the start is here may be the set that the backing device names, and is.
+#[test]
+fn a_cache_that_is_cut_off_is_not_said_to_be_another_set() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    fs::File::options().write(true).open(&fixture.cache).unwrap().set_len(1 << 20).unwrap();
+    let output = check(devices(&fixture));
+    let words = text(&output);
+    assert!(code(&output) != 0 && words.contains("104 superblock-cut-off"), "{words}");
+    assert!(!words.contains("not that set") && !words.contains("709"), "{words}");
+}

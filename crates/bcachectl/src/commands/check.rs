@@ -11,6 +11,7 @@ use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
 use bcache_cli::unless_unread;
+use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
 use bcache_core::inspect::{Answer, Device, take_cache};
@@ -68,7 +69,12 @@ impl Subject {
                 return Ok(Self { device: cache, backing });
             }
         }
-        Ok(Self { device: backing.remove(0), backing })
+        // What was named with a backing device, and is none of bcache, may have been its cache.
+        let is_backing = |device: &FileReader| {
+            Device::read_superblock(device).is_ok_and(|it| it.kind() == Some(Kind::Backing))
+        };
+        let subject = backing.iter().position(is_backing).unwrap_or(0);
+        Ok(Self { device: backing.remove(subject), backing })
     }
 
     fn paths(&self) -> (&Path, Vec<&Path>) {
@@ -157,6 +163,13 @@ fn exit_status(report: &Report) -> u8 {
 
 fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     let style = out.style();
+    for stranger in &report.strangers {
+        let path = stranger.path.display();
+        match stranger.remains_at {
+            Some(at) => writeln!(out, "{path}: {}", OpenError::Remains { at })?,
+            None => writeln!(out, "{path} is no bcache device, or no longer one.")?,
+        }
+    }
     let alone = &report.alone;
     let (names, them) = match alone.len() {
         0 | 1 => (path.display().to_string(), "it"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::cache_set::view::{Extent, LookupError};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::{Contents, Device, Member, Standing};
+use crate::inspect::{Contents, Device, Doubt, Member, Standing};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
 use crate::layout::verdict::Refusal;
@@ -339,8 +339,9 @@ pub(super) fn check(
         listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
     }
     let (Some(set), Some(slot)) = (set, relation.slot) else {
-        // Of a set that cannot be read nobody knows whether it has a slot.
-        let has_none = set.is_some() || matches!(cache.contents, Contents::New);
+        // Of a set that was not read whole nobody knows whether it has a slot.
+        let is_read = set.is_some() && cache.doubts.iter().all(|it| *it == Doubt::TornEntry);
+        let has_none = is_read || matches!(cache.contents, Contents::New);
         // What it holds of nobody may be this device's.
         let ownerless = set.is_some_and(|set| {
             let is_ownerless = |(slot, usage): (&u32, &VolumeUsage)| {

@@ -122,6 +122,15 @@ pub struct BackingAlone {
     pub state: Option<BackingState>,
 }
 
+/// A device with no superblock of bcache, which was named with backing devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its path.
+    pub path: std::path::PathBuf,
+    /// Sector of a journal entry on it: it was a cache.
+    pub remains_at: Option<Sectors>,
+}
+
 /// What a check found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -147,6 +156,9 @@ pub struct Report {
     /// The devices, where no cache was named.
     #[serde(skip)]
     pub alone: Vec<BackingAlone>,
+    /// Devices beside these that are none of bcache, or of which only a journal is left.
+    #[serde(skip)]
+    pub strangers: Vec<Stranger>,
     /// The volumes of the set, with their owners.
     #[serde(skip)]
     pub volumes: Volumes,
@@ -355,6 +367,7 @@ pub fn check<'d>(
         counts: collector.counts,
         stakes: cache.stakes,
         alone: Vec::new(),
+        strangers: Vec::new(),
         volumes: cache.volumes,
         advice: cache.advice,
     })
@@ -394,10 +407,12 @@ fn check_alone<'d>(
     let group = Group::new(devices, &mut BackingDevices::default());
     let mut stakes = Stakes::none();
     let mut advice = Vec::new();
-    let mut alone = Vec::new();
+    let (mut alone, mut strangers) = (Vec::new(), Vec::new());
     for member in &group.members {
         backing::check_alone(member, &mut collector);
         if member.device.kind().is_none() {
+            let remains_at = member.device.remains_at;
+            strangers.push(Stranger { path: member.path().clone(), remains_at });
             continue;
         }
         stakes = stakes.and(&member.stakes);
@@ -428,6 +443,7 @@ fn check_alone<'d>(
         counts: collector.counts,
         stakes,
         alone,
+        strangers,
         volumes: Volumes::default(),
         advice,
     })

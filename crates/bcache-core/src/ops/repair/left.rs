@@ -121,10 +121,13 @@ impl Left {
     /// What a person can do.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::Alone {
-                refusal: Refusal::BadChecksum | Refusal::BadMagic | Refusal::BadOffset,
-                ..
-            } => "Name the cache of the device, too: it may tell what the superblock was.",
+            Self::Alone { refusal: Refusal::BadChecksum, .. } => {
+                "Name the cache of the device, too: it may tell what the superblock was."
+            }
+            Self::Alone { refusal: Refusal::BadMagic | Refusal::BadOffset, .. } => {
+                "If it is a backing device, name its cache, too: that may tell what the superblock was. If \
+                 it is the cache, it cannot be mended."
+            }
             Self::Backing { .. } | Self::Alone { .. } => "Look at all of its superblock.",
             Self::Gone { why, .. } => why.advice(),
             _ => self.finding().advice(),
