@@ -115,7 +115,9 @@ fn nothing_dirty(
 ) -> Vec<Advice> {
     let mut advice = Vec::new();
     let cache = member.path();
-    if !mendable.is_empty() && !member.in_use {
+    let has_set = matches!(member.device.contents, Contents::Set(_));
+    let is_lacking = has_set && members.iter().any(|it| is_lacking(it, member));
+    if (!mendable.is_empty() || is_lacking) && !member.in_use {
         advice.extend(repair(member, members, mendable));
     }
     if member.device.registers() {
@@ -388,16 +390,20 @@ fn is_attached(backing: &Member<'_>, cache: &Member<'_>) -> bool {
         && state != Some(BackingState::None)
 }
 
+/// Whether `backing` is complete and attached to the set on `cache`, whose uuid table does not have it.
+fn is_lacking(backing: &Member<'_>, cache: &Member<'_>) -> bool {
+    let sb = backing.device.superblock.as_ref();
+    is_attached(backing, cache)
+        && sb.map(Superblock::state) == Some(BackingState::Clean)
+        && !cache.volumes.0.iter().any(|volume| volume.uuid == sb.map(Superblock::uuid))
+}
+
 /// Whether the uuid table of `cache` cannot be what it was: a volume is not in it, or a backing device of the
 /// set.
 fn lacks_owners(cache: &Member<'_>, members: &[Member<'_>]) -> bool {
-    let is_lacking = |it: &Member<'_>| {
-        let uuid = it.device.superblock.as_ref().map(Superblock::uuid);
-        is_attached(it, cache) && !cache.volumes.0.iter().any(|volume| volume.uuid == uuid)
-    };
     [Doubt::UuidTable, Doubt::UuidSlot].iter().any(|it| cache.device.doubts.contains(it))
         || cache.volumes.0.iter().any(|volume| volume.owner == Owner::Unknown)
-        || members.iter().any(is_lacking)
+        || members.iter().any(|it| is_lacking(it, cache))
 }
 
 fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {

@@ -346,7 +346,12 @@ fn new_metadata(out: &mut impl Write, anew: &Anew) -> Result<()> {
     let named: BTreeSet<u32> = anew.reasons.iter().flat_map(Reason::named).collect();
     for (slot, share) in &anew.volumes {
         let dirty = format_bytes(Sectors(share.dirty_sectors).bytes());
-        write!(out, "  volume {slot} ({}): {dirty} dirty data kept", share.uuid)?;
+        let of = if share.uuid.is_nil() {
+            "of no known device".to_owned()
+        } else {
+            share.uuid.to_string()
+        };
+        write!(out, "  volume {slot} ({of}): {dirty} dirty data kept")?;
         if share.doubtful_sectors > 0 {
             let doubtful = format_bytes(Sectors(share.doubtful_sectors).bytes());
             write!(out, ", {doubtful} of it in doubt: newer data may be lost")?;

@@ -84,7 +84,8 @@ pub(super) fn decide<'d>(
     let mut watch = Seen::new(progress);
     let mut set = CacheSet::read(cache, &read, &mut watch)?;
     let gens = !set.prios.complete || set.prios.sound.iter().any(|sound| !sound);
-    let mut uuids_lost = false;
+    let has_slot = |owner: &Owner<'_>| set.uuids.find(owner.uuid()).is_some();
+    let mut uuids_lost = owners.iter().any(|owner| owner.is_complete() && !has_slot(owner));
     let mut contradictions = false;
     let mut shares_uuids = false;
     let mut damaged_entries: BTreeSet<u64> = BTreeSet::new();

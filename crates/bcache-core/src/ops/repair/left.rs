@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{BucketProblem, Problem, ReadError, ReadOptions};
 use crate::device::ReadDevice;
+use crate::layout::superblock::BackingState;
 use crate::layout::verdict::{Refusal, Warning};
 use crate::ops::backing_gone::NotRebuilt;
-use crate::ops::check::{self, CheckOptions, Code, Finding, Severity, problem_code};
+use crate::ops::check::{
+    self, BackingProblem, CheckOptions, Code, Detail, Finding, Severity, problem_code,
+};
 use crate::ops::planned::PlannedDevice;
 use crate::ops::repair::Fix;
 use crate::units::Sectors;
@@ -70,6 +73,12 @@ pub enum Left {
         /// Why not.
         why: NotRebuilt,
     },
+    /// A backing device of the set, which lacks nothing, is not in the uuid table.
+    #[error("{}: the uuid table does not have it", path.display())]
+    NotInTable {
+        /// The device.
+        path: PathBuf,
+    },
     /// A backing device does not go with the set.
     #[error("{}", .0.found())]
     Beside(Box<Finding>),
@@ -89,12 +98,16 @@ impl Left {
 
     /// Whether new metadata mends it, if there can be any.
     pub const fn is_of_metadata(&self) -> bool {
-        matches!(self, Self::Problem(_) | Self::FlashClean { .. })
+        matches!(self, Self::Problem(_) | Self::FlashClean { .. } | Self::NotInTable { .. })
     }
 
-    /// Whether new metadata, or the changes to it, must not bring more of it.
+    /// Whether it is found by reading the cache alone: new metadata, or the changes to it, must not bring
+    /// more of it.
     pub(super) const fn is_counted(&self) -> bool {
-        self.is_of_metadata() || matches!(self, Self::Superblock(_) | Self::NoSet(_))
+        matches!(
+            self,
+            Self::Problem(_) | Self::FlashClean { .. } | Self::Superblock(_) | Self::NoSet(_)
+        )
     }
 
     /// Whether a person may know which volume a device is.
@@ -114,6 +127,7 @@ impl Left {
             Self::CutOff { .. } => Code::SuperblockCutOff,
             Self::Backing { .. } | Self::Alone { .. } => Code::BackingRefused,
             Self::Gone { .. } => Code::BackingUnreadable,
+            Self::NotInTable { .. } => Code::BackingNotInTable,
             Self::Beside(finding) => finding.code(),
         }
     }
@@ -163,10 +177,18 @@ pub(super) fn beside(
     let backing = backing.iter().map(|device| device as &dyn ReadDevice).collect();
     let options = CheckOptions { read: *options, backing, ..CheckOptions::default() };
     let Ok(report) = check::check(&cache, &options, &mut |_| {}) else { return Vec::new() };
+    // What is clean is told as [`Left::NotInTable`].
+    let is_lacking = |finding: &Finding| {
+        let Detail::Backing(BackingProblem::NotInTable { state, .. }) = &finding.detail else {
+            return false;
+        };
+        *state == BackingState::Clean
+    };
     let is_told = |finding: &Finding| {
         let code = finding.code();
         code.is_backing()
             && code != Code::BackingRefused
+            && !is_lacking(finding)
             && finding.severity() > Severity::NotChecked
     };
     let findings = report.findings.into_iter().filter(is_told);

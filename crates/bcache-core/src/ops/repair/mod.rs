@@ -482,9 +482,14 @@ pub fn plan_with_claims(
     let mut left = last.left(&verdict(cache, &sb));
     let is_sound = left.is_empty() && dirty_sectors_after.is_some();
     let (mut anew, mut not_anew) = (None, None);
+    let of_cache = left.len();
+    let owners = owners(backing, sb.set_uuid())?;
+    if dirty_sectors_after.is_some() {
+        let lacking = owners.iter().filter(|it| it.is_complete() && !uuids.contains(&it.uuid()));
+        left.extend(lacking.map(|it| Left::NotInTable { path: it.path().clone() }));
+    }
     if left.iter().any(Left::is_of_metadata) {
         let device = PlannedDevice::new(cache, fixes.iter().map(|fix| &fix.step));
-        let owners = owners(backing, sb.set_uuid())?;
         match anew::decide(&device, &owners, &claims, options, 0, progress) {
             Ok(ready) => {
                 dirty_sectors_after = Some(ready.anew.dirty_sectors());
@@ -509,7 +514,6 @@ pub fn plan_with_claims(
             fix.class = fix.class.max(Class::Likely);
         }
     }
-    let of_cache = left.len();
     let is_known = |it: &Superblock| it.set_uuid() == sb.set_uuid() && uuids.contains(&it.uuid());
     let mut gone = Vec::new();
     for (index, device) in backing.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! Backing devices of the set that were named, and what the keys say of a volume: whether the two fit.
 
+use std::path::PathBuf;
+
 use uuid::Uuid;
 
 use crate::cache_set::CacheSet;
@@ -42,6 +44,16 @@ impl<'d> Owner<'d> {
 
     pub(super) fn uuid(&self) -> Uuid {
         self.sb.uuid()
+    }
+
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.device.info().path
+    }
+
+    /// Whether it says that it lacks nothing. A kernel would take it as new where the uuid table does not have
+    /// it, in a slot that may have keys.
+    pub(super) fn is_complete(&self) -> bool {
+        self.sb.state() == BackingState::Clean
     }
 
     /// Whether all keys of a volume have their place on it.
