@@ -511,3 +511,28 @@ fn a_superblock_that_is_gone() {
     assert_eq!(said.answer(), "none", "{}", said.check);
     make(&["--yes", "-C"], &fixture.cache);
 }
+
+/// The cache was written back, and then the backing device was put back from an older copy: what the cache
+/// holds clean is the newer data, and nothing else has it.
+#[test]
+fn a_backing_device_put_back_from_an_older_copy() {
+    for name in ["dirty-61", "crash-612"] {
+        let fixture = Fixture::unpack(name).unwrap();
+        let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+        let scratch = Scratch::new().unwrap();
+        let old = scratch.path("old");
+        fs::copy(backing, &old).unwrap();
+        assert!(run(&["writeback", "-y"], &[cache, backing]).status.success(), "{name}");
+        let said = Said::of(&[cache, backing]);
+        assert!(said.answer() == "none" && said.check_status == 0, "{name}: {}", said.check);
+
+        let said = Said::of(&[cache, &old]);
+        assert!(said.answer() == "unknown" && said.check_status == 4, "{name}: {}", said.check);
+        assert_eq!(said.codes(), ["clean-mismatch"], "{name}: {}", said.check);
+        assert!(said.check.contains("Do NOT register the cache and the backing"), "{}", said.check);
+        assert!(!said.advice().contains(&"repair"), "{name}: {}", said.check);
+        let detach = run(&["writeback", "-y", "--detach"], &[cache, &old]);
+        let error = String::from_utf8_lossy(&detach.stderr);
+        assert!(detach.status.code() == Some(1) && error.contains("old copy"), "{name}: {error}");
+    }
+}

@@ -16,7 +16,7 @@
 //! Where a leaf has no key for a dirty write, or a key that the journal has before it, it has lost keys; also
 //! where it has a dirty key, and the journal no dirty write.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use crate::cache_set::past::latest_keys;
@@ -67,8 +67,8 @@ pub(super) fn find(set: &CacheSet<'_>, visitor: &mut dyn Visitor) -> Vec<Suspect
 struct Find<'s, 'd> {
     set: &'s CacheSet<'d>,
     keys: Vec<(u64, Bkey)>,
-    /// Of all keys: volumes, and how far data is from its sector there.
-    older: Option<HashSet<(u32, u64)>>,
+    /// Where keys begin and end, by volume and by how far the data is from its sector there.
+    older: Option<HashMap<(u32, Option<u64>), Vec<(u64, u64)>>>,
 }
 
 impl Find<'_, '_> {
@@ -111,8 +111,15 @@ impl Find<'_, '_> {
         }
         let keys = &self.keys;
         let older = self.older.get_or_insert_with(|| {
-            keys.iter().filter_map(|(_, key)| Some((key.inode(), distance(key)?))).collect()
+            let mut older = HashMap::<_, Vec<_>>::new();
+            for (_, key) in keys {
+                let stretch = (key.start(), key.offset());
+                older.entry((key.inode(), distance(key))).or_default().push(stretch);
+            }
+            older
         });
-        older.contains(&(key.inode(), of_key))
+        let stretches = older.get(&(key.inode(), Some(of_key)));
+        stretches
+            .is_some_and(|it| it.iter().any(|(start, end)| (*start..*end).contains(&has.start)))
     }
 }

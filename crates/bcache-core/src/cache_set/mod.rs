@@ -14,6 +14,7 @@
 //! their size on the device.
 
 pub mod btree;
+pub(crate) mod clean;
 mod device;
 mod extents;
 pub mod gone;

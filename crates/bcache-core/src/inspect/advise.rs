@@ -192,6 +192,8 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         Some(Danger::LostKeys)
     } else if device.doubts.contains(&Doubt::Keys) {
         Some(Danger::StaleKeys)
+    } else if device.doubts.contains(&Doubt::OtherData) {
+        Some(Danger::OtherData)
     } else if dirty_owner(|standing, state| {
         *standing == Standing::Attached && state == BackingState::Stale
     }) {
@@ -307,7 +309,8 @@ fn dirty(
                     }
                 }
                 // Of a device that ran alone since, the rest may be newer than what is cached.
-                let dirty_only = !goes_on(volume, set_block);
+                let is_other = device.doubts.contains(&Doubt::OtherData);
+                let dirty_only = !goes_on(volume, set_block) || is_other;
                 let slot = volume.slot;
                 let refused = volume.backing().filter(|device| !device.registers);
                 let data_offset = refused
@@ -364,6 +367,10 @@ fn repair(
     members: &[Member<'_>],
     mut backing: Vec<PathBuf>,
 ) -> Option<Advice> {
+    // Nothing of the set is damaged.
+    if member.device.doubts.iter().eq([&Doubt::OtherData]) && backing.is_empty() {
+        return None;
+    }
     let is_gone = member.device.identity == Identity::SuperblockGone;
     if is_gone || lacks_owners(member, members) {
         let owner = member.volumes.0.iter().find_map(Volume::backing).map(|it| it.path.clone());

@@ -40,6 +40,8 @@ pub enum Doubt {
     Geometry,
     /// It carries no superblock that tells what it is.
     NoSuperblock,
+    /// What the cache holds clean is not what its backing device holds.
+    OtherData,
     /// The state that the backing device's superblock names says so little.
     State,
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::cache_set::clean::differing;
 use crate::inspect::advise::advise;
 use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
@@ -32,6 +33,13 @@ impl<'d> Group<'d> {
         }
         for (device, _) in &mut devices {
             device.complete_set_uuid(backing);
+        }
+        let contradicted: Vec<bool> = devices
+            .iter()
+            .map(|(cache, in_use)| !in_use && is_contradicted(cache, &devices))
+            .collect();
+        for ((device, _), _) in devices.iter_mut().zip(contradicted).filter(|(_, it)| *it) {
+            device.doubts.insert(Doubt::OtherData);
         }
         // Attached, by their superblocks.
         let attached: Vec<(Uuid, Uuid)> = devices
@@ -108,6 +116,22 @@ impl<'d> Group<'d> {
         }
         Self { members }
     }
+}
+
+/// Whether one of `devices` is, by its superblock, a backing device of `cache` and does not hold what that has
+/// of it clean. Data of a device that was run alone may differ, and that of a running one changes.
+fn is_contradicted(cache: &Device<'_>, devices: &[(Device<'_>, bool)]) -> bool {
+    let Some(set) = cache.set().map(|it| &it.set) else { return false };
+    let set_uuid = set.cache.superblock().set_uuid();
+    devices.iter().filter(|(_, in_use)| !in_use).any(|(device, _)| {
+        let superblock = device.superblock.as_ref();
+        let sb = superblock.filter(|sb| device.kind() == Some(Kind::Backing) && sb.csum_ok());
+        let Some((sb, (slot, _))) = sb.and_then(|sb| Some((sb, set.uuids.find(sb.uuid())?))) else {
+            return false;
+        };
+        let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
+        runs_on && sb.set_uuid() == set_uuid && differing(set, slot, device.handle).is_some()
+    })
 }
 
 /// Whether the cache of `relation` holds, or may hold, dirty data whose owner its uuid table does not name.

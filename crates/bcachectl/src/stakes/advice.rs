@@ -224,6 +224,10 @@ const fn danger(why: Danger) -> &'static str {
             "Do NOT register this device: the kernel does not know its replacement policy, and its \
              allocator thread would spin for ever."
         }
+        Danger::OtherData => {
+            "Do NOT register the cache and the backing device together: what the cache holds clean is \
+             not what the backing device holds. One of them is an old copy, or another device."
+        }
         Danger::DropsDirty => {
             "Do NOT register the cache and the backing device together: the backing device was run \
              alone (state inconsistent), so the kernel would drop the dirty data as it attaches."

@@ -122,6 +122,7 @@ const fn reason(doubt: Doubt) -> &'static str {
         Doubt::NoJournal => "no journal was found",
         Doubt::Geometry => "the sizes in its superblock make no cache",
         Doubt::NoSuperblock => "it carries no bcache superblock",
+        Doubt::OtherData => "what it holds clean is not what its backing device holds",
         Doubt::State => "only its cache can tell",
     }
 }

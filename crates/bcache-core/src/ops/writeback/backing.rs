@@ -1,5 +1,6 @@
 //! The backing devices: whose they are, and whether the cache's data may be written to them.
 
+use crate::cache_set::clean::differing;
 use crate::cache_set::{CacheSet, expect_superblock};
 use crate::device::ReadDevice;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
@@ -83,6 +84,18 @@ pub(super) fn slot_of(
         None if sb.state() == BackingState::Clean => Ok(None),
         None => Err(BackingRefusal::Unknown { uuid: sb.uuid() }),
     }
+}
+
+/// Whether the device holds what the cache has of it clean. One that was run alone need not.
+pub(super) fn holds_clean_data(
+    set: &CacheSet<'_>,
+    slot: Option<u32>,
+    device: &dyn ReadDevice,
+    sb: &Superblock,
+) -> Result<(), BackingRefusal> {
+    let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
+    let differing = slot.filter(|_| runs_on).and_then(|slot| differing(set, slot, device));
+    differing.map_or(Ok(()), |it| Err(BackingRefusal::OtherData { sector: it.start }))
 }
 
 /// Whether the volume's dirty data has its place on the device.

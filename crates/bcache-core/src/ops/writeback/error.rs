@@ -150,6 +150,15 @@ pub enum BackingRefusal {
         /// Its uuid.
         uuid: Uuid,
     },
+    /// What the cache holds clean of it is not what it holds.
+    #[error(
+        "sector {sector} is not what the cache holds clean of it: it is an old copy or another device, or \
+         the cache is an old copy"
+    )]
+    OtherData {
+        /// The first sector of the device that was found to differ.
+        sector: u64,
+    },
     /// Dirty data reaches past its end.
     #[error("dirty data up to sector {end}, the device ends at {size}: it is smaller than it was")]
     TooSmall {

@@ -256,6 +256,7 @@ fn plan_for<'d>(
         }
         let its = slot.and_then(|slot| dirty.get(&slot)).copied().unwrap_or_default();
         backing::fits(*device, &sb, &its).map_err(refused)?;
+        backing::holds_clean_data(&set, slot, *device, &sb).map_err(refused)?;
         volumes.push(VolumePlan {
             slot,
             backing: index,

@@ -1,0 +1,87 @@
+//! Whether clean data is what a backing device holds.
+//!
+//! What the cache holds clean, its backing device has too: to the byte, for the kernel writes to both or
+//! invalidates. So clean data that differs shows another device, or an old copy of one of the two.
+
+use std::ops::ControlFlow;
+
+use crate::cache_set::CacheSet;
+use crate::device::{AlignedBuf, ReadDevice};
+use crate::units::{SECTOR_BYTES, Sectors};
+
+/// Places that are compared.
+const PLACES: u64 = 64;
+
+/// Sectors in which clean data is looked for at each.
+const LOOKED_AT: u64 = 1 << 14;
+
+/// Sectors compared at each.
+const COMPARED: u64 = 16;
+
+/// Clean data that a backing device does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Differing {
+    /// The first sector that differs, on the backing device.
+    pub(crate) start: u64,
+    /// Sectors from there to the last that differs, of those compared.
+    pub(crate) sectors: u64,
+    /// The same place on the cache device.
+    pub(crate) cache_sector: u64,
+}
+
+/// Compares some clean data of the volume in `slot`, spread over all of it, with its backing device; the
+/// first that differs. What cannot be read says nothing.
+pub(crate) fn differing(
+    set: &CacheSet<'_>,
+    slot: u32,
+    device: &dyn ReadDevice,
+) -> Option<Differing> {
+    let usage = set.volumes.get(&slot)?;
+    let end = usage.end.min(device.info().size().0);
+    let step = end.div_ceil(PLACES).max(COMPARED);
+    let mut view = set.view();
+    let mut at = 0;
+    while at < end {
+        let mut clean = None;
+        let looked_at = at.saturating_add(step.min(LOOKED_AT)).min(end);
+        let _ = view.lookup(slot, at, looked_at, &mut |extent| {
+            clean = extent.cached.filter(|_| !extent.dirty).map(|cached| (extent, cached));
+            if clean.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Some((extent, cached)) = clean {
+            let sectors = extent.end.saturating_sub(extent.start).min(COMPARED);
+            let different =
+                first_and_last(set.cache.device(), cached.0, device, extent.start, sectors);
+            if let Some((first, last)) = different {
+                return Some(Differing {
+                    start: extent.start.saturating_add(first),
+                    sectors: last.saturating_sub(first).saturating_add(1),
+                    cache_sector: cached.0.saturating_add(first),
+                });
+            }
+        }
+        at = at.saturating_add(step);
+    }
+    None
+}
+
+/// Of so many sectors, the first and the last that differ.
+fn first_and_last(
+    cache: &dyn ReadDevice,
+    on_cache: u64,
+    backing: &dyn ReadDevice,
+    on_backing: u64,
+    sectors: u64,
+) -> Option<(u64, u64)> {
+    let read = |device: &dyn ReadDevice, sector: u64| {
+        let mut bytes = AlignedBuf::zeroed(usize::try_from(Sectors(sectors).bytes()).ok()?);
+        device.read_at(Sectors(sector).bytes(), &mut bytes).ok()?;
+        Some(bytes)
+    };
+    let (ours, theirs) = (read(cache, on_cache)?, read(backing, on_backing)?);
+    let sector = usize::try_from(SECTOR_BYTES).ok()?;
+    let pairs = ours.chunks(sector).zip(theirs.chunks(sector));
+    let differing: Vec<u64> =
+        (0..).zip(pairs).filter(|(_, (ours, theirs))| ours != theirs).map(|(at, _)| at).collect();
+    Some((*differing.first()?, *differing.last()?))
+}
