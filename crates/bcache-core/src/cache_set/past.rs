@@ -38,11 +38,16 @@ pub(super) fn latest_keys(
 ) -> Vec<(u64, Bkey)> {
     let mut entries: Vec<Vec<(u64, Bkey)>> = Vec::new();
     let mut found = 0usize;
-    for entry in history(cache, journal) {
+    let mut history = history(cache, journal).peekable();
+    while let Some(entry) = history.next() {
         let keys: Vec<_> = entry.keys().map(|key| (entry.seq(), key)).collect();
         found = found.saturating_add(keys.len());
+        // Metadata made by these tools: what entries before it tell is in the new btree, or left out of it.
+        let is_made_anew = keys.is_empty()
+            && entry.last_seq() == entry.seq()
+            && history.peek().is_some_and(|older| older.btree_root() != entry.btree_root());
         entries.push(keys);
-        if found >= count {
+        if found >= count || is_made_anew {
             break;
         }
     }
