@@ -457,3 +457,33 @@ fn a_cache_that_is_cut_off_is_not_said_to_be_another_set() {
     assert!(code(&output) != 0 && words.contains("104 superblock-cut-off"), "{words}");
     assert!(!words.contains("not that set") && !words.contains("709"), "{words}");
 }
+
+/// The start of the backing device over its cache: what is told of the cache is not told by that superblock, and
+/// what is said to do finds the set.
+#[test]
+fn a_cache_under_the_superblock_of_its_backing_device_is_told() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    write_at(cache, 0, &fs::read(backing).unwrap()[..64 << 10]).unwrap();
+    for paths in [[cache, backing], [backing, cache]] {
+        let output = check(paths);
+        let words = text(&output);
+        assert_eq!(code(&output) & 8, 8, "{words}");
+        assert!(words.contains("this is the cache") && words.contains("Do NOT wipe"), "{words}");
+        assert!(!words.contains("one is a copy") && !words.contains("No problems"), "{words}");
+        let said = tool::run(
+            [OsStr::new("repair"), OsStr::new("-n")]
+                .into_iter()
+                .chain(paths.map(|it| it.as_os_str())),
+        );
+        let said = said.unwrap();
+        assert_eq!(code(&said), 4, "{}", text(&said));
+        assert!(text(&said).contains("this is the cache"), "{}", text(&said));
+    }
+    let alone = check([cache]);
+    assert_eq!(code(&alone) & 8, 8, "{}", text(&alone));
+    // As it is told.
+    write_at(cache, 4096, &[0; 4096]).unwrap();
+    let words = text(&check([cache, backing]));
+    assert!(words.contains("10.9 MiB (22360 sectors)"), "{words}");
+}

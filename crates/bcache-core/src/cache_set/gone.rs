@@ -54,20 +54,8 @@ impl Remains {
     /// What is left of a set on `device`, on which there is no superblock. What cannot be read counts as
     /// not there: the rest may tell all the same.
     pub fn read(device: &dyn ReadDevice) -> Option<Self> {
-        let size = device.info().size();
         let sizes = BUCKET_BITS.map(|bits| Sectors(1 << bits));
-        let places: BTreeSet<Sectors> = sizes
-            .clone()
-            .flat_map(|bucket| JOURNAL_BUCKETS.map(move |number| Sectors(bucket.0 * number)))
-            .filter(|at| at.0.saturating_add(JSET_BYTES_MAX as u64 / SECTOR_BYTES) <= size.0)
-            .collect();
-        let mut bytes = AlignedBuf::zeroed(JSET_BYTES_MAX);
-        let mut found: Vec<(Sectors, SetMagic)> = Vec::new();
-        for at in places {
-            if device.read_at(at.bytes(), &mut bytes).is_ok() {
-                found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
-            }
-        }
+        let found = Self::entries(device);
         let &(at, _) = found.first()?;
         // A device that was formatted again has entries of both sets.
         let sets: BTreeSet<u64> = found.iter().map(|(_, magic)| magic.0).collect();
@@ -84,6 +72,29 @@ impl Remains {
         }
         let superblock = if whole.len() == 1 { whole.pop() } else { None };
         Some(Self { at, superblock })
+    }
+
+    /// Sector of a journal entry of the set `magic` on `device`, whatever superblock it has.
+    pub fn of_set(device: &dyn ReadDevice, magic: SetMagic) -> Option<Sectors> {
+        Self::entries(device).into_iter().find(|(_, of)| *of == magic).map(|(at, _)| at)
+    }
+
+    /// Journal entries where a new journal may begin.
+    fn entries(device: &dyn ReadDevice) -> Vec<(Sectors, SetMagic)> {
+        let size = device.info().size();
+        let places: BTreeSet<Sectors> = BUCKET_BITS
+            .map(|bits| Sectors(1 << bits))
+            .flat_map(|bucket| JOURNAL_BUCKETS.map(move |number| Sectors(bucket.0 * number)))
+            .filter(|at| at.0.saturating_add(JSET_BYTES_MAX as u64 / SECTOR_BYTES) <= size.0)
+            .collect();
+        let mut bytes = AlignedBuf::zeroed(JSET_BYTES_MAX);
+        let mut found = Vec::new();
+        for at in places {
+            if device.read_at(at.bytes(), &mut bytes).is_ok() {
+                found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
+            }
+        }
+        found
     }
 }
 

@@ -11,6 +11,7 @@ use crate::cache_set::{
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::backing::BackingDevices;
 use crate::inspect::doubt::{Doubt, Watch};
+use crate::layout::SetMagic;
 use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
@@ -178,6 +179,15 @@ impl<'d> Device<'d> {
         let vouched = self.kind() == Some(Kind::Cache) && sb.csum_ok();
         let needed = sb.geometry()?.size();
         (vouched && needed > self.handle.info().size()).then_some(needed)
+    }
+
+    /// Sector of a journal entry of the very set that the superblock of a backing device names. No backing
+    /// device has one: it is the cache of that set, and the superblock was copied over its own.
+    pub fn journal_behind(&self) -> Option<Sectors> {
+        let sb = self.superblock.as_ref().filter(|sb| !sb.set_uuid().is_nil())?;
+        let is_backing = self.kind() == Some(Kind::Backing);
+        let of_set = || Remains::of_set(self.handle, SetMagic::from_set_uuid(&sb.set_uuid()));
+        is_backing.then(of_set).flatten()
     }
 
     /// The cache set, if there is one.

@@ -66,7 +66,7 @@ impl Stakes {
     }
 
     /// Nothing can be told.
-    pub(super) fn unknown(doubts: Vec<Doubt>) -> Self {
+    pub(crate) fn unknown(doubts: Vec<Doubt>) -> Self {
         Self { answer: Answer::Unknown, at_most_sectors: None, doubts, ..Self::none() }
     }
 

@@ -172,10 +172,10 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     }
     let alone = &report.alone;
     let (names, them) = match alone.len() {
-        0 | 1 => (path.display().to_string(), "it"),
-        _ => (
+        0 => (path.display().to_string(), "it"),
+        count => (
             alone.iter().map(|it| it.path.display().to_string()).collect::<Vec<_>>().join(", "),
-            "them",
+            if count == 1 { "it" } else { "them" },
         ),
     };
     let waits = alone.iter().any(|it| it.state == Some(BackingState::Dirty));

@@ -43,6 +43,17 @@ pub enum BackingProblem {
         /// The volume.
         slot: u32,
     },
+    /// It was a cache of the set that its superblock names.
+    #[error(
+        "{}: a backing device's superblock, and at sector {} the journal of the set that it names: this is the \
+         cache. Copy all of it, and put zeroes over bytes 4096 to 8191 of the copy: its set is found then", path.display(), at.0
+    )]
+    IsCache {
+        /// The device.
+        path: PathBuf,
+        /// Sector of the journal entry.
+        at: Sectors,
+    },
     /// It is a cache device.
     #[error("{} is the cache device of set {set_uuid}: check it by itself", path.display())]
     OtherCache {
@@ -218,6 +229,7 @@ impl BackingProblem {
         match self {
             Self::Unreadable { .. }
             | Self::NotBacking { .. }
+            | Self::IsCache { .. }
             | Self::SuperblockGone { .. }
             | Self::CannotCompare { .. }
             | Self::CannotFind { .. } => Code::BackingUnreadable,
@@ -244,6 +256,7 @@ impl BackingProblem {
         match self {
             Self::Unreadable { path, .. }
             | Self::NotBacking { path }
+            | Self::IsCache { path, .. }
             | Self::SuperblockGone { path, .. }
             | Self::OtherCache { path, .. }
             | Self::OfOtherCache { path, .. }
@@ -274,6 +287,7 @@ impl BackingProblem {
         match self {
             Self::Unreadable { .. }
             | Self::NotBacking { .. }
+            | Self::IsCache { .. }
             | Self::SuperblockGone { .. }
             | Self::Refused { .. } => "a backing device that the kernel takes".to_owned(),
             Self::OtherSet { expected, .. } => format!("set {expected}"),
@@ -322,6 +336,10 @@ pub(super) fn check(
         listener.problem(not_backing(member));
         return;
     };
+    if let Some(at) = member.device.journal_behind() {
+        listener.problem(BackingProblem::IsCache { path: path(), at });
+        return;
+    }
     let refusal = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal);
     if let Some(refusal) = refusal {
         listener.problem(BackingProblem::Refused { path: path(), refusal });
@@ -440,7 +458,10 @@ pub(super) fn check_alone(member: &Member<'_>, listener: &mut dyn Listener) {
         listener.problem(not_backing(member));
         return;
     };
-    if let Some(refusal) = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal) {
+    if let Some(at) = member.device.journal_behind() {
+        listener.problem(BackingProblem::IsCache { path: path(), at });
+    } else if let Some(refusal) = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal)
+    {
         listener.problem(BackingProblem::Refused { path: path(), refusal });
     } else if sb.state() == BackingState::Stale {
         listener.problem(BackingProblem::Stale { path: path() });

@@ -57,6 +57,7 @@ use crate::inspect::{Device, InspectError};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::backing_gone;
+use crate::ops::check::BackingProblem;
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -549,6 +550,11 @@ pub fn plan_with_claims(
 pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceError> {
     let (mut fixes, mut left) = (Vec::new(), Vec::new());
     for (index, &device) in backing.iter().enumerate() {
+        if let Some(at) = Device::read_superblock(device).ok().and_then(|it| it.journal_behind()) {
+            let path = device.info().path.clone();
+            left.push(Left::Beside(Box::new(BackingProblem::IsCache { path, at }.into())));
+            continue;
+        }
         match backing_superblock(index, device, &|_| false)? {
             Ok(fix) => fixes.extend(fix),
             Err(refusal) => {
