@@ -64,11 +64,13 @@ pub(super) fn find(set: &CacheSet<'_>, visitor: &mut dyn Visitor) -> Vec<Suspect
     leaves.into_iter().map(|(_, suspect)| suspect).collect()
 }
 
+/// Where keys begin and end, by volume and by how far the data is from its sector there, and the gen.
+type Older = HashMap<(u32, Option<(u64, u8)>), Vec<(u64, u64)>>;
+
 struct Find<'s, 'd> {
     set: &'s CacheSet<'d>,
     keys: Vec<(u64, Bkey)>,
-    /// Where keys begin and end, by volume and by how far the data is from its sector there.
-    older: Option<HashMap<(u32, Option<u64>), Vec<(u64, u64)>>>,
+    older: Option<Older>,
 }
 
 impl Find<'_, '_> {
@@ -96,11 +98,14 @@ impl Find<'_, '_> {
         if !self.set.prios.knows_all(&key, self.set.geometry()) {
             return false;
         }
-        let distance =
-            |key: &Bkey| key.ptrs().first().map(|ptr| ptr.offset().0.wrapping_sub(key.start()));
-        let Some(of_key) = distance(&key) else { return false };
+        let place = |key: &Bkey| {
+            key.ptrs()
+                .first()
+                .map(|ptr| (ptr.offset().0.wrapping_sub(key.start()), ptr.ptr_gen().0))
+        };
+        let Some(of_key) = place(&key) else { return false };
         // A repair makes clean keys of flash-only volumes dirty.
-        if Some(of_key) == distance(told) {
+        if Some(of_key) == place(told) {
             return false;
         }
         if !told.dirty() && has.cached.is_none() {
@@ -111,10 +116,10 @@ impl Find<'_, '_> {
         }
         let keys = &self.keys;
         let older = self.older.get_or_insert_with(|| {
-            let mut older = HashMap::<_, Vec<_>>::new();
+            let mut older = Older::new();
             for (_, key) in keys {
                 let stretch = (key.start(), key.offset());
-                older.entry((key.inode(), distance(key))).or_default().push(stretch);
+                older.entry((key.inode(), place(key))).or_default().push(stretch);
             }
             older
         });
