@@ -83,16 +83,6 @@ impl Sizes {
             heap: free.checked_mul(8)?,
         })
     }
-
-    /// Capacity of one reserve.
-    pub const fn reserve(&self, reserve: Reserve) -> usize {
-        match reserve {
-            Reserve::Btree => self.btree,
-            Reserve::Prio => self.prio,
-            Reserve::MovingGc => self.moving_gc,
-            Reserve::None => self.none,
-        }
-    }
 }
 
 /// What `init_fifo` makes of a request: a ring of a power of two, one place of which stays empty,
