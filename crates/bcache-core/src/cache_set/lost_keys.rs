@@ -16,10 +16,10 @@
 //! Where a leaf has no key for a dirty write, or a key that the journal has before it, it has lost keys; also
 //! where it has a dirty key, and the journal no dirty write.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use crate::cache_set::past::latest_keys;
+use crate::cache_set::pointers::Pointers;
 use crate::cache_set::problem::{BtreeProblem, NodePlace};
 use crate::cache_set::view::Extent;
 use crate::cache_set::{CacheSet, KeyState, Overlay, Suspect, Visitor};
@@ -35,7 +35,7 @@ pub(super) fn find(set: &CacheSet<'_>, visitor: &mut dyn Visitor) -> Vec<Suspect
     let mut keys = latest_keys(&set.cache, &set.journal, KEYS_MAX);
     keys.retain(|(_, key)| key.is_valid_extent(set.geometry()));
     let told = Overlay::new(keys.iter().copied());
-    let mut find = Find { set, keys, older: None };
+    let mut find = Find { set, keys, pointers: None };
     let mut view = set.view();
     let mut leaves: Vec<(NodePlace, Suspect)> = Vec::new();
     for (seq, key) in told.extents_with_seq().filter(|(seq, _)| *seq < first_replayed) {
@@ -64,13 +64,11 @@ pub(super) fn find(set: &CacheSet<'_>, visitor: &mut dyn Visitor) -> Vec<Suspect
     leaves.into_iter().map(|(_, suspect)| suspect).collect()
 }
 
-/// Where keys begin and end, by volume and by how far the data is from its sector there, and the gen.
-type Older = HashMap<(u32, Option<(u64, u8)>), Vec<(u64, u64)>>;
-
 struct Find<'s, 'd> {
     set: &'s CacheSet<'d>,
     keys: Vec<(u64, Bkey)>,
-    older: Option<Older>,
+    /// Where all of them point to; needed seldom.
+    pointers: Option<Pointers>,
 }
 
 impl Find<'_, '_> {
@@ -98,14 +96,8 @@ impl Find<'_, '_> {
         if !self.set.prios.knows_all(&key, self.set.geometry()) {
             return false;
         }
-        let place = |key: &Bkey| {
-            key.ptrs()
-                .first()
-                .map(|ptr| (ptr.offset().0.wrapping_sub(key.start()), ptr.ptr_gen().0))
-        };
-        let Some(of_key) = place(&key) else { return false };
-        // A repair makes clean keys of flash-only volumes dirty.
-        if Some(of_key) == place(told) {
+        // The key is cut to what it has here. A repair makes clean keys of flash-only volumes dirty.
+        if Pointers::new(std::iter::once(told)).has(&key) {
             return false;
         }
         if !told.dirty() && has.cached.is_none() {
@@ -115,16 +107,7 @@ impl Find<'_, '_> {
             return true;
         }
         let keys = &self.keys;
-        let older = self.older.get_or_insert_with(|| {
-            let mut older = Older::new();
-            for (_, key) in keys {
-                let stretch = (key.start(), key.offset());
-                older.entry((key.inode(), place(key))).or_default().push(stretch);
-            }
-            older
-        });
-        let stretches = older.get(&(key.inode(), Some(of_key)));
-        stretches
-            .is_some_and(|it| it.iter().any(|(start, end)| (*start..*end).contains(&has.start)))
+        let all = || Pointers::new(keys.iter().map(|(_, key)| key));
+        self.pointers.get_or_insert_with(all).has(&key)
     }
 }

@@ -24,6 +24,7 @@ mod journal_search;
 mod lost_keys;
 pub mod overlay;
 pub(crate) mod past;
+pub(crate) mod pointers;
 pub mod prios;
 pub mod problem;
 mod reader;

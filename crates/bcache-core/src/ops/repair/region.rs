@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::cache_set::btree::node::node_ptr;
 use crate::cache_set::past::Past;
+use crate::cache_set::pointers::Pointers;
 use crate::cache_set::{Bucket, CacheSet, KeyState, Missing, Overlay, Suspect};
 use crate::layout::bkey::{Bkey, Pos, Ptr};
 use crate::ops::repair::Class;
-use crate::ops::repair::search::{
-    FoundLeaf, FoundNodes, NodeSets, Pointers, in_order, node_pointer,
-};
+use crate::ops::repair::search::{FoundLeaf, FoundNodes, NodeSets, in_order, node_pointer};
 use crate::units::BucketIndex;
 
 /// A stretch of the btree of which keys are missing.

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::cache_set::pointers::Pointers;
 use crate::cache_set::{Bucket, CacheSet, Progress};
 use crate::checksum::crc64_seeded;
 use crate::device::AlignedBuf;
@@ -270,39 +271,4 @@ fn is_past(pointers: &Pointers, of: &NodeSets) -> bool {
     let first = of.before.get(..of.first).unwrap_or_default();
     let held = first.iter().filter(|key| pointers.has(key)).count();
     !first.is_empty() && held.saturating_mul(100) >= first.len().saturating_mul(PAST_PERCENT)
-}
-
-/// Where extents point to, apart from how they were cut.
-pub(super) struct Pointers(HashMap<(u32, Gen, u64), Vec<Span>>);
-
-/// Where an extent begins and ends, and its place among all.
-type Span = (u64, u64, usize);
-
-impl Pointers {
-    pub(super) fn new<'k>(keys: impl Iterator<Item = &'k Bkey>) -> Self {
-        let mut map: HashMap<_, Vec<Span>> = HashMap::new();
-        for (index, key) in keys.enumerate() {
-            if let Some(line) = Self::line(key) {
-                map.entry(line).or_default().push((key.start(), key.offset(), index));
-            }
-        }
-        Self(map)
-    }
-
-    fn line(key: &Bkey) -> Option<(u32, Gen, u64)> {
-        let ptr = key.ptrs().first()?;
-        Some((key.inode(), ptr.ptr_gen(), ptr.offset().0.wrapping_sub(key.start())))
-    }
-
-    pub(super) fn has(&self, key: &Bkey) -> bool {
-        self.first(key).is_some()
-    }
-
-    /// The place of the first key that points to what `key` begins with.
-    pub(super) fn first(&self, key: &Bkey) -> Option<usize> {
-        let mut ranges = self.0.get(&Self::line(key)?)?.iter();
-        ranges
-            .find(|(start, end, _)| (*start..*end).contains(&key.start()))
-            .map(|(_, _, index)| *index)
-    }
 }
