@@ -134,8 +134,9 @@ fn writes_are_compared_with_the_same_without_an_allocator() {
     assert_eq!(written("allocator"), 60 << 20);
     assert_eq!(written("fixed addresses"), 60 << 20);
     assert_eq!(report.ratios.len(), 2);
-    let turns = report.ratios.iter().map(|it| it.turns);
-    assert!(turns.eq([Some(InTurns::default()), None]), "{:?}", report.ratios);
+    // How many turns it takes depends on the machine.
+    let in_turns = report.ratios.iter().map(|it| it.turns.is_some());
+    assert!(in_turns.eq([true, false]), "{:?}", report.ratios);
     assert!(report.ratios[0].name.starts_with("data bandwidth"), "{:?}", report.ratios);
     assert!(report.ratios.iter().all(|it| it.ratio().is_some_and(|ratio| ratio > 0.0)));
 }
