@@ -29,9 +29,3 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
-
-/// The result of printing an answer, where a reader that went away is no error: the exit status says what the
-/// answer was, whether or not all of it was read.
-pub fn unless_unread(printed: anyhow::Result<()>) -> anyhow::Result<()> {
-    printed.or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
-}

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::is_broken_pipe;
 use crate::table::Color;
 use crate::text::wrap;
 
@@ -80,6 +81,14 @@ impl Out {
     /// Takes standard output for the rest of the command.
     pub fn stdout() -> Self {
         Self::new(io::BufWriter::new(Stdout(io::stdout().lock())), Style::of_stdout())
+    }
+
+    /// Prints an answer to standard output. A reader that goes away is no error: the exit status says what
+    /// the answer is, whether or not all of it is read.
+    pub fn answer(print: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut out = Self::stdout();
+        let printed = print(&mut out).and_then(|()| out.finish());
+        printed.or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
     }
 
     /// Output to somewhere else, dressed as told.

@@ -71,17 +71,25 @@ fn first_and_last(
     on_cache: u64,
     backing: &dyn ReadDevice,
     on_backing: u64,
-    sectors: u64,
+    count: u64,
 ) -> Option<(u64, u64)> {
-    let read = |device: &dyn ReadDevice, sector: u64| {
-        let mut bytes = AlignedBuf::zeroed(usize::try_from(Sectors(sectors).bytes()).ok()?);
-        device.read_at(Sectors(sector).bytes(), &mut bytes).ok()?;
-        Some(bytes)
-    };
-    let (ours, theirs) = (read(cache, on_cache)?, read(backing, on_backing)?);
-    let sector = usize::try_from(SECTOR_BYTES).ok()?;
-    let pairs = ours.chunks(sector).zip(theirs.chunks(sector));
-    let differing: Vec<u64> =
-        (0..).zip(pairs).filter(|(_, (ours, theirs))| ours != theirs).map(|(at, _)| at).collect();
-    Some((*differing.first()?, *differing.last()?))
+    let ours = read(cache, on_cache, count)?;
+    let theirs = read(backing, on_backing, count)?;
+    let pairs = sectors(&ours).zip(sectors(&theirs));
+    let mut differing =
+        (0..).zip(pairs).filter(|(_, (ours, theirs))| ours != theirs).map(|(at, _)| at);
+    let first = differing.next()?;
+    Some((first, differing.last().unwrap_or(first)))
+}
+
+/// So many sectors of a device; `None` where they cannot be read.
+pub(crate) fn read(device: &dyn ReadDevice, sector: u64, count: u64) -> Option<AlignedBuf> {
+    let mut data = AlignedBuf::zeroed(usize::try_from(Sectors(count).bytes()).ok()?);
+    device.read_at(Sectors(sector).bytes(), &mut data).ok()?;
+    Some(data)
+}
+
+/// The sectors of `data`.
+pub(crate) fn sectors(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    data.chunks_exact(usize::try_from(SECTOR_BYTES).unwrap_or(512))
 }

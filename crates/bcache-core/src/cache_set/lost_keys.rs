@@ -24,7 +24,6 @@ use crate::cache_set::problem::{BtreeProblem, NodePlace};
 use crate::cache_set::view::Extent;
 use crate::cache_set::{CacheSet, KeyState, Overlay, Suspect, Visitor};
 use crate::layout::bkey::{Bkey, Pos};
-use crate::layout::uuid_entry::UuidEntry;
 
 /// Keys of the journal that are looked at: a hundred bytes of memory for each.
 const KEYS_MAX: usize = 1 << 19;
@@ -72,14 +71,8 @@ struct Find<'s, 'd> {
 }
 
 impl Find<'_, '_> {
-    /// Whether a key of the journal still tells something of the btree. A writeback of these tools drops
-    /// the keys of a volume that it detaches.
+    /// Whether a key of the journal still tells something of the btree.
     fn is_told(&self, key: &Bkey) -> bool {
-        let volume = self.set.uuids.get(key.inode());
-        let is_detached = volume.is_some_and(UuidEntry::is_detached);
-        if is_detached && !self.set.volumes.contains_key(&key.inode()) {
-            return false;
-        }
         match self.set.key_state(key, 0) {
             KeyState::Hole => true,
             KeyState::Valid => self.set.prios.knows_all(key, self.set.geometry()),
@@ -97,14 +90,11 @@ impl Find<'_, '_> {
             return false;
         }
         // The key is cut to what it has here. A repair makes clean keys of flash-only volumes dirty.
-        if Pointers::new(std::iter::once(told)).has(&key) {
+        if Pointers::line(told) == Pointers::line(&key) {
             return false;
         }
-        if !told.dirty() && has.cached.is_none() {
-            return false;
-        }
-        if !told.dirty() && has.dirty {
-            return true;
+        if !told.dirty() && (has.dirty || has.cached.is_none()) {
+            return has.dirty;
         }
         let keys = &self.keys;
         let all = || Pointers::new(keys.iter().map(|(_, key)| key));

@@ -22,7 +22,9 @@ impl Pointers {
         Self(map)
     }
 
-    fn line(key: &Bkey) -> Option<(u32, Gen, u64)> {
+    /// What keys that point to the same have in common, apart from how they were cut; `None` without a
+    /// pointer.
+    pub(crate) fn line(key: &Bkey) -> Option<(u32, Gen, u64)> {
         let ptr = key.ptrs().first()?;
         Some((key.inode(), ptr.ptr_gen(), ptr.offset().0.wrapping_sub(key.start())))
     }

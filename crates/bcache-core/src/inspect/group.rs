@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::cache_set::clean::differing;
+use crate::cache_set::clean::{Differing, differing};
 use crate::inspect::advise::advise;
 use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
@@ -34,12 +34,12 @@ impl<'d> Group<'d> {
         for (device, _) in &mut devices {
             device.complete_set_uuid(backing);
         }
-        let contradicted: Vec<bool> = devices
-            .iter()
-            .map(|(cache, in_use)| !in_use && is_contradicted(cache, &devices))
-            .collect();
-        for ((device, _), _) in devices.iter_mut().zip(contradicted).filter(|(_, it)| *it) {
-            device.doubts.insert(Doubt::OtherData);
+        let other_data: Vec<Option<(usize, Differing)>> =
+            devices.iter().map(|device| other_data(device, &devices)).collect();
+        for (cache, _) in other_data.iter().flatten() {
+            if let Some((cache, _)) = devices.get_mut(*cache) {
+                cache.doubts.insert(Doubt::OtherData);
+            }
         }
         // Attached, by their superblocks.
         let attached: Vec<(Uuid, Uuid)> = devices
@@ -79,8 +79,14 @@ impl<'d> Group<'d> {
                 }
             })
             .collect();
-        let relations: Vec<Option<Relation>> =
-            members.iter().map(|member| relation(member, &members)).collect();
+        let relations: Vec<Option<Relation>> = members
+            .iter()
+            .zip(other_data)
+            .map(|(member, other_data)| {
+                let differing = other_data.map(|(_, differing)| differing);
+                Some(Relation { differing, ..relation(member, &members)? })
+            })
+            .collect();
         let of_volumes: Vec<Option<Stakes>> = relations
             .iter()
             .map(|relation| {
@@ -118,19 +124,24 @@ impl<'d> Group<'d> {
     }
 }
 
-/// Whether one of `devices` is, by its superblock, a backing device of `cache` and does not hold what that has
-/// of it clean. Data of a device that was run alone may differ, and that of a running one changes.
-fn is_contradicted(cache: &Device<'_>, devices: &[(Device<'_>, bool)]) -> bool {
-    let Some(set) = cache.set().map(|it| &it.set) else { return false };
-    let set_uuid = set.cache.superblock().set_uuid();
-    devices.iter().filter(|(_, in_use)| !in_use).any(|(device, _)| {
-        let superblock = device.superblock.as_ref();
-        let sb = superblock.filter(|sb| device.kind() == Some(Kind::Backing) && sb.csum_ok());
-        let Some((sb, (slot, _))) = sb.and_then(|sb| Some((sb, set.uuids.find(sb.uuid())?))) else {
-            return false;
-        };
-        let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
-        runs_on && sb.set_uuid() == set_uuid && differing(set, slot, device.handle).is_some()
+/// Of a backing device, by its superblock: the cache among `devices` that it is attached to, and what that has
+/// of it clean and it does not hold. Data of a device that was run alone may differ, and that of a running one
+/// changes.
+fn other_data(
+    (device, in_use): &(Device<'_>, bool),
+    devices: &[(Device<'_>, bool)],
+) -> Option<(usize, Differing)> {
+    let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok())?;
+    let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
+    if *in_use || !runs_on || device.kind() != Some(Kind::Backing) {
+        return None;
+    }
+    devices.iter().enumerate().filter(|(_, (_, in_use))| !in_use).find_map(|(index, (cache, _))| {
+        let set = cache.set().map(|it| &it.set)?;
+        let (slot, _) = set.uuids.find(sb.uuid())?;
+        let is_of_set = sb.set_uuid() == set.cache.superblock().set_uuid();
+        let found = is_of_set.then(|| differing(set, slot, device.handle)).flatten()?;
+        Some((index, found))
     })
 }
 
@@ -178,6 +189,7 @@ fn relation(member: &Member<'_>, members: &[Member<'_>]) -> Option<Relation> {
             standing: Standing::of(sb, set_uuid, slot.is_some()),
             block_too_small: (cache_sb.block_size() > sb.block_size())
                 .then(|| cache_sb.block_size()),
+            differing: None,
         })
     });
     caches.min_by_key(|relation| match relation.standing {

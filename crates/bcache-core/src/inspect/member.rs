@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::cache_set::clean::Differing;
 use crate::inspect::advice::Advice;
 use crate::inspect::backing::Standing;
 use crate::inspect::device::Device;
@@ -62,4 +63,6 @@ pub struct Relation {
     /// Block size of the set, where that is larger than the backing device's: the kernel does not
     /// attach it.
     pub block_too_small: Option<Sectors>,
+    /// What the cache has clean and the device does not hold; of some data only.
+    pub(crate) differing: Option<Differing>,
 }

@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
+use crate::cache_set::clean::{read, sectors};
 use crate::cache_set::{CacheSet, WalkOptions};
 use crate::checksum::crc64;
 use crate::device::{
@@ -395,16 +396,6 @@ fn clean(set: &CacheSet<'_>, slot: u32, from: u64, to: u64) -> Vec<(u64, u64, Se
         ControlFlow::Continue(())
     });
     extents
-}
-
-fn read(device: &dyn ReadDevice, sector: u64, sectors: u64) -> Option<AlignedBuf> {
-    let mut data = AlignedBuf::zeroed(usize::try_from(Sectors(sectors).bytes()).ok()?);
-    device.read_at(Sectors(sector).bytes(), &mut data).ok()?;
-    Some(data)
-}
-
-fn sectors(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    data.chunks_exact(usize::try_from(SECTOR_BYTES).unwrap_or(512))
 }
 
 fn made(

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result};
 use bcache_cli::out::{Out, coloured};
 use bcache_cli::progress::Progress;
 use bcache_cli::table::{self, Cell, Color};
-use bcache_cli::unless_unread;
 use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
@@ -133,8 +132,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
     progress.finish();
     let report = report.with_context(|| path.display().to_string())?;
     let status = exit_status(&report);
-    let print = || {
-        let mut out = Out::stdout();
+    Out::answer(|out| {
         if args.json {
             out.json(&Json {
                 path,
@@ -146,11 +144,10 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
                 exit_status: status,
             })?;
         } else {
-            render(&mut out, path, &report)?;
+            render(out, path, &report)?;
         }
-        out.finish()
-    };
-    unless_unread(print())?;
+        Ok(())
+    })?;
     Ok(ExitCode::from(status))
 }
 

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
-use bcache_cli::unless_unread;
 use bcache_core::ops::export::map::{Runs, write_head, write_run};
 use bcache_core::ops::export::{ExportOptions, ExportReport, Sink, Status, export};
 use bcache_core::units::{SECTOR_BYTES, Sectors, format_bytes};
@@ -145,8 +144,7 @@ fn copy(
             problems: &volume.problems,
             report: &report,
         };
-        let mut out = Out::stdout();
-        unless_unread(out.json(&json).and_then(|()| out.finish()))?;
+        Out::answer(|out| out.json(&json))?;
     } else {
         tell(&volume, &report, map)?;
     }

@@ -8,7 +8,6 @@ use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::rows::Format;
 use bcache_cli::table::{self, Cell};
-use bcache_cli::unless_unread;
 use bcache_core::layout::superblock::{BackingState, Kind};
 use bcache_core::layout::verdict::Warning;
 use bcache_core::units::format_bytes;
@@ -21,11 +20,10 @@ use crate::render::device::DeviceReport;
 /// Runs `bcachectl list`.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     let machine = Machine::look()?;
-    let print = || {
-        let mut out = Out::stdout();
+    Out::answer(|out| {
         let devices = ordered(machine.devices(), args);
         match args.format() {
-            Format::Table => machine.table(&mut out, args)?,
+            Format::Table => machine.table(out, args)?,
             Format::Json => {
                 let rows: Vec<Value> = devices.iter().map(|device| object(device, args)).collect();
                 out.json(&Map::from_iter([("devices".to_owned(), Value::Array(rows))]))?;
@@ -35,11 +33,10 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
                     writeln!(out, "{}", object(device, args))?;
                 }
             }
-            Format::Csv => csv(&mut out, &devices, args)?,
+            Format::Csv => csv(out, &devices, args)?,
         }
-        out.finish()
-    };
-    unless_unread(print())?;
+        Ok(())
+    })?;
     machine.complain()
 }
 

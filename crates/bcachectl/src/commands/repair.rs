@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use bcache_cli::confirm;
 use bcache_cli::out::Out;
 use bcache_cli::progress::Progress;
-use bcache_cli::{confirm, unless_unread};
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::device::{
     BlockDevice, DeviceKind, FileDevice, ReadDevice, file, forget_partitions,
@@ -74,7 +74,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     if args.write.dry_run {
         let named = Named::open(args, |path| file::open_unused(path).map_err(in_use))?;
         let plan = named.plan(args, &options)?;
-        unless_unread(show(args, &named.paths(), &plan, &accepted, render::Outcome::DryRun))?;
+        show(args, &named.paths(), &plan, &accepted, render::Outcome::DryRun)?;
         return Ok(status(&plan, &accepted));
     }
     // Held from here on, so that nothing changes between plan and run.
@@ -89,7 +89,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     let undo = undo::log(args.write.undo.as_deref(), "repair")?;
     let plan = named.plan(args, &options)?;
     if plan.is_nothing(&accepted) {
-        unless_unread(show(args, &named.paths(), &plan, &accepted, render::Outcome::Nothing))?;
+        show(args, &named.paths(), &plan, &accepted, render::Outcome::Nothing)?;
         return Ok(status(&plan, &accepted));
     }
     if !args.write.script.yes {
@@ -111,7 +111,7 @@ pub fn run(args: &RepairArgs) -> Result<ExitCode> {
     };
     undo::tell(log);
     done.map_err(failed)?;
-    unless_unread(show(args, &named.paths(), &plan, &accepted, render::Outcome::Done))?;
+    show(args, &named.paths(), &plan, &accepted, render::Outcome::Done)?;
     forget_tables(named, &plan, &accepted)?;
     Ok(status(&plan, &accepted))
 }
@@ -176,13 +176,13 @@ fn show(
     accepted: &BTreeSet<Code>,
     outcome: render::Outcome,
 ) -> Result<()> {
-    let mut out = Out::stdout();
-    if args.write.script.json {
-        render::json(&mut out, paths, plan, accepted, outcome)?;
-    } else {
-        render::text(&mut out, paths, plan, accepted, outcome)?;
-    }
-    out.finish()
+    Out::answer(|out| {
+        if args.write.script.json {
+            render::json(out, paths, plan, accepted, outcome)
+        } else {
+            render::text(out, paths, plan, accepted, outcome)
+        }
+    })
 }
 
 fn failed(error: RepairRunError) -> anyhow::Error {

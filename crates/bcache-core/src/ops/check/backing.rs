@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use crate::cache_set::clean::{Differing, differing};
+use crate::cache_set::clean::Differing;
 use crate::cache_set::view::{Extent, LookupError};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
@@ -424,19 +424,9 @@ pub(super) fn check(
     }
     if verify_clean {
         verify_clean_data(set, member.device.handle, slot, usage.end.min(size), listener);
-    } else if cache.doubts.contains(&Doubt::OtherData) {
-        if let Some(Differing { start, sectors, cache_sector }) =
-            differing(set, slot, member.device.handle)
-        {
-            let path = path();
-            listener.problem(BackingProblem::CleanDiffers {
-                path,
-                slot,
-                start,
-                sectors,
-                cache_sector,
-            });
-        }
+    } else if let Some(Differing { start, sectors, cache_sector }) = relation.differing {
+        let path = path();
+        listener.problem(BackingProblem::CleanDiffers { path, slot, start, sectors, cache_sector });
     }
 }
 

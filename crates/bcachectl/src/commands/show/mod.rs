@@ -13,7 +13,6 @@ use anyhow::{Result, anyhow};
 use bcache_cli::exit::told;
 use bcache_cli::out::Out;
 use bcache_cli::rows::Format;
-use bcache_cli::unless_unread;
 use bcache_core::cache_set::ReadOptions;
 use bcache_core::cache_set::reused::set_uuid_reused;
 use bcache_core::device::holders::holders_of;
@@ -168,15 +167,14 @@ fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
             Err(error) => status.fail(ErrorReport::new(member.path(), &error)),
         }
     }
-    let print = || {
-        let mut out = Out::stdout();
+    Out::answer(|out| {
         match format {
             Format::Table => {
                 for (index, device) in shown.iter().enumerate() {
                     if index > 0 {
                         writeln!(out)?;
                     }
-                    render::table(&mut out, args, device)?;
+                    render::table(out, args, device)?;
                 }
             }
             Format::Json => {
@@ -185,13 +183,12 @@ fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
             }
             Format::Ndjson | Format::Csv => {
                 for device in &shown {
-                    render::list(&mut out, args, format, device)?;
+                    render::list(out, args, format, device)?;
                 }
             }
         }
-        out.finish()
-    };
-    unless_unread(print())?;
+        Ok(())
+    })?;
     for device in &shown {
         status.add(device);
     }

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bcache_cli::out::Out;
 use bcache_cli::text::{plural, with_causes};
-use bcache_cli::unless_unread;
 use bcache_core::device::scan::Scan;
 use bcache_core::device::sysfs::{BlockDir, MachineDevice, Root};
 use bcache_core::layout::superblock::Kind;
@@ -37,16 +36,14 @@ impl Report {
 /// Every bcache device of the machine, by set.
 pub(super) fn run(json: bool) -> Result<ExitCode> {
     let machine = Machine::look()?;
-    let print = || {
-        let mut out = Out::stdout();
+    Out::answer(|out| {
         if json {
             out.json(&machine.report)?;
         } else {
-            machine.table(&mut out, &ListArgs::default())?;
+            machine.table(out, &ListArgs::default())?;
         }
-        out.finish()
-    };
-    unless_unread(print())?;
+        Ok(())
+    })?;
     machine.complain()
 }
 

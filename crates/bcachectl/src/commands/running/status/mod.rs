@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bcache_cli::out::Out;
-use bcache_cli::unless_unread;
 use bcache_core::device::sysfs::Root;
 use bcache_core::running::{Asker, Question, Severity, Snapshot, View, recorded};
 use uuid::Uuid;
@@ -63,16 +62,14 @@ pub(in crate::commands) fn status(args: &StatusArgs) -> Result<ExitCode> {
         report.findings.extend(unfinished);
         report.findings.sort_by_key(|it| std::cmp::Reverse(it.severity));
     }
-    let print = || {
-        let mut out = Out::stdout();
+    Out::answer(|out| {
         if args.json {
             out.json(&report)?;
         } else {
-            text::render(&mut out, &report, view.available)?;
+            text::render(out, &report, view.available)?;
         }
-        out.finish()
-    };
-    unless_unread(print())?;
+        Ok(())
+    })?;
     let danger = report.findings.iter().any(|it| it.severity == Severity::Danger);
     let status = complain(&snapshot);
     Ok(if danger { Failure::Danger.into() } else { status })
