@@ -50,7 +50,13 @@ pub(crate) const KBD: &str = "
     [ -e /bin/sh ] || ln -s /bin/busybox /bin/sh
     cat >/between <<'END'
         cat /sys/block/vdg/bcache/state /sys/block/vdg/bcache/cache_mode
-        test ! -e /sys/block/vdg/bcache/cache
+        # The kernel says \"no cache\" before it writes the superblock and removes the link.
+        tries=0
+        while [ -e /sys/block/vdg/bcache/cache ]; do
+            tries=$((tries + 1))
+            [ $tries -lt 300 ] || { echo 'still linked to its cache after 30 s'; exit 1; }
+            sleep 0.1
+        done
 END
     cat >/kbd-run <<'END'
         set -o pipefail
