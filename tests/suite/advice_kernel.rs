@@ -299,6 +299,24 @@ const WARNED: &[Case] = &[
         outcome: Outcome::Lost,
     },
     Case {
+        name: "old-cache",
+        fixture: "clean-612",
+        damage: None,
+        advice: &["do-not-register", "do-not-wipe"],
+        script: "dd if=$c of=/old bs=1M 2>/dev/null
+            both; wait_for 30 test -b /dev/bcache0
+            bcachectl check $c $b | grep -c backing-newer && false
+            echo writeback >/sys/block/bcache0/bcache/cache_mode
+            dd if=/dev/urandom of=/dev/bcache0 bs=1M count=16 oflag=direct 2>/dev/null
+            bcachectl flush --timeout 120s $b; new=$(md5sum </dev/bcache0); stop_all
+            bcachectl check $c $b
+            dd if=/old of=$c bs=1M conv=notrunc 2>/dev/null; rm /old; sync
+            advice; bcachectl check $c $b >/said || true; grep backing-newer /said
+            bcachectl writeback --yes $c $b 2>/said && false; grep 'old copy' /said
+            both; volume; test \"$(md5sum </dev/bcache0)\" != \"$new\"",
+        outcome: Outcome::Lost,
+    },
+    Case {
         name: "unsynced",
         fixture: "dirty-61",
         damage: Some(unsynced),

@@ -1,8 +1,8 @@
 //! Words, counts and dates.
 
 use std::error::Error;
-use std::time::{Duration, UNIX_EPOCH};
 
+pub use bcache_core::units::date;
 use unicode_width::UnicodeWidthStr;
 
 /// `count` with its noun: `1 sector`, `2 sectors`. `noun` is the singular, of which the plural ends
@@ -31,13 +31,6 @@ pub fn with_causes(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// A moment as a date: `2026-11-27 02:17:26 UTC`.
-pub fn date(seconds_since_1970: u32) -> String {
-    let time = UNIX_EPOCH + Duration::from_secs(seconds_since_1970.into());
-    let text = humantime::format_rfc3339_seconds(time).to_string();
-    text.replace('T', " ").replace('Z', " UTC")
 }
 
 /// The day of a moment, in UTC: `2026-11-27`.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -292,6 +293,13 @@ impl Geometry {
     pub fn njournal_buckets_default(&self) -> u16 {
         u16::try_from((self.nbuckets >> 7).clamp(2, 256)).unwrap_or(256)
     }
+}
+
+/// A moment as the kernel writes it, as a date: `2026-11-27 02:17:26 UTC`.
+pub fn date(seconds_since_1970: u32) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(seconds_since_1970.into());
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
 }
 
 #[cfg(test)]

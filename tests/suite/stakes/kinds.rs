@@ -534,5 +534,61 @@ fn a_backing_device_put_back_from_an_older_copy() {
         let detach = run(&["writeback", "-y", "--detach"], &[cache, &old]);
         let error = String::from_utf8_lossy(&detach.stderr);
         assert!(detach.status.code() == Some(1) && error.contains("old copy"), "{name}: {error}");
+        mixture(&scratch, cache, &old);
+    }
+}
+
+/// An export of both says what it may be, and one of dirty data alone is as it was.
+fn mixture(scratch: &Scratch, cache: &Path, backing: &Path) {
+    let file = scratch.path("exported");
+    let volume = ["--volume", "0", "-o", file.to_str().unwrap()];
+    let whole = run(&[&["export"], &volume[..]].concat(), &[cache, backing]);
+    let error = String::from_utf8_lossy(&whole.stderr);
+    assert!(whole.status.code() == Some(4) && error.contains("a mixture of old"), "{error}");
+    fs::remove_file(&file).unwrap();
+    let dirty = run(&[&["export", "--dirty-only"], &volume[..]].concat(), &[cache, backing]);
+    assert!(dirty.status.success(), "{dirty:?}");
+    fs::remove_file(&file).unwrap();
+}
+
+/// The cache was put back from an older copy: the kernel has registered the backing device since.
+#[test]
+fn a_cache_put_back_from_an_older_copy() {
+    for (name, dirty) in SETS.into_iter().chain([("dirty-61", 0), ("clean-612", 0)]) {
+        let fixture = Fixture::unpack(name).unwrap();
+        let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+        let seen = superblock(backing).last_mount();
+        let before = Said::of(&[cache, backing]);
+        assert!(!before.codes().contains(&"backing-newer"), "{name}: {}", before.check);
+        edit(backing, |sb| {
+            sb.edit(|edit| {
+                edit.last_mount(seen + 3600);
+            });
+        });
+
+        let said = Said::of(&[cache, backing]);
+        let expected = if name == "clean-612" { "unknown" } else { "present" };
+        assert!(said.answer() == expected && said.check_status == 4, "{name}: {}", said.check);
+        assert!(said.check_json["stakes"]["at_least_sectors"].as_u64() >= Some(dirty), "{name}");
+        assert!(said.codes().contains(&"backing-newer"), "{name}: {}", said.check);
+        assert!(said.check.contains("Do NOT register the cache and the backing"), "{}", said.check);
+        for no in ["repair", "register-and-detach", "write-back-offline", "safe-to-wipe"] {
+            assert!(!said.advice().contains(&no), "{name}: {}", said.check);
+        }
+        let refused = run(&["writeback", "-y"], &[cache, backing]);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && error.contains("old copy"), "{name}: {error}");
+        let scratch = Scratch::new().unwrap();
+        mixture(&scratch, cache, backing);
+        let both = fixture.backing.iter().map(PathBuf::as_path);
+        let devices: Vec<&Path> = [cache.as_path()].into_iter().chain(both).collect();
+        if name == "clean-612" {
+            assert!(!said.advice().contains(&"write-back-ran-alone"), "{name}: {}", said.check);
+        } else {
+            // The clock may have been wrong.
+            assert!(said.advice().contains(&"write-back-ran-alone"), "{name}: {}", said.check);
+            let done = run(&["writeback", "-y", "--detach", "--ran-alone"], &devices);
+            assert!(done.status.success(), "{name}: {done:?}");
+        }
     }
 }

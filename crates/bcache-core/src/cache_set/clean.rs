@@ -19,14 +19,15 @@ const LOOKED_AT: u64 = 1 << 14;
 const COMPARED: u64 = 16;
 
 /// Clean data that a backing device does not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Differing {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sector {start} is not what the cache holds clean of it")]
+pub struct Differing {
     /// The first sector that differs, on the backing device.
-    pub(crate) start: u64,
+    pub start: u64,
     /// Sectors from there to the last that differs, of those compared.
-    pub(crate) sectors: u64,
+    pub sectors: u64,
     /// The same place on the cache device.
-    pub(crate) cache_sector: u64,
+    pub cache_sector: u64,
 }
 
 /// Compares some clean data of the volume in `slot`, spread over all of it, with its backing device; the

@@ -23,6 +23,8 @@ pub enum Danger {
     Hangs,
     /// What the cache holds clean is not what the backing device holds: one is old, or another.
     OtherData,
+    /// A backing device was registered after the cache was last there: what is cached may be old.
+    RegisteredSince,
     /// A backing device was run without this cache: the kernel drops the dirty data as it attaches.
     DropsDirty,
     /// A backing device was detached when the cache failed: attached again, it gets a new slot and

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::device::DeviceKind;
 use crate::inspect::advice::{Advice, Danger};
 use crate::inspect::backing::Standing;
-use crate::inspect::device::{Contents, Identity};
+use crate::inspect::device::{Contents, Device, Identity};
 use crate::inspect::doubt::Doubt;
 use crate::inspect::member::Member;
 use crate::inspect::stakes::Answer;
@@ -194,6 +194,8 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         Some(Danger::StaleKeys)
     } else if device.doubts.contains(&Doubt::OtherData) {
         Some(Danger::OtherData)
+    } else if device.doubts.contains(&Doubt::RegisteredSince) {
+        Some(Danger::RegisteredSince)
     } else if dirty_owner(|standing, state| {
         *standing == Standing::Attached && state == BackingState::Stale
     }) {
@@ -231,12 +233,16 @@ fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
 }
 
 /// Whether a volume's backing device was detached with its data still in the cache, or was run without
-/// the cache.
-fn ran_alone(volume: &Volume) -> bool {
+/// the cache, or may have been.
+fn ran_alone(volume: &Volume, device: &Device<'_>) -> bool {
     match &volume.owner {
-        Owner::Present { device, standing } => match standing {
+        Owner::Present { device: owner, standing } => match standing {
             Standing::Released => true,
-            Standing::Attached => device.superblock.state() == BackingState::Stale,
+            Standing::Attached => {
+                let entry = device.set().and_then(|it| it.set.uuids.get(volume.slot));
+                owner.superblock.state() == BackingState::Stale
+                    || entry.is_some_and(|it| it.registered_since(&owner.superblock).is_some())
+            }
             _ => false,
         },
         _ => false,
@@ -259,14 +265,16 @@ fn dirty(
     let volumes = || member.volumes.0.iter().filter(|it| it.usage.dirty_sectors.0 > 0);
     let path = |volume: &Volume| volume.backing().map(|device| device.path.clone());
     let whole = volumes().filter(|it| goes_on(it, set_block)).filter_map(path).collect::<Vec<_>>();
-    let sound = device.identity == Identity::Cache
-        && device.doubts.iter().all(|doubt| *doubt == Doubt::TornEntry);
+    let has_only = |known: &[Doubt]| {
+        device.identity == Identity::Cache && device.doubts.iter().all(|it| known.contains(it))
+    };
+    let sound = has_only(&[Doubt::TornEntry]);
     let accepted = device.verdict.as_ref().is_some_and(Verdict::accepts);
-    let can_write_back = sound
-        && accepted
+    let may_write_back = accepted
         && !has_copies
         && !member.in_use
         && device.superblock.as_ref().is_some_and(Superblock::sync);
+    let can_write_back = may_write_back && sound;
     let registers = device.registers() && danger.is_none() && !has_copies;
     if !registers && !has_copies {
         advice.push(Advice::CopyDevice { device: cache.clone() });
@@ -309,8 +317,9 @@ fn dirty(
                     }
                 }
                 // Of a device that ran alone since, the rest may be newer than what is cached.
+                let may_be_newer = ran_alone(volume, device);
                 let is_other = device.doubts.contains(&Doubt::OtherData);
-                let dirty_only = !goes_on(volume, set_block) || is_other;
+                let dirty_only = !goes_on(volume, set_block) || is_other || may_be_newer;
                 let slot = volume.slot;
                 let refused = volume.backing().filter(|device| !device.registers);
                 let data_offset = refused
@@ -320,7 +329,11 @@ fn dirty(
                 let is_named = refused.is_none() && !has_wrong_offset(volume);
                 let data_offset = data_offset.filter(|_| !has_wrong_offset(volume));
                 let backing = path(volume).filter(|_| is_named);
-                let back = backing.clone().filter(|_| can_write_back && ran_alone(volume));
+                let back = backing.clone().filter(|_| {
+                    may_be_newer
+                        && may_write_back
+                        && has_only(&[Doubt::TornEntry, Doubt::RegisteredSince])
+                });
                 let likely = device.doubts.contains(&Doubt::Gens);
                 let back = back.map(|backing| {
                     let cache = cache.clone();
@@ -368,7 +381,11 @@ fn repair(
     mut backing: Vec<PathBuf>,
 ) -> Option<Advice> {
     // Nothing of the set is damaged.
-    if member.device.doubts.iter().eq([&Doubt::OtherData]) && backing.is_empty() {
+    let mut doubts = member.device.doubts.iter();
+    if doubts.all(|it| matches!(it, Doubt::OtherData | Doubt::RegisteredSince))
+        && !member.device.doubts.is_empty()
+        && backing.is_empty()
+    {
         return None;
     }
     let is_gone = member.device.identity == Identity::SuperblockGone;

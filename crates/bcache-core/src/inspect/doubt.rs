@@ -42,6 +42,8 @@ pub enum Doubt {
     NoSuperblock,
     /// What the cache holds clean is not what its backing device holds.
     OtherData,
+    /// A backing device was registered after this cache was last there: it may be an old copy.
+    RegisteredSince,
     /// The state that the backing device's superblock names says so little.
     State,
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::cache_set::clean::{Differing, differing};
 use crate::inspect::advise::advise;
+use crate::inspect::apart::Apart;
 use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
 use crate::inspect::doubt::Doubt;
@@ -34,11 +34,12 @@ impl<'d> Group<'d> {
         for (device, _) in &mut devices {
             device.complete_set_uuid(backing);
         }
-        let other_data: Vec<Option<(usize, Differing)>> =
-            devices.iter().map(|device| other_data(device, &devices)).collect();
-        for (cache, _) in other_data.iter().flatten() {
+        let apart: Vec<Option<(usize, Apart)>> =
+            devices.iter().map(|device| apart(device, &devices)).collect();
+        for (cache, apart) in apart.iter().flatten() {
             if let Some((cache, _)) = devices.get_mut(*cache) {
-                cache.doubts.insert(Doubt::OtherData);
+                cache.doubts.extend(apart.differing.map(|_| Doubt::OtherData));
+                cache.doubts.extend(apart.since.map(|_| Doubt::RegisteredSince));
             }
         }
         // Attached, by their superblocks.
@@ -81,10 +82,10 @@ impl<'d> Group<'d> {
             .collect();
         let relations: Vec<Option<Relation>> = members
             .iter()
-            .zip(other_data)
-            .map(|(member, other_data)| {
-                let differing = other_data.map(|(_, differing)| differing);
-                Some(Relation { differing, ..relation(member, &members)? })
+            .zip(apart)
+            .map(|(member, apart)| {
+                let apart = apart.map(|(_, apart)| apart).unwrap_or_default();
+                Some(Relation { apart, ..relation(member, &members)? })
             })
             .collect();
         let of_volumes: Vec<Option<Stakes>> = relations
@@ -124,24 +125,19 @@ impl<'d> Group<'d> {
     }
 }
 
-/// Of a backing device, by its superblock: the cache among `devices` that it is attached to, and what that has
-/// of it clean and it does not hold. Data of a device that was run alone may differ, and that of a running one
-/// changes.
-fn other_data(
+/// Of a backing device: the cache among `devices` that has a slot for it, and what shows that the two are apart.
+/// A running one changes.
+fn apart(
     (device, in_use): &(Device<'_>, bool),
     devices: &[(Device<'_>, bool)],
-) -> Option<(usize, Differing)> {
-    let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok())?;
-    let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
-    if *in_use || !runs_on || device.kind() != Some(Kind::Backing) {
-        return None;
-    }
+) -> Option<(usize, Apart)> {
+    let is_backing = device.kind() == Some(Kind::Backing) && !in_use;
+    let sb = device.superblock.as_ref().filter(|sb| is_backing && sb.csum_ok())?;
     devices.iter().enumerate().filter(|(_, (_, in_use))| !in_use).find_map(|(index, (cache, _))| {
         let set = cache.set().map(|it| &it.set)?;
         let (slot, _) = set.uuids.find(sb.uuid())?;
-        let is_of_set = sb.set_uuid() == set.cache.superblock().set_uuid();
-        let found = is_of_set.then(|| differing(set, slot, device.handle)).flatten()?;
-        Some((index, found))
+        let apart = Apart::of(set, slot, device.handle, sb);
+        (apart != Apart::default()).then_some((index, apart))
     })
 }
 
@@ -189,7 +185,7 @@ fn relation(member: &Member<'_>, members: &[Member<'_>]) -> Option<Relation> {
             standing: Standing::of(sb, set_uuid, slot.is_some()),
             block_too_small: (cache_sb.block_size() > sb.block_size())
                 .then(|| cache_sb.block_size()),
-            differing: None,
+            apart: Apart::default(),
         })
     });
     caches.min_by_key(|relation| match relation.standing {

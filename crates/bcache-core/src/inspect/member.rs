@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::cache_set::clean::Differing;
 use crate::inspect::advice::Advice;
+use crate::inspect::apart::Apart;
 use crate::inspect::backing::Standing;
 use crate::inspect::device::Device;
 use crate::inspect::stakes::Stakes;
@@ -63,6 +63,6 @@ pub struct Relation {
     /// Block size of the set, where that is larger than the backing device's: the kernel does not
     /// attach it.
     pub block_too_small: Option<Sectors>,
-    /// What the cache has clean and the device does not hold; of some data only.
-    pub(crate) differing: Option<Differing>,
+    /// What shows that the two do not go together as they are.
+    pub apart: Apart,
 }

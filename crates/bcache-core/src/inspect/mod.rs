@@ -10,6 +10,7 @@
 
 mod advice;
 mod advise;
+mod apart;
 mod backing;
 mod device;
 mod doubt;
@@ -19,6 +20,7 @@ mod stakes;
 mod volume;
 
 pub use advice::{Advice, Danger};
+pub use apart::Apart;
 pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
 pub use device::{Contents, Device, Identity, InspectError, SetContents, take_cache};
 pub use doubt::Doubt;

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::layout::superblock::{Label, SB_LABEL_BYTES};
-use crate::units::Sectors;
+use crate::layout::superblock::{Label, SB_LABEL_BYTES, Superblock};
+use crate::units::{Sectors, date};
 
 /// The uuid of a slot whose device was detached.
 pub const DETACHED_UUID: Uuid = Uuid::from_bytes([
@@ -68,6 +68,16 @@ pub struct UuidEntry {
     pub padding_is_zero: bool,
 }
 
+/// That a backing device was registered after its cache was last there: that was away, or is an old copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("registered on {}, after the cache was last there, on {}", date(*registered), date(*seen))]
+pub struct RegisteredSince {
+    /// When the cache was last there, in seconds since 1970.
+    pub seen: u32,
+    /// When the backing device was registered.
+    pub registered: u32,
+}
+
 impl UuidEntry {
     /// A slot that was never used.
     pub fn unused() -> Self {
@@ -114,6 +124,17 @@ impl UuidEntry {
     /// Whether its device was detached.
     pub fn is_detached(&self) -> bool {
         self.uuid == DETACHED_UUID
+    }
+
+    /// When the kernel read `backing`, if that is this volume's superblock, where that is later than the slot tells.
+    ///
+    /// The kernel writes the time to the slot each time that it attaches the device, and to the superblock,
+    /// when it next changes that, the time at which it had read it: before it attached it. So a cache that
+    /// was there each time has the later of the two (docs/on-disk-format.md §4).
+    pub(crate) fn registered_since(&self, backing: &Superblock) -> Option<RegisteredSince> {
+        let (seen, registered) = (self.last_reg, backing.last_mount());
+        let is_its = self.uuid == backing.uuid() && !self.flash_only();
+        (is_its && registered > seen).then_some(RegisteredSince { seen, registered })
     }
 
     /// Whether the cache holds the only copy (`UUID_FLASH_ONLY`).

@@ -85,6 +85,7 @@ const ELSEWHERE: &[Code] = &[
     // Tested on images that a kernel wrote.
     Code::CleanMismatch,
     Code::BackingDataOffset,
+    Code::BackingNewer,
     Code::SuperblockGone,
 ];
 

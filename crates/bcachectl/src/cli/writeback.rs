@@ -26,7 +26,8 @@ pub struct WritebackArgs {
     pub detach: bool,
 
     /// Also write to backing devices that were detached from this cache or run without it (states
-    /// none and inconsistent), over what was written to them since
+    /// none and inconsistent), or registered after it was last there, over what was written to them
+    /// since
     #[arg(long, requires = "detach")]
     pub ran_alone: bool,
 

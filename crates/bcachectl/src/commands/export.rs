@@ -132,6 +132,7 @@ fn copy(
         }
     };
     let map = map_path.filter(|_| map);
+    let is_complete = report.is_complete() && !volume.may_be_mixed;
     if args.json {
         let json = Json {
             path: &args.volume.cache,
@@ -140,7 +141,7 @@ fn copy(
             label: &volume.report.label,
             output: &args.output,
             map,
-            complete: report.is_complete(),
+            complete: is_complete,
             problems: &volume.problems,
             report: &report,
         };
@@ -148,7 +149,7 @@ fn copy(
     } else {
         tell(&volume, &report, map)?;
     }
-    if !report.is_complete() {
+    if !is_complete {
         return Ok(Failure::LeftOut.into());
     }
     Ok(ExitCode::SUCCESS)

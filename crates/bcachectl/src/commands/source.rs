@@ -9,7 +9,7 @@ use bcache_core::cache_set::{
     self, Below, CacheSet, NewestEntry, Problem, ReadOptions, Visitor, VolumeReader,
 };
 use bcache_core::device::{FileReader, ReadDevice, open_unused};
-use bcache_core::inspect::{BackingDevices, Contents, Device, Doubt, Identity, Volumes};
+use bcache_core::inspect::{Apart, BackingDevices, Contents, Device, Doubt, Identity, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::layout::verdict::kernel_verdict;
 use bcache_core::units::Sectors;
@@ -43,6 +43,8 @@ pub struct Volume<'s, 'd> {
     pub sources: Vec<PathBuf>,
     /// What is wrong with the set.
     pub problems: Vec<String>,
+    /// Whether its two devices may be of different times, and the whole a mixture of old and newer data.
+    pub may_be_mixed: bool,
 }
 
 #[derive(Default)]
@@ -144,6 +146,7 @@ pub fn with_volume<T>(
     let usage = set.volumes.get(&report.slot).copied().unwrap_or_default();
     let end = Sectors(usage.end);
     let mut problems = problems.told;
+    let mut may_be_mixed = false;
     let (below, size) = match &found {
         None if report.flash_only => {
             // A size that is lost does not hide what the keys hold.
@@ -153,6 +156,9 @@ pub fn with_volume<T>(
         Some(found) => {
             if !lenience.missing_backing {
                 check_state(&set, found)?;
+                let apart = apart(&set, report.slot, found)?;
+                may_be_mixed = apart.is_some();
+                problems.extend(apart);
             }
             let data_offset = lenience.data_offset.unwrap_or(found.superblock.data_offset());
             let (device, size) = (&found.device, found.device.info().size());
@@ -190,7 +196,20 @@ pub fn with_volume<T>(
         problems.push(problem);
     }
     let reader = VolumeReader::new(&set, report.slot, below);
-    with(Volume { reader, size, report, sources, problems })
+    with(Volume { reader, size, report, sources, problems, may_be_mixed })
+}
+
+/// Says that the volume would be put together of old data and newer data.
+fn apart(set: &CacheSet<'_>, slot: u32, found: &Named) -> Result<Option<String>> {
+    let Apart { differing, since } = Apart::of(set, slot, &found.device, &found.superblock);
+    let why = differing.map(|it| it.to_string()).or(since.map(|it| it.to_string()));
+    let Some(why) = why else { return Ok(None) };
+    let path = found.device.info().path.display();
+    let problem = format!(
+        "{path}: {why}: one of the two may be an old copy, and the volume a mixture of old and newer data"
+    );
+    writeln!(io::stderr(), "bcachectl: warning: {problem}")?;
+    Ok(Some(problem))
 }
 
 /// Says that the cache holds data past the end of the backing device.

@@ -170,7 +170,9 @@ fn refused(error: WritebackError) -> anyhow::Error {
         ),
         WritebackError::Mendable { .. } => Some("run `bcachectl repair` first"),
         WritebackError::Backing { reason, .. } => match reason {
-            BackingRefusal::NotAttached | BackingRefusal::RanAlone => Some(
+            BackingRefusal::NotAttached
+            | BackingRefusal::RanAlone
+            | BackingRefusal::RegisteredSince(_) => Some(
                 "copy both devices before anything else; `bcachectl export --dirty-only` saves the dirty \
                  data to a file, and --detach --ran-alone writes it back all the same, over what may be \
                  newer",

@@ -56,7 +56,9 @@ pub(super) const AFTER: Sections = &[
 3 :: Writing failed: the output is incomplete.
 
 4 :: Something was left out, or is only likely right. The map file says what. Also where the cache \
-     holds data from before the data offset, which is wrong then.",
+     holds data from before the data offset, which is wrong then, or one of the two devices may be \
+     an old copy: what the cache holds clean is not on the backing device, or that was registered \
+     after the cache was last there. --dirty-only takes what only the cache has.",
     ),
     (
         "EXAMPLES",

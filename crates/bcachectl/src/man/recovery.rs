@@ -226,6 +226,16 @@ A backing device was run without its cache :: The kernel drops the dirty data on
     bcachectl export --dirty-only /dev/nvme0n1 /dev/sdb -o volume.img
     bcachectl writeback --detach --ran-alone --dry-run /dev/nvme0n1 /dev/sdb
 
+The cache was put back from an older copy, or its disk was away :: The kernel has registered the backing \
+         device since, and takes the old data in the cache for newer. Look for the cache that was used last. \
+         Without it, keep what only the old one has. If the clock was wrong at one of the two times that \
+         check names, and nothing was written to the device since, write the dirty data back and detach. \
+         (check: backing-newer)
+
+    bcachectl check /dev/nvme0n1 /dev/sdb
+    bcachectl export --dirty-only /dev/nvme0n1 /dev/sdb -o volume.img
+    bcachectl writeback --detach --ran-alone --dry-run /dev/nvme0n1 /dev/sdb
+
 The cache is to be taken out without the kernel :: Write all dirty data back and detach. Then the backing \
          device needs no cache.
 

@@ -228,6 +228,11 @@ const fn danger(why: Danger) -> &'static str {
             "Do NOT register the cache and the backing device together: what the cache holds clean is \
              not what the backing device holds. One of them is an old copy, or another device."
         }
+        Danger::RegisteredSince => {
+            "Do NOT register the cache and the backing device together: the backing device was registered \
+             after the cache was last there. If the cache is an old copy, old data takes the place of newer \
+             data."
+        }
         Danger::DropsDirty => {
             "Do NOT register the cache and the backing device together: the backing device was run \
              alone (state inconsistent), so the kernel would drop the dirty data as it attaches."

@@ -123,6 +123,10 @@ const fn reason(doubt: Doubt) -> &'static str {
         Doubt::Geometry => "the sizes in its superblock make no cache",
         Doubt::NoSuperblock => "it carries no bcache superblock",
         Doubt::OtherData => "what it holds clean is not what its backing device holds",
+        Doubt::RegisteredSince => {
+            "a backing device was registered after this cache was last there, so that the cache may be an \
+             old copy"
+        }
         Doubt::State => "only its cache can tell",
     }
 }

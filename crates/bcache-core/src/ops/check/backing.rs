@@ -9,11 +9,11 @@ use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::{Contents, Device, Doubt, Member, Standing};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
-use crate::layout::uuid_entry::UuidEntry;
+use crate::layout::uuid_entry::{RegisteredSince, UuidEntry};
 use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
 use crate::ops::check::place::Place;
-use crate::units::{SECTOR_BYTES, Sectors};
+use crate::units::{SECTOR_BYTES, Sectors, date};
 
 /// Bytes compared at once.
 const COMPARE_BYTES: usize = 1 << 20;
@@ -188,6 +188,14 @@ pub enum BackingProblem {
         /// Where the first extent begins.
         start: u64,
     },
+    /// The cache is older than it.
+    #[error("{}: {since}", path.display())]
+    Newer {
+        /// The device.
+        path: PathBuf,
+        /// The two times.
+        since: RegisteredSince,
+    },
     /// Clean data differs.
     #[error("{}: {sectors} sectors from {start} on are not what the cache holds at {cache_sector}", path.display())]
     CleanDiffers {
@@ -248,6 +256,7 @@ impl BackingProblem {
             Self::Stale { .. } => Code::BackingStateStale,
             Self::TooSmall { .. } => Code::BackingTooSmall,
             Self::DataOffset { .. } => Code::BackingDataOffset,
+            Self::Newer { .. } => Code::BackingNewer,
             Self::CleanDiffers { .. } => Code::CleanMismatch,
         }
     }
@@ -273,6 +282,7 @@ impl BackingProblem {
             | Self::WrittenBack { path, .. }
             | Self::Stale { path }
             | Self::TooSmall { path, .. }
+            | Self::Newer { path, .. }
             | Self::DataOffset { path, .. } => Place::Backing { path: path.clone() },
             Self::CleanDiffers { slot, start, sectors, .. } => {
                 Place::Volume { slot: *slot, start: *start, sectors: *sectors }
@@ -305,6 +315,7 @@ impl BackingProblem {
             Self::Stale { .. } => "state clean or dirty".to_owned(),
             Self::TooSmall { end, .. } => format!("at least {end} sectors"),
             Self::DataOffset { start, .. } => format!("a data offset of at most {start}"),
+            Self::Newer { since, .. } => format!("a registration until {}", date(since.seen)),
             Self::CleanDiffers { .. } => "the same data".to_owned(),
             Self::CannotCompare { .. } | Self::CannotFind { .. } => "readable data".to_owned(),
         }
@@ -422,9 +433,12 @@ pub(super) fn check(
     if relation.standing != Standing::Attached {
         return;
     }
+    if let Some(since) = relation.apart.since {
+        listener.problem(BackingProblem::Newer { path: path(), since });
+    }
     if verify_clean {
         verify_clean_data(set, member.device.handle, slot, usage.end.min(size), listener);
-    } else if let Some(Differing { start, sectors, cache_sector }) = relation.differing {
+    } else if let Some(Differing { start, sectors, cache_sector }) = relation.apart.differing {
         let path = path();
         listener.problem(BackingProblem::CleanDiffers { path, slot, start, sectors, cache_sector });
     }

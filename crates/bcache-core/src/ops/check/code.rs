@@ -280,6 +280,9 @@ codes! {
     BackingDataOffset = 715, "backing-data-offset", DataAtRisk,
         "The cache holds data of a backing device from before the sector where its superblock says that the data begins: that offset is wrong.",
         "Do not register the device: all of its data would be in the wrong place. Export the dirty data with the right data offset, 16 unless the device was made with another.";
+    BackingNewer = 716, "backing-newer", DataAtRisk,
+        "A backing device was registered after this cache was last there: the cache may be an old copy, and another one of its set may hold newer data.",
+        "Do not register the two together: old data would take the place of newer data. Look for the cache that was used last. If there is none, or the clock was wrong at that time, save the dirty data from the cache first.";
 }
 
 impl std::fmt::Display for Code {

@@ -1,8 +1,8 @@
 //! The backing devices: whose they are, and whether the cache's data may be written to them.
 
-use crate::cache_set::clean::differing;
 use crate::cache_set::{CacheSet, expect_superblock};
 use crate::device::ReadDevice;
+use crate::inspect::Apart;
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::verdict::kernel_verdict;
 use crate::ops::writeback::BackingRefusal;
@@ -86,16 +86,13 @@ pub(super) fn slot_of(
     }
 }
 
-/// Whether the device holds what the cache has of it clean. One that was run alone need not.
-pub(super) fn holds_clean_data(
-    set: &CacheSet<'_>,
-    slot: Option<u32>,
-    device: &dyn ReadDevice,
-    sb: &Superblock,
-) -> Result<(), BackingRefusal> {
-    let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
-    let differing = slot.filter(|_| runs_on).and_then(|slot| differing(set, slot, device));
-    differing.map_or(Ok(()), |it| Err(BackingRefusal::OtherData { sector: it.start }))
+/// Whether the cache and the device, if it was not run without that, are of one time.
+pub(super) fn are_of_one_time(apart: &Apart, ran_alone: bool) -> Result<(), BackingRefusal> {
+    match (apart.differing, apart.since) {
+        (Some(differing), _) => Err(BackingRefusal::OtherData(differing)),
+        (None, Some(since)) if !ran_alone => Err(BackingRefusal::RegisteredSince(since)),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the volume's dirty data has its place on the device.

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::cache_set::clean::Differing;
 use crate::cache_set::journal::Gap;
 use crate::cache_set::view::LookupError;
 use crate::cache_set::{Problem, ReadError};
 use crate::device::DeviceError;
 use crate::inspect::FindVolumeError;
 use crate::layout::superblock::BackingState;
+use crate::layout::uuid_entry::RegisteredSince;
 use crate::layout::verdict::Refusal;
 use crate::ops::invalidate::{InvalidateError, RunError};
 use crate::ops::plan::ApplyError;
@@ -151,14 +153,11 @@ pub enum BackingRefusal {
         uuid: Uuid,
     },
     /// What the cache holds clean of it is not what it holds.
-    #[error(
-        "sector {sector} is not what the cache holds clean of it: it is an old copy or another device, or \
-         the cache is an old copy"
-    )]
-    OtherData {
-        /// The first sector of the device that was found to differ.
-        sector: u64,
-    },
+    #[error("{0}: it is an old copy or another device, or the cache is an old copy")]
+    OtherData(Differing),
+    /// It was registered after the cache was last there.
+    #[error("{0}: what it holds may be newer than the cache, which may be an old copy")]
+    RegisteredSince(RegisteredSince),
     /// Dirty data reaches past its end.
     #[error("dirty data up to sector {end}, the device ends at {size}: it is smaller than it was")]
     TooSmall {
@@ -191,7 +190,7 @@ pub enum BackingRefusal {
 impl BackingRefusal {
     /// Whether the device is of this set, but what it holds may be newer than the cache.
     pub const fn may_be_newer(&self) -> bool {
-        matches!(self, Self::NotAttached | Self::RanAlone)
+        matches!(self, Self::NotAttached | Self::RanAlone | Self::RegisteredSince(_))
     }
 
     pub(super) const fn of_state(state: BackingState) -> Option<Self> {

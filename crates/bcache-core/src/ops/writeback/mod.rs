@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 use crate::cache_set::{BucketProblem, CacheSet, Found, KeyState, Problem, Progress, ReadOptions};
 use crate::device::ReadDevice;
-use crate::inspect::find_slot;
+use crate::inspect::{Apart, find_slot};
 use crate::layout::bkey::Bkey;
 use crate::layout::superblock::{BackingState, Label, Superblock};
 use crate::layout::uuid_entry::{DETACHED_UUID, UuidEntry};
@@ -88,14 +88,16 @@ pub struct VolumePlan {
     pub dirty_sectors: Sectors,
     /// Extents that they lie in.
     pub dirty_extents: u64,
+    was_registered_since: bool,
     superblock: Superblock,
 }
 
 impl VolumePlan {
     /// Whether what is written replaces what may be newer: the device was detached from the cache with
-    /// this data in it, or was run without the cache.
+    /// this data in it, or was run without the cache, or was registered after the cache was last there.
     pub fn may_be_newer(&self) -> bool {
-        self.dirty_sectors.0 > 0 && matches!(self.state, BackingState::None | BackingState::Stale)
+        let ran_alone = matches!(self.state, BackingState::None | BackingState::Stale);
+        self.dirty_sectors.0 > 0 && (ran_alone || self.was_registered_since)
     }
 }
 
@@ -256,7 +258,8 @@ fn plan_for<'d>(
         }
         let its = slot.and_then(|slot| dirty.get(&slot)).copied().unwrap_or_default();
         backing::fits(*device, &sb, &its).map_err(refused)?;
-        backing::holds_clean_data(&set, slot, *device, &sb).map_err(refused)?;
+        let apart = slot.map(|slot| Apart::of(&set, slot, *device, &sb)).unwrap_or_default();
+        backing::are_of_one_time(&apart, ran_alone).map_err(refused)?;
         volumes.push(VolumePlan {
             slot,
             backing: index,
@@ -265,6 +268,7 @@ fn plan_for<'d>(
             state: sb.state(),
             dirty_sectors: Sectors(its.sectors),
             dirty_extents: its.extents,
+            was_registered_since: apart.since.is_some(),
             superblock: sb,
         });
     }

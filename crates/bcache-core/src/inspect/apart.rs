@@ -1,0 +1,31 @@
+//! Whether a backing device and its cache go together as they are.
+
+use crate::cache_set::CacheSet;
+use crate::cache_set::clean::{Differing, differing};
+use crate::device::ReadDevice;
+use crate::layout::superblock::{BackingState, Superblock};
+use crate::layout::uuid_entry::RegisteredSince;
+
+/// What shows that a backing device and its cache are not of one time, or not of one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Apart {
+    /// What the cache has clean and the backing device does not hold; of some data only.
+    pub differing: Option<Differing>,
+    /// That the backing device was registered after the cache was last there.
+    pub since: Option<RegisteredSince>,
+}
+
+impl Apart {
+    /// Of the volume in `slot` and its backing device `device`, whose superblock is `sb`. One that is not
+    /// attached to the set, or was run without it, says so by itself.
+    pub fn of(set: &CacheSet<'_>, slot: u32, device: &dyn ReadDevice, sb: &Superblock) -> Self {
+        let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
+        if !runs_on || sb.set_uuid() != set.cache.superblock().set_uuid() {
+            return Self::default();
+        }
+        Self {
+            differing: differing(set, slot, device),
+            since: set.uuids.get(slot).and_then(|entry| entry.registered_since(sb)),
+        }
+    }
+}
