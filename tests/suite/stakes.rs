@@ -495,6 +495,15 @@ impl Truth {
         unreachable!("the index is smaller than the sum");
     }
 
+    /// The last byte of the entry before `start` in its journal bucket: zeroes lie between entries.
+    fn journal_before(&self, start: u64, cache: &Path) -> Option<u64> {
+        let (_, range) = self.places.iter().find(|(_, range)| range.contains(&start))?;
+        let mut before = vec![0; usize::try_from(start - range.start).unwrap()];
+        // The device may have been cut off before.
+        open_read(cache).ok()?.read_at(range.start, &mut before).ok()?;
+        Some(range.start + before.iter().rposition(|byte| *byte != 0)? as u64)
+    }
+
     fn damage(&self, damage: &Damage, fixture: &Fixture) {
         let cache = &fixture.cache;
         match damage {
@@ -502,10 +511,13 @@ impl Truth {
                 let end = fs::metadata(cache).unwrap().len();
                 let start = self.byte(*place, *at);
                 let len = usize::try_from(end.saturating_sub(start)).unwrap().min(*len);
-                // Zeroes where the newest journal entries were look as if those were never written:
-                // nothing on the device tells the difference.
-                let byte = if *place == Place::Journal { *byte | 1 } else { *byte };
-                write_at(cache, start, &vec![byte; len]).unwrap();
+                write_at(cache, start, &vec![*byte; len]).unwrap();
+                // Whole entries gone from the end of the journal look as if they were never written:
+                // nothing on the device tells the difference. So the one before them is hit, too.
+                let before = (*place == Place::Journal).then(|| self.journal_before(start, cache));
+                if let Some(before) = before.flatten() {
+                    flip(cache, before, 0xff).unwrap();
+                }
             }
             Damage::Flipped { place, at, bit } => {
                 let start = self.byte(*place, *at);

@@ -55,6 +55,8 @@ pub struct SetBuilder {
     pub sets_per_node: usize,
     /// Percentage of a node that is filled.
     pub fill_percent: usize,
+    /// The same of the nodes above the leaves, where it is another.
+    pub inner_fill_percent: Option<usize>,
     /// Prio and gen of each bucket. Pointers have to be of these gens.
     pub bucket_disk: fn(u64) -> BucketDisk,
 }
@@ -73,6 +75,7 @@ impl Default for SetBuilder {
             entries_per_bucket: usize::MAX,
             sets_per_node: 1,
             fill_percent: 75,
+            inner_fill_percent: None,
             bucket_disk: |bucket| BucketDisk {
                 prio: Prio(Prio::INITIAL.0 - u16::try_from(bucket % 1000).unwrap_or(0)),
                 bucket_gen: Gen(1),
@@ -345,15 +348,17 @@ struct Loader<'b> {
 }
 
 impl Loader<'_> {
-    fn capacity(&self) -> usize {
+    fn capacity(&self, level: usize) -> usize {
         let node = size(self.geometry.btree_node_size().bytes());
         let sets = self.builder.sets_per_node.max(1);
         let overhead = sets * (BSET_HEADER_BYTES + size(self.geometry.block_bytes()));
-        (node.saturating_sub(overhead) * self.builder.fill_percent / 100 / 24).max(2)
+        let inner = self.builder.inner_fill_percent.filter(|_| level > 0);
+        let percent = inner.unwrap_or(self.builder.fill_percent);
+        (node.saturating_sub(overhead) * percent / 100 / 24).max(2)
     }
 
     fn add(&mut self, level: usize, key: Bkey) -> Result<(), DeviceError> {
-        let capacity = self.capacity();
+        let capacity = self.capacity(level);
         if self.levels.len() <= level {
             self.levels.push(Vec::new());
         }
