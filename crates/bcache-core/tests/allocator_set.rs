@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bcache_core::allocator::{
     AllocError, Allocator, AllocatorThread, BucketSource, Config, Mark, PushStep, Reserve,
-    ReuseReason, SectorAllocator, SectorRequest, SetAllocator,
+    ReuseReason, SectorAllocator, SectorRequest, SetAllocator, SetPointer, TraceEvent, Tracer,
 };
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 
@@ -25,6 +25,13 @@ fn set(caches: usize) -> SetAllocator {
     for cache in set.caches() {
         cache.refiller().unwrap().initial_fill();
     }
+    set
+}
+
+/// The same, with reserves that are filled.
+fn filled(caches: usize) -> SetAllocator {
+    let set = set(caches);
+    set.caches().iter().for_each(|cache| fill_reserves(cache));
     set
 }
 
@@ -212,4 +219,41 @@ fn lru_goes_by_the_least_prio_of_the_whole_set() {
     let refiller = set.caches()[0].refiller().unwrap();
     refiller.invalidate().unwrap();
     assert_eq!(refiller.core().free_inc_contents(), [few_sectors, many_sectors]);
+}
+
+#[test]
+fn a_pointer_is_stale_once_its_bucket_has_another_gen() {
+    let set = filled(2);
+    let pointer = set.bucket_alloc(Reserve::None, false).unwrap();
+    assert!(!set.is_stale(&pointer));
+    assert!(set.is_stale(&SetPointer { bucket_gen: Gen(pointer.bucket_gen.0 + 1), ..pointer }));
+    assert!(set.is_stale(&SetPointer { device: 2, ..pointer }));
+    assert!(set.is_stale(&SetPointer { bucket: BucketIndex(3000), ..pointer }));
+}
+
+/// Counts what each cache tells.
+#[derive(Default)]
+struct Told(Mutex<[usize; 2]>);
+
+impl Tracer for Told {
+    fn trace(&self, device: u16, _event: TraceEvent) {
+        self.0.lock().unwrap()[usize::from(device)] += 1;
+    }
+}
+
+#[test]
+fn a_tracer_listens_to_all_caches_and_is_told_when_one_has_another_already() {
+    let of_all = Arc::new(Told::default());
+    let listen = |set: &SetAllocator| {
+        let tracer: Arc<dyn Tracer> = Arc::<Told>::clone(&of_all);
+        set.set_tracer(&tracer)
+    };
+    let one = filled(2);
+    assert!(listen(&one));
+    one.bucket_alloc_set(Reserve::None, 2, false).unwrap();
+    assert_eq!(*of_all.0.lock().unwrap(), [1, 1]);
+    assert!(!listen(&one));
+    let other = set(2);
+    assert!(other.caches()[0].core().set_tracer(Box::new(Told::default())));
+    assert!(!listen(&other));
 }

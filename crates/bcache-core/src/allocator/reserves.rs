@@ -270,8 +270,12 @@ mod tests {
             ]
         );
         assert!(reserves.is_full());
+        let has = |reserves: &Reserves| Reserve::ALL.map(|reserve| reserves.has(reserve));
+        assert_eq!(has(&reserves), [true; 4]);
         let pops: Vec<_> = (0..4).map(|_| reserves.pop(Reserve::Btree).map(|b| b.0)).collect();
         assert_eq!(pops, [Some(4), Some(5), Some(2), None]);
+        let others = |reserve| matches!(reserve, Reserve::Prio | Reserve::MovingGc);
+        assert_eq!(has(&reserves), Reserve::ALL.map(others));
         assert_eq!(reserves.pop(Reserve::Prio), Some(BucketIndex(1)));
         assert_eq!(reserves.pop(Reserve::None), None);
         assert_eq!(reserves.pop(Reserve::MovingGc), Some(BucketIndex(3)));
