@@ -21,7 +21,7 @@ tests --lib --bins --tests --no-run
 # rows, about equally long, so that others go on where one waits for its last guest.
 threads=$(($(nproc) + 1))
 mkdir "$folder/guests"
-first='reader running invalidate bench'
+first='reader running invalidate bench make'
 second=$(
     for suite in tests/suite/*_kernel.rs; do
         suite=$(basename "$suite" _kernel.rs)

@@ -592,3 +592,17 @@ fn a_cache_put_back_from_an_older_copy() {
         }
     }
 }
+
+/// The uuid table lost the slot of a device that is complete: the cache may be wiped, and must not be
+/// registered with the device before a repair.
+#[test]
+fn a_complete_device_whose_slot_is_lost() {
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    let table = with_cache_set(cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+    After::overwrite(&fixture, table, &[0; 128]);
+    let said = Said::of(&[cache, backing]);
+    assert!(said.answer() == "none" && said.check_status == 4, "{}", said.check);
+    assert!(said.codes().contains(&"backing-not-in-table"), "{}", said.check);
+    assert_eq!(said.advice(), ["do-not-register", "repair", "safe-to-wipe"], "{}", said.check);
+}

@@ -395,3 +395,64 @@ impl Allocator {
         self.refilling.load(Ordering::SeqCst) == FAILED
     }
 }
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use crate::allocator::ReuseReason;
+    use crate::allocator::reserves::Sizes;
+    use crate::units::{Geometry, Sectors};
+
+    /// When a pop wakes the thread: for `MovingGc` and None by how many of their four places are taken.
+    #[test]
+    fn a_pop_wakes_the_thread_where_a_reserve_runs_low() {
+        let low = |discard: bool, is_ready: bool| {
+            let geometry = Geometry::new(4096, 1, Sectors(16), Sectors(8)).unwrap();
+            let mut config = Config::new(geometry);
+            config.discard = discard;
+            let allocator = Allocator::new(config).unwrap();
+            allocator.gc_finish(&[]).unwrap();
+            let refiller = allocator.refiller().unwrap();
+            refiller.invalidate().unwrap();
+            if is_ready {
+                refiller.make_ready(ReuseReason::NotSynced);
+            }
+            drop(refiller);
+            assert_eq!(allocator.core.nothing_is_ready(), !is_ready);
+            let sizes = Sizes { btree: 1, prio: 1, moving_gc: 4, none: 4, free_inc: 4, heap: 8 };
+            move |reserve: Reserve, moving_gc: u64, none: u64| {
+                let mut reserves = Reserves::new(&sizes);
+                for (reserve, used) in [
+                    (Reserve::Btree, 1),
+                    (Reserve::Prio, 1),
+                    (Reserve::MovingGc, moving_gc),
+                    (Reserve::None, none),
+                ] {
+                    (0..used).for_each(|n| _ = reserves.fifo_mut(reserve).push(BucketIndex(n)));
+                }
+                allocator.is_low(&reserves, reserve)
+            }
+        };
+        for (discard, is_ready) in [(false, true), (false, false), (true, true), (true, false)] {
+            let low = low(discard, is_ready);
+            // Who finds None empty takes what is ready.
+            let is_by_none = discard || !is_ready;
+            for moving_gc in 0..=4 {
+                for none in 0..=4 {
+                    let of_none = is_by_none && none <= 2;
+                    let expected = [
+                        (Reserve::Btree, true),
+                        (Reserve::Prio, true),
+                        (Reserve::MovingGc, moving_gc <= 2 || of_none),
+                        (Reserve::None, of_none),
+                    ];
+                    for (reserve, expected) in expected {
+                        let found = low(reserve, moving_gc, none);
+                        let state = (discard, is_ready, moving_gc, none);
+                        assert_eq!(found, expected, "{reserve:?} {state:?}");
+                    }
+                }
+            }
+        }
+    }
+}

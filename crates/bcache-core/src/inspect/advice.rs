@@ -30,6 +30,9 @@ pub enum Danger {
     /// A backing device was detached when the cache failed: attached again, it gets a new slot and
     /// keeps its older contents.
     NotReattached,
+    /// The uuid table does not have a backing device that is attached: the kernel gives it the first free
+    /// slot, maybe with what is cached of another.
+    NoSlot,
     /// A backing device's superblock has a wrong data offset: the kernel would show all of its data in the
     /// wrong place.
     DataOffset,

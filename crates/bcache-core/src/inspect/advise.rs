@@ -117,6 +117,9 @@ fn nothing_dirty(
     let cache = member.path();
     let has_set = matches!(member.device.contents, Contents::Set(_));
     let is_lacking = has_set && members.iter().any(|it| is_lacking(it, member));
+    if is_lacking {
+        advice.push(Advice::DoNotRegister { why: Danger::NoSlot });
+    }
     if (!mendable.is_empty() || is_lacking) && !member.in_use {
         advice.extend(repair(member, members, mendable));
     }

@@ -242,6 +242,10 @@ const fn danger(why: Danger) -> &'static str {
              says that it belongs there, so the kernel would give up the dirty data and keep the \
              older contents."
         }
+        Danger::NoSlot => {
+            "Do NOT register the cache and the backing device together: the uuid table does not have the \
+             device, so the kernel may take what is cached of another volume for its data."
+        }
         Danger::DataOffset => {
             "Do NOT register the backing device: the cache holds data of it from before the data offset \
              in its superblock, so the kernel would show all of its data in the wrong place."
