@@ -606,3 +606,19 @@ fn a_complete_device_whose_slot_is_lost() {
     assert!(said.codes().contains(&"backing-not-in-table"), "{}", said.check);
     assert_eq!(said.advice(), ["do-not-register", "repair", "safe-to-wipe"], "{}", said.check);
 }
+
+/// The superblock is gone, and with it the half of the set's UUID that only a backing device has then.
+#[test]
+fn a_cache_whose_superblock_and_uuid_table_are_gone_asks_for_its_backing_devices() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    let table = with_cache_set(cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+    After::overwrite(&fixture, table, &[0; 4096]);
+    write_at(cache, 0, &[0; 8192]).unwrap();
+    let alone = Said::of(&[cache]);
+    assert_eq!(alone.answer(), "present", "{}", alone.check);
+    assert!(alone.advice().contains(&"name-backing"), "{}", alone.check);
+    let both = Said::of(&[cache, backing]);
+    assert!(both.advice().contains(&"repair"), "{}", both.check);
+    assert!(!both.advice().contains(&"name-backing"), "{}", both.check);
+}

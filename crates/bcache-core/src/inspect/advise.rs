@@ -117,7 +117,7 @@ fn nothing_dirty(
     let cache = member.path();
     let has_set = matches!(member.device.contents, Contents::Set(_));
     let is_lacking = has_set && members.iter().any(|it| is_lacking(it, member));
-    if is_lacking {
+    if is_lacking && member.device.registers() {
         advice.push(Advice::DoNotRegister { why: Danger::NoSlot });
     }
     if (!mendable.is_empty() || is_lacking) && !member.in_use {
@@ -371,7 +371,8 @@ fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) 
     }
     let is_damaged = member.device.identity != Identity::Cache;
     if !only_torn || is_damaged || !mendable.is_empty() {
-        advice.extend(repair(member, members, mendable));
+        let advised = repair(member, members, mendable);
+        advice.extend(advised.filter(|it| !advice.contains(it)));
     }
     advice
 }
@@ -402,7 +403,7 @@ fn repair(
         }
     }
     if is_gone && backing.is_empty() && !member.device.has_flash_only_alone() {
-        return None;
+        return Some(Advice::NameBacking);
     }
     backing.insert(0, member.path().clone());
     Some(Advice::Repair { devices: backing })

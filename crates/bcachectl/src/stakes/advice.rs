@@ -192,8 +192,7 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             None,
         ),
         Advice::NameBacking => plain(
-            "Name the backing devices too: one that says that it is complete settles what this \
-             cache alone cannot tell.",
+            "Name the backing devices too: they may settle what this cache alone cannot tell.",
         ),
     }
 }
