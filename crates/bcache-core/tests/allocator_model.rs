@@ -108,6 +108,34 @@ fn a_lone_allocation_is_woken() {
     assert!(allocator.stop().is_ok());
 }
 
+/// Btree splits wait until their reserve is filled, and take from it; then the thread is stopped under one
+/// that waits.
+fn splits_wait_for_their_reserve() {
+    let setup = Setup::new();
+    let allocator = setup.start(u32::MAX);
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let shared = Arc::clone(&setup.shared);
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    shared.wait_for_reserve(Reserve::Btree, 1).unwrap();
+                    let bucket = shared.bucket_alloc(Reserve::Btree, true).unwrap();
+                    shared.release(bucket).unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let shared = Arc::clone(&setup.shared);
+    let waiter = thread::spawn(move || shared.wait_for_reserve(Reserve::Btree, 1));
+    assert!(allocator.stop().is_ok());
+    let stopped = AllocError::Stopped { reserve: Reserve::Btree };
+    assert!([Ok(()), Err(stopped)].contains(&waiter.join().unwrap()));
+    setup.check();
+}
+
 /// The device fails at some write: every waiting allocation ends with an error.
 fn a_failing_device_fails_those_who_wait() {
     let setup = Setup::new();
@@ -341,9 +369,10 @@ fn sectors_are_given_once() {
 
 type Scenario = fn();
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("a lone allocation is woken", a_lone_allocation_is_woken),
     ("allocations wait and are safe", allocations_wait_and_are_safe),
+    ("splits wait for their reserve", splits_wait_for_their_reserve),
     ("a failing device fails those who wait", a_failing_device_fails_those_who_wait),
     ("stopping wakes and restarting resumes", stopping_wakes_and_restarting_resumes),
     ("blocked prios delay the thread", blocked_prios_delay_and_do_not_lose_the_thread),

@@ -409,3 +409,20 @@ fn pins_that_are_dropped_while_a_gc_begins_leave_the_table_consistent() {
         shared.gc_finish(&[]).unwrap();
     }
 }
+
+#[test]
+fn who_waits_for_a_reserve_takes_what_is_ready_and_is_told_when_nobody_refills() {
+    let reserve = Reserve::Btree;
+    let shared = Allocator::new(config(3000)).unwrap();
+    shared.gc_finish(&[]).unwrap();
+    let stopped = Err(AllocError::Stopped { reserve });
+    assert_eq!(shared.wait_for_reserve(reserve, 1), stopped);
+    shared.refiller().unwrap().invalidate().unwrap();
+    assert_eq!(shared.wait_for_reserve(reserve, 1), stopped);
+    shared.refiller().unwrap().make_ready(ReuseReason::NotSynced);
+    assert_eq!(shared.wait_for_reserve(reserve, 2), Ok(()));
+    let used = shared.core().reserve_used(reserve);
+    assert!(used >= 2, "{used}");
+    assert_eq!(shared.wait_for_reserve(reserve, used), Ok(()));
+    assert_eq!(shared.wait_for_reserve(reserve, used + 1), stopped);
+}
