@@ -136,6 +136,21 @@ fn splits_wait_for_their_reserve() {
     setup.check();
 }
 
+/// A split takes nothing of what it fetches for its reserve, so that the thread may find all reserves full and
+/// nothing to push: who waits for another reserve gets its bucket all the same.
+fn who_fetches_wakes_who_waits() {
+    let setup = Setup::new();
+    for reserve in Reserve::ALL {
+        while setup.shared.bucket_alloc(reserve, false).is_ok() {}
+    }
+    let allocator = setup.start(u32::MAX);
+    let shared = Arc::clone(&setup.shared);
+    let waiter = thread::spawn(move || shared.bucket_alloc(Reserve::None, true).unwrap());
+    setup.shared.wait_for_reserve(Reserve::Btree, 1).unwrap();
+    waiter.join().unwrap();
+    assert!(allocator.stop().is_ok());
+}
+
 /// The device fails at some write: every waiting allocation ends with an error.
 fn a_failing_device_fails_those_who_wait() {
     let setup = Setup::new();
@@ -369,10 +384,11 @@ fn sectors_are_given_once() {
 
 type Scenario = fn();
 
-const SCENARIOS: [(&str, Scenario); 11] = [
+const SCENARIOS: [(&str, Scenario); 12] = [
     ("a lone allocation is woken", a_lone_allocation_is_woken),
     ("allocations wait and are safe", allocations_wait_and_are_safe),
     ("splits wait for their reserve", splits_wait_for_their_reserve),
+    ("who fetches wakes who waits", who_fetches_wakes_who_waits),
     ("a failing device fails those who wait", a_failing_device_fails_those_who_wait),
     ("stopping wakes and restarting resumes", stopping_wakes_and_restarting_resumes),
     ("blocked prios delay the thread", blocked_prios_delay_and_do_not_lose_the_thread),
