@@ -187,6 +187,7 @@ fn a_gc_is_of_all_caches_and_its_figures_are_too() {
     set.gc_finish(&dirty).unwrap();
     assert_eq!(valid(), [true; 3]);
     assert_eq!(set.counters().need_gc(), 5);
+    assert_eq!(set.counters().nbuckets(), 3 * 3000);
     let in_reserves: u64 = set
         .caches()
         .iter()
