@@ -279,5 +279,8 @@ mod tests {
         assert_eq!(reserves.pop(Reserve::Prio), Some(BucketIndex(1)));
         assert_eq!(reserves.pop(Reserve::None), None);
         assert_eq!(reserves.pop(Reserve::MovingGc), Some(BucketIndex(3)));
+        assert_eq!(has(&reserves), [false; 4]);
+        assert!(reserves.fifo_mut(Reserve::None).push(BucketIndex(7)));
+        assert_eq!(has(&reserves), [true; 4]);
     }
 }
