@@ -622,3 +622,42 @@ fn a_cache_whose_superblock_and_uuid_table_are_gone_asks_for_its_backing_devices
     assert!(both.advice().contains(&"repair"), "{}", both.check);
     assert!(!both.advice().contains(&"name-backing"), "{}", both.check);
 }
+
+/// A cache with dirty data was formatted anew, or another's superblock was written over its own: the set that
+/// the backing device names is still there, and following the advice finds all of it.
+#[test]
+fn a_superblock_of_another_over_a_cache() {
+    let other = Fixture::unpack("multi-612").unwrap();
+    let formatted: fn(&Path, &Fixture) = |cache, _| {
+        make(&["--wipe-bcache", "--lose-dirty-data", "--yes", "-C"], cache);
+    };
+    let covered: fn(&Path, &Fixture) = |cache, other| {
+        write_at(cache, SB_OFFSET_BYTES, superblock(&other.cache).as_bytes()).unwrap();
+    };
+    for (name, dirty) in [("dirty-61", 22360), ("crash-612", 10816)] {
+        for cover in [formatted, covered] {
+            let fixture = Fixture::unpack(name).unwrap();
+            let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+            let before = superblock(cache);
+            cover(cache, &other);
+            let said = Said::of(&[cache, backing]);
+            assert!(said.answer() == "unknown" && said.check_status != 0, "{name}: {}", said.check);
+            assert!(said.codes().contains(&"backing-set-covered"), "{name}: {}", said.check);
+            // The kernel refuses the other's superblock, whose sizes are not this device's.
+            let advice = ["do-not-register", "do-not-wipe", "copy-device", "uncover-older-set"];
+            assert!(advice.ends_with(&said.advice()), "{name}: {}", said.check);
+            assert!(said.advice().len() >= 3, "{name}: {}", said.check);
+
+            write_at(cache, SB_OFFSET_BYTES, &[0; 4096]).unwrap();
+            let said = Said::of(&[cache, backing]);
+            assert_eq!(said.answer(), "present", "{name}: {}", said.check);
+            assert_eq!(said.check_json["stakes"]["at_least_sectors"], dirty, "{name}");
+            let done = run(&["repair", "--yes", "--accept", "superblock-gone"], &[cache, backing]);
+            assert!(done.status.success(), "{name}: {done:?}");
+            assert_eq!(superblock(cache).set_uuid(), before.set_uuid(), "{name}");
+            let said = Said::of(&[cache, backing]);
+            assert_eq!(said.check_json["stakes"]["at_most_sectors"], dirty, "{name}");
+            assert!(said.advice().contains(&"register-and-detach"), "{name}: {}", said.check);
+        }
+    }
+}

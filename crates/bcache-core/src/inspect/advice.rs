@@ -79,6 +79,12 @@ pub enum Advice {
         /// The other.
         second: PathBuf,
     },
+    /// An older set is under the superblock of this cache: put zeroes over the superblock of a copy, and check
+    /// that.
+    UncoverOlderSet {
+        /// Sector of an entry of its journal.
+        at: Sectors,
+    },
     /// Write the dirty data back: register all and detach.
     RegisterAndDetach {
         /// The cache.
@@ -175,6 +181,7 @@ impl Advice {
             Self::GetWholeDevice { .. } => "get-whole-device",
             Self::CopyDevice { .. } => "copy-device",
             Self::TakeCopyAway { .. } => "take-copy-away",
+            Self::UncoverOlderSet { .. } => "uncover-older-set",
             Self::RegisterAndDetach { .. } => "register-and-detach",
             Self::WriteBackOffline { .. } => "write-back-offline",
             Self::WriteBackRanAlone { .. } => "write-back-ran-alone",

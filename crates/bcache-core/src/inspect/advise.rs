@@ -63,7 +63,8 @@ fn copies<'m>(
 
 fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Vec<Advice> {
     let device = &member.device;
-    if let Some(needed) = device.cut_off {
+    // What another set's superblock says of the size is not the device's.
+    if let Some(needed) = device.cut_off.filter(|_| device.older_set_at.is_none()) {
         return of_cut_off(member, needed);
     }
     let mendable = mendable(member, members);
@@ -180,7 +181,8 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
     };
     let hangs = device.superblock.as_ref().is_some_and(|sb| sb.replacement().is_none());
     let is_ownerless = |it: &Volume| it.owner == Owner::Unknown && it.usage.dirty_sectors.0 > 0;
-    if unsynced || device.doubts.contains(&Doubt::OldJournal) {
+    if unsynced || [Doubt::OldJournal, Doubt::OlderSet].iter().any(|it| device.doubts.contains(it))
+    {
         Some(Danger::Initialises)
     } else if hangs {
         Some(Danger::Hangs)
@@ -366,6 +368,10 @@ fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) 
     if !only_torn {
         advice.push(Advice::CopyDevice { device: member.path().clone() });
     }
+    if let Some(at) = member.device.older_set_at {
+        advice.push(Advice::UncoverOlderSet { at });
+        return advice;
+    }
     if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
         advice.push(Advice::NameBacking);
     }
@@ -469,7 +475,9 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
                 && member.stakes.answer == Answer::None;
             if !cleared {
                 advice.push(Advice::DoNotRunAlone);
-                advice.push(Advice::BringCache { set_uuid: sb.set_uuid() });
+                let is_here = members.iter().any(|it| it.device.older_set_at.is_some());
+                let set_uuid = Some(sb.set_uuid()).filter(|_| !is_here);
+                advice.extend(set_uuid.map(|set_uuid| Advice::BringCache { set_uuid }));
             }
         }
         (None, BackingState::Stale) => {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::collections::TryReserveError;
 
+use uuid::Uuid;
+
 use crate::cache_set::gone::Remains;
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
@@ -94,6 +96,9 @@ pub struct Device<'d> {
     pub verdict: Option<Verdict>,
     /// Sector of a journal entry of a cache set whose superblock is gone.
     pub remains_at: Option<Sectors>,
+    /// Sector of a journal entry of an older set, which a backing device of its group lacks data of: the
+    /// superblock is of another set, which was never registered here.
+    pub older_set_at: Option<Sectors>,
     /// What it holds.
     pub contents: Contents<'d>,
     /// Where the last bucket ends, if the device is shorter than that.
@@ -156,6 +161,7 @@ impl<'d> Device<'d> {
             as_found,
             verdict,
             remains_at,
+            older_set_at: None,
             contents: Contents::None,
             cut_off: None,
             doubts,
@@ -188,6 +194,19 @@ impl<'d> Device<'d> {
         let is_backing = self.kind() == Some(Kind::Backing);
         let of_set = || Remains::of_set(self.handle, SetMagic::from_set_uuid(&sb.set_uuid()));
         is_backing.then(of_set).flatten()
+    }
+
+    /// Looks for the set `wanted`, which some backing device lacks data of, on a cache whose superblock is
+    /// of another set: a new one, or one that is not there.
+    pub(super) fn look_for_older_set(&mut self, wanted: Uuid) {
+        let holds_none = matches!(self.contents, Contents::New | Contents::Unreadable(_));
+        let own = self.superblock.as_ref().map(Superblock::set_uuid);
+        if !holds_none || self.kind() != Some(Kind::Cache) || own == Some(wanted) {
+            return;
+        }
+        let found = Remains::of_set(self.handle, SetMagic::from_set_uuid(&wanted));
+        self.doubts.extend(found.map(|_| Doubt::OlderSet));
+        self.older_set_at = self.older_set_at.or(found);
     }
 
     /// The cache set, if there is one.

@@ -34,6 +34,12 @@ impl<'d> Group<'d> {
         for (device, _) in &mut devices {
             device.complete_set_uuid(backing);
         }
+        let lacking: Vec<Uuid> = devices.iter().filter_map(lacks_data_of).collect();
+        for (device, _) in devices.iter_mut().filter(|(_, in_use)| !in_use) {
+            for set_uuid in &lacking {
+                device.look_for_older_set(*set_uuid);
+            }
+        }
         let apart: Vec<Option<(usize, Apart)>> =
             devices.iter().map(|device| apart(device, &devices)).collect();
         for (cache, apart) in apart.iter().flatten() {
@@ -123,6 +129,13 @@ impl<'d> Group<'d> {
         }
         Self { members }
     }
+}
+
+/// Of a backing device that lacks data: the set that its superblock names.
+fn lacks_data_of((device, _): &(Device<'_>, bool)) -> Option<Uuid> {
+    let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok() && !sb.set_uuid().is_nil())?;
+    let is_lacking = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
+    (device.kind() == Some(Kind::Backing) && is_lacking).then(|| sb.set_uuid())
 }
 
 /// Of a backing device: the cache among `devices` that has a slot for it, and what shows that the two are apart.

@@ -79,7 +79,11 @@ impl Stakes {
             doubts.push(Doubt::UuidTable);
         }
         match &device.contents {
-            Contents::New if !device.doubts.contains(&Doubt::OldJournal) => Self::none(),
+            Contents::New
+                if ![Doubt::OldJournal, Doubt::OlderSet].iter().any(|it| doubts.contains(it)) =>
+            {
+                Self::none()
+            }
             Contents::Set(_) => Self::of_set(doubts, volumes),
             Contents::New | Contents::None | Contents::Unreadable(_) => Self::unknown(doubts),
         }

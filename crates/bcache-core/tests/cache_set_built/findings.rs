@@ -86,6 +86,7 @@ const ELSEWHERE: &[Code] = &[
     Code::CleanMismatch,
     Code::BackingDataOffset,
     Code::BackingNewer,
+    Code::BackingSetCovered,
     Code::SuperblockGone,
 ];
 

@@ -226,6 +226,15 @@ A backing device was run without its cache :: The kernel drops the dirty data on
     bcachectl export --dirty-only /dev/nvme0n1 /dev/sdb -o volume.img
     bcachectl writeback --detach --ran-alone --dry-run /dev/nvme0n1 /dev/sdb
 
+A cache with dirty data was formatted anew, or got the superblock of another :: As long as it was not registered \
+         since, its old set is still there. Copy all of it, and put zeroes over the superblock of the copy, with the \
+         command that check gives. Then the set is found by its journal, and repair makes the superblock again. \
+         (check: backing-set-covered)
+
+    bcachectl check /dev/nvme0n1 /dev/sdb
+    bcachectl check COPY /dev/sdb
+    bcachectl repair --dry-run COPY /dev/sdb
+
 The cache was put back from an older copy, or its disk was away :: The kernel has registered the backing \
          device since, and takes the old data in the cache for newer. Look for the cache that was used last. \
          Without it, keep what only the old one has. If the clock was wrong at one of the two times that \

@@ -250,7 +250,7 @@ stakes :: What exists nowhere else; for a backing device, what only its cache ha
 
 advice :: What can be done, most urgent first: a list of objects with code, text and command (or \
          null). The codes are stable: safe-to-wipe, stop-first, do-not-register, do-not-wipe, \
-         grow-back, get-whole-device, copy-device, take-copy-away, register-and-detach, write-back-offline, \
+         grow-back, get-whole-device, copy-device, take-copy-away, uncover-older-set, register-and-detach, write-back-offline, \
          write-back-ran-alone, export, \
          repair, copy-flash-only, bring-backing, bring-cache, clear-dirty-state, do-not-run-alone, \
          check-contents, block-size, name-backing. Backing devices have stakes and advice, too.

@@ -92,6 +92,15 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             ),
             None,
         ),
+        Advice::UncoverOlderSet { at } => (
+            format!(
+                "The journal of the set that the backing device lacks data of is at sector {} of this device: \
+                 the superblock over it is of another. Put zeroes over that of the copy, and check the copy with \
+                 the backing device",
+                at.0
+            ),
+            Some("dd if=/dev/zero of=COPY bs=4096 seek=1 count=1 conv=notrunc".to_owned()),
+        ),
         Advice::RegisterAndDetach { cache, backing } => register_and_detach(cache, backing),
         Advice::WriteBackOffline { cache, backing } => offline(
             "writeback",

@@ -119,6 +119,9 @@ const fn reason(doubt: Doubt) -> &'static str {
         Doubt::OldJournal => {
             "its superblock is that of a new cache, and an older cache set is there"
         }
+        Doubt::OlderSet => {
+            "its superblock is of another set, and the one that a backing device lacks data of is there"
+        }
         Doubt::NoJournal => "no journal was found",
         Doubt::Geometry => "the sizes in its superblock make no cache",
         Doubt::NoSuperblock => "it carries no bcache superblock",

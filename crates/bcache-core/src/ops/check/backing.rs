@@ -104,6 +104,18 @@ pub enum BackingProblem {
         /// The set that it names.
         set_uuid: uuid::Uuid,
     },
+    /// It lacks data of a set that is still on the cache device, under the superblock of another.
+    #[error("{} has state {state} for set {set_uuid}, whose journal is at sector {} of this cache", path.display(), at.0)]
+    SetCovered {
+        /// The device.
+        path: PathBuf,
+        /// Its state.
+        state: BackingState,
+        /// The set that it names.
+        set_uuid: uuid::Uuid,
+        /// A sector of the cache.
+        at: Sectors,
+    },
     /// It is attached to nothing, and the cache holds dirty data of it.
     #[error("{} is not attached, and the cache holds {dirty} of dirty data of it (slot {slot})", path.display())]
     Released {
@@ -248,6 +260,7 @@ impl BackingProblem {
             Self::Detached { .. } => Code::BackingDetached,
             Self::NotInTable { .. } => Code::BackingNotInTable,
             Self::SetGone { .. } => Code::BackingSetGone,
+            Self::SetCovered { .. } => Code::BackingSetCovered,
             Self::Released { .. } => Code::BackingReleased,
             Self::Moved { .. } => Code::BackingMoved,
             Self::BlockSize { .. } => Code::BackingBlockSize,
@@ -275,6 +288,7 @@ impl BackingProblem {
             | Self::Detached { path }
             | Self::NotInTable { path, .. }
             | Self::SetGone { path, .. }
+            | Self::SetCovered { path, .. }
             | Self::Released { path, .. }
             | Self::Moved { path, .. }
             | Self::BlockSize { path, .. }
@@ -302,6 +316,7 @@ impl BackingProblem {
             | Self::Refused { .. } => "a backing device that the kernel takes".to_owned(),
             Self::OtherSet { expected, .. } => format!("set {expected}"),
             Self::NotInTable { .. } => "a slot in the uuid table".to_owned(),
+            Self::SetCovered { set_uuid, .. } => format!("the superblock of set {set_uuid}"),
             Self::SetGone { .. }
             | Self::Detached { .. }
             | Self::OtherCache { .. }
@@ -367,6 +382,11 @@ pub(super) fn check(
     if let Some(block) = relation.block_too_small.filter(|_| refusal.is_none() && is_for_set) {
         let backing = sb.block_size();
         listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
+    }
+    let lacks_data = matches!(state, BackingState::Dirty | BackingState::Stale);
+    if let Some(at) = cache.older_set_at.filter(|_| lacks_data && set_uuid != relation.set_uuid) {
+        listener.problem(BackingProblem::SetCovered { path: path(), state, set_uuid, at });
+        return;
     }
     let (Some(set), Some(slot)) = (set, relation.slot) else {
         // Of a set that was not read whole nobody knows whether it has a slot.

@@ -283,6 +283,9 @@ codes! {
     BackingNewer = 716, "backing-newer", DataAtRisk,
         "A backing device was registered after this cache was last there: the cache may be an old copy, and another one of its set may hold newer data.",
         "Do not register the two together: old data would take the place of newer data. Look for the cache that was used last. If there is none, or the clock was wrong at that time, save the dirty data from the cache first.";
+    BackingSetCovered = 717, "backing-set-covered", DataAtRisk,
+        "A backing device lacks data of a cache set that is still on this cache device, under the superblock of another set.",
+        "Do not register or format the cache. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that with the backing device: its set is found then.";
 }
 
 impl std::fmt::Display for Code {
