@@ -116,6 +116,11 @@ impl Said {
     }
 }
 
+/// The bucket of the uuid table.
+fn uuid_table(fixture: &Fixture) -> u64 {
+    with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap()
+}
+
 /// Changes the superblock of an image; the checksum follows.
 fn edit(image: &Path, change: impl FnOnce(&mut Superblock)) {
     let mut bytes = vec![0; SB_BYTES];
@@ -349,7 +354,7 @@ fn a_superblock_that_cannot_be_trusted_hides_nothing() {
 fn a_uuid_table_that_is_none_is_found() {
     for (seed, len) in [(1u8, 128 << 10), (7, 4096)] {
         let fixture = Fixture::unpack("dirty-61").unwrap();
-        let bucket = with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+        let bucket = uuid_table(&fixture);
         let mut state = u32::from(seed);
         let garbage: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

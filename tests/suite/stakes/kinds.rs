@@ -253,9 +253,7 @@ fn a_prio_set_that_is_lost() {
 fn a_uuid_table_that_is_none() {
     for byte in [0x5a, 0xff] {
         let damage = |fixture: &Fixture| {
-            let bucket =
-                with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
-            After::overwrite(fixture, bucket, &[byte; 8192]);
+            After::overwrite(fixture, uuid_table(fixture), &[byte; 8192]);
         };
         for after in After::each(damage) {
             let said = after.at_risk();
@@ -280,7 +278,7 @@ fn what_is_no_proof_settles_nothing() {
         assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
     };
     let without_table = |fixture: &Fixture| {
-        let bucket = with_cache_set(&fixture.cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
+        let bucket = uuid_table(fixture);
         lose_root(fixture);
         After::overwrite(fixture, bucket, &[0; 8192]);
         for image in &fixture.backing {
@@ -599,8 +597,7 @@ fn a_cache_put_back_from_an_older_copy() {
 fn a_complete_device_whose_slot_is_lost() {
     let fixture = Fixture::unpack("clean-612").unwrap();
     let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
-    let table = with_cache_set(cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
-    After::overwrite(&fixture, table, &[0; 128]);
+    After::overwrite(&fixture, uuid_table(&fixture), &[0; 128]);
     let said = Said::of(&[cache, backing]);
     assert!(said.answer() == "none" && said.check_status == 4, "{}", said.check);
     assert!(said.codes().contains(&"backing-not-in-table"), "{}", said.check);
@@ -612,8 +609,7 @@ fn a_complete_device_whose_slot_is_lost() {
 fn a_cache_whose_superblock_and_uuid_table_are_gone_asks_for_its_backing_devices() {
     let fixture = Fixture::unpack("dirty-61").unwrap();
     let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
-    let table = with_cache_set(cache, |set| Ok(set.uuids.bucket.unwrap().0)).unwrap();
-    After::overwrite(&fixture, table, &[0; 4096]);
+    After::overwrite(&fixture, uuid_table(&fixture), &[0; 4096]);
     write_at(cache, 0, &[0; 8192]).unwrap();
     let alone = Said::of(&[cache]);
     assert_eq!(alone.answer(), "present", "{}", alone.check);
@@ -647,6 +643,13 @@ fn a_superblock_of_another_over_a_cache() {
             let advice = ["do-not-register", "do-not-wipe", "copy-device", "uncover-older-set"];
             assert!(advice.ends_with(&said.advice()), "{name}: {}", said.check);
             assert!(said.advice().len() >= 3, "{name}: {}", said.check);
+
+            // Nothing of the set of another device that lacks data is there.
+            let stranger = &other.backing[0];
+            let said = Said::of(&[cache, backing, stranger]);
+            let codes = said.codes();
+            let covered = codes.iter().filter(|code| **code == "backing-set-covered");
+            assert_eq!(covered.count(), 1, "{name}: {}", said.check);
 
             write_at(cache, SB_OFFSET_BYTES, &[0; 4096]).unwrap();
             let said = Said::of(&[cache, backing]);

@@ -74,9 +74,13 @@ impl Remains {
         Some(Self { at, superblock })
     }
 
-    /// Sector of a journal entry of the set `magic` on `device`, whatever superblock it has.
-    pub fn of_set(device: &dyn ReadDevice, magic: SetMagic) -> Option<Sectors> {
-        Self::entries(device).into_iter().find(|(_, of)| *of == magic).map(|(at, _)| at)
+    /// Sector of a journal entry of one of the sets `wanted` on `device`, whatever superblock it has, and
+    /// which set that is.
+    pub fn of_one(device: &dyn ReadDevice, wanted: &[Uuid]) -> Option<(Sectors, Uuid)> {
+        Self::entries(device).into_iter().find_map(|(at, magic)| {
+            let set = wanted.iter().find(|set| SetMagic::from_set_uuid(set) == magic)?;
+            Some((at, *set))
+        })
     }
 
     /// Journal entries where a new journal may begin.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::device::DeviceKind;
 use crate::inspect::advice::{Advice, Danger};
 use crate::inspect::backing::Standing;
-use crate::inspect::device::{Contents, Device, Identity};
+use crate::inspect::device::{Contents, Device, Identity, OlderSet};
 use crate::inspect::doubt::Doubt;
 use crate::inspect::member::Member;
 use crate::inspect::stakes::Answer;
@@ -64,7 +64,7 @@ fn copies<'m>(
 fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Vec<Advice> {
     let device = &member.device;
     // What another set's superblock says of the size is not the device's.
-    if let Some(needed) = device.cut_off.filter(|_| device.older_set_at.is_none()) {
+    if let Some(needed) = device.cut_off.filter(|_| device.older_set.is_none()) {
         return of_cut_off(member, needed);
     }
     let mendable = mendable(member, members);
@@ -228,7 +228,7 @@ fn goes_on(volume: &Volume, set_block: Sectors) -> bool {
         Owner::Present { device, standing: Standing::Attached } => {
             let sb = &device.superblock;
             device.registers
-                && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+                && sb.state().runs_on()
                 && sb.block_size() >= set_block
                 && device.size.0 >= volume.usage.end
                 && volume.usage.start_before(sb.data_offset()).is_none()
@@ -368,7 +368,7 @@ fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) 
     if !only_torn {
         advice.push(Advice::CopyDevice { device: member.path().clone() });
     }
-    if let Some(at) = member.device.older_set_at {
+    if let Some(OlderSet { at, .. }) = member.device.older_set {
         advice.push(Advice::UncoverOlderSet { at });
         return advice;
     }
@@ -475,9 +475,13 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
                 && member.stakes.answer == Answer::None;
             if !cleared {
                 advice.push(Advice::DoNotRunAlone);
-                let is_here = members.iter().any(|it| it.device.older_set_at.is_some());
-                let set_uuid = Some(sb.set_uuid()).filter(|_| !is_here);
-                advice.extend(set_uuid.map(|set_uuid| Advice::BringCache { set_uuid }));
+                let set_uuid = sb.set_uuid();
+                let is_it = |it: &Member<'_>| {
+                    it.device.older_set.is_some_and(|older| older.uuid == set_uuid)
+                };
+                if !members.iter().any(is_it) {
+                    advice.push(Advice::BringCache { set_uuid });
+                }
             }
         }
         (None, BackingState::Stale) => {

@@ -3,7 +3,7 @@
 use crate::cache_set::CacheSet;
 use crate::cache_set::clean::{Differing, differing};
 use crate::device::ReadDevice;
-use crate::layout::superblock::{BackingState, Superblock};
+use crate::layout::superblock::Superblock;
 use crate::layout::uuid_entry::RegisteredSince;
 
 /// What shows that a backing device and its cache are not of one time, or not of one another.
@@ -19,8 +19,7 @@ impl Apart {
     /// Of the volume in `slot` and its backing device `device`, whose superblock is `sb`. One that is not
     /// attached to the set, or was run without it, says so by itself.
     pub fn of(set: &CacheSet<'_>, slot: u32, device: &dyn ReadDevice, sb: &Superblock) -> Self {
-        let runs_on = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
-        if !runs_on || sb.set_uuid() != set.cache.superblock().set_uuid() {
+        if !sb.state().runs_on() || sb.set_uuid() != set.cache.superblock().set_uuid() {
             return Self::default();
         }
         Self {

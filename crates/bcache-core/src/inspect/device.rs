@@ -13,7 +13,6 @@ use crate::cache_set::{
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::backing::BackingDevices;
 use crate::inspect::doubt::{Doubt, Watch};
-use crate::layout::SetMagic;
 use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
@@ -81,6 +80,15 @@ pub struct SetContents<'d> {
     pub unsynced: bool,
 }
 
+/// A set under the superblock of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OlderSet {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Sector of an entry of its journal.
+    pub at: Sectors,
+}
+
 /// A device and what was read of it.
 pub struct Device<'d> {
     /// The open device.
@@ -96,9 +104,9 @@ pub struct Device<'d> {
     pub verdict: Option<Verdict>,
     /// Sector of a journal entry of a cache set whose superblock is gone.
     pub remains_at: Option<Sectors>,
-    /// Sector of a journal entry of an older set, which a backing device of its group lacks data of: the
-    /// superblock is of another set, which was never registered here.
-    pub older_set_at: Option<Sectors>,
+    /// An older set, which a backing device of its group lacks data of: the superblock is of another set,
+    /// which was never registered here.
+    pub older_set: Option<OlderSet>,
     /// What it holds.
     pub contents: Contents<'d>,
     /// Where the last bucket ends, if the device is shorter than that.
@@ -161,7 +169,7 @@ impl<'d> Device<'d> {
             as_found,
             verdict,
             remains_at,
-            older_set_at: None,
+            older_set: None,
             contents: Contents::None,
             cut_off: None,
             doubts,
@@ -192,21 +200,22 @@ impl<'d> Device<'d> {
     pub fn journal_behind(&self) -> Option<Sectors> {
         let sb = self.superblock.as_ref().filter(|sb| !sb.set_uuid().is_nil())?;
         let is_backing = self.kind() == Some(Kind::Backing);
-        let of_set = || Remains::of_set(self.handle, SetMagic::from_set_uuid(&sb.set_uuid()));
-        is_backing.then(of_set).flatten()
+        let of_set = || Remains::of_one(self.handle, &[sb.set_uuid()]);
+        is_backing.then(of_set).flatten().map(|(at, _)| at)
     }
 
-    /// Looks for the set `wanted`, which some backing device lacks data of, on a cache whose superblock is
+    /// Looks for one of the sets `wanted`, which backing devices lack data of, on a cache whose superblock is
     /// of another set: a new one, or one that is not there.
-    pub(super) fn look_for_older_set(&mut self, wanted: Uuid) {
+    pub(super) fn look_for_older_set(&mut self, wanted: &[Uuid]) {
         let holds_none = matches!(self.contents, Contents::New | Contents::Unreadable(_));
         let own = self.superblock.as_ref().map(Superblock::set_uuid);
-        if !holds_none || self.kind() != Some(Kind::Cache) || own == Some(wanted) {
+        let wanted: Vec<Uuid> = wanted.iter().copied().filter(|it| Some(*it) != own).collect();
+        if wanted.is_empty() || !holds_none || self.kind() != Some(Kind::Cache) {
             return;
         }
-        let found = Remains::of_set(self.handle, SetMagic::from_set_uuid(&wanted));
-        self.doubts.extend(found.map(|_| Doubt::OlderSet));
-        self.older_set_at = self.older_set_at.or(found);
+        self.older_set =
+            Remains::of_one(self.handle, &wanted).map(|(at, uuid)| OlderSet { uuid, at });
+        self.doubts.extend(self.older_set.map(|_| Doubt::OlderSet));
     }
 
     /// The cache set, if there is one.

@@ -36,9 +36,7 @@ impl<'d> Group<'d> {
         }
         let lacking: Vec<Uuid> = devices.iter().filter_map(lacks_data_of).collect();
         for (device, _) in devices.iter_mut().filter(|(_, in_use)| !in_use) {
-            for set_uuid in &lacking {
-                device.look_for_older_set(*set_uuid);
-            }
+            device.look_for_older_set(&lacking);
         }
         let apart: Vec<Option<(usize, Apart)>> =
             devices.iter().map(|device| apart(device, &devices)).collect();
@@ -90,8 +88,14 @@ impl<'d> Group<'d> {
             .iter()
             .zip(apart)
             .map(|(member, apart)| {
-                let apart = apart.map(|(_, apart)| apart).unwrap_or_default();
-                Some(Relation { apart, ..relation(member, &members)? })
+                let mut relation = relation(member, &members)?;
+                // Of two caches of the set, the other one may be the copy.
+                let is_it = |cache: &usize| {
+                    members.get(*cache).is_some_and(|it| *it.path() == relation.cache)
+                };
+                let apart = apart.filter(|(cache, _)| is_it(cache));
+                relation.apart = apart.map(|(_, apart)| apart).unwrap_or_default();
+                Some(relation)
             })
             .collect();
         let of_volumes: Vec<Option<Stakes>> = relations
@@ -134,8 +138,7 @@ impl<'d> Group<'d> {
 /// Of a backing device that lacks data: the set that its superblock names.
 fn lacks_data_of((device, _): &(Device<'_>, bool)) -> Option<Uuid> {
     let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok() && !sb.set_uuid().is_nil())?;
-    let is_lacking = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
-    (device.kind() == Some(Kind::Backing) && is_lacking).then(|| sb.set_uuid())
+    (device.kind() == Some(Kind::Backing) && sb.state().lacks_data()).then(|| sb.set_uuid())
 }
 
 /// Of a backing device: the cache among `devices` that has a slot for it, and what shows that the two are apart.
@@ -168,8 +171,7 @@ fn claim(member: &Member<'_>) -> Option<PathBuf> {
     let relation = member.relation.as_ref()?;
     let is_gone = matches!(relation.standing, Standing::Unknown | Standing::Unrelated);
     let state = member.device.superblock.as_ref()?.state();
-    (is_gone && matches!(state, BackingState::Dirty | BackingState::Stale))
-        .then(|| relation.cache.clone())
+    (is_gone && state.lacks_data()).then(|| relation.cache.clone())
 }
 
 /// How `member`, if it is a backing device, goes with a cache among `members`: the one whose uuid

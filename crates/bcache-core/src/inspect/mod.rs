@@ -22,7 +22,7 @@ mod volume;
 pub use advice::{Advice, Danger};
 pub use apart::Apart;
 pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
-pub use device::{Contents, Device, Identity, InspectError, SetContents, take_cache};
+pub use device::{Contents, Device, Identity, InspectError, OlderSet, SetContents, take_cache};
 pub use doubt::Doubt;
 pub use group::Group;
 pub use member::{Member, Relation};

@@ -128,9 +128,9 @@ impl UuidEntry {
 
     /// When the kernel read `backing`, if that is this volume's superblock, where that is later than the slot tells.
     ///
-    /// The kernel writes the time to the slot each time that it attaches the device, and to the superblock,
-    /// when it next changes that, the time at which it had read it: before it attached it. So a cache that
-    /// was there each time has the later of the two (docs/on-disk-format.md §4).
+    /// The kernel writes the time to the slot each time that it attaches the device. The superblock, when it
+    /// is next written, gets the time at which it was read: before that. So a cache that was there each time
+    /// has the later of the two (docs/on-disk-format.md §4).
     pub(crate) fn registered_since(&self, backing: &Superblock) -> Option<RegisteredSince> {
         let (seen, registered) = (self.last_reg, backing.last_mount());
         let is_its = self.uuid == backing.uuid() && !self.flash_only();

@@ -26,9 +26,9 @@ writeback refuses a cache set with damage, even damage that the kernel ignores i
      bcachectl-repair(8) mends it for certain: older data would be written back. It refuses a device \
      in use; a backing device of another set, one that the cache does not know, and one too small \
      for its dirty data. It also refuses a backing device that ran without its cache since (its \
-     state is none or inconsistent, or the kernel registered it after this cache was last there), because its \
-     data may be newer than the cache. If you know that nothing was written to such a device, give --ran-alone with --detach: the dirty data in the \
-     cache then replaces what is there.
+     state is none or inconsistent, or the kernel registered it after this cache was last there), \
+     because its data may be newer than the cache. If you know that nothing was written to such a \
+     device, give --ran-alone with --detach: the dirty data in the cache then replaces what is there.
 
 If the cache is full, the coldest buckets with clean data are invalidated first. If there are none, \
      the journal alone makes the data clean, and the kernel's next garbage collection does the rest.

@@ -321,14 +321,13 @@ impl DeviceReport {
 
 impl DataReport {
     fn new(path: &Path, sb: &Superblock) -> Self {
-        use bcache_core::layout::superblock::BackingState;
         let offset_bytes = sb.data_offset().bytes();
         let losetup = format!(
             "losetup --find --show --read-only --offset {offset_bytes} {}",
             shell_quoted(path)
         );
         let mount = format!("mount -o ro,loop,offset={offset_bytes} {} /mnt", shell_quoted(path));
-        let needs_cache = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
+        let needs_cache = sb.state().lacks_data();
         let commands = vec![losetup.clone(), mount.clone()];
         Self { offset_bytes, losetup, mount, contents: None, commands, needs_cache }
     }

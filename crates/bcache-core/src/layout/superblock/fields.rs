@@ -154,6 +154,16 @@ pub enum BackingState {
 }
 
 impl BackingState {
+    /// Whether it is attached and was not run without its cache: clean or dirty.
+    pub const fn runs_on(self) -> bool {
+        matches!(self, Self::Clean | Self::Dirty)
+    }
+
+    /// Whether the device may lack data that only a cache has: dirty or inconsistent.
+    pub const fn lacks_data(self) -> bool {
+        matches!(self, Self::Dirty | Self::Stale)
+    }
+
     pub(super) const fn from_bits(value: u64) -> Self {
         match value & BDEV_STATE_MASK {
             0 => Self::None,

@@ -7,7 +7,7 @@ use crate::cache_set::clean::Differing;
 use crate::cache_set::view::{Extent, LookupError};
 use crate::cache_set::{CacheSet, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::{Contents, Device, Doubt, Member, Standing};
+use crate::inspect::{Contents, Device, Doubt, Member, OlderSet, Standing};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::{RegisteredSince, UuidEntry};
 use crate::layout::verdict::Refusal;
@@ -383,8 +383,8 @@ pub(super) fn check(
         let backing = sb.block_size();
         listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
     }
-    let lacks_data = matches!(state, BackingState::Dirty | BackingState::Stale);
-    if let Some(at) = cache.older_set_at.filter(|_| lacks_data && set_uuid != relation.set_uuid) {
+    let older_set = cache.older_set.filter(|older| older.uuid == set_uuid && state.lacks_data());
+    if let Some(OlderSet { at, .. }) = older_set {
         listener.problem(BackingProblem::SetCovered { path: path(), state, set_uuid, at });
         return;
     }
@@ -501,8 +501,7 @@ fn without_slot(
     listener: &mut dyn Listener,
 ) {
     let (state, found) = (sb.state(), sb.set_uuid());
-    let lacks_data = matches!(state, BackingState::Dirty | BackingState::Stale);
-    if lacks_data && (found != expected || has_none) {
+    if state.lacks_data() && (found != expected || has_none) {
         listener.problem(BackingProblem::SetGone { path, state, set_uuid: found });
     } else if found != expected {
         listener.problem(BackingProblem::OtherSet { path, found, expected });

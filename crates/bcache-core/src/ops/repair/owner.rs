@@ -34,10 +34,9 @@ impl<'d> Owner<'d> {
             Some((Code::SuperblockChecksum, _)) => return None,
             Some((_, mended)) => mended,
         };
-        let attached = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
         let is_owner = sb.kind() == Some(Kind::Backing)
             && sb.set_uuid() == set_uuid
-            && attached
+            && sb.state().runs_on()
             && verdict(device, &sb).accepts();
         is_owner.then_some(Self { device, sb })
     }
