@@ -142,17 +142,20 @@ fn lacks_data_of((device, _): &(Device<'_>, bool)) -> Option<Uuid> {
 }
 
 /// Of a backing device: the cache among `devices` that has a slot for it, and what shows that the two are apart.
-/// A running one changes.
 fn apart(
     (device, in_use): &(Device<'_>, bool),
     devices: &[(Device<'_>, bool)],
 ) -> Option<(usize, Apart)> {
-    let is_backing = device.kind() == Some(Kind::Backing) && !in_use;
+    let is_backing = device.kind() == Some(Kind::Backing);
     let sb = device.superblock.as_ref().filter(|sb| is_backing && sb.csum_ok())?;
-    devices.iter().enumerate().filter(|(_, (_, in_use))| !in_use).find_map(|(index, (cache, _))| {
+    devices.iter().enumerate().find_map(|(index, (cache, cache_in_use))| {
         let set = cache.set().map(|it| &it.set)?;
         let (slot, _) = set.uuids.find(sb.uuid())?;
-        let apart = Apart::of(set, slot, device.handle, sb);
+        let apart = if *in_use || *cache_in_use {
+            Apart::by_times(set, slot, sb)
+        } else {
+            Apart::of(set, slot, device.handle, sb)
+        };
         (apart != Apart::default()).then_some((index, apart))
     })
 }

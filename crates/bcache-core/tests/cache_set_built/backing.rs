@@ -1,8 +1,10 @@
 //! Backing devices beside the sample.
 
 use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
+use bcache_core::cache_set::{NoVisitor, ReadOptions, read_superblock};
 use bcache_core::device::BlockDevice;
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
+use bcache_core::inspect::{BackingDevices, Device, Doubt, Group};
 use bcache_core::layout::superblock::{
     BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
 };
@@ -135,5 +137,29 @@ fn findings_of_backing_devices_are_counted_listed_or_not() {
         assert_eq!(told.by_ref().count(), listed.min(clean.len() - 1));
         assert!(report.unread && report.incomplete);
         assert_eq!(report.worst, Some(Severity::DataAtRisk));
+    }
+}
+
+/// Whether somebody holds the devices or not: a loop device on an image is no reason to say less.
+#[test]
+fn a_registration_after_the_cache_was_last_there_is_told_of_devices_in_use() {
+    let sample = Sample::new();
+    for (last_mount, expected) in [(2, false), (3, true)] {
+        let backing = backing(BackingState::Dirty, |_| {});
+        let mut sb = read_superblock(&backing).unwrap().unwrap();
+        sb.edit(|sb| _ = sb.last_mount(last_mount));
+        backing.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+        for in_use in [(false, false), (true, false), (false, true)] {
+            let read =
+                |device| Device::read(device, &ReadOptions::default(), &mut NoVisitor).unwrap();
+            let devices = vec![(read(&sample.device), in_use.0), (read(&backing), in_use.1)];
+            let group = Group::new(devices, &mut BackingDevices::default());
+            let doubts = &group.members[0].device.doubts;
+            assert_eq!(
+                doubts.contains(&Doubt::RegisteredSince),
+                expected,
+                "{last_mount} {in_use:?}"
+            );
+        }
     }
 }

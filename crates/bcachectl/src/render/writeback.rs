@@ -228,8 +228,9 @@ pub fn text(
         if outcome == Outcome::DryRun && volume.may_be_newer() {
             writeln!(
                 out,
-                "    The device was detached from this cache or run without it. What was written to it \
-                 since is replaced where the cache holds dirty data: check its file system afterwards."
+                "    The device was detached from this cache, run without it, or registered after it was last \
+                 there. What was written to it since is replaced where the cache holds dirty data: check its \
+                 file system afterwards."
             )?;
         }
     }
