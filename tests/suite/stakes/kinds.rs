@@ -639,6 +639,7 @@ fn a_superblock_of_another_over_a_cache() {
             let said = Said::of(&[cache, backing]);
             assert!(said.answer() == "unknown" && said.check_status != 0, "{name}: {}", said.check);
             assert!(said.codes().contains(&"backing-set-covered"), "{name}: {}", said.check);
+            assert!(said.codes().contains(&"superblock-covers-set"), "{name}: {}", said.check);
             // The kernel refuses the other's superblock, whose sizes are not this device's.
             let advice = ["do-not-register", "do-not-wipe", "copy-device", "uncover-older-set"];
             assert!(advice.ends_with(&said.advice()), "{name}: {}", said.check);
@@ -661,6 +662,48 @@ fn a_superblock_of_another_over_a_cache() {
             let said = Said::of(&[cache, backing]);
             assert_eq!(said.check_json["stakes"]["at_most_sectors"], dirty, "{name}");
             assert!(said.advice().contains(&"register-and-detach"), "{name}: {}", said.check);
+        }
+    }
+}
+
+/// Formatted anew by mistake, as a cache or as a backing device, and named without the others of its set. The data
+/// of a clean set is all on its backing devices, and nobody is bothered with it.
+#[test]
+fn a_set_under_a_new_superblock_is_told_of_the_device_alone() {
+    let format = ["--wipe-bcache", "--lose-dirty-data", "--yes"];
+    for (name, lost) in
+        [("dirty-61", true), ("multi-612", true), ("crash-612", true), ("clean-612", false)]
+    {
+        for (kind, code) in [("-C", "superblock-covers-set"), ("-B", "backing-is-cache")] {
+            let fixture = Fixture::unpack(name).unwrap();
+            let cache = &fixture.cache;
+            make(&[&format[..], &[kind]].concat(), cache);
+            let check = run(&["check", "--json"], &[cache]);
+            let said = json(&check);
+            let shown = text(&run(&["show"], &[cache]));
+            let again = run(&["make", "--wipe-bcache", "--yes", "-C"], &[cache]);
+            if !lost {
+                assert_eq!(said["stakes"]["answer"], "none", "{name}: {said}");
+                assert!(check.status.success() && again.status.success(), "{name}: {again:?}");
+                continue;
+            }
+            assert_eq!(said["stakes"]["answer"], "unknown", "{name} {kind}: {said}");
+            assert_eq!(said["findings"][0]["code"], code, "{name}: {said}");
+            assert_eq!(said["findings"].as_array().unwrap().len(), 1, "{name}: {said}");
+            let advice = said["advice"].as_array().unwrap().iter();
+            let advice: Vec<_> = advice.map(|it| it["code"].as_str().unwrap()).collect();
+            let wanted = ["do-not-register", "do-not-wipe", "copy-device", "uncover-older-set"];
+            assert_eq!(advice, wanted, "{name} {kind}: {said}");
+            assert!(shown.contains("CANNOT BE TOLD"), "{name} {kind}: {shown}");
+            assert!(!again.status.success(), "{name} {kind}: {again:?}");
+            let words = String::from_utf8_lossy(&again.stderr);
+            assert!(words.contains("--lose-dirty-data"), "{name} {kind}: {words}");
+
+            write_at(cache, SB_OFFSET_BYTES, &[0; 4096]).unwrap();
+            let mut devices = vec![cache.as_path()];
+            devices.extend(fixture.backing.iter().map(PathBuf::as_path));
+            let said = json(&run(&["check", "--json"], &devices));
+            assert_eq!(said["stakes"]["answer"], "present", "{name} {kind}: {said}");
         }
     }
 }

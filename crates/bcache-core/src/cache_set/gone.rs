@@ -42,7 +42,9 @@ const SCANNED_BYTES: u64 = 1 << 20;
 /// What is left of a cache set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remains {
-    /// Sector of a journal entry.
+    /// The set: the one that is whole, or the first that was found.
+    pub set: SetMagic,
+    /// Sector of one of its journal entries.
     pub at: Sectors,
     /// What the superblock was, as far as the rest tells: the second half of the set's UUID is zero, and
     /// label, device UUID, replacement policy and discards are those of a new cache. `None` where the rest
@@ -56,7 +58,7 @@ impl Remains {
     pub fn read(device: &dyn ReadDevice) -> Option<Self> {
         let sizes = BUCKET_BITS.map(|bits| Sectors(1 << bits));
         let found = Self::entries(device);
-        let &(at, _) = found.first()?;
+        let &(_, first) = found.first()?;
         // A device that was formatted again has entries of both sets.
         let sets: BTreeSet<u64> = found.iter().map(|(_, magic)| magic.0).collect();
         let mut whole = Vec::new();
@@ -71,7 +73,9 @@ impl Remains {
             }
         }
         let superblock = if whole.len() == 1 { whole.pop() } else { None };
-        Some(Self { at, superblock })
+        let set = superblock.as_ref().map_or(first, Superblock::set_magic);
+        let (at, _) = found.iter().find(|(_, magic)| *magic == set)?;
+        Some(Self { set, at: *at, superblock })
     }
 
     /// Sector of a journal entry of one of the sets `wanted` on `device`, whatever superblock it has, and

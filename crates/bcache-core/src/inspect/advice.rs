@@ -9,6 +9,8 @@ use crate::units::Sectors;
 /// Why a device must not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Danger {
+    /// A set is behind a superblock that is not its own, and would be overwritten.
+    CoversSet,
     /// The kernel would initialise the set and lose everything in it.
     Initialises,
     /// The kernel would go back to an older state of the set.
@@ -79,9 +81,10 @@ pub enum Advice {
         /// The other.
         second: PathBuf,
     },
-    /// An older set is under the superblock of this cache: put zeroes over the superblock of a copy, and check
-    /// that.
+    /// A set is behind a superblock that is not its own: put zeroes over the superblock of a copy, and check that.
     UncoverOlderSet {
+        /// The device.
+        device: PathBuf,
         /// Sector of an entry of its journal.
         at: Sectors,
     },

@@ -46,7 +46,12 @@ fn copies<'m>(
     member: &Member<'_>,
     members: &'m [Member<'_>],
 ) -> Option<(&'m PathBuf, &'m PathBuf)> {
-    let uuid = |it: &Member<'_>| it.device.superblock.as_ref().map(Superblock::uuid);
+    // A superblock that is not its own says nothing of a device.
+    let own = |it: &&Member<'_>| it.device.older_set.is_none();
+    let uuid = |it: &Member<'_>| {
+        let sb = it.device.superblock.as_ref();
+        sb.filter(|_| own(&it)).map(Superblock::uuid)
+    };
     let concerns = |uuid: Uuid| {
         let is_owner = |it: &Volume| it.uuid == Some(uuid);
         member.device.superblock.as_ref().is_some_and(|sb| sb.uuid() == uuid)
@@ -181,8 +186,9 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
     };
     let hangs = device.superblock.as_ref().is_some_and(|sb| sb.replacement().is_none());
     let is_ownerless = |it: &Volume| it.owner == Owner::Unknown && it.usage.dirty_sectors.0 > 0;
-    if unsynced || [Doubt::OldJournal, Doubt::OlderSet].iter().any(|it| device.doubts.contains(it))
-    {
+    if device.doubts.contains(&Doubt::OlderSet) {
+        Some(Danger::CoversSet)
+    } else if unsynced || device.doubts.contains(&Doubt::OldJournal) {
         Some(Danger::Initialises)
     } else if hangs {
         Some(Danger::Hangs)
@@ -363,14 +369,14 @@ fn dirty(
 fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) -> Vec<Advice> {
     let mut advice = Vec::new();
     advice.extend(danger(member).map(|why| Advice::DoNotRegister { why }));
+    if let Some(older) = member.device.older_set {
+        advice.extend(uncover(member, older));
+        return advice;
+    }
     advice.push(Advice::DoNotWipe);
     let only_torn = member.stakes.doubts == [Doubt::TornEntry];
     if !only_torn {
         advice.push(Advice::CopyDevice { device: member.path().clone() });
-    }
-    if let Some(OlderSet { at, .. }) = member.device.older_set {
-        advice.push(Advice::UncoverOlderSet { at });
-        return advice;
     }
     if member.volumes.0.iter().any(|volume| volume.owner == Owner::Missing) {
         advice.push(Advice::NameBacking);
@@ -381,6 +387,16 @@ fn unknown(member: &Member<'_>, members: &[Member<'_>], mendable: Vec<PathBuf>) 
         advice.extend(advised.filter(|it| !advice.contains(it)));
     }
     advice
+}
+
+/// How to come to the set behind the superblock of `member`.
+fn uncover(member: &Member<'_>, OlderSet { at, .. }: OlderSet) -> [Advice; 3] {
+    let device = || member.path().clone();
+    [
+        Advice::DoNotWipe,
+        Advice::CopyDevice { device: device() },
+        Advice::UncoverOlderSet { device: device(), at },
+    ]
 }
 
 /// The repair of a cache, and of backing devices. A superblock that is gone has its set's UUID from one, and
@@ -445,6 +461,11 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
         return vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }];
     };
     let mut advice = Vec::new();
+    if let Some(older) = member.device.older_set {
+        advice.push(Advice::DoNotRegister { why: Danger::CoversSet });
+        advice.extend(uncover(member, older));
+        return advice;
+    }
     let is_damaged = member.device.identity != Identity::Backing && !member.in_use;
     if is_damaged && kernel_verdict(sb, &member.device.handle.info().target()).accepts() {
         advice.push(Advice::Repair { devices: vec![member.path().clone()] });
@@ -476,9 +497,8 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
             if !cleared {
                 advice.push(Advice::DoNotRunAlone);
                 let set_uuid = sb.set_uuid();
-                let is_it = |it: &Member<'_>| {
-                    it.device.older_set.is_some_and(|older| older.uuid == set_uuid)
-                };
+                let is_it =
+                    |it: &Member<'_>| it.device.older_set.is_some_and(|older| older.is(&set_uuid));
                 if !members.iter().any(is_it) {
                     advice.push(Advice::BringCache { set_uuid });
                 }

@@ -8,11 +8,12 @@ use uuid::Uuid;
 use crate::cache_set::gone::Remains;
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
-    CacheDevice, CacheSet, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
+    CacheDevice, CacheSet, NoVisitor, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
 };
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::backing::BackingDevices;
 use crate::inspect::doubt::{Doubt, Watch};
+use crate::layout::SetMagic;
 use crate::layout::damage::restored;
 use crate::layout::superblock::{Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
@@ -80,13 +81,20 @@ pub struct SetContents<'d> {
     pub unsynced: bool,
 }
 
-/// A set under the superblock of another.
+/// A set under a superblock that is not its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OlderSet {
-    /// Its UUID.
-    pub uuid: Uuid,
+    /// Which one.
+    pub(crate) set: SetMagic,
     /// Sector of an entry of its journal.
     pub at: Sectors,
+}
+
+impl OlderSet {
+    /// Whether it is the set of this UUID.
+    pub(crate) fn is(&self, set_uuid: &Uuid) -> bool {
+        self.set == SetMagic::from_set_uuid(set_uuid)
+    }
 }
 
 /// A device and what was read of it.
@@ -104,8 +112,7 @@ pub struct Device<'d> {
     pub verdict: Option<Verdict>,
     /// Sector of a journal entry of a cache set whose superblock is gone.
     pub remains_at: Option<Sectors>,
-    /// An older set, which a backing device of its group lacks data of: the superblock is of another set,
-    /// which was never registered here.
+    /// A set under a superblock that is not its own, with data that may exist nowhere else.
     pub older_set: Option<OlderSet>,
     /// What it holds.
     pub contents: Contents<'d>,
@@ -176,6 +183,27 @@ impl<'d> Device<'d> {
         })
     }
 
+    /// Reads the set that `handle` has by `superblock`, which was found to be whole by it.
+    pub(super) fn read_remains(
+        handle: &'d dyn ReadDevice,
+        superblock: Superblock,
+    ) -> Result<Self, InspectError> {
+        let mut device = Self {
+            handle,
+            identity: Identity::SuperblockGone,
+            superblock: Some(superblock),
+            as_found: None,
+            verdict: None,
+            remains_at: None,
+            older_set: None,
+            contents: Contents::None,
+            cut_off: None,
+            doubts: BTreeSet::new(),
+        };
+        device.read_set(&ReadOptions::default(), &mut NoVisitor)?;
+        Ok(device)
+    }
+
     /// Whether it is a cache or a backing device, be its magic there or not.
     pub const fn kind(&self) -> Option<Kind> {
         match self.identity {
@@ -193,29 +221,6 @@ impl<'d> Device<'d> {
         let vouched = self.kind() == Some(Kind::Cache) && sb.csum_ok();
         let needed = sb.geometry()?.size();
         (vouched && needed > self.handle.info().size()).then_some(needed)
-    }
-
-    /// Sector of a journal entry of the very set that the superblock of a backing device names. No backing
-    /// device has one: it is the cache of that set, and the superblock was copied over its own.
-    pub fn journal_behind(&self) -> Option<Sectors> {
-        let sb = self.superblock.as_ref().filter(|sb| !sb.set_uuid().is_nil())?;
-        let is_backing = self.kind() == Some(Kind::Backing);
-        let of_set = || Remains::of_one(self.handle, &[sb.set_uuid()]);
-        is_backing.then(of_set).flatten().map(|(at, _)| at)
-    }
-
-    /// Looks for one of the sets `wanted`, which backing devices lack data of, on a cache whose superblock is
-    /// of another set: a new one, or one that is not there.
-    pub(super) fn look_for_older_set(&mut self, wanted: &[Uuid]) {
-        let holds_none = matches!(self.contents, Contents::New | Contents::Unreadable(_));
-        let own = self.superblock.as_ref().map(Superblock::set_uuid);
-        let wanted: Vec<Uuid> = wanted.iter().copied().filter(|it| Some(*it) != own).collect();
-        if wanted.is_empty() || !holds_none || self.kind() != Some(Kind::Cache) {
-            return;
-        }
-        self.older_set =
-            Remains::of_one(self.handle, &wanted).map(|(at, uuid)| OlderSet { uuid, at });
-        self.doubts.extend(self.older_set.map(|_| Doubt::OlderSet));
     }
 
     /// The cache set, if there is one.

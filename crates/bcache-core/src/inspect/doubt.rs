@@ -34,7 +34,7 @@ pub enum Doubt {
     Keys,
     /// The superblock is that of a new cache, and an old journal of the same set lies on the device.
     OldJournal,
-    /// The superblock is of another set, and that which a backing device lacks data of is still there.
+    /// The superblock is of another set, and an older one is still there whose data may exist nowhere else.
     OlderSet,
     /// There is no journal from which a set could be read.
     NoJournal,

@@ -10,6 +10,7 @@ use crate::inspect::backing::{BackingDevices, Standing};
 use crate::inspect::device::Device;
 use crate::inspect::doubt::Doubt;
 use crate::inspect::member::{Member, Relation};
+use crate::inspect::older::older_set;
 use crate::inspect::stakes::{Answer, Stakes};
 use crate::inspect::volume::{Owner, Volume, Volumes};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
@@ -36,7 +37,8 @@ impl<'d> Group<'d> {
         }
         let lacking: Vec<Uuid> = devices.iter().filter_map(lacks_data_of).collect();
         for (device, _) in devices.iter_mut().filter(|(_, in_use)| !in_use) {
-            device.look_for_older_set(&lacking);
+            device.older_set = older_set(device, &lacking, backing);
+            device.doubts.extend(device.older_set.map(|_| Doubt::OlderSet));
         }
         let apart: Vec<Option<(usize, Apart)>> =
             devices.iter().map(|device| apart(device, &devices)).collect();

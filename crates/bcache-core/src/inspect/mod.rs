@@ -16,6 +16,7 @@ mod device;
 mod doubt;
 mod group;
 mod member;
+mod older;
 mod stakes;
 mod volume;
 
@@ -26,6 +27,7 @@ pub use device::{Contents, Device, Identity, InspectError, OlderSet, SetContents
 pub use doubt::Doubt;
 pub use group::Group;
 pub use member::{Member, Relation};
+pub(crate) use older::older_set;
 pub use stakes::{Answer, Stakes, VolumeStakes};
 pub(crate) use volume::label_text;
 pub use volume::{FindVolumeError, Owner, Volume, Volumes, find_slot};

@@ -134,6 +134,9 @@ impl Stakes {
         let Some(sb) = device.superblock.as_ref().filter(|sb| sb.csum_ok()) else {
             return Self::unknown(doubts);
         };
+        if doubts.contains(&Doubt::OlderSet) {
+            return Self::unknown(doubts);
+        }
         match sb.state() {
             BackingState::None | BackingState::Clean => Self::none(),
             BackingState::Dirty => {

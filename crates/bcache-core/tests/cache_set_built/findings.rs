@@ -64,6 +64,7 @@ fn every_damage_is_found_by_its_code_and_nothing_else_is() {
 /// The findings that tests below provoke otherwise than by damage to the sample.
 const ELSEWHERE: &[Code] = &[
     Code::SuperblockCutOff,
+    Code::SuperblockCoversSet,
     Code::JournalUnreadable,
     Code::PrioUnreadable,
     Code::UuidUnreadable,
@@ -87,6 +88,7 @@ const ELSEWHERE: &[Code] = &[
     Code::BackingDataOffset,
     Code::BackingNewer,
     Code::BackingSetCovered,
+    Code::BackingIsCache,
     Code::SuperblockGone,
 ];
 

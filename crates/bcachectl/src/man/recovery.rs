@@ -229,7 +229,7 @@ A backing device was run without its cache :: The kernel drops the dirty data on
 A cache with dirty data was formatted anew, or got the superblock of another :: As long as it was not registered \
          since, its old set is still there. Copy all of it, and put zeroes over the superblock of the copy, with the \
          command that check gives. Then the set is found by its journal, and repair makes the superblock again. \
-         (check: backing-set-covered)
+         (check: superblock-covers-set, backing-set-covered, backing-is-cache)
 
     bcachectl check /dev/nvme0n1 /dev/sdb
     bcachectl check COPY /dev/sdb

@@ -308,7 +308,10 @@ impl DeviceReport {
 
     /// Takes over what a look at the whole group says of the data without the cache.
     pub fn note_stakes(&mut self, member: &Member<'_>) {
-        if let Some(data) = &mut self.data {
+        if member.device.older_set.is_some() {
+            // It is a cache.
+            self.data = None;
+        } else if let Some(data) = &mut self.data {
             data.needs_cache |= member.stakes.answer != Answer::None;
         }
     }

@@ -92,11 +92,11 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             ),
             None,
         ),
-        Advice::UncoverOlderSet { at } => (
+        Advice::UncoverOlderSet { device, at } => (
             format!(
-                "The journal of the set that the backing device lacks data of is at sector {} of this device: \
-                 the superblock over it is of another. Put zeroes over that of the copy, and check the copy with \
-                 the backing device",
+                "Behind the superblock of {} is a cache set, with its journal at sector {}. Put zeroes over the \
+                 superblock of the copy, and check the copy with the backing devices of that set",
+                device.display(),
                 at.0
             ),
             Some("dd if=/dev/zero of=COPY bs=4096 seek=1 count=1 conv=notrunc".to_owned()),
@@ -211,6 +211,10 @@ const fn danger(why: Danger) -> &'static str {
         Danger::Initialises => {
             "Do NOT register this device: its superblock does not say that it is in use, so the \
              kernel would start it as an empty cache, and all data on it would be lost."
+        }
+        Danger::CoversSet => {
+            "Do NOT register a device that has a cache set behind the superblock of another: the set would be \
+             overwritten."
         }
         Danger::OlderState => {
             "Do NOT register this device: the kernel would go back to an older state, and lose what \

@@ -119,9 +119,7 @@ const fn reason(doubt: Doubt) -> &'static str {
         Doubt::OldJournal => {
             "its superblock is that of a new cache, and an older cache set is there"
         }
-        Doubt::OlderSet => {
-            "its superblock is of another set, and the one that a backing device lacks data of is there"
-        }
+        Doubt::OlderSet => "its superblock is not that of the cache set behind it",
         Doubt::NoJournal => "no journal was found",
         Doubt::Geometry => "the sizes in its superblock make no cache",
         Doubt::NoSuperblock => "it carries no bcache superblock",
@@ -154,6 +152,12 @@ fn of_backing(member: &Member<'_>) -> String {
         return of_state(None).to_owned();
     };
     let stakes = &member.stakes;
+    if stakes.doubts.contains(&Doubt::OlderSet) {
+        return format!(
+            "It CANNOT BE TOLD whether there is dirty data on this device: {}.",
+            reason(Doubt::OlderSet)
+        );
+    }
     if let Some(relation) = member.relation.as_ref().filter(|it| it.slot.is_some()) {
         let cache = relation.cache.display();
         match (relation.standing, stakes.answer) {

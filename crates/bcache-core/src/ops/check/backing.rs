@@ -43,10 +43,9 @@ pub enum BackingProblem {
         /// The volume.
         slot: u32,
     },
-    /// It was a cache of the set that its superblock names.
+    /// A cache set is behind its superblock.
     #[error(
-        "{}: a backing device's superblock, and at sector {} the journal of the set that it names: this is the \
-         cache. Copy all of it, and put zeroes over bytes 4096 to 8191 of the copy: its set is found then", path.display(), at.0
+        "{}: the superblock of a backing device, and behind it a cache set, whose journal is at sector {}", path.display(), at.0
     )]
     IsCache {
         /// The device.
@@ -249,10 +248,10 @@ impl BackingProblem {
         match self {
             Self::Unreadable { .. }
             | Self::NotBacking { .. }
-            | Self::IsCache { .. }
             | Self::SuperblockGone { .. }
             | Self::CannotCompare { .. }
             | Self::CannotFind { .. } => Code::BackingUnreadable,
+            Self::IsCache { .. } => Code::BackingIsCache,
             Self::Refused { .. } => Code::BackingRefused,
             Self::OtherCache { .. } | Self::OfOtherCache { .. } | Self::OtherSet { .. } => {
                 Code::BackingOtherSet
@@ -362,7 +361,7 @@ pub(super) fn check(
         listener.problem(not_backing(member));
         return;
     };
-    if let Some(at) = member.device.journal_behind() {
+    if let Some(OlderSet { at, .. }) = member.device.older_set {
         listener.problem(BackingProblem::IsCache { path: path(), at });
         return;
     }
@@ -383,7 +382,7 @@ pub(super) fn check(
         let backing = sb.block_size();
         listener.problem(BackingProblem::BlockSize { path: path(), backing, set: block });
     }
-    let older_set = cache.older_set.filter(|older| older.uuid == set_uuid && state.lacks_data());
+    let older_set = cache.older_set.filter(|older| older.is(&set_uuid) && state.lacks_data());
     if let Some(OlderSet { at, .. }) = older_set {
         listener.problem(BackingProblem::SetCovered { path: path(), state, set_uuid, at });
         return;
@@ -482,7 +481,7 @@ pub(super) fn check_alone(member: &Member<'_>, listener: &mut dyn Listener) {
         listener.problem(not_backing(member));
         return;
     };
-    if let Some(at) = member.device.journal_behind() {
+    if let Some(OlderSet { at, .. }) = member.device.older_set {
         listener.problem(BackingProblem::IsCache { path: path(), at });
     } else if let Some(refusal) = member.device.verdict.as_ref().and_then(|verdict| verdict.refusal)
     {

@@ -106,6 +106,9 @@ codes! {
     SuperblockGone = 107, "superblock-gone", KernelRefuses,
         "The superblock is overwritten; the cache set behind it is there.",
         "Do not format the device; a repair makes the superblock again, with the help of a backing device.";
+    SuperblockCoversSet = 108, "superblock-covers-set", DataAtRisk,
+        "Behind the superblock is an older cache set, whose data may exist nowhere else.",
+        "Do not register or format the device. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that: the older set is found then.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors, and check the copy.";
@@ -286,6 +289,9 @@ codes! {
     BackingSetCovered = 717, "backing-set-covered", DataAtRisk,
         "A backing device lacks data of a cache set that is still on this cache device, under the superblock of another set.",
         "Do not register or format the cache. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that with the backing device: its set is found then.";
+    BackingIsCache = 718, "backing-is-cache", DataAtRisk,
+        "Behind the superblock of a backing device is a cache set: the device is a cache.",
+        "Do not register or format the device. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that: its set is found then.";
 }
 
 impl std::fmt::Display for Code {

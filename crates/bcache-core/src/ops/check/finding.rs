@@ -45,6 +45,12 @@ pub enum Detail {
     /// The superblock is gone, and the rest tells what it was.
     #[error("no superblock, and the cache set that it was of")]
     SuperblockGone,
+    /// The superblock is of another set, and an older one is behind it.
+    #[error("the superblock of another set, and behind it an older one, whose journal is at sector {}", at.0)]
+    CoversSet {
+        /// Sector of the journal entry.
+        at: Sectors,
+    },
     /// The kernel accepts what it will choke on.
     #[error("{0}")]
     Warning(Warning),
@@ -89,6 +95,7 @@ impl Finding {
             Detail::Unsynced => Code::SuperblockUnsynced,
             Detail::MagicWiped => Code::SuperblockMagic,
             Detail::SuperblockGone => Code::SuperblockGone,
+            Detail::CoversSet { .. } => Code::SuperblockCoversSet,
             Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
@@ -126,6 +133,7 @@ impl Finding {
             | Detail::Unsynced
             | Detail::MagicWiped
             | Detail::SuperblockGone
+            | Detail::CoversSet { .. }
             | Detail::Geometry(_)
             | Detail::Warning(_) => Place::Superblock,
             Detail::Set(problem) => problem_place(problem),
@@ -144,6 +152,7 @@ impl Finding {
             | Detail::Geometry(_)
             | Detail::Warning(_) => "a superblock that the kernel works with".to_owned(),
             Detail::CutOff { needed, .. } => format!("a device of {needed}"),
+            Detail::CoversSet { .. } => "the superblock of the set that is there".to_owned(),
             Detail::Unsynced => "a cache that is marked as in use".to_owned(),
             Detail::Set(problem) => problem_expected(problem),
             Detail::Backing(problem) => problem.expected(),

@@ -344,6 +344,9 @@ pub fn check<'d>(
         }
     }
     let mut cache = group.members.swap_remove(0);
+    if let Some(older) = cache.device.older_set {
+        collector.add(Detail::CoversSet { at: older.at });
+    }
     gone::advise(&mut cache, &gone);
     let dirty = cache.device.set().map(|it| dirty_volumes(&it.set)).unwrap_or_default();
     // A cache that holds nothing of its own can be made anew.
@@ -408,20 +411,11 @@ fn check_alone<'d>(
     let mut stakes = Stakes::none();
     let mut advice = Vec::new();
     let (mut alone, mut strangers) = (Vec::new(), Vec::new());
-    let mut is_overwritten = false;
     for member in &group.members {
         backing::check_alone(member, &mut collector);
         if member.device.kind().is_none() {
             let remains_at = member.device.remains_at;
             strangers.push(Stranger { path: member.path().clone(), remains_at });
-            continue;
-        }
-        if member.device.journal_behind().is_some() {
-            // What is said of it goes by a superblock that is not its own.
-            stakes = stakes.and(&Stakes::unknown([Doubt::NoSuperblock].into()));
-            advice.insert(0, Advice::CopyDevice { device: member.path().clone() });
-            advice.insert(0, Advice::DoNotWipe);
-            is_overwritten = true;
             continue;
         }
         stakes = stakes.and(&member.stakes);
@@ -430,17 +424,14 @@ fn check_alone<'d>(
                 advice.push(piece.clone());
             }
         }
+        if member.device.older_set.is_some() {
+            continue;
+        }
         let trusted = member.device.superblock.as_ref().filter(|sb| sb.csum_ok());
         alone.push(BackingAlone {
             path: member.path().clone(),
             state: trusted.map(Superblock::state),
         });
-    }
-    if is_overwritten {
-        // The cache that is looked for is here, and is no copy.
-        let is_wrong =
-            |it: &Advice| matches!(it, Advice::TakeCopyAway { .. } | Advice::BringCache { .. });
-        advice.retain(|it| !is_wrong(it));
     }
     let refusal = collector.findings.iter().find(|it| it.code() == Code::BackingRefused);
     let registration = refusal.map_or(Registration::Accepted, |refusal| Registration::Refused {

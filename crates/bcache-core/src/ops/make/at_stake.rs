@@ -92,7 +92,11 @@ impl AtStake {
         let stakes = &member.stakes;
         match (kind, stakes.answer) {
             (Some(Kind::Backing), Answer::None) => Self::Nothing,
-            (Some(Kind::Backing), _) if stakes.doubts.contains(&Doubt::Superblock) => {
+            (Some(Kind::Backing), _)
+                if [Doubt::Superblock, Doubt::OlderSet]
+                    .iter()
+                    .any(|it| stakes.doubts.contains(it)) =>
+            {
                 unknown(set_uuid)
             }
             (Some(Kind::Backing), _) => Self::Owner { set_uuid },

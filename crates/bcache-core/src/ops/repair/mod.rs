@@ -53,7 +53,7 @@ use crate::cache_set::{
     CacheDevice, Journal, OpenError, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::{Device, InspectError};
+use crate::inspect::{BackingDevices, Device, InspectError, OlderSet, older_set};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::backing_gone;
@@ -550,7 +550,9 @@ pub fn plan_with_claims(
 pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceError> {
     let (mut fixes, mut left) = (Vec::new(), Vec::new());
     for (index, &device) in backing.iter().enumerate() {
-        if let Some(at) = Device::read_superblock(device).ok().and_then(|it| it.journal_behind()) {
+        let read = Device::read_superblock(device).ok();
+        let older = read.and_then(|it| older_set(&it, &[], &mut BackingDevices::default()));
+        if let Some(OlderSet { at, .. }) = older {
             let path = device.info().path.clone();
             left.push(Left::Beside(Box::new(BackingProblem::IsCache { path, at }.into())));
             continue;
