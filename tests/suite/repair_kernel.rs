@@ -84,6 +84,22 @@ const DAMAGES: &[Damage] = &[
         whole: true,
     },
     Damage {
+        name: "formatted-anew",
+        fixture: "crashhot-61",
+        make: |image| {
+            let image = image.as_os_str();
+            let make =
+                ["make", "--wipe-bcache", "--lose-dirty-data", "--yes", "-C"].map(OsStr::new);
+            let output = run(make.into_iter().chain([image]))?;
+            ensure!(output.status.success(), "{output:?}");
+            Ok(())
+        },
+        accept: &["superblock-covers-set"],
+        told: false,
+        class: "guess",
+        whole: true,
+    },
+    Damage {
         name: "later-set-of-a-leaf",
         fixture: "dirty-61",
         make: |image| spoil(image, sets(image)?.get(1).context("one set")? + 64, 256),

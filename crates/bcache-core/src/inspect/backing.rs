@@ -68,6 +68,13 @@ impl BackingDevices {
         self.machine.get(&uuid)
     }
 
+    /// The sets that named devices lack data of.
+    pub(crate) fn lacking(&self) -> Vec<Uuid> {
+        let superblocks = self.named.values().map(|device| &device.superblock);
+        let lacking = superblocks.filter(|sb| sb.state().lacks_data() && !sb.set_uuid().is_nil());
+        lacking.map(Superblock::set_uuid).collect()
+    }
+
     fn search(&mut self) {
         if let Some(search) = self.search.take() {
             for device in search() {

@@ -184,7 +184,7 @@ impl<'d> Device<'d> {
     }
 
     /// Reads the set that `handle` has by `superblock`, which was found to be whole by it.
-    pub(super) fn read_remains(
+    pub(crate) fn read_remains(
         handle: &'d dyn ReadDevice,
         superblock: Superblock,
     ) -> Result<Self, InspectError> {

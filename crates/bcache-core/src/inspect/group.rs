@@ -35,7 +35,7 @@ impl<'d> Group<'d> {
         for (device, _) in &mut devices {
             device.complete_set_uuid(backing);
         }
-        let lacking: Vec<Uuid> = devices.iter().filter_map(lacks_data_of).collect();
+        let lacking = backing.lacking();
         for (device, _) in devices.iter_mut().filter(|(_, in_use)| !in_use) {
             device.older_set = older_set(device, &lacking, backing);
             device.doubts.extend(device.older_set.map(|_| Doubt::OlderSet));
@@ -135,12 +135,6 @@ impl<'d> Group<'d> {
         }
         Self { members }
     }
-}
-
-/// Of a backing device that lacks data: the set that its superblock names.
-fn lacks_data_of((device, _): &(Device<'_>, bool)) -> Option<Uuid> {
-    let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok() && !sb.set_uuid().is_nil())?;
-    (device.kind() == Some(Kind::Backing) && sb.state().lacks_data()).then(|| sb.set_uuid())
 }
 
 /// Of a backing device: the cache among `devices` that has a slot for it, and what shows that the two are apart.

@@ -119,7 +119,11 @@ pub fn with_volume<T>(
     let kind = read.kind();
     let set = match read.contents {
         Contents::Set(found) => found.set,
-        Contents::New => bail!("{}: a new cache, which has no volumes yet", context()),
+        Contents::New => bail!(
+            "{}: a new cache, which has no volumes yet; `bcachectl check` tells whether an older set is \
+             behind its superblock",
+            context()
+        ),
         Contents::Unreadable(error) => return Err(error).with_context(context),
         Contents::None if kind == Some(Kind::Backing) => {
             bail!("{}: a backing device, not a cache", context())

@@ -227,11 +227,12 @@ A backing device was run without its cache :: The kernel drops the dirty data on
     bcachectl writeback --detach --ran-alone --dry-run /dev/nvme0n1 /dev/sdb
 
 A cache with dirty data was formatted anew, or got the superblock of another :: As long as it was not registered \
-         since, its old set is still there. Copy all of it, and put zeroes over the superblock of the copy, with the \
-         command that check gives. Then the set is found by its journal, and repair makes the superblock again. \
-         (check: superblock-covers-set, backing-set-covered, backing-is-cache)
+         since, its old set is still there. Repair brings it back from under a new cache. In all other cases, copy \
+         the device, and put zeroes over the superblock of the copy, with the command that check gives: repair \
+         makes that again. (check: superblock-covers-set, backing-set-covered, backing-is-cache)
 
     bcachectl check /dev/nvme0n1 /dev/sdb
+    bcachectl repair --undo repair.undo --accept superblock-covers-set /dev/nvme0n1 /dev/sdb
     bcachectl check COPY /dev/sdb
     bcachectl repair --dry-run COPY /dev/sdb
 

@@ -28,6 +28,10 @@ superblock-gone :: The superblock of a cache was overwritten. The journal and th
      its sizes. Name one of the set's backing devices, unless all volumes are flash-only. The label, the \
      device's own UUID and the replacement policy are lost. Certain.
 
+superblock-covers-set :: A cache was formatted anew and not registered since: the old set is behind the new \
+     superblock. Its own is made again as if it were gone. A guess, because whoever formatted the cache may \
+     have meant to.
+
 superblock-gone (backing device) :: The superblock of a backing device was overwritten, for instance by a \
      partition table. Name the device beside its cache: the uuid table has what the superblock said. Repair \
      finds the volume by comparing the cache's clean data with the device. Certain if the data proves the \

@@ -1,10 +1,12 @@
-//! A superblock that is gone, made again from the rest of the set and a backing device.
+//! A superblock that is gone, or that another stands in place of, made again from the rest of the set and a
+//! backing device.
 
 use uuid::Uuid;
 
+use crate::cache_set::gone::Remains;
 use crate::cache_set::{NoVisitor, ReadOptions, expect_superblock};
 use crate::device::ReadDevice;
-use crate::inspect::{BackingDevices, Device, Identity};
+use crate::inspect::{BackingDevices, Device, Identity, OlderSet, older_set};
 use crate::layout::superblock::Superblock;
 use crate::ops::repair::{RepairError, superblock};
 
@@ -20,17 +22,45 @@ pub(super) fn superblock(
         return Ok(None);
     }
     device.read_set(options, &mut NoVisitor)?;
+    made_again(device, &mut named(backing)?)
+}
+
+/// The older set on `cache`, whose superblock is that of a new one, and its superblock if that can be made again.
+pub(super) fn covered(
+    cache: &dyn ReadDevice,
+    backing: &[&dyn ReadDevice],
+) -> Result<Option<(OlderSet, Option<Superblock>)>, RepairError> {
+    let mut device = Device::read_superblock(cache)?;
+    device.read_set(&ReadOptions::default(), &mut NoVisitor)?;
+    let mut named = named(backing)?;
+    let Some(older) = older_set(&device, &named.lacking(), &mut named) else { return Ok(None) };
+    let remains = Remains::read(cache).filter(|it| it.set == older.set);
+    let superblock = match remains.and_then(|it| it.superblock) {
+        Some(superblock) => made_again(Device::read_remains(cache, superblock)?, &mut named)?,
+        None => None,
+    };
+    Ok(Some((older, superblock)))
+}
+
+fn named(backing: &[&dyn ReadDevice]) -> Result<BackingDevices, RepairError> {
     let mut named = BackingDevices::default();
     for device in backing {
         let found = expect_superblock(*device)?;
         let sb = superblock::mended(&found).map_or(found, |(_, mended)| mended);
         named.add(device.info(), &sb, false);
     }
-    device.complete_set_uuid(&mut named);
+    Ok(named)
+}
+
+fn made_again(
+    mut device: Device<'_>,
+    named: &mut BackingDevices,
+) -> Result<Option<Superblock>, RepairError> {
+    device.complete_set_uuid(named);
     let Some(mut sb) = device.superblock.clone() else { return Ok(None) };
     let (first, second) = sb.set_uuid().as_u64_pair();
     if second == 0 && !device.has_flash_only_alone() {
-        return Err(RepairError::SetUuid { path: cache.info().path.clone() });
+        return Err(RepairError::SetUuid { path: device.handle.info().path.clone() });
     }
     // The device had a UUID of its own, of which nothing is left; nothing but udev's links goes by it.
     sb.edit(|edit| _ = edit.uuid(Uuid::from_u64_pair(!first, second)));

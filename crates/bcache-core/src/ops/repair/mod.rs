@@ -57,7 +57,7 @@ use crate::inspect::{BackingDevices, Device, InspectError, OlderSet, older_set};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::backing_gone;
-use crate::ops::check::BackingProblem;
+use crate::ops::check::{BackingProblem, Detail};
 use crate::ops::plan::{Plan, Step, WriteKind};
 use crate::ops::planned::PlannedDevice;
 use crate::units::{BucketIndex, Sectors};
@@ -76,6 +76,8 @@ pub enum Code {
     SuperblockMagic,
     /// A superblock is gone, and the rest of the set tells what it was.
     SuperblockGone,
+    /// A set is behind the superblock of a new one, and the rest of it tells what its own was.
+    SuperblockCoversSet,
     /// One bit was flipped, which the checksum names.
     FlippedBit,
     /// One field of a superblock was changed, which the checksum names.
@@ -102,9 +104,10 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SuperblockMagic,
         Self::SuperblockGone,
+        Self::SuperblockCoversSet,
         Self::FlippedBit,
         Self::SuperblockField,
         Self::SuperblockChecksum,
@@ -123,6 +126,7 @@ impl Code {
         match self {
             Self::SuperblockMagic => "superblock-magic",
             Self::SuperblockGone => "superblock-gone",
+            Self::SuperblockCoversSet => "superblock-covers-set",
             Self::FlippedBit => "flipped-bit",
             Self::SuperblockField => "superblock-field",
             Self::SuperblockChecksum => "superblock-checksum",
@@ -256,9 +260,9 @@ pub enum RepairError {
     /// A device cannot be inspected.
     #[error(transparent)]
     Inspect(#[from] InspectError),
-    /// A superblock is gone, and nothing tells the whole UUID of its set.
+    /// A superblock is gone or overwritten, and nothing tells the whole UUID of its set.
     #[error(
-        "{}: its superblock is gone, and only the backing devices of the set have the whole of its \
+        "{}: its superblock is not there, and only the backing devices of the set have the whole of its \
          UUID: name one of them",
         path.display()
     )]
@@ -427,14 +431,22 @@ pub fn plan_with_claims(
     let vouched = !matches!(mended, Some((Code::SuperblockChecksum | Code::SuperblockGone, _)));
     let sb = mended.as_ref().map_or(&found, |(_, sb)| sb);
     if vouched && flags::is_cache(sb) && !sb.sync() {
-        if sb.njournal_buckets() == 0 && set_uuid_reused(sb, cache)?.is_none() {
-            // It is new.
-            return Ok(RepairPlan {
-                left: Vec::new(),
-                ..RepairPlan::nothing_but(Left::NO_SET, claims)
-            });
-        }
-        mended = Some((Code::SuperblockSync, flags::with_sync(sb)));
+        let is_new = sb.njournal_buckets() == 0 && set_uuid_reused(sb, cache)?.is_none();
+        let older = if is_new { gone::covered(cache, backing)? } else { None };
+        mended = match older {
+            None if is_new => {
+                return Ok(RepairPlan {
+                    left: Vec::new(),
+                    ..RepairPlan::nothing_but(Left::NO_SET, claims)
+                });
+            }
+            None => Some((Code::SuperblockSync, flags::with_sync(sb))),
+            Some((_, Some(superblock))) => Some((Code::SuperblockCoversSet, superblock)),
+            Some((OlderSet { at, .. }, None)) => {
+                let covers = Left::Beside(Box::new(Detail::CoversSet { at }.into()));
+                return Ok(RepairPlan::nothing_but(covers, claims));
+            }
+        };
     } else if let Some(sb) = flags::with_policy(sb).filter(|_| vouched) {
         mended = Some((mended.map_or(Code::SuperblockPolicy, |(code, _)| code), sb));
     }
@@ -630,8 +642,9 @@ fn superblock_fix(
     let differs = found.as_bytes().iter().zip(mended.as_bytes()).position(|(old, new)| old != new);
     let class = match code {
         Code::SuperblockChecksum => Class::Likely,
-        // A kernel with `synchronous` off writes no journal: the set may be of long ago.
-        Code::SuperblockSync => Class::Guess,
+        // A kernel with `synchronous` off writes no journal: the set may be of long ago. And whoever formatted
+        // a device may have meant to.
+        Code::SuperblockSync | Code::SuperblockCoversSet => Class::Guess,
         _ => Class::Certain,
     };
     let byte = SB_OFFSET_BYTES.saturating_add(differs.unwrap_or(0) as u64);
