@@ -15,7 +15,7 @@ bins = bcachectl bcache-bench
 old_names = make-bcache bcache-super-show bcache bcache-status
 old_helpers = probe-bcache bcache-register bcache-export-cached
 
-.PHONY: all demo check fuzz mutants soak bench man install deb check-deb check-oldest deps kernels
+.PHONY: all demo check fuzz mutants soak bench man install deb check-deb check-oldest check-bare check-loaded deps kernels
 
 all:
 	$(CARGO) build --release --workspace --bins
@@ -116,6 +116,16 @@ check-deb: deb kernels
 check-oldest:
 	tests/install-deps.sh package
 	tests/oldest.sh
+
+# Runs `make check` in bare trees of Debian 12 and 13. Wants root.
+check-bare:
+	tests/install-deps.sh package
+	tests/bare.sh
+
+# Runs the reader's kernel suite 20 times on busy processors.
+check-loaded: kernels
+	$(CARGO) build --workspace --bins
+	tests/loaded.sh
 
 # What building and testing need of the machine (Debian packages).
 deps:

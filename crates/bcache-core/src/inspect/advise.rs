@@ -46,11 +46,10 @@ fn copies<'m>(
     member: &Member<'_>,
     members: &'m [Member<'_>],
 ) -> Option<(&'m PathBuf, &'m PathBuf)> {
-    // A superblock that is not its own says nothing of a device.
-    let own = |it: &&Member<'_>| it.device.older_set.is_none();
     let uuid = |it: &Member<'_>| {
-        let sb = it.device.superblock.as_ref();
-        sb.filter(|_| own(&it)).map(Superblock::uuid)
+        // A superblock that is not its own says nothing of a device.
+        let own = it.device.superblock.as_ref().filter(|_| it.device.older_set.is_none());
+        own.map(Superblock::uuid)
     };
     let concerns = |uuid: Uuid| {
         let is_owner = |it: &Volume| it.uuid == Some(uuid);
