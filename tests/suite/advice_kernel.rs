@@ -125,6 +125,19 @@ const FOLLOWED: &[Case] = &[
         outcome: Outcome::Complete,
     },
     Case {
+        // Devices are registered before the network tells the time.
+        name: "no-clock",
+        fixture: "dirty-61",
+        damage: None,
+        advice: OF_DIRTY,
+        script: "now=$(date +%s); date -s @40 >/dev/null
+            both; wait_for 30 test -b /dev/bcache0; stop_all; date -s @$now >/dev/null
+            bcachectl show --uuids $c | grep 1970-01-01
+            advice; bcachectl check $c $b >/said || true; grep 'No problems' /said
+            follow register-and-detach; wait_for 60 state_is 'no cache'; volume",
+        outcome: Outcome::Complete,
+    },
+    Case {
         name: "dirty-offline",
         fixture: "dirty-61",
         damage: None,

@@ -88,8 +88,8 @@ impl Default for SetBuilder {
 pub fn backing_volume(number: u128) -> UuidEntry {
     UuidEntry {
         uuid: Uuid::from_u128(number << 64 | number),
-        first_reg: 1,
-        last_reg: 2,
+        first_reg: 1_700_000_001,
+        last_reg: 1_700_000_002,
         ..UuidEntry::unused()
     }
 }

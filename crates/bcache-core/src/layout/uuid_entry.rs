@@ -47,6 +47,9 @@ const _: () = {
     assert!(size_of::<RawV0>() == 64);
 };
 
+/// When the first kernel with bcache came out, 3.10, in seconds since 1970: no clock that is right says less.
+const FIRST_RELEASE: u32 = 1_372_550_400;
+
 /// One volume: a backing device that is or was attached, or a flash-only volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UuidEntry {
@@ -107,12 +110,12 @@ impl UuidEntry {
 
     /// Whether a kernel may have written this slot. The table has no checksum: what tells it from
     /// other data are the fields that can only have few values (docs/on-disk-format.md §4). A label
-    /// tells nothing, for kernels leave garbage behind its end.
+    /// tells nothing, for kernels leave garbage behind its end, nor does a time: a machine that starts
+    /// without the time registers its devices in 1970.
     pub(crate) fn is_plausible(&self) -> bool {
         self.is_empty()
             || self.padding_is_zero
                 && self.flags & !FLAG_FLASH_ONLY == 0
-                && self.first_reg <= self.last_reg
                 && (self.flash_only() || self.sectors.0 == 0)
     }
 
@@ -130,11 +133,13 @@ impl UuidEntry {
     ///
     /// The kernel writes the time to the slot each time that it attaches the device. The superblock, when it
     /// is next written, gets the time at which it was read: before that. So a cache that was there each time
-    /// has the later of the two (docs/on-disk-format.md §4).
+    /// has the later of the two (docs/on-disk-format.md §4). Where the machine did not have the time then,
+    /// nothing is told.
     pub(crate) fn registered_since(&self, backing: &Superblock) -> Option<RegisteredSince> {
         let (seen, registered) = (self.last_reg, backing.last_mount());
+        let had_time = seen >= FIRST_RELEASE && seen >= self.first_reg;
         let is_its = self.uuid == backing.uuid() && !self.flash_only();
-        (is_its && registered > seen).then_some(RegisteredSince { seen, registered })
+        (is_its && had_time && registered > seen).then_some(RegisteredSince { seen, registered })
     }
 
     /// Whether the cache holds the only copy (`UUID_FLASH_ONLY`).

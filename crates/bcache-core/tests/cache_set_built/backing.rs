@@ -144,7 +144,7 @@ fn findings_of_backing_devices_are_counted_listed_or_not() {
 #[test]
 fn a_registration_after_the_cache_was_last_there_is_told_of_devices_in_use() {
     let sample = Sample::new();
-    for (last_mount, expected) in [(2, false), (3, true)] {
+    for (last_mount, expected) in [(1_700_000_002, false), (1_700_000_003, true)] {
         let backing = backing(BackingState::Dirty, |_| {});
         let mut sb = read_superblock(&backing).unwrap().unwrap();
         sb.edit(|sb| _ = sb.last_mount(last_mount));
@@ -161,5 +161,24 @@ fn a_registration_after_the_cache_was_last_there_is_told_of_devices_in_use() {
                 "{last_mount} {in_use:?}"
             );
         }
+    }
+}
+
+/// A machine that starts without the time attaches in 1970: that is no damage, and proves nothing.
+#[test]
+fn a_machine_without_the_time_is_not_suspected() {
+    let slot = Sample::new().check().dirty[0].slot;
+    for (first_reg, last_reg) in [(1_700_000_001, 40), (38, 40), (1_700_000_001, 1_690_000_000)] {
+        let sample = Sample::new();
+        sample.edit_uuid(slot.into(), |entry| {
+            (entry.first_reg, entry.last_reg) = (first_reg, last_reg);
+        });
+        let backing = backing(BackingState::Dirty, |_| {});
+        let mut sb = read_superblock(&backing).unwrap().unwrap();
+        sb.edit(|sb| _ = sb.last_mount(1_700_000_003));
+        backing.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+        let options = CheckOptions { backing: vec![&backing], ..CheckOptions::default() };
+        let report = check(&sample.device, &options, &mut |_| {}).unwrap();
+        assert!(report.is_clean(), "{first_reg} {last_reg}: {:?}", report.findings);
     }
 }

@@ -331,8 +331,8 @@ pub(crate) const DAMAGES: &[Damage] = &[
         &[],
     ),
     (
-        "slot registered last before it was registered first",
-        |s| s.edit_uuid(5, |e| *e = UuidEntry { first_reg: 9, ..backing_volume(9) }),
+        "slot with a flag that no kernel has",
+        |s| s.edit_uuid(5, |e| *e = UuidEntry { flags: 2, ..backing_volume(9) }),
         Code::UuidSlot,
         &[],
     ),

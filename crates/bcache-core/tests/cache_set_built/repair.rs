@@ -96,7 +96,7 @@ const ANSWERS: &[&str] = &[
     "608 clean pointer 96 behind: guess keys",
     "609 volume made flash-only: certain keys",
     "406 flash-only volume of no sectors: certain uuid-table",
-    "405 slot registered last before it was registered first: certain uuid-table",
+    "405 slot with a flag that no kernel has: certain uuid-table",
     "404 uuid table of random bytes: told: uuid-not-a-table",
     "105 sync flag cleared: guess superblock-sync",
     "106 magic wiped: certain superblock-magic",
