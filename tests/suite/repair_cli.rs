@@ -322,7 +322,7 @@ fn the_set_uuid_is_that_of_a_backing_device() -> anyhow::Result<()> {
         let output = repair(cache, &accept)?;
         assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(text.contains("only the backing devices of the set"), "{name}: {text}");
+        ensure!(text.contains("only the backing devices of that set"), "{name}: {text}");
         ensure!(std::fs::read(cache)? == damaged, "{name}: something was written");
 
         let checked = run([OsStr::new("check"), cache.as_os_str(), backing.as_os_str()])?;

@@ -291,8 +291,13 @@ impl Geometry {
 
     /// Journal buckets that the kernel makes at first registration: `clamp(nbuckets / 128, 2, 256)`.
     pub fn njournal_buckets_default(&self) -> u16 {
-        u16::try_from((self.nbuckets >> 7).clamp(2, 256)).unwrap_or(256)
+        njournal_buckets_default(self.nbuckets)
     }
+}
+
+/// Journal buckets that the kernel makes at first registration of a cache with so many buckets.
+pub(crate) fn njournal_buckets_default(nbuckets: u64) -> u16 {
+    u16::try_from((nbuckets >> 7).clamp(2, 256)).unwrap_or(256)
 }
 
 /// A moment as the kernel writes it, as a date: `2026-11-27 02:17:26 UTC`.

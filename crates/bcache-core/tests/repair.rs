@@ -337,11 +337,11 @@ fn a_set_that_is_called_new_is_a_guess() {
     assert_eq!(device.first_difference(&damaged), None);
     repaired(&device, &[Code::SuperblockSync].into());
     assert_eq!(device.first_difference(&sound), None);
-    // Made anew over an old set: what is there counts for nothing, and is there.
+    // Made anew over an old set, of whose journal too little is left to tell what its superblock was.
     unsynced(false);
     let plan = planned(&device);
     assert!(plan.fixes.is_empty());
-    assert!(matches!(plan.left[..], [Left::NoSet(_)]), "{:?}", plan.left);
+    assert!(matches!(plan.left[..], [Left::Beside(_)]), "{:?}", plan.left);
     // New, and nothing else.
     let new = MemoryDevice::new(NBUCKETS * BUCKET * 512);
     let mut bytes = AlignedBuf::zeroed(4096);

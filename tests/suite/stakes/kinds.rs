@@ -714,3 +714,93 @@ fn a_set_under_a_new_superblock_is_told_of_the_device_alone() {
         }
     }
 }
+
+fn said(arguments: &[&str], devices: &[&Path]) -> Value {
+    json(&run(arguments, devices))
+}
+
+fn codes(said: &Value) -> Vec<&str> {
+    said["counts"].as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The superblock of a backing device that has nothing to do with the cache tells nothing of what is behind it.
+#[test]
+fn a_set_under_the_superblock_of_a_stranger_is_told() {
+    let other = Fixture::unpack("clean-612").unwrap();
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    write_at(cache, SB_OFFSET_BYTES, superblock(&other.backing[0]).as_bytes()).unwrap();
+    for devices in [&[cache.as_path()][..], &[cache, backing], &[backing, cache]] {
+        let check = said(&["check", "--json"], devices);
+        assert_ne!(check["stakes"]["answer"], "none", "{check}");
+        assert_eq!(codes(&check), ["backing-is-cache"], "{check}");
+        let mended = run(&["repair", "--dry-run"], devices);
+        assert_eq!(mended.status.code(), Some(4), "{}", text(&mended));
+        assert!(text(&mended).contains("behind it a cache set"), "{}", text(&mended));
+    }
+    let again = run(&["make", "--wipe-bcache", "--yes", "-C"], &[cache]);
+    assert!(!again.status.success(), "{again:?}");
+}
+
+/// A kernel that discards leaves entries in one journal bucket, and that may be any.
+#[test]
+fn a_set_with_one_journal_bucket_is_found() {
+    const BUCKET: u64 = 128 << 10;
+    let fixture = Fixture::unpack("multi-612").unwrap();
+    let cache = &fixture.cache;
+    let mut bytes = fs::read(cache).unwrap();
+    let at = |bucket: u64| usize::try_from(bucket * BUCKET).unwrap();
+    let live = bytes[at(8)..at(9)].to_vec();
+    bytes[at(1)..at(13)].fill(0);
+    bytes[at(7)..at(8)].copy_from_slice(&live);
+    fs::write(cache, bytes).unwrap();
+    let mut devices = vec![cache.as_path()];
+    devices.extend(fixture.backing.iter().map(PathBuf::as_path));
+    let before = said(&["check", "--json"], &devices);
+    assert_eq!(codes(&before), [""; 0], "{before}");
+    make(&["--wipe-bcache", "--lose-dirty-data", "--yes", "-C"], cache);
+    let alone = said(&["check", "--json"], &[cache]);
+    assert_eq!(codes(&alone), ["superblock-covers-set"], "{alone}");
+    let accept = ["repair", "--yes", "--accept", "superblock-covers-set"];
+    assert!(run(&accept, &devices).status.success());
+    let after = said(&["check", "--json"], &devices);
+    assert_eq!(after["stakes"], before["stakes"]);
+    write_at(cache, SB_OFFSET_BYTES, &[0; 4096]).unwrap();
+    let gone = said(&["check", "--json"], &devices);
+    assert_eq!(codes(&gone), ["superblock-gone"], "{gone}");
+}
+
+/// Formatted anew with the UUID that the set had.
+#[test]
+fn a_set_under_a_new_superblock_with_its_own_uuid_is_told() {
+    let scratch = Scratch::new().unwrap();
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    let blank = scratch.sparse("blank", 128 << 20).unwrap();
+    make(&["-w", "512", "--cset-uuid", &set_uuid(backing), "-C"], &blank);
+    write_at(cache, SB_OFFSET_BYTES, superblock(&blank).as_bytes()).unwrap();
+    let check = said(&["check", "--json"], &[cache, backing]);
+    assert_eq!(check["stakes"]["answer"], "unknown", "{check}");
+    assert!(codes(&check).contains(&"backing-set-covered"), "{check}");
+    assert!(!codes(&check).contains(&"backing-set-gone"), "{check}");
+    let accept = ["repair", "--yes", "--accept", "superblock-covers-set"];
+    assert!(run(&accept, &[cache, backing]).status.success());
+    let check = said(&["check", "--json"], &[cache, backing]);
+    assert_eq!(check["stakes"]["at_most_sectors"], DIRTY, "{check}");
+}
+
+/// A volume with the image of a cache in it is no cache, be the set of that wanted or not.
+#[test]
+fn the_image_of_a_cache_in_a_volume_is_no_cache() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let other = Fixture::unpack("clean-612").unwrap();
+    let volume = &other.backing[0];
+    let image = fs::read(&fixture.cache).unwrap();
+    File::options().write(true).open(volume).unwrap().set_len(256 << 20).unwrap();
+    write_at(volume, 8192, &image).unwrap();
+    let devices = [fixture.cache.as_path(), &fixture.backing[0], volume];
+    for devices in [&devices[..], &devices[1..], &devices[2..]] {
+        let check = said(&["check", "--json"], devices);
+        assert!(!codes(&check).contains(&"backing-is-cache"), "{check}");
+    }
+}

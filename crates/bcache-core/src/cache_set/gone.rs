@@ -24,17 +24,20 @@ use crate::cache_set::{
 };
 use crate::device::{AlignedBuf, ReadDevice};
 use crate::layout::SetMagic;
-use crate::layout::jset::{JSET_BYTES_MAX, Jset, set_of_entry};
+use crate::layout::jset::{JSET_BYTES_MAX, Jset, claims_entry, set_of_entry};
 use crate::layout::superblock::{
     CacheParams, Label, Replacement, SB_JOURNAL_BUCKETS, Superblock, VERSION_CDEV_WITH_UUID,
 };
-use crate::units::{BucketIndex, SECTOR_BYTES, Sectors};
+use crate::units::{BucketIndex, SECTOR_BYTES, Sectors, njournal_buckets_default};
 
 /// Logarithms of the bucket sizes that are tried, in sectors: 4 KiB to 32 MiB.
 const BUCKET_BITS: std::ops::RangeInclusive<u32> = 3..=16;
 
-/// Buckets at whose start a journal entry is looked for: a new journal begins in the second.
-const JOURNAL_BUCKETS: std::ops::RangeInclusive<u64> = 1..=4;
+/// Buckets before the journal of a new cache, at most: with the smallest buckets, the superblock takes three.
+const FIRST_BUCKET_MAX: u64 = 3;
+
+/// Bytes of a place that tell whether a journal entry may be there.
+const FIRST_BYTES: usize = 4096;
 
 /// Bytes of a journal bucket in which entries are looked for that tell the size of a block.
 const SCANNED_BYTES: u64 = 1 << 20;
@@ -52,12 +55,22 @@ pub struct Remains {
     pub superblock: Option<Superblock>,
 }
 
+/// In how many journal buckets entries are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// In all that there may be, some 2,000 places: a kernel that discards leaves nothing in those that it does
+    /// not need.
+    Everywhere,
+    /// In the first two, some 30 places: of a disk that hardly has a set, seconds count.
+    AtTheFirst,
+}
+
 impl Remains {
     /// What is left of a set on `device`, on which there is no superblock. What cannot be read counts as
     /// not there: the rest may tell all the same.
-    pub fn read(device: &dyn ReadDevice) -> Option<Self> {
+    pub fn read(device: &dyn ReadDevice, look: Look) -> Option<Self> {
         let sizes = BUCKET_BITS.map(|bits| Sectors(1 << bits));
-        let found = Self::entries(device);
+        let found = Self::entries(device, look);
         let &(_, first) = found.first()?;
         // A device that was formatted again has entries of both sets.
         let sets: BTreeSet<u64> = found.iter().map(|(_, magic)| magic.0).collect();
@@ -81,24 +94,36 @@ impl Remains {
     /// Sector of a journal entry of one of the sets `wanted` on `device`, whatever superblock it has, and
     /// which set that is.
     pub fn of_one(device: &dyn ReadDevice, wanted: &[Uuid]) -> Option<(Sectors, Uuid)> {
-        Self::entries(device).into_iter().find_map(|(at, magic)| {
+        Self::entries(device, Look::Everywhere).into_iter().find_map(|(at, magic)| {
             let set = wanted.iter().find(|set| SetMagic::from_set_uuid(set) == magic)?;
             Some((at, *set))
         })
     }
 
-    /// Journal entries where a new journal may begin.
-    fn entries(device: &dyn ReadDevice) -> Vec<(Sectors, SetMagic)> {
+    /// Journal entries at the start of what would be a journal bucket.
+    fn entries(device: &dyn ReadDevice, look: Look) -> Vec<(Sectors, SetMagic)> {
         let size = device.info().size();
         let places: BTreeSet<Sectors> = BUCKET_BITS
-            .map(|bits| Sectors(1 << bits))
-            .flat_map(|bucket| JOURNAL_BUCKETS.map(move |number| Sectors(bucket.0 * number)))
+            .flat_map(|bits| {
+                let bucket_size = Sectors(1 << bits);
+                let journal = match look {
+                    Look::Everywhere => njournal_buckets_default(size.0 / bucket_size.0),
+                    Look::AtTheFirst => 2,
+                };
+                (1..FIRST_BUCKET_MAX + u64::from(journal))
+                    .map(move |bucket| Sectors(bucket_size.0 * bucket))
+            })
             .filter(|at| at.0.saturating_add(JSET_BYTES_MAX as u64 / SECTOR_BYTES) <= size.0)
             .collect();
+        // Most places are told by their first block.
         let mut bytes = AlignedBuf::zeroed(JSET_BYTES_MAX);
         let mut found = Vec::new();
         for at in places {
-            if device.read_at(at.bytes(), &mut bytes).is_ok() {
+            let is_read = |bytes: &mut [u8]| device.read_at(at.bytes(), bytes).is_ok();
+            let may_be = bytes
+                .get_mut(..FIRST_BYTES)
+                .is_some_and(|first| is_read(first) && claims_entry(first));
+            if may_be && is_read(&mut bytes) {
                 found.extend(set_of_entry(&bytes, bytes.len()).map(|magic| (at, magic)));
             }
         }
@@ -243,7 +268,8 @@ mod tests {
                 ..SetBuilder::default()
             };
             let was = builder.superblock();
-            let found = Remains::read(&zeroed(&builder)).unwrap().superblock.unwrap();
+            let found =
+                Remains::read(&zeroed(&builder), Look::Everywhere).unwrap().superblock.unwrap();
             assert_eq!(found.geometry(), was.geometry(), "{nbuckets} {bucket} {block}");
             assert_eq!(found.set_magic(), was.set_magic());
             assert!(found.journal_buckets().eq(was.journal_buckets()));
@@ -254,15 +280,15 @@ mod tests {
     #[test]
     fn nothing_is_made_of_nothing() {
         let device = MemoryDevice::new(64 << 20);
-        assert_eq!(Remains::read(&device), None);
-        assert_eq!(Remains::read(&MemoryDevice::new(4096)), None);
+        assert_eq!(Remains::read(&device, Look::Everywhere), None);
+        assert_eq!(Remains::read(&MemoryDevice::new(4096), Look::Everywhere), None);
     }
 
     /// One entry does not tell the size of a block, and nothing is guessed.
     #[test]
     fn a_journal_of_one_entry_says_that_there_was_a_set() {
         let builder = SetBuilder { nbuckets: 700, ..SetBuilder::default() };
-        let remains = Remains::read(&zeroed(&builder)).unwrap();
+        let remains = Remains::read(&zeroed(&builder), Look::Everywhere).unwrap();
         assert_eq!(remains.superblock, None);
         assert_eq!(remains.at.0 % builder.bucket_size.0, 0);
     }

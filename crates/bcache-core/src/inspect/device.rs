@@ -5,7 +5,7 @@ use std::collections::TryReserveError;
 
 use uuid::Uuid;
 
-use crate::cache_set::gone::Remains;
+use crate::cache_set::gone::{Look, Remains};
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
     CacheDevice, CacheSet, NoVisitor, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
@@ -151,7 +151,8 @@ impl<'d> Device<'d> {
             SuperblockArea::Blank | SuperblockArea::Unknown => {
                 let restored = as_found.as_ref().and_then(restored);
                 let restored = restored.and_then(|(_, sb)| Some((sb.kind()?, sb)));
-                let remains = if restored.is_none() { Remains::read(handle) } else { None };
+                let remains =
+                    if restored.is_none() { Remains::read(handle, Look::Everywhere) } else { None };
                 remains_at = remains.as_ref().map(|it| it.at);
                 match (restored, remains.and_then(|it| it.superblock)) {
                     (Some((kind, sb)), _) => (Identity::MagicWiped(kind), Some(sb)),

@@ -3,13 +3,13 @@
 
 use uuid::Uuid;
 
-use crate::cache_set::gone::Remains;
+use crate::cache_set::gone::{Look, Remains};
 use crate::inspect::backing::BackingDevices;
 use crate::inspect::device::{Contents, Device, OlderSet};
 use crate::inspect::stakes::Stakes;
 use crate::inspect::volume::Volumes;
 use crate::layout::SetMagic;
-use crate::layout::superblock::{BackingState, Kind, Superblock};
+use crate::layout::superblock::{Kind, Superblock};
 
 /// The set behind the superblock of `device`, if overwriting it may lose something. `wanted` are sets that
 /// backing devices lack data of; owners of what the set holds are looked for in `backing`.
@@ -20,18 +20,19 @@ pub(crate) fn older_set(
 ) -> Option<OlderSet> {
     let sb = device.superblock.as_ref().filter(|sb| sb.csum_ok())?;
     let own = sb.set_uuid();
-    let others = || wanted.iter().copied().filter(|it| *it != own).collect::<Vec<Uuid>>();
     match (device.kind()?, &device.contents) {
-        (Kind::Cache, Contents::New) => {
-            one_of(device, &others()).or_else(|| with_stakes(device, sb, true, backing))
+        // What the rest does not tell of a set that is not whole may be anything.
+        (Kind::Cache, Contents::New) => one_of(device, wanted)
+            .or_else(|| with_stakes(device, Look::Everywhere, &[], backing, |_| true)),
+        (Kind::Cache, Contents::Unreadable(_)) => {
+            let others: Vec<Uuid> = wanted.iter().copied().filter(|it| *it != own).collect();
+            one_of(device, &others)
         }
-        (Kind::Cache, Contents::Unreadable(_)) => one_of(device, &others()),
         (Kind::Cache, _) => None,
-        // No backing device has the journal of its own set: the superblock was copied over the cache's.
-        (Kind::Backing, _) => one_of(device, &[&others()[..], &[own]].concat()).or_else(|| {
-            // What a volume holds may look like a journal, but not like a whole set.
-            let is_as_made = sb.state() == BackingState::None && sb.last_mount() == 0;
-            is_as_made.then(|| with_stakes(device, sb, false, backing)).flatten()
+        // What a volume holds may look like a journal, but not like a whole set; nor is it of the set that the
+        // superblock names.
+        (Kind::Backing, _) => with_stakes(device, Look::AtTheFirst, wanted, backing, |older| {
+            !own.is_nil() && older.is(&own)
         }),
     }
 }
@@ -41,20 +42,23 @@ fn one_of(device: &Device<'_>, sets: &[Uuid]) -> Option<OlderSet> {
     Some(OlderSet { set: SetMagic::from_set_uuid(&uuid), at })
 }
 
-/// Any other set whose data may exist nowhere else. Of one that is not whole this cannot be told: `torn` says
-/// whether it counts.
+/// A set whose data may exist nowhere else, or that is `wanted`. Of one that is not whole this cannot be told:
+/// `torn` says whether it counts.
 fn with_stakes(
     device: &Device<'_>,
-    sb: &Superblock,
-    torn: bool,
+    look: Look,
+    wanted: &[Uuid],
     backing: &mut BackingDevices,
+    torn: impl FnOnce(&OlderSet) -> bool,
 ) -> Option<OlderSet> {
-    let remains = Remains::read(device.handle).filter(|it| it.set != sb.set_magic())?;
+    let remains = Remains::read(device.handle, look)?;
+    let older = OlderSet { set: remains.set, at: remains.at };
     let counts = match remains.superblock {
+        Some(_) if wanted.iter().any(|it| older.is(it)) => true,
         Some(superblock) => has_stakes(device, superblock, backing),
-        None => torn,
+        None => torn(&older),
     };
-    counts.then_some(OlderSet { set: remains.set, at: remains.at })
+    counts.then_some(older)
 }
 
 /// Whether the set on `device` by `superblock` has data that exists nowhere else, or may have.

@@ -173,6 +173,14 @@ pub(crate) fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
     (plausible && set_of_entry(bytes, rest).is_none()).then(|| raw.seq.get())
 }
 
+/// Whether an entry may begin with `bytes`, as far as its header tells.
+pub(crate) fn claims_entry(bytes: &[u8]) -> bool {
+    Raw::ref_from_prefix(bytes).is_ok_and(|(raw, _)| {
+        let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
+        raw.seq.get() != 0 && raw.version.get() <= JSET_VERSION && claimed <= JSET_BYTES_MAX as u64
+    })
+}
+
 /// The set that the whole entry at the start of `bytes` is of, whichever that is: the checksum covers the
 /// magic. `None` where there is no whole entry.
 ///

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::cache_set::gone::Remains;
+use crate::cache_set::gone::{Look, Remains};
 use crate::cache_set::{NoVisitor, ReadOptions, expect_superblock};
 use crate::device::ReadDevice;
 use crate::inspect::{BackingDevices, Device, Identity, OlderSet, older_set};
@@ -34,7 +34,7 @@ pub(super) fn covered(
     device.read_set(&ReadOptions::default(), &mut NoVisitor)?;
     let mut named = named(backing)?;
     let Some(older) = older_set(&device, &named.lacking(), &mut named) else { return Ok(None) };
-    let remains = Remains::read(cache).filter(|it| it.set == older.set);
+    let remains = Remains::read(cache, Look::Everywhere).filter(|it| it.set == older.set);
     let superblock = match remains.and_then(|it| it.superblock) {
         Some(superblock) => made_again(Device::read_remains(cache, superblock)?, &mut named)?,
         None => None,

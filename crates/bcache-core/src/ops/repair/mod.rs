@@ -262,8 +262,8 @@ pub enum RepairError {
     Inspect(#[from] InspectError),
     /// A superblock is gone or overwritten, and nothing tells the whole UUID of its set.
     #[error(
-        "{}: its superblock is not there, and only the backing devices of the set have the whole of its \
-         UUID: name one of them",
+        "{}: the superblock of its set has to be made again, and only the backing devices of that set have the \
+         whole of its UUID: name one of them",
         path.display()
     )]
     SetUuid {
@@ -431,10 +431,10 @@ pub fn plan_with_claims(
     let vouched = !matches!(mended, Some((Code::SuperblockChecksum | Code::SuperblockGone, _)));
     let sb = mended.as_ref().map_or(&found, |(_, sb)| sb);
     if vouched && flags::is_cache(sb) && !sb.sync() {
-        let is_new = sb.njournal_buckets() == 0 && set_uuid_reused(sb, cache)?.is_none();
+        let is_new = sb.njournal_buckets() == 0;
         let older = if is_new { gone::covered(cache, backing)? } else { None };
         mended = match older {
-            None if is_new => {
+            None if is_new && set_uuid_reused(sb, cache)?.is_none() => {
                 return Ok(RepairPlan {
                     left: Vec::new(),
                     ..RepairPlan::nothing_but(Left::NO_SET, claims)
@@ -561,9 +561,16 @@ pub fn plan_with_claims(
 /// prove.
 pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceError> {
     let (mut fixes, mut left) = (Vec::new(), Vec::new());
-    for (index, &device) in backing.iter().enumerate() {
-        let read = Device::read_superblock(device).ok();
-        let older = read.and_then(|it| older_set(&it, &[], &mut BackingDevices::default()));
+    let mut named = BackingDevices::default();
+    let read: Vec<Option<Device<'_>>> =
+        backing.iter().map(|it| Device::read_superblock(*it).ok()).collect();
+    for device in read.iter().flatten() {
+        if let Some(sb) = &device.superblock {
+            named.add(device.handle.info(), sb, false);
+        }
+    }
+    for (index, (&device, read)) in backing.iter().zip(&read).enumerate() {
+        let older = read.as_ref().and_then(|it| older_set(it, &named.lacking(), &mut named));
         if let Some(OlderSet { at, .. }) = older {
             let path = device.info().path.clone();
             left.push(Left::Beside(Box::new(BackingProblem::IsCache { path, at }.into())));
