@@ -125,7 +125,7 @@ check-bare:
 # Runs the reader's kernel suite 20 times on busy processors.
 check-loaded: kernels
 	$(CARGO) build --workspace --bins
-	tests/loaded.sh
+	CARGO='$(CARGO)' tests/loaded.sh
 
 # What building and testing need of the machine (Debian packages).
 deps:

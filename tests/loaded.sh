@@ -8,7 +8,13 @@ cd "$top"
 runs=${1:-20}
 tests=${2:-reads_what_it_wrote_worn}
 
-cargo test -q --workspace --no-run --test reader_kernel
+# CARGO may have arguments, as in "cargo +nightly".
+# shellcheck disable=SC2086
+reader() {
+    CI=true ${CARGO:-cargo} test -q --workspace --test reader_kernel "$@"
+}
+
+reader --no-run
 loops=
 trap 'kill $loops' EXIT
 for _ in $(seq "$(nproc)"); do
@@ -19,7 +25,7 @@ said=$(mktemp)
 failed=0
 for run in $(seq "$runs"); do
     begun=$(date +%s)
-    if CI=true cargo test -q --workspace --test reader_kernel -- "$tests" >"$said" 2>&1; then
+    if reader -- "$tests" >"$said" 2>&1; then
         how=passed
     else
         how=FAILED failed=$((failed + 1))

@@ -678,22 +678,22 @@ fn a_set_under_a_new_superblock_is_told_of_the_device_alone() {
             let fixture = Fixture::unpack(name).unwrap();
             let cache = &fixture.cache;
             make(&[&format[..], &[kind]].concat(), cache);
-            let check = run(&["check", "--json"], &[cache]);
-            let said = json(&check);
+            let check = run(&["check"], &[cache]);
+            let alone = said(&["check", "--json"], &[cache]);
             let shown = text(&run(&["show"], &[cache]));
             let again = run(&["make", "--wipe-bcache", "--yes", "-C"], &[cache]);
             if !lost {
-                assert_eq!(said["stakes"]["answer"], "none", "{name}: {said}");
+                assert_eq!(alone["stakes"]["answer"], "none", "{name}: {alone}");
                 assert!(check.status.success() && again.status.success(), "{name}: {again:?}");
                 continue;
             }
-            assert_eq!(said["stakes"]["answer"], "unknown", "{name} {kind}: {said}");
-            assert_eq!(said["findings"][0]["code"], code, "{name}: {said}");
-            assert_eq!(said["findings"].as_array().unwrap().len(), 1, "{name}: {said}");
-            let advice = said["advice"].as_array().unwrap().iter();
+            assert_eq!(alone["stakes"]["answer"], "unknown", "{name} {kind}: {alone}");
+            assert_eq!(alone["findings"][0]["code"], code, "{name}: {alone}");
+            assert_eq!(alone["findings"].as_array().unwrap().len(), 1, "{name}: {alone}");
+            let advice = alone["advice"].as_array().unwrap().iter();
             let advice: Vec<_> = advice.map(|it| it["code"].as_str().unwrap()).collect();
             let wanted = ["do-not-register", "do-not-wipe", "copy-device", "uncover-older-set"];
-            assert_eq!(advice, wanted, "{name} {kind}: {said}");
+            assert_eq!(advice, wanted, "{name} {kind}: {alone}");
             assert!(shown.contains("CANNOT BE TOLD"), "{name} {kind}: {shown}");
             assert!(!again.status.success(), "{name} {kind}: {again:?}");
             let words = String::from_utf8_lossy(&again.stderr);
@@ -709,8 +709,8 @@ fn a_set_under_a_new_superblock_is_told_of_the_device_alone() {
             } else {
                 write_at(cache, SB_OFFSET_BYTES, &[0; 4096]).unwrap();
             }
-            let said = json(&run(&["check", "--json"], &devices));
-            assert_eq!(said["stakes"]["answer"], "present", "{name} {kind}: {said}");
+            let all = said(&["check", "--json"], &devices);
+            assert_eq!(all["stakes"]["answer"], "present", "{name} {kind}: {all}");
         }
     }
 }

@@ -94,6 +94,9 @@ impl Remains {
     /// Sector of a journal entry of one of the sets `wanted` on `device`, whatever superblock it has, and
     /// which set that is.
     pub fn of_one(device: &dyn ReadDevice, wanted: &[Uuid]) -> Option<(Sectors, Uuid)> {
+        if wanted.is_empty() {
+            return None;
+        }
         Self::entries(device, Look::Everywhere).into_iter().find_map(|(at, magic)| {
             let set = wanted.iter().find(|set| SetMagic::from_set_uuid(set) == magic)?;
             Some((at, *set))

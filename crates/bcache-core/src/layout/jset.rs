@@ -54,6 +54,13 @@ struct Raw {
     prio_bucket: [U64; JSET_PRIO_BUCKETS],
 }
 
+impl Raw {
+    /// Bytes of the entry, as its header has it.
+    fn claimed_bytes(&self) -> u64 {
+        JSET_HEADER_BYTES as u64 + 8 * u64::from(self.keys.get())
+    }
+}
+
 const _: () = {
     assert!(JSET_BYTES_MAX as u64 == PAGE_BYTES << 3);
     assert!(size_of::<Raw>() == JSET_HEADER_BYTES);
@@ -150,7 +157,7 @@ pub(crate) fn claimed_bytes(
     if raw.magic.get() != magic.jset() {
         return Err(JsetError::BadMagic { found: raw.magic.get(), expected: magic.jset() });
     }
-    let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
+    let claimed = raw.claimed_bytes();
     let limit = rest.min(JSET_BYTES_MAX);
     usize::try_from(claimed).ok().filter(|&bytes| bytes <= limit).ok_or(JsetError::TooLong {
         seq: raw.seq.get(),
@@ -176,8 +183,9 @@ pub(crate) fn seq_hint(bytes: &[u8], rest: usize) -> Option<u64> {
 /// Whether an entry may begin with `bytes`, as far as its header tells.
 pub(crate) fn claims_entry(bytes: &[u8]) -> bool {
     Raw::ref_from_prefix(bytes).is_ok_and(|(raw, _)| {
-        let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
-        raw.seq.get() != 0 && raw.version.get() <= JSET_VERSION && claimed <= JSET_BYTES_MAX as u64
+        raw.seq.get() != 0
+            && raw.version.get() <= JSET_VERSION
+            && raw.claimed_bytes() <= JSET_BYTES_MAX as u64
     })
 }
 
@@ -197,7 +205,7 @@ pub(crate) fn set_of_entry(bytes: &[u8], rest: usize) -> Option<SetMagic> {
 /// `rest` is the number of bytes to the end of the journal bucket. Nothing vouches for the keys.
 pub(crate) fn salvage_keys(bytes: &[u8], rest: usize) -> Option<KeyIter<'_>> {
     let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
-    let claimed = JSET_HEADER_BYTES as u64 + 8 * u64::from(raw.keys.get());
+    let claimed = raw.claimed_bytes();
     let claimed = usize::try_from(claimed).ok().filter(|&it| it <= rest.min(JSET_BYTES_MAX))?;
     bytes.get(JSET_HEADER_BYTES..claimed).map(KeyIter::new)
 }

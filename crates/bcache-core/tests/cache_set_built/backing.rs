@@ -140,15 +140,21 @@ fn findings_of_backing_devices_are_counted_listed_or_not() {
     }
 }
 
+/// A dirty backing device that the kernel read at that time.
+fn mounted(last_mount: u32) -> MemoryDevice {
+    let backing = backing(BackingState::Dirty, |_| {});
+    let mut sb = read_superblock(&backing).unwrap().unwrap();
+    sb.edit(|sb| _ = sb.last_mount(last_mount));
+    backing.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+    backing
+}
+
 /// Whether somebody holds the devices or not: a loop device on an image is no reason to say less.
 #[test]
 fn a_registration_after_the_cache_was_last_there_is_told_of_devices_in_use() {
     let sample = Sample::new();
     for (last_mount, expected) in [(1_700_000_002, false), (1_700_000_003, true)] {
-        let backing = backing(BackingState::Dirty, |_| {});
-        let mut sb = read_superblock(&backing).unwrap().unwrap();
-        sb.edit(|sb| _ = sb.last_mount(last_mount));
-        backing.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+        let backing = mounted(last_mount);
         for in_use in [(false, false), (true, false), (false, true)] {
             let read =
                 |device| Device::read(device, &ReadOptions::default(), &mut NoVisitor).unwrap();
@@ -173,10 +179,7 @@ fn a_machine_without_the_time_is_not_suspected() {
         sample.edit_uuid(slot.into(), |entry| {
             (entry.first_reg, entry.last_reg) = (first_reg, last_reg);
         });
-        let backing = backing(BackingState::Dirty, |_| {});
-        let mut sb = read_superblock(&backing).unwrap().unwrap();
-        sb.edit(|sb| _ = sb.last_mount(1_700_000_003));
-        backing.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
+        let backing = mounted(1_700_000_003);
         let options = CheckOptions { backing: vec![&backing], ..CheckOptions::default() };
         let report = check(&sample.device, &options, &mut |_| {}).unwrap();
         assert!(report.is_clean(), "{first_reg} {last_reg}: {:?}", report.findings);

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::cache_set::gone::{Look, Remains};
 use crate::cache_set::{NoVisitor, ReadOptions, expect_superblock};
-use crate::device::ReadDevice;
+use crate::device::{DeviceError, ReadDevice};
 use crate::inspect::{BackingDevices, Device, Identity, OlderSet, older_set};
 use crate::layout::superblock::Superblock;
 use crate::ops::repair::{RepairError, superblock};
@@ -42,7 +42,8 @@ pub(super) fn covered(
     Ok(Some((older, superblock)))
 }
 
-fn named(backing: &[&dyn ReadDevice]) -> Result<BackingDevices, RepairError> {
+/// The backing devices that were named, as their superblocks are once they are mended.
+pub(super) fn named(backing: &[&dyn ReadDevice]) -> Result<BackingDevices, DeviceError> {
     let mut named = BackingDevices::default();
     for device in backing {
         let found = expect_superblock(*device)?;
@@ -52,6 +53,7 @@ fn named(backing: &[&dyn ReadDevice]) -> Result<BackingDevices, RepairError> {
     Ok(named)
 }
 
+/// The superblock of a set that was read without its own, with the whole of its UUID.
 fn made_again(
     mut device: Device<'_>,
     named: &mut BackingDevices,

@@ -53,7 +53,7 @@ use crate::cache_set::{
     CacheDevice, Journal, OpenError, Progress, ReadError, ReadOptions, expect_superblock,
 };
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
-use crate::inspect::{BackingDevices, Device, InspectError, OlderSet, older_set};
+use crate::inspect::{Device, InspectError, OlderSet, older_set};
 use crate::layout::superblock::{Kind, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Refusal, Verdict, kernel_verdict};
 use crate::ops::backing_gone;
@@ -561,16 +561,10 @@ pub fn plan_with_claims(
 /// prove.
 pub fn plan_backing(backing: &[&dyn ReadDevice]) -> Result<RepairPlan, DeviceError> {
     let (mut fixes, mut left) = (Vec::new(), Vec::new());
-    let mut named = BackingDevices::default();
-    let read: Vec<Option<Device<'_>>> =
-        backing.iter().map(|it| Device::read_superblock(*it).ok()).collect();
-    for device in read.iter().flatten() {
-        if let Some(sb) = &device.superblock {
-            named.add(device.handle.info(), sb, false);
-        }
-    }
-    for (index, (&device, read)) in backing.iter().zip(&read).enumerate() {
-        let older = read.as_ref().and_then(|it| older_set(it, &named.lacking(), &mut named));
+    let mut named = gone::named(backing)?;
+    for (index, &device) in backing.iter().enumerate() {
+        let read = Device::read_superblock(device).ok();
+        let older = read.and_then(|it| older_set(&it, &named.lacking(), &mut named));
         if let Some(OlderSet { at, .. }) = older {
             let path = device.info().path.clone();
             left.push(Left::Beside(Box::new(BackingProblem::IsCache { path, at }.into())));
