@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use bcache_core::cache_set::MetadataRole;
+use bcache_core::cache_set::journal::EntryHeader;
 use bcache_core::device::{ReadDevice as _, open_read};
 use bcache_core::layout::superblock::{BackingState, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use bcache_core::layout::uuid_entry::UuidEntry;
@@ -445,6 +446,7 @@ const SEQ_END: usize = 24;
 /// Where the metadata of a set is, as far as it is written, and what is dirty in it.
 struct Truth {
     places: Vec<(Place, Range<u64>)>,
+    journal_entries: Vec<Range<u64>>,
     dirty: u64,
     has_flash_only: bool,
 }
@@ -472,8 +474,13 @@ impl Truth {
                 let start = usize::try_from(bucket).unwrap() * bucket_bytes;
                 places.push((place, written(start, bucket_bytes)));
             }
+            let entry = |it: &EntryHeader| {
+                let start = it.place.bucket.0 * bucket_bytes as u64 + it.place.offset;
+                start..start + it.bytes
+            };
             Ok(Self {
                 places,
+                journal_entries: set.journal.headers().map(entry).collect(),
                 dirty: set.dirty_sectors().0,
                 has_flash_only: set.uuids.slots.iter().any(UuidEntry::flash_only),
             })
@@ -500,13 +507,13 @@ impl Truth {
         unreachable!("the index is smaller than the sum");
     }
 
-    /// The last byte of the entry before `start` in its journal bucket: zeroes lie between entries.
-    fn journal_before(&self, start: u64, cache: &Path) -> Option<u64> {
-        let (_, range) = self.places.iter().find(|(_, range)| range.contains(&start))?;
-        let mut before = vec![0; usize::try_from(start - range.start).unwrap()];
-        // The device may have been cut off before.
-        open_read(cache).ok()?.read_at(range.start, &mut before).ok()?;
-        Some(range.start + before.iter().rposition(|byte| *byte != 0)? as u64)
+    /// The end of the journal entry that begins before `start`, up to there. Behind an entry a kernel
+    /// leaves what was in its memory, up to the end of the block.
+    fn journal_entry_before(&self, start: u64) -> Option<Range<u64>> {
+        let entry = self.journal_entries.iter().filter(|it| it.start < start);
+        let entry = entry.max_by_key(|it| it.start)?;
+        let end = entry.end.min(start);
+        Some(end.saturating_sub(8).max(entry.start)..end)
     }
 
     fn damage(&self, damage: &Damage, fixture: &Fixture) {
@@ -519,9 +526,11 @@ impl Truth {
                 write_at(cache, start, &vec![*byte; len]).unwrap();
                 // Whole entries gone from the end of the journal look as if they were never written:
                 // nothing on the device tells the difference. So the one before them is hit, too.
-                let before = (*place == Place::Journal).then(|| self.journal_before(start, cache));
-                if let Some(before) = before.flatten() {
-                    flip(cache, before, 0xff).unwrap();
+                let before = (*place == Place::Journal).then(|| self.journal_entry_before(start));
+                // The device may have been cut off before.
+                if let Some(before) = before.flatten().filter(|it| it.end <= end) {
+                    let bytes = vec![0xff; usize::try_from(before.end - before.start).unwrap()];
+                    write_at(cache, before.start, &bytes).unwrap();
                 }
             }
             Damage::Flipped { place, at, bit } => {
