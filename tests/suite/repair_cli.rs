@@ -8,6 +8,7 @@ use bcache_tests::image::write_at;
 use bcache_tests::tool::run;
 use serde_json::Value;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 use std::process::Output;
 
@@ -391,6 +392,29 @@ fn a_complete_device_that_the_table_lacks_gets_a_slot() -> anyhow::Result<()> {
             .chain([cache.as_os_str(), backing.as_os_str()]))?;
         let text = String::from_utf8_lossy(&checked.stdout).into_owned();
         ensure!(checked.status.success() && !text.contains("RISK"), "{text}");
+    }
+    Ok(())
+}
+
+/// Of two caches, the first is not repaired in silence while the other one is the set that is meant.
+#[test]
+fn a_second_cache_is_refused() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let (cache, backing) = (&fixture.cache, &fixture.backing[0]);
+    let new = cache.with_file_name("new.img");
+    File::create(&new)?.set_len(128 << 20)?;
+    let made =
+        run(["make", "--cache", "--yes"].map(OsStr::new).into_iter().chain([new.as_os_str()]))?;
+    ensure!(made.status.success(), "{made:?}");
+    for (first, second) in [(&new, cache), (cache, &new)] {
+        for option in ["--dry-run", "--yes"] {
+            let paths = [second, backing].map(|path| path.to_str());
+            let output = repair(first, &[option, paths[0].unwrap(), paths[1].unwrap()])?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let expected = format!("{} is a cache device, too", second.display());
+            ensure!(text.contains(&expected) && text.contains("nothing was written"), "{text}");
+            ensure!(output.status.code() == Some(1), "{output:?}");
+        }
     }
     Ok(())
 }

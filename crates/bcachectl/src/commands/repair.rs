@@ -13,7 +13,8 @@ use bcache_core::cache_set::ReadOptions;
 use bcache_core::device::{
     BlockDevice, DeviceKind, FileDevice, ReadDevice, file, forget_partitions,
 };
-use bcache_core::inspect::take_cache;
+use bcache_core::inspect::{Device, take_cache};
+use bcache_core::layout::superblock::Kind;
 use bcache_core::ops::rebuild::CommitState;
 use bcache_core::ops::repair::{self, Claim, Code, RepairPlan, RepairRunError};
 use bcache_core::ops::verify::VerifyError;
@@ -36,6 +37,16 @@ impl<D: ReadDevice> Named<D> {
     fn open(args: &RepairArgs, open: impl Fn(&PathBuf) -> Result<D>) -> Result<Self> {
         let mut backing: Vec<D> = args.devices.iter().map(open).collect::<Result<_>>()?;
         let cache = take_cache(&mut backing);
+        // Whose the backing devices are, and which of the caches is meant, is not for us to guess.
+        for device in &backing {
+            if Device::read_superblock(device)?.kind() == Some(Kind::Cache) {
+                bail!(
+                    "{} is a cache device, too, and one set is repaired at a time: name it by itself, with its \
+                     own backing devices; nothing was written",
+                    device.info().path.display()
+                );
+            }
+        }
         Ok(Self { cache, backing })
     }
 
