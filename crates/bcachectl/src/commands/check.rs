@@ -181,7 +181,9 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
             (format!("the kernel would register {them} and wait for the cache"), Color::Green)
         }
         Registration::Accepted => (format!("the kernel would register {them}"), Color::Green),
-        Registration::Initialised if report.stakes.answer == Answer::Present => {
+        Registration::Initialised
+            if report.data_at_risk || report.stakes.answer == Answer::Present =>
+        {
             ("the kernel would register it and start it EMPTY".to_owned(), Color::Red)
         }
         Registration::Initialised => (
