@@ -1,6 +1,6 @@
 //! A cache device with a superblock that says where everything is.
 
-use crate::device::{AlignedBuf, DeviceError, ReadDevice};
+use crate::device::{AlignedBuf, DeviceError, ReadDevice, partition_with_bcache};
 use crate::layout::SetMagic;
 use crate::layout::superblock::{Kind, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use crate::layout::verdict::{Verdict, kernel_verdict};
@@ -23,6 +23,12 @@ pub enum OpenError {
     Remains {
         /// Where an entry of its journal is.
         at: Sectors,
+    },
+    /// There is no superblock on the disk, and one in a partition of it.
+    #[error("no bcache superblock at sector 8, and one in partition {number}: name the partition")]
+    InPartition {
+        /// The partition.
+        number: u32,
     },
     /// It is a backing device, which holds no cache set.
     #[error("a backing device: it holds no journal, btree or prios")]
@@ -54,6 +60,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Why `device`, which has no superblock of bcache, is none of its devices.
+    pub fn without_superblock(device: &dyn ReadDevice) -> Self {
+        partition_with_bcache(device).map_or(Self::NotBcache, |number| Self::InPartition { number })
+    }
+}
+
 /// Most buckets of a device that is shorter than they are, such as the beginning of an image. What
 /// is left of it is read, and all of it takes the 8 bytes a bucket that [`CacheSet`] needs: at most
 /// 268 MB, whatever a damaged superblock says. A device as long as its buckets bounds that itself.
@@ -77,11 +90,10 @@ pub struct CacheDevice<'d> {
 impl<'d> CacheDevice<'d> {
     /// Reads the superblock.
     pub fn open(device: &'d dyn ReadDevice) -> Result<Self, OpenError> {
-        let sb = read_superblock(device)?.ok_or(OpenError::NotBcache)?;
-        if !sb.magic_ok() {
-            return Err(OpenError::NotBcache);
+        match read_superblock(device)?.filter(Superblock::magic_ok) {
+            Some(sb) => Self::with_superblock(device, sb),
+            None => Err(OpenError::without_superblock(device)),
         }
-        Self::with_superblock(device, sb)
     }
 
     /// Takes `sb` for the device's superblock, whatever stands on the device: for one whose fields

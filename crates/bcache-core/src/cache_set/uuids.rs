@@ -141,4 +141,12 @@ impl UuidTable {
     pub fn find(&self, uuid: Uuid) -> Option<(u32, &UuidEntry)> {
         self.used().find(|(_, entry)| entry.uuid == uuid && !entry.is_detached())
     }
+
+    /// Whether the kernel comes to `slot`, by the UUID of its backing device or as a flash-only volume: it
+    /// passes over slots that are empty or marked as detached, and of two with one UUID uses the first.
+    pub fn is_reached(&self, slot: u32) -> bool {
+        self.get(slot).is_some_and(|entry| {
+            !entry.is_empty() && self.find(entry.uuid).is_some_and(|(first, _)| first == slot)
+        })
+    }
 }

@@ -1,7 +1,7 @@
 //! What a range of a device holds: named, unknown, or nothing.
 
-use super::probe::{ProbeError, probe_from};
-use super::signature::Signature;
+use super::probe::{ProbeError, probe, probe_from};
+use super::signature::{Partition, Signature};
 use super::{AlignedBuf, DeviceError, DeviceKind, ReadDevice};
 use crate::units::Sectors;
 
@@ -46,6 +46,19 @@ pub fn volume_content(
         Some(_) => Content::Unknown,
         None => Content::Blank,
     })
+}
+
+/// The first partition of the disk `device` with a superblock of bcache, by its number.
+pub fn partition_with_bcache(device: &(impl ReadDevice + ?Sized)) -> Option<u32> {
+    let info = device.info();
+    // Devices of tests have no path that could be opened.
+    if info.kind == DeviceKind::Memory {
+        return None;
+    }
+    let found = probe(&info.path).ok()?;
+    let mut partitions = found.iter().flat_map(|it| &it.partitions);
+    let carries = |partition: &&Partition| partition.contents.iter().any(Signature::is_bcache);
+    partitions.find(carries).map(|partition| partition.number)
 }
 
 /// Why the content of a volume is not known.

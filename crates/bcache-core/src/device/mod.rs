@@ -34,7 +34,7 @@ pub use bcachefs::Bcachefs;
 pub use buffer::AlignedBuf;
 pub(crate) use buffer::overlap;
 pub(crate) use content::first_nonzero;
-pub use content::{Content, ContentError, volume_content};
+pub use content::{Content, ContentError, partition_with_bcache, volume_content};
 pub use file::forget_partitions;
 pub use file::{FileDevice, FileReader, create_image, open_read, open_unused, open_write};
 pub(crate) use huge_pages::advise_huge_pages;

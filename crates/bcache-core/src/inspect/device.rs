@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::cache_set::gone::{Look, Remains};
 use crate::cache_set::reused::set_uuid_reused;
 use crate::cache_set::{
-    CacheDevice, CacheSet, NoVisitor, ReadError, ReadOptions, SetRefusal, Visitor, read_superblock,
+    CacheDevice, CacheSet, NoVisitor, OpenError, ReadError, ReadOptions, SetRefusal, Visitor,
+    read_superblock,
 };
 use crate::device::{DeviceError, ReadDevice, SuperblockArea};
 use crate::inspect::backing::BackingDevices;
@@ -212,6 +213,21 @@ impl<'d> Device<'d> {
             Identity::Backing => Some(Kind::Backing),
             Identity::MagicWiped(kind) | Identity::Damaged(kind) => Some(kind),
             Identity::UnknownVersion | Identity::NotBcache => None,
+        }
+    }
+
+    /// Why it is neither a cache nor a backing device; `None` where it is one.
+    pub fn no_bcache(&self) -> Option<OpenError> {
+        match self.identity {
+            _ if self.kind().is_some() => None,
+            Identity::UnknownVersion => {
+                let version = self.superblock.as_ref().map(Superblock::version).unwrap_or_default();
+                Some(OpenError::UnknownVersion { version })
+            }
+            _ => Some(match self.remains_at {
+                Some(at) => OpenError::Remains { at },
+                None => OpenError::without_superblock(self.handle),
+            }),
         }
     }
 

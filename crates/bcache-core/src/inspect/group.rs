@@ -12,7 +12,7 @@ use crate::inspect::doubt::Doubt;
 use crate::inspect::member::{Member, Relation};
 use crate::inspect::older::older_set;
 use crate::inspect::stakes::{Answer, Stakes};
-use crate::inspect::volume::{Owner, Volume, Volumes};
+use crate::inspect::volume::{Volume, Volumes};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 
 /// Devices that were looked at together.
@@ -158,9 +158,7 @@ fn apart(
 
 /// Whether the cache of `relation` holds, or may hold, dirty data whose owner its uuid table does not name.
 fn may_own(relation: &Relation, cache: &Member<'_>) -> bool {
-    let ownerless =
-        |volume: &Volume| volume.owner == Owner::Unknown && volume.usage.dirty_sectors.0 > 0;
-    cache.volumes.0.iter().any(ownerless)
+    cache.volumes.0.iter().any(Volume::is_ownerless)
         || relation.standing == Standing::Unknown && cache.stakes.answer == Answer::Unknown
 }
 

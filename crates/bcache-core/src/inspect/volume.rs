@@ -11,8 +11,13 @@ use crate::layout::superblock::{BackingState, Label};
 pub enum Owner {
     /// Nowhere else: a flash-only volume has no backing device.
     FlashOnly,
-    /// To a backing device that was detached in due form: nothing is dirty.
+    /// To a backing device that was detached. In due form, nothing is dirty then; what is, the kernel gave up.
     Detached,
+    /// To nobody whom the kernel would find: another slot before this one has the same UUID.
+    Repeated {
+        /// That slot.
+        first: u32,
+    },
     /// To a backing device that is not at hand.
     Missing,
     /// To a device of which nothing is known: the uuid table has no such slot.
@@ -45,6 +50,12 @@ impl Volume {
     /// Whether the cache holds the only copy of everything.
     pub const fn is_flash_only(&self) -> bool {
         matches!(self.owner, Owner::FlashOnly)
+    }
+
+    /// Whether the cache holds dirty data of it that the kernel never writes back.
+    pub(super) const fn is_ownerless(&self) -> bool {
+        matches!(self.owner, Owner::Unknown | Owner::Detached | Owner::Repeated { .. })
+            && self.usage.dirty_sectors.0 > 0
     }
 
     /// The backing device, where it is at hand.
@@ -84,6 +95,10 @@ impl Volumes {
                 None => Owner::Unknown,
                 Some(entry) if entry.is_detached() => Owner::Detached,
                 Some(entry) if entry.flash_only() => Owner::FlashOnly,
+                Some(entry) if !set.uuids.is_reached(slot) => {
+                    let first = set.uuids.find(entry.uuid).map_or(slot, |(first, _)| first);
+                    Owner::Repeated { first }
+                }
                 Some(entry) => {
                     backing.find(entry.uuid).map_or(Owner::Missing, |device| Owner::Present {
                         standing: Standing::of(&device.superblock, set_uuid, true),

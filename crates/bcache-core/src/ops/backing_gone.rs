@@ -19,7 +19,8 @@ use crate::cache_set::clean::{read, sectors};
 use crate::cache_set::{CacheSet, WalkOptions};
 use crate::checksum::crc64;
 use crate::device::{
-    AlignedBuf, DeviceKind, ReadDevice, SignatureKind, SuperblockArea, first_nonzero, probe,
+    AlignedBuf, DeviceKind, ReadDevice, SignatureKind, SuperblockArea, first_nonzero,
+    partition_with_bcache, probe,
 };
 use crate::inspect::{Device, Identity};
 use crate::layout::superblock::{
@@ -141,6 +142,12 @@ pub enum NotRebuilt {
     /// The cache has to be mended first.
     #[error("what it was can be told once the cache is repaired")]
     CacheFirst,
+    /// It is a disk, and the device is a partition of it.
+    #[error("partition {number} of it has one")]
+    InPartition {
+        /// The partition.
+        number: u32,
+    },
     /// The device could not be read.
     #[error("it cannot be read at sector {sector}")]
     Unreadable {
@@ -158,6 +165,7 @@ impl NotRebuilt {
             }
             Self::DataBefore { .. } => "Its data starts at that sector or before.",
             Self::CacheFirst => "Repair the cache, and run the command again.",
+            Self::InPartition { .. } => "Name the partition.",
             Self::Unreadable { .. } => {
                 "Copy the device to another one with a tool that goes on after errors, and repair the copy."
             }
@@ -224,7 +232,8 @@ pub(crate) fn rebuild(
         .gone
         .iter()
         .map(|device| {
-            missing.iter().map(|(slot, keys)| compare(set, *device, *slot, keys)).collect()
+            let row = missing.iter().map(|(slot, keys)| compare(set, *device, *slot, keys));
+            without_partitions(*device, row.collect())
         })
         .collect();
     let decided = decide(&compared, &missing, beside.said);
@@ -238,6 +247,21 @@ pub(crate) fn rebuild(
         made(set, *device, (*slot, keys), known_by, data_offset, &compared)
     });
     made.collect()
+}
+
+/// How volumes compare with a device, unless that is a disk with bcache in a partition, and no volume is
+/// known by its data. A superblock on the disk would be in the place of its partition table.
+fn without_partitions(
+    device: &dyn ReadDevice,
+    row: Vec<Result<Compared, NotRebuilt>>,
+) -> Vec<Result<Compared, NotRebuilt>> {
+    if row.iter().flatten().any(|compared| compared.is_proof) {
+        return row;
+    }
+    match partition_with_bcache(device) {
+        Some(number) => row.iter().map(|_| Err(NotRebuilt::InPartition { number })).collect(),
+        None => row,
+    }
 }
 
 /// Which of the missing volumes each device is, by its index, and what says so.

@@ -68,6 +68,7 @@ const ELSEWHERE: &[Code] = &[
     Code::JournalUnreadable,
     Code::PrioUnreadable,
     Code::UuidUnreadable,
+    Code::UuidDetachedDirty,
     Code::BtreeUnreadable,
     Code::JournalChanged,
     Code::BackingUnreadable,

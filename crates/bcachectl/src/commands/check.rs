@@ -162,9 +162,9 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     let style = out.style();
     for stranger in &report.strangers {
         let path = stranger.path.display();
-        match stranger.remains_at {
-            Some(at) => writeln!(out, "{path}: {}", OpenError::Remains { at })?,
-            None => writeln!(out, "{path} is no bcache device, or no longer one.")?,
+        match &stranger.why {
+            OpenError::NotBcache => writeln!(out, "{path} is no bcache device, or no longer one.")?,
+            why => writeln!(out, "{path}: {why}")?,
         }
     }
     let alone = &report.alone;
@@ -206,7 +206,7 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
         ("there may be more dirty data than can be read", Color::Yellow)
     } else if report.stakes.answer == Answer::Present {
         // Nothing is at risk as long as the cache is kept: no word that could be read as "wipe it".
-        ("its dirty data is all there", Color::Green)
+        ("no dirty data is known to be missing", Color::Green)
     } else {
         ("no data is at risk", Color::Green)
     };

@@ -7,6 +7,7 @@ mod volume;
 pub use advice::{AdviceReport, advice};
 pub use volume::{VolumeReport, find_volume};
 
+use bcache_core::cache_set::OpenError;
 use bcache_core::inspect::{Answer, Doubt, Member, Stakes, Standing, VolumeStakes, Volumes};
 use bcache_core::layout::superblock::{BackingState, Kind};
 use bcache_core::units::format_bytes;
@@ -57,11 +58,12 @@ pub fn sentences(member: &Member<'_>) -> Vec<String> {
             text.extend(of_volumes(&member.stakes, &member.volumes));
         }
         Some(Kind::Backing) => text.push(of_backing(member)),
-        None => text.push(
-            "It CANNOT BE TOLD whether there is dirty data on this device: it carries no bcache \
-             superblock."
-                .to_owned(),
-        ),
+        None => {
+            let why = member.device.no_bcache().unwrap_or(OpenError::NotBcache);
+            text.push(format!(
+                "It CANNOT BE TOLD whether there is dirty data on this device: {why}."
+            ));
+        }
     }
     text.extend(advice(&member.advice).into_iter().map(|it| it.sentence()));
     text

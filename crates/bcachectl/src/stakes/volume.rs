@@ -21,6 +21,9 @@ pub struct VolumeReport {
     pub flash_only: bool,
     /// Whether its backing device was detached.
     pub detached: bool,
+    /// The slot before it that has its UUID, too, and which the kernel uses.
+    #[serde(skip)]
+    same_uuid_as: Option<u32>,
     /// Sectors that are cached, dirty ones included.
     pub cached_sectors: u64,
     /// Sectors that the backing device lacks.
@@ -44,6 +47,10 @@ impl From<&Volume> for VolumeReport {
             label: volume.label.clone(),
             flash_only: volume.is_flash_only(),
             detached: volume.owner == Owner::Detached,
+            same_uuid_as: match volume.owner {
+                Owner::Repeated { first } => Some(first),
+                _ => None,
+            },
             cached_sectors: volume.usage.cached_sectors.0,
             dirty_sectors: volume.usage.dirty_sectors.0,
             extents: volume.usage.extents,
@@ -65,6 +72,10 @@ impl VolumeReport {
             (_, true, _) => format!("{name} (flash-only: it has no backing device)"),
             (Some(path), ..) => format!("{name} (backing device {})", path.display()),
             (None, _, _) if self.detached => format!("{name} (its backing device was detached)"),
+            (None, _, Some(_)) if self.same_uuid_as.is_some() => {
+                let first = self.same_uuid_as.unwrap_or_default();
+                format!("{name} (its UUID is that of volume {first}, which the kernel uses)")
+            }
             (None, _, Some(uuid)) => {
                 format!("{name} (backing device with UUID {uuid}, not present here)")
             }

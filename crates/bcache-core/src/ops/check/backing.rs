@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use crate::cache_set::clean::Differing;
 use crate::cache_set::view::{Extent, LookupError};
-use crate::cache_set::{CacheSet, VolumeUsage};
+use crate::cache_set::{CacheSet, OpenError, VolumeUsage};
 use crate::device::{AlignedBuf, DeviceError, ReadDevice};
 use crate::inspect::{Contents, Device, Doubt, Member, OlderSet, Standing};
 use crate::layout::superblock::{BackingState, Kind, Superblock};
-use crate::layout::uuid_entry::{RegisteredSince, UuidEntry};
+use crate::layout::uuid_entry::RegisteredSince;
 use crate::layout::verdict::Refusal;
 use crate::ops::check::code::Code;
 use crate::ops::check::place::Place;
@@ -30,10 +30,12 @@ pub enum BackingProblem {
         source: DeviceError,
     },
     /// It has none.
-    #[error("{}: no backing device", path.display())]
+    #[error("{}: no backing device: {why}", path.display())]
     NotBacking {
         /// The device.
         path: PathBuf,
+        /// What it is instead.
+        why: OpenError,
     },
     /// It has none, and a repair makes one again.
     #[error("{}: no backing device; its superblock is gone, and it may be that of volume {slot}", path.display())]
@@ -92,6 +94,19 @@ pub enum BackingProblem {
     Detached {
         /// The device.
         path: PathBuf,
+    },
+    /// It belongs to no set, and the cache holds dirty data that may be of it.
+    #[error(
+        "{} is attached to no set, and the cache holds {dirty} of dirty data of volume {slot}, of which nothing tells \
+         whose it is", path.display()
+    )]
+    MayOwn {
+        /// The device.
+        path: PathBuf,
+        /// The volume.
+        slot: u32,
+        /// How much.
+        dirty: Sectors,
     },
     /// It lacks data that another set holds, or held.
     #[error("{} has state {state} for set {set_uuid}, of which this cache holds nothing", path.display())]
@@ -260,7 +275,7 @@ impl BackingProblem {
             Self::NotInTable { .. } => Code::BackingNotInTable,
             Self::SetGone { .. } => Code::BackingSetGone,
             Self::SetCovered { .. } => Code::BackingSetCovered,
-            Self::Released { .. } => Code::BackingReleased,
+            Self::Released { .. } | Self::MayOwn { .. } => Code::BackingReleased,
             Self::Moved { .. } => Code::BackingMoved,
             Self::BlockSize { .. } => Code::BackingBlockSize,
             Self::DirtyButState { .. } => Code::BackingStateClean,
@@ -276,7 +291,7 @@ impl BackingProblem {
     pub(super) fn place(&self) -> Place {
         match self {
             Self::Unreadable { path, .. }
-            | Self::NotBacking { path }
+            | Self::NotBacking { path, .. }
             | Self::IsCache { path, .. }
             | Self::SuperblockGone { path, .. }
             | Self::OtherCache { path, .. }
@@ -289,6 +304,7 @@ impl BackingProblem {
             | Self::SetGone { path, .. }
             | Self::SetCovered { path, .. }
             | Self::Released { path, .. }
+            | Self::MayOwn { path, .. }
             | Self::Moved { path, .. }
             | Self::BlockSize { path, .. }
             | Self::DirtyButState { path, .. }
@@ -320,7 +336,7 @@ impl BackingProblem {
             | Self::Detached { .. }
             | Self::OtherCache { .. }
             | Self::OfOtherCache { .. } => "a backing device of this cache".to_owned(),
-            Self::Released { .. } | Self::Moved { .. } => {
+            Self::Released { .. } | Self::MayOwn { .. } | Self::Moved { .. } => {
                 "a device attached to this set".to_owned()
             }
             Self::BlockSize { set, .. } => format!("blocks of at least {set}"),
@@ -392,20 +408,24 @@ pub(super) fn check(
         let is_read = set.is_some() && cache.doubts.iter().all(|it| *it == Doubt::TornEntry);
         let has_none = is_read || matches!(cache.contents, Contents::New);
         // What it holds of nobody may be this device's.
-        let ownerless = set.is_some_and(|set| {
-            let is_ownerless = |(slot, usage): (&u32, &VolumeUsage)| {
-                usage.dirty_sectors.0 > 0 && set.uuids.get(*slot).is_none_or(UuidEntry::is_empty)
+        let ownerless = set.and_then(|set| {
+            let is_ownerless = |(slot, usage): &(&u32, &VolumeUsage)| {
+                usage.dirty_sectors.0 > 0 && !set.uuids.is_reached(**slot)
             };
-            set.volumes.iter().any(is_ownerless)
+            let (&slot, usage) = set.volumes.iter().find(is_ownerless)?;
+            Some((slot, usage.dirty_sectors))
         });
-        if ownerless && set_uuid == relation.set_uuid && state != BackingState::None {
+        if ownerless.is_some() && set_uuid == relation.set_uuid && state != BackingState::None {
             listener.problem(BackingProblem::NotInTable { path: path(), uuid: sb.uuid(), state });
             return;
         }
         if set_uuid.is_nil() && state == BackingState::None {
+            if let Some((slot, dirty)) = ownerless {
+                listener.problem(BackingProblem::MayOwn { path: path(), slot, dirty });
+                return;
+            }
             // What could not be read may name it.
-            let needs_none = has_none && !ownerless && cache.doubts.is_empty();
-            if needs_none {
+            if has_none && cache.doubts.is_empty() {
                 listener.problem(BackingProblem::Detached { path: path() });
                 return;
             }
@@ -469,7 +489,10 @@ fn not_backing(member: &Member<'_>) -> BackingProblem {
     let superblock = member.device.superblock.as_ref();
     match superblock.filter(|_| member.device.kind() == Some(Kind::Cache)) {
         Some(sb) => BackingProblem::OtherCache { path, set_uuid: sb.set_uuid() },
-        None => BackingProblem::NotBacking { path },
+        None => {
+            let why = member.device.no_bcache().unwrap_or(OpenError::NotBcache);
+            BackingProblem::NotBacking { path, why }
+        }
     }
 }
 

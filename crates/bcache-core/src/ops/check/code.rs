@@ -178,6 +178,9 @@ codes! {
     UuidEmptyFlash = 406, "uuid-empty-flash", DataAtRisk,
         "A flash-only volume has no sectors: the kernel stops there and does not start those in higher slots.",
         "The data of the volumes in higher slots is still there. Copy it before the cache is changed.";
+    UuidDetachedDirty = 407, "uuid-detached-dirty", DataAtRisk,
+        "The cache holds dirty data of a volume whose slot is marked as detached: the kernel gave it up, as it does when a device is attached again that was detached as its cache failed.",
+        "The kernel never writes this data back. Export it from the cache before the cache is made anew.";
     BtreeRoot = 501, "btree-root", KernelRefuses,
         "The journal does not tell where the btree is.",
         "The set cannot be registered, and its btree would have to be searched for. Copy the whole device; do not format it.";

@@ -68,6 +68,14 @@ pub enum Detail {
         /// The largest distance.
         span_max: u8,
     },
+    /// Dirty data of a volume whose slot is marked as detached.
+    #[error("the slot is marked as detached, and {dirty} of its data are dirty")]
+    DetachedDirty {
+        /// Slot of the volume.
+        slot: u32,
+        /// How much.
+        dirty: Sectors,
+    },
     /// Clean extents of a flash-only volume.
     #[error("flash-only volume in slot {slot} has {clean} of clean data")]
     FlashClean {
@@ -100,6 +108,7 @@ impl Finding {
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
             Detail::GenLimit { .. } => Code::BucketGenLimit,
+            Detail::DetachedDirty { .. } => Code::UuidDetachedDirty,
             Detail::FlashClean { .. } => Code::VolumeFlashClean,
         }
     }
@@ -139,7 +148,9 @@ impl Finding {
             Detail::Set(problem) => problem_place(problem),
             Detail::Backing(problem) => problem.place(),
             Detail::GenLimit { .. } => Place::Buckets,
-            Detail::FlashClean { slot, .. } => Place::UuidSlot { slot: *slot },
+            Detail::DetachedDirty { slot, .. } | Detail::FlashClean { slot, .. } => {
+                Place::UuidSlot { slot: *slot }
+            }
         }
     }
 
@@ -157,6 +168,7 @@ impl Finding {
             Detail::Set(problem) => problem_expected(problem),
             Detail::Backing(problem) => problem.expected(),
             Detail::GenLimit { .. } => "gens at most 95 past the oldest pointer".to_owned(),
+            Detail::DetachedDirty { .. } => "no dirty data of a detached device".to_owned(),
             Detail::FlashClean { .. } => "all data of a flash-only volume is dirty".to_owned(),
         }
     }

@@ -123,12 +123,12 @@ pub struct BackingAlone {
 }
 
 /// A device with no superblock of bcache, which was named with backing devices.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Stranger {
     /// Its path.
     pub path: std::path::PathBuf,
-    /// Sector of a journal entry on it: it was a cache.
-    pub remains_at: Option<Sectors>,
+    /// What it is instead.
+    pub why: OpenError,
 }
 
 /// What a check found.
@@ -313,14 +313,7 @@ pub fn check<'d>(
         None if options.backing.iter().any(|it| is_backing(*it)) => {
             return check_alone(cache, options, collector);
         }
-        None if cache.identity == Identity::UnknownVersion => {
-            let version = cache.superblock.map(|sb| sb.version()).unwrap_or_default();
-            return Err(OpenError::UnknownVersion { version }.into());
-        }
-        None => {
-            let remains = cache.remains_at.map(|at| OpenError::Remains { at });
-            return Err(remains.unwrap_or(OpenError::NotBcache).into());
-        }
+        None => return Err(cache.no_bcache().unwrap_or(OpenError::NotBcache).into()),
     }
     let cut_off = cache.ends_before_its_buckets();
     collector.cut_off = cut_off.is_some();
@@ -413,9 +406,8 @@ fn check_alone<'d>(
     let (mut alone, mut strangers) = (Vec::new(), Vec::new());
     for member in &group.members {
         backing::check_alone(member, &mut collector);
-        if member.device.kind().is_none() {
-            let remains_at = member.device.remains_at;
-            strangers.push(Stranger { path: member.path().clone(), remains_at });
+        if let Some(why) = member.device.no_bcache() {
+            strangers.push(Stranger { path: member.path().clone(), why });
             continue;
         }
         stakes = stakes.and(&member.stakes);
@@ -528,6 +520,13 @@ fn check_set(set: &CacheSet<'_>, collector: &mut Collector<'_>) {
     if gens.at_limit > 0 {
         let (buckets, span_max) = (gens.at_limit, gens.gen_span_max);
         collector.add(Detail::GenLimit { buckets, span_max });
+    }
+    for (&slot, usage) in &set.volumes {
+        let is_detached = set.uuids.get(slot).is_some_and(UuidEntry::is_detached);
+        let dirty = usage.dirty_sectors;
+        if is_detached && dirty.0 > 0 {
+            collector.add(Detail::DetachedDirty { slot, dirty });
+        }
     }
     for (slot, clean) in set.flash_clean() {
         collector.add(Detail::FlashClean { slot, clean });
