@@ -158,7 +158,10 @@ pub enum Advice {
         backing: PathBuf,
     },
     /// Do not use the backing device without its cache.
-    DoNotRunAlone,
+    DoNotRunAlone {
+        /// Whether it is known that it lacks data.
+        lacks_data: bool,
+    },
     /// The backing device is missing data that only its cache had; check what is on it.
     CheckContents,
     /// Blocks of the set are larger than the backing device's: the kernel does not attach it.
@@ -194,7 +197,7 @@ impl Advice {
             Self::BringBacking { .. } => "bring-backing",
             Self::BringCache { .. } => "bring-cache",
             Self::ClearDirtyState { .. } => "clear-dirty-state",
-            Self::DoNotRunAlone => "do-not-run-alone",
+            Self::DoNotRunAlone { .. } => "do-not-run-alone",
             Self::CheckContents => "check-contents",
             Self::BlockSize { .. } => "block-size",
             Self::NameBacking => "name-backing",

@@ -191,7 +191,7 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         Some(Danger::Initialises)
     } else if hangs {
         Some(Danger::Hangs)
-    } else if device.doubts.contains(&Doubt::Journal) {
+    } else if device.doubts.contains(&Doubt::Journal) && device.registers() {
         Some(Danger::OlderState)
     } else if device.doubts.contains(&Doubt::UuidTable)
         || device.doubts.contains(&Doubt::UuidSlot)
@@ -414,7 +414,8 @@ fn repair(
         return None;
     }
     let is_gone = member.device.identity == Identity::SuperblockGone;
-    if is_gone || lacks_owners(member, members) {
+    let is_unread = !matches!(member.device.contents, Contents::Set(_));
+    if is_gone || is_unread || lacks_owners(member, members) {
         let owner = member.volumes.0.iter().find_map(Volume::backing).map(|it| it.path.clone());
         let named = members.iter().filter(|it| is_attached(it, member)).map(|it| it.path().clone());
         for path in named.chain(owner.filter(|_| is_gone)) {
@@ -488,17 +489,20 @@ fn of_backing(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
             advice.push(Advice::DoNotRegister { why: Danger::DropsDirty });
             advice.push(Advice::CheckContents);
         }
-        (Some(_), _) => advice.push(Advice::DoNotRunAlone),
+        (Some(_), _) => {
+            let lacks_data = state.lacks_data() || member.stakes.answer == Answer::Present;
+            advice.push(Advice::DoNotRunAlone { lacks_data });
+        }
         (None, BackingState::Dirty) => {
             // Where the cache is here and nothing is dirty, what to do is said of the cache.
             let cleared = relation.is_some_and(|it| it.standing == Standing::Attached)
                 && member.stakes.answer == Answer::None;
             if !cleared {
-                advice.push(Advice::DoNotRunAlone);
+                advice.push(Advice::DoNotRunAlone { lacks_data: true });
                 let set_uuid = sb.set_uuid();
                 let is_it =
                     |it: &Member<'_>| it.device.older_set.is_some_and(|older| older.is(&set_uuid));
-                if !members.iter().any(is_it) {
+                if !set_uuid.is_nil() && !members.iter().any(is_it) {
                     advice.push(Advice::BringCache { set_uuid });
                 }
             }

@@ -187,11 +187,12 @@ conditional_stop_bcache_device() stop_when_cache_set_failed of bcache0 is \"auto
 
 conditional_stop_bcache_device() stop_when_cache_set_failed of bcache0 is \"auto\" and cache is dirty, \
          stop it to avoid potential data corruption. :: The volume is gone and nothing is lost yet. If the \
-         cache can be read again, register both. If it has errors, copy it and save the volume from the \
-         copy; sectors that cannot be read are listed. (check: backing-unreadable, btree-unreadable)
+         cache can be read again, register both. If it has errors, save the volume from the cache itself: \
+         sectors that cannot be read are listed. In a copy they would be zeroes, which nothing tells from \
+         data. (check: backing-unreadable, btree-unreadable)
 
     bcachectl register /dev/nvme0n1 /dev/sdb
-    bcachectl export cache-copy.img /dev/sdb -o volume.img
+    bcachectl export /dev/nvme0n1 /dev/sdb -o volume.img
 
 stop bcache0: too many IO errors on backing device X :: The disk failed. Its dirty data is still in the \
          cache. Copy the disk to another one of the same size or larger, and write back to that.

@@ -80,7 +80,9 @@ fn words(advice: &Advice) -> (String, Option<String>) {
             None,
         ),
         Advice::CopyDevice { device } => (
-            "Before anything else, copy the whole device to another one or to a file".to_owned(),
+            "Before anything else, copy the whole device to another one or to a file (what cannot be read is \
+             zeroes there; MAP lists it)"
+                .to_owned(),
             Some(format!("ddrescue {} COPY MAP", shell_quoted(device))),
         ),
         Advice::TakeCopyAway { first, second } => (
@@ -183,9 +185,13 @@ fn words(advice: &Advice) -> (String, Option<String>) {
                 command,
             )
         }
-        Advice::DoNotRunAlone => plain(
-            "Do not run or mount this device without its cache: it lacks data, and what is written \
-             to it now is lost when the cache comes back.",
+        Advice::DoNotRunAlone { lacks_data } => (
+            format!(
+                "Do not run or mount this device without its cache: it {}, and what is written to it now is \
+                 lost when the cache comes back.",
+                if *lacks_data { "lacks data" } else { "may lack data" }
+            ),
+            None,
         ),
         Advice::CheckContents => plain(
             "Do not trust what is on this device before its file system was checked: it may lack \

@@ -447,7 +447,10 @@ pub(super) fn check(
             listener.problem(BackingProblem::OtherSet { path: path(), found, expected });
         }
         Standing::Attached if state == BackingState::Stale => {
-            listener.problem(BackingProblem::Stale { path: path() });
+            // A cache that was read whole and has nothing dirty of it has nothing that would be dropped.
+            if dirty.0 > 0 || !cache.doubts.is_empty() {
+                listener.problem(BackingProblem::Stale { path: path() });
+            }
         }
         Standing::Attached if state != BackingState::Dirty && dirty.0 > 0 => {
             let (path, device) = (path(), member.device.handle);

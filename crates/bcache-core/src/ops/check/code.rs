@@ -87,7 +87,7 @@ macro_rules! codes {
 codes! {
     SuperblockRefused = 101, "superblock-refused", KernelRefuses,
         "The kernel refuses the superblock.",
-        "Look at all of the superblock; one of the same device that was saved earlier can be written back.";
+        "Where the disk has larger blocks than the superblock says, nothing is damaged: copy the device to a disk with blocks as small, or put a loop device with smaller blocks over it. Else look at all of the superblock; one of the same device that was saved earlier can be written back.";
     SuperblockHazard = 102, "superblock-hazard", DataAtRisk,
         "The kernel accepts the superblock and comes to grief over it.",
         "Do not register the device. Copy the whole of it, then export its dirty data.";
@@ -111,7 +111,7 @@ codes! {
         "Do not register or format the device. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that: the older set is found then.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
-        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+        "Copy the device to another one with a tool that goes on after errors and lists them, and check the copy: what could not be read is zeroes there.";
     JournalTorn = 202, "journal-torn", Untidy,
         "A journal entry was begun and is not whole.",
         "After a power failure this is normal: the kernel goes on from the entry before. Otherwise the last changes to the cache are lost.";
@@ -144,7 +144,7 @@ codes! {
         "Do not register the device: the kernel would go back to the state before them. Copy the whole of it first.";
     PrioUnreadable = 301, "prio-unreadable", KernelRefuses,
         "A prio set cannot be read from the device.",
-        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+        "Copy the device to another one with a tool that goes on after errors and lists them, and check the copy: what could not be read is zeroes there.";
     PrioDamaged = 302, "prio-damaged", KernelRefuses,
         "A prio set is damaged, or is not one of this set.",
         "The set cannot be registered. Copy the whole device, then export its dirty data.";
@@ -165,7 +165,7 @@ codes! {
         "The set cannot be registered. Copy the whole device, then export its dirty data.";
     UuidUnreadable = 402, "uuid-unreadable", KernelRefuses,
         "The uuid table cannot be read from the device.",
-        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+        "Copy the device to another one with a tool that goes on after errors and lists them, and check the copy: what could not be read is zeroes there.";
     UuidRepeated = 403, "uuid-repeated", DataAtRisk,
         "Two volumes have the same uuid.",
         "The kernel uses the first; what is cached under the second is not seen.";
@@ -186,7 +186,7 @@ codes! {
         "The set cannot be registered, and its btree would have to be searched for. Copy the whole device; do not format it.";
     BtreeUnreadable = 502, "btree-unreadable", KernelRefuses,
         "A btree node cannot be read from the device.",
-        "Copy the device to another one with a tool that goes on after errors, and check the copy.";
+        "Copy the device to another one with a tool that goes on after errors and lists them, and check the copy: what could not be read is zeroes there.";
     BtreeNode = 503, "btree-node", KernelRefuses,
         "A btree node is damaged.",
         "The set cannot be registered. Copy the whole device, then export what the other nodes name.";
@@ -246,7 +246,7 @@ codes! {
         "Name the right device; the list of the machine's devices has it. If this is the right one and its superblock is gone, a repair with its cache makes that again.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
-        "A repair restores what its checksum proves, or what its cache confirms. Else look at all of its superblock.";
+        "Where the disk has larger blocks than the superblock says, nothing is damaged: copy the device to a disk with blocks as small, or put a loop device with smaller blocks over it. Else a repair restores what its checksum proves, or what its cache confirms.";
     BackingOtherSet = 703, "backing-other-set", NotChecked,
         "A backing device belongs to another cache set, or it cannot be told that it belongs to none.",
         "Name the right device; the list of the machine's devices has it.";
