@@ -47,6 +47,7 @@ fn visible(command: &Command) -> Command {
         .args(arguments)
         .groups(command.get_groups().cloned())
         .disable_help_flag(command.is_disable_help_flag_set())
+        .disable_version_flag(command.is_disable_version_flag_set())
         .disable_help_subcommand(true)
         .subcommands(command.get_subcommands().filter(|it| !it.is_hide_set()).map(visible));
     if let Some(version) = command.get_version() {

@@ -1,5 +1,6 @@
 //! The committed man pages are those that the parser yields, and mandoc finds nothing in them.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -49,6 +50,43 @@ fn every_option_is_on_its_page() {
             }
         }
     }
+}
+
+/// The options that a page has under OPTIONS.
+fn options(page: &str) -> Vec<String> {
+    let section = page.split_once(".SH OPTIONS\n").map_or("", |(_, rest)| rest);
+    let lines = section.lines().take_while(|line| !line.starts_with(".SH"));
+    let terms = lines.filter(|line| line.starts_with(r"\fB\-")).flat_map(|line| line.split(r"\fB"));
+    let names = terms.filter_map(|term| Some(term.split_once(r"\fR")?.0.replace(r"\-", "-")));
+    names.filter(|name| name.starts_with('-')).collect()
+}
+
+/// The old names have the options of bcache-tools, and no others.
+#[test]
+fn old_names_take_the_options_of_their_pages() {
+    let mut taken = 0;
+    for (name, page) in bcachectl::man::pages().unwrap() {
+        let Some(name) = name.strip_suffix(".8").filter(|it| !it.starts_with("bcachectl")) else {
+            continue;
+        };
+        for option in options(&String::from_utf8(page).unwrap()) {
+            let takes_options =
+                ["make-bcache", "bcache-super-show", "probe-bcache", "bcache-status"];
+            assert!(takes_options.contains(&name), "{name} takes {option}?");
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bcachectl"));
+            command.arg0(name).arg(&option);
+            if name == "bcache-status" {
+                // Some of its options write to sysfs.
+                command.arg("--help");
+            }
+            let output = command.output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let refused = ["invalid option", "unrecognized", "ambiguous"];
+            assert!(!refused.iter().any(|word| error.contains(word)), "{name} {option}: {error}");
+            taken += 1;
+        }
+    }
+    assert!(taken >= 30, "{taken} options");
 }
 
 /// The recovery guide as plain lines.

@@ -14,8 +14,13 @@ fn device(help: &'static str) -> Arg {
     Arg::new("device").value_name("DEV").value_hint(ValueHint::FilePath).help(help)
 }
 
+/// A command without options: not all of bcache-tools have `--help`, and none has `--version`.
 fn command(name: &'static str, about: &'static str) -> Command {
-    Command::new(name).version(env!("CARGO_PKG_VERSION")).about(about).disable_help_flag(true)
+    Command::new(name)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
 }
 
 /// All of them.
