@@ -256,6 +256,12 @@ fn an_image_that_is_cut_off_is_one_finding() {
         assert!(said.check.contains("cut off after"), "{}", said.check);
         assert!(said.advice().contains(&"get-whole-device"), "{:?}", said.advice());
         assert!(said.advice().contains(&"do-not-wipe"), "{:?}", said.advice());
+        let shown = run(&["show", "--dirty"], &[&fixture.cache]);
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        let told = shown.split_once("\nProblems (").map_or("", |(_, rest)| rest);
+        let told: Vec<&str> = told.lines().filter(|line| line.starts_with("  ")).collect();
+        assert_eq!(told.len(), 1, "{shown}");
+        assert!(told[0].starts_with("  cut off after"), "{shown}");
     }
 }
 

@@ -233,7 +233,7 @@ impl<'d> Device<'d> {
 
     /// Where the last bucket of a cache ends, if the device is shorter than that. Of a superblock
     /// whose checksum is wrong, its number of buckets may be what is wrong.
-    pub(crate) fn ends_before_its_buckets(&self) -> Option<Sectors> {
+    pub(super) fn ends_before_its_buckets(&self) -> Option<Sectors> {
         let sb = self.superblock.as_ref()?;
         let vouched = self.kind() == Some(Kind::Cache) && sb.csum_ok();
         let needed = sb.geometry()?.size();
@@ -286,7 +286,7 @@ impl<'d> Device<'d> {
     }
 
     /// Reads all metadata of a cache device; of any other device there is none.
-    pub(crate) fn read_set(
+    pub fn read_set(
         &mut self,
         options: &ReadOptions,
         visitor: &mut dyn Visitor,

@@ -22,11 +22,10 @@ pub(super) use finding::problem_code;
 pub use finding::{Detail, Finding};
 pub use place::Place;
 
-use crate::cache_set::journal::JournalProblem;
 use crate::cache_set::{CacheSet, OpenError, Problem, Progress, ReadError, ReadOptions, Visitor};
-use crate::device::{DeviceError, ReadDevice};
+use crate::device::ReadDevice;
 use crate::inspect::{
-    Advice, Answer, BackingDevices, Contents, Device, Doubt, Group, Identity, InspectError,
+    Advice, Answer, BackingDevices, Contents, CutOff, Device, Doubt, Group, Identity, InspectError,
     SearchMachine, Stakes, Volumes,
 };
 use crate::layout::superblock::{BackingState, Kind, Superblock};
@@ -194,10 +193,7 @@ struct Collector<'p> {
     unread: bool,
     at_risk: bool,
     worst: Option<Severity>,
-    /// The device ends before its buckets do: that nothing can be read behind its end is no news.
-    cut_off: bool,
-    /// A journal bucket lies behind the end.
-    journal_cut_off: bool,
+    cut_off: CutOff,
     progress: &'p mut dyn FnMut(CheckProgress),
 }
 
@@ -212,29 +208,9 @@ impl<'p> Collector<'p> {
             unread: false,
             at_risk: false,
             worst: None,
-            cut_off: false,
-            journal_cut_off: false,
+            cut_off: CutOff::default(),
             progress,
         }
-    }
-
-    /// Whether a problem is only that the device ends.
-    fn follows_from_cut(&mut self, problem: &Problem) -> bool {
-        if !self.cut_off {
-            return false;
-        }
-        if matches!(problem, Problem::Journal(JournalProblem::Empty)) {
-            return self.journal_cut_off;
-        }
-        let mut cause = std::error::Error::source(problem);
-        while let Some(error) = cause {
-            if matches!(error.downcast_ref(), Some(DeviceError::OutOfRange { .. })) {
-                self.journal_cut_off |= matches!(problem, Problem::Journal(_));
-                return true;
-            }
-            cause = error.source();
-        }
-        false
     }
 
     fn add(&mut self, finding: impl Into<Finding>) {
@@ -278,7 +254,7 @@ impl Visitor for Collector<'_> {
     }
 
     fn problem(&mut self, problem: Problem) {
-        if self.follows_from_cut(&problem) {
+        if self.cut_off.explains(&problem) {
             (self.incomplete, self.unread) = (true, true);
         } else {
             self.add(problem);
@@ -315,9 +291,8 @@ pub fn check<'d>(
         }
         None => return Err(cache.no_bcache().unwrap_or(OpenError::NotBcache).into()),
     }
-    let cut_off = cache.ends_before_its_buckets();
-    collector.cut_off = cut_off.is_some();
-    check_superblock(&cache, cut_off, &mut collector);
+    collector.cut_off = CutOff::of(&cache);
+    check_superblock(&cache, collector.cut_off.needed(), &mut collector);
     cache.read_set(&options.read, &mut collector).map_err(from_inspect)?;
     check_contents(&cache, &mut collector);
     let devices = with_backing(cache, options, &mut collector)?;

@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use bcache_cli::progress::Progress;
 use bcache_cli::text::with_causes;
 use bcache_core::cache_set::{self, CacheSet, Problem, Visitor};
-use bcache_core::inspect::{Answer, Contents, Group, Identity, Member};
+use bcache_core::inspect::{Answer, Contents, CutOff, Device, Group, Identity, Member};
 use bcache_core::layout::superblock::Kind;
 use bcache_core::layout::verdict::Warning;
+use bcache_core::ops::check::Detail;
 
 use crate::cli::ShowArgs;
 use crate::cli::lists::{BucketList, LookupPlace};
@@ -21,6 +22,7 @@ const PROBLEMS_MAX: usize = 20;
 /// What the reader found wrong, and the bar that says how far it is.
 pub(super) struct Problems {
     progress: Progress,
+    cut_off: CutOff,
     /// The first ones, in words.
     pub(super) texts: Vec<String>,
     /// Those beyond.
@@ -30,7 +32,16 @@ pub(super) struct Problems {
 impl Problems {
     pub(super) fn new(path: &std::path::Path) -> Self {
         let progress = Progress::new(path.display().to_string());
-        Self { progress, texts: Vec::new(), more: 0 }
+        Self { progress, cut_off: CutOff::default(), texts: Vec::new(), more: 0 }
+    }
+
+    /// Tells once that the device ends before its buckets do, as the check does.
+    pub(super) fn note_end(&mut self, device: &Device<'_>) {
+        self.cut_off = CutOff::of(device);
+        if let Some(needed) = self.cut_off.needed() {
+            let present = device.handle.info().size();
+            self.texts.push(Detail::CutOff { present, needed, refusal: None }.to_string());
+        }
     }
 
     pub(super) fn finish(&mut self) {
@@ -48,6 +59,9 @@ impl Visitor for Problems {
     }
 
     fn problem(&mut self, problem: Problem) {
+        if self.cut_off.explains(&problem) {
+            return;
+        }
         if self.texts.len() < PROBLEMS_MAX {
             self.texts.push(with_causes(&problem));
         } else {

@@ -203,7 +203,10 @@ fn read<'d>(
     if args.superblock {
         Device::read_superblock(handle)
     } else {
-        Device::read(handle, &ReadOptions::default(), problems)
+        let mut device = Device::read_superblock(handle)?;
+        problems.note_end(&device);
+        device.read_set(&ReadOptions::default(), problems)?;
+        Ok(device)
     }
 }
 
