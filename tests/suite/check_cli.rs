@@ -6,7 +6,9 @@ use bcache_core::units::Sectors;
 use bcache_tests::cache::{append_entry, bucket_byte, flip, raise_gen, set_last_seq};
 use bcache_tests::fixture::Fixture;
 use bcache_tests::image::write_at;
-use bcache_tests::{Scratch, tool};
+use bcache_tests::need::unmet;
+use bcache_tests::terminal::on_terminal;
+use bcache_tests::{Need, Scratch, tool};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -323,6 +325,40 @@ fn findings_are_counted_whether_or_not_they_are_listed() {
     let options = ["--verify-clean", "--findings", "3"].map(OsStr::new);
     let words = text(&check(devices(&fixture).chain(options)));
     assert!(words.contains(&format!("(3 of {all} listed)")), "{words}");
+}
+
+/// A serial console has 80 columns: what is wrong is told whatever the width.
+#[test]
+fn findings_are_whole_on_a_terminal_of_any_width() {
+    if unmet(&[Need::Terminals]).is_some() {
+        return;
+    }
+    let fixture = Fixture::unpack("clean-612").unwrap();
+    let other = Fixture::unpack("dirty-61").unwrap();
+    let command = || {
+        let mut command = tool::bcachectl().unwrap();
+        command.arg("check").arg(&fixture.cache).arg(&other.backing[0]);
+        command
+    };
+    let plain = text(&command().output().unwrap());
+    let report = json(&command().arg("--json").output().unwrap());
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|it| it["code"] == "backing-set-gone"), "{report}");
+    for columns in [0, 20, 40, 60, 80, 100, 132] {
+        let (shown, _) = on_terminal(command(), columns).unwrap();
+        if columns == 0 {
+            assert_eq!(shown, plain);
+        }
+        assert!(!shown.contains("too narrow"), "{columns}: {shown}");
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        for key in ["place", "expected", "found"] {
+            for finding in findings {
+                for word in finding[key].as_str().unwrap().split_whitespace() {
+                    assert!(words.contains(&word), "{columns}: {key} lacks {word}: {shown}");
+                }
+            }
+        }
+    }
 }
 
 /// The beginning of an image: what is there is read, and the statuses say that it is not all.

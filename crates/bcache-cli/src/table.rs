@@ -2,7 +2,8 @@
 //!
 //! Nothing that a person copies is ever broken: a cell is printed in one piece, and only prose wraps,
 //! between words. Where a table is wider than the terminal, prose gets narrower first, then whole
-//! columns are left out, and a line below the table names them.
+//! columns are left out, and a line below the table names them; or, where nothing may be missing, they
+//! stand below each row, a line of their own for each.
 
 use std::fmt;
 
@@ -17,6 +18,8 @@ const GAP: usize = 2;
 const PROSE_MIN: usize = 24;
 /// Indent of a value that stands below its name.
 const INDENT: usize = 2;
+/// Indent of a column that stands below its row. Its further lines have [`INDENT`] more.
+const BELOW: usize = 4;
 
 /// One value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,10 @@ pub struct Table {
     /// From this column on, cells are to the right.
     right_from: usize,
     header_hidden: bool,
+    /// Whether columns that are left out stand below each row.
+    below: bool,
+    /// Text across all columns, each with the number of rows before it.
+    notes: Vec<(usize, String)>,
 }
 
 /// A table with a header row. Where it does not fit, the last column is left out first; the first one
@@ -91,6 +98,8 @@ pub fn table(style: Style, header: &[&str]) -> Table {
         lost: (1..header.len()).rev().collect(),
         right_from: usize::MAX,
         header_hidden: false,
+        below: false,
+        notes: Vec::new(),
     }
 }
 
@@ -103,6 +112,8 @@ pub fn bare(style: Style) -> Table {
         lost: Vec::new(),
         right_from: usize::MAX,
         header_hidden: false,
+        below: false,
+        notes: Vec::new(),
     }
 }
 
@@ -146,6 +157,19 @@ impl Table {
     #[must_use]
     pub const fn without_header(mut self) -> Self {
         self.header_hidden = true;
+        self
+    }
+
+    /// Leaves no column out for good: those that have no room stand below each row.
+    #[must_use]
+    pub const fn rest_below(mut self) -> Self {
+        self.below = true;
+        self
+    }
+
+    /// Adds a line of text behind the rows so far. It is for people: Markdown does not have it.
+    pub fn add_note(&mut self, text: &str) -> &mut Self {
+        self.notes.push((self.rows.len(), printable(text)));
         self
     }
 
@@ -265,6 +289,34 @@ impl Table {
         Ok(())
     }
 
+    /// The cells of a row in the columns that have no room, each below its row.
+    fn write_below(
+        &self,
+        f: &mut Lines<'_, '_>,
+        row: &[Cell],
+        hidden: &[(usize, &str)],
+    ) -> fmt::Result {
+        let limit = self.style.width.unwrap_or(usize::MAX).saturating_sub(BELOW + INDENT);
+        for (column, title) in hidden {
+            let Some(cell) = row.get(*column).filter(|cell| !cell.text.is_empty()) else {
+                continue;
+            };
+            for (index, text) in wrap(&format!("{title}: {}", cell.text), limit).iter().enumerate()
+            {
+                let indent = if index == 0 { BELOW } else { BELOW + INDENT };
+                let text = paint(self.style, cell.colour, cell.bold, text);
+                f.line(&format!("{:indent$}{text}", ""))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The notes behind so many rows.
+    fn write_notes(&self, f: &mut Lines<'_, '_>, rows: usize) -> fmt::Result {
+        let here = self.notes.iter().filter(|(before, _)| *before == rows);
+        here.map(|(_, text)| text).try_for_each(|text| f.prose(self.style, text))
+    }
+
     fn write_stacked(&self, f: &mut Lines<'_, '_>, row: &[Cell]) -> fmt::Result {
         let limit = self.style.width.unwrap_or(usize::MAX).saturating_sub(INDENT);
         for (index, cell) in row.iter().enumerate().filter(|(_, cell)| !cell.text.is_empty()) {
@@ -285,21 +337,25 @@ impl fmt::Display for Table {
             return self.rows.iter().try_for_each(|row| self.write_stacked(&mut lines, row));
         }
         let layout = self.layout();
-        for row in self.all_rows() {
-            self.write_row(&mut lines, row, &layout)?;
-        }
-        let is_shown = |column: &usize| layout.iter().any(|(shown, _)| shown == column);
-        let hidden: Vec<&str> = (0..self.header.len())
-            .filter(|column| !is_shown(column))
-            .filter_map(|column| self.header.get(column))
-            .map(|cell| cell.text.as_str())
-            .filter(|title| !title.is_empty())
+        let is_shown = |column: usize| layout.iter().any(|(shown, _)| *shown == column);
+        let hidden: Vec<(usize, &str)> = (self.header.iter().enumerate())
+            .filter(|(column, title)| !is_shown(*column) && !title.text.is_empty())
+            .map(|(column, title)| (column, title.text.as_str()))
             .collect();
-        if !hidden.is_empty() {
-            let note = format!("(too narrow to show: {})", hidden.join(", "));
-            for line in wrap(&note, self.style.width.unwrap_or(usize::MAX)) {
-                lines.line(&line)?;
+        if !self.header.is_empty() && !self.header_hidden {
+            self.write_row(&mut lines, &self.header, &layout)?;
+        }
+        self.write_notes(&mut lines, 0)?;
+        for (index, row) in self.rows.iter().enumerate() {
+            self.write_row(&mut lines, row, &layout)?;
+            if self.below {
+                self.write_below(&mut lines, row, &hidden)?;
             }
+            self.write_notes(&mut lines, index + 1)?;
+        }
+        if !hidden.is_empty() && !self.below {
+            let titles: Vec<&str> = hidden.iter().map(|(_, title)| *title).collect();
+            lines.prose(self.style, &format!("(too narrow to show: {})", titles.join(", ")))?;
         }
         Ok(())
     }
@@ -317,6 +373,10 @@ impl Lines<'_, '_> {
             self.f.write_str("\n")?;
         }
         self.f.write_str(text)
+    }
+
+    fn prose(&mut self, style: Style, text: &str) -> fmt::Result {
+        wrap(text, style.width.unwrap_or(usize::MAX)).iter().try_for_each(|line| self.line(line))
     }
 }
 
@@ -375,6 +435,29 @@ uuid, note)";
     }
 
     #[test]
+    fn columns_without_room_stand_below_their_rows() {
+        let narrow = "\
+device          size
+/dev/sda        1.00 TiB
+    uuid:
+      0a55aca7-9ba7-4b3f-9aa4-d3bbc0a41b7a
+    note: the kernel accepts
+      it, and says nothing
+      more
+/dev/nvme0n1p1    16 GiB
+    uuid: -
+and 3 more of another kind";
+        let mut made = devices(on(30)).lose_first(&["note", "uuid"]).rest_below();
+        made.add_note("and 3 more of another kind");
+        assert_eq!(made.to_string(), narrow);
+        let mut wide = devices(on(200)).rest_below();
+        assert_eq!(wide.to_string(), devices(on(200)).to_string());
+        wide.add_note("and 3 more");
+        assert_eq!(wide.to_string(), format!("{}\nand 3 more", devices(on(200))));
+        assert_eq!(wide.markdown(), devices(on(200)).markdown());
+    }
+
+    #[test]
     fn values_go_below_their_names_where_they_do_not_fit_beside() {
         let mut facts = bare(on(40));
         facts.add_row(["set uuid", "0a55aca7-9ba7-4b3f-9aa4-d3bbc0a41b7a"]);
@@ -400,6 +483,7 @@ uuid, note)";
                 1..6,
             ),
             facts in any::<bool>(),
+            below in any::<bool>(),
         ) {
             let mut made = if facts {
                 bare(on(columns))
@@ -423,6 +507,10 @@ uuid, note)";
                 pieces.extend([path.clone(), id, count]);
                 pieces.extend(note.split(' ').map(str::to_owned));
             }
+            if below {
+                made = made.rest_below();
+                pieces.extend(["uuid:", "count:", "note:"].map(str::to_owned));
+            }
             let text = made.to_string();
             for line in text.lines() {
                 prop_assert_eq!(line.trim_end(), line);
@@ -438,6 +526,12 @@ uuid, note)";
             // The first column is always there.
             for (path, ..) in &rows {
                 prop_assert!(text.contains(path.as_str()));
+            }
+            let words: Vec<&str> = text.split_whitespace().collect();
+            for (_, id, count, note) in rows.iter().filter(|_| below && !facts) {
+                let (id, count) = (uuid(*id), count.to_string());
+                prop_assert!(words.contains(&id.as_str()) && words.contains(&count.as_str()), "{text}");
+                prop_assert!(note.split(' ').all(|word| words.contains(&word)), "{text}");
             }
         }
     }

@@ -240,7 +240,7 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     }
     writeln!(out)?;
     let header = ["code", "severity", "place", "expected", "found"];
-    let mut rows = table::table(style, &header);
+    let mut rows = table::table(style, &header).rest_below();
     for finding in &report.findings {
         let name = finding.severity().name();
         let severity = match finding.severity() {
