@@ -325,6 +325,37 @@ fn findings_are_counted_whether_or_not_they_are_listed() {
     let options = ["--verify-clean", "--findings", "3"].map(OsStr::new);
     let words = text(&check(devices(&fixture).chain(options)));
     assert!(words.contains(&format!("(3 of {all} listed)")), "{words}");
+    let words = text(&check(devices(&fixture).chain(["--verify-clean"].map(OsStr::new))));
+    assert!(words.contains(&format!("(5 of {all} listed)")), "{words}");
+    let options = ["--verify-clean", "--findings", "0"].map(OsStr::new);
+    let words = text(&check(devices(&fixture).chain(options)));
+    assert!(words.contains(&format!("(0 of {all} listed)")), "{words}");
+    assert!(!words.contains("No problems"), "{words}");
+}
+
+/// A cause that spoils many places at once.
+fn without_uuid_table() -> Fixture {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    write_at(&fixture.cache, 7168 * 512, &vec![0; 256 * 512]).unwrap();
+    fixture
+}
+
+#[test]
+fn findings_of_one_cause_take_a_few_rows() {
+    let fixture = without_uuid_table();
+    let report = json(&check([OsStr::new("--json"), fixture.cache.as_os_str()]));
+    let counts = report["counts"].as_object().unwrap();
+    let many = counts.iter().filter(|(_, count)| count.as_u64().unwrap() > 20);
+    let (name, count) = many.map(|(name, count)| (name, count.as_u64().unwrap())).next().unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(findings.iter().filter(|it| it["code"] == **name).count(), 20, "{report}");
+    let words = text(&check([&fixture.cache]));
+    let row = format!(" {name}  ");
+    let rows: Vec<&str> = words.lines().filter(|line| line.contains(&row)).collect();
+    assert_eq!(rows.len(), 5, "{words}");
+    let last = words.find(rows[4]).unwrap() + rows[4].len();
+    let more = format!("\nand {} more of {name}\n", count - 5);
+    assert!(words[last..].starts_with(&more), "{words}");
 }
 
 /// A serial console has 80 columns: what is wrong is told whatever the width.

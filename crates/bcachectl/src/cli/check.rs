@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
+use bcache_core::ops::check::FINDINGS_PER_CODE;
 use clap::Args;
+
+/// Findings of each kind that are listed for people, unless they say otherwise.
+pub const LISTED_PER_CODE: usize = 5;
 
 /// Options of `bcachectl check`.
 #[derive(Debug, Args)]
@@ -20,9 +24,12 @@ pub struct CheckArgs {
     #[arg(long, requires = "backing")]
     pub verify_clean: bool,
 
-    /// List at most N findings of each kind; the others are only counted
-    #[arg(long, value_name = "N", default_value_t = bcache_core::ops::check::FINDINGS_PER_CODE)]
-    pub findings: usize,
+    /// Findings of each kind that are listed, at most
+    #[arg(long, value_name = "N", help = format!(
+        "List at most N findings of each kind; the others are only counted [default: \
+         {LISTED_PER_CODE}, in JSON {FINDINGS_PER_CODE}]"
+    ))]
+    pub findings: Option<usize>,
 
     /// Print JSON
     #[arg(long)]

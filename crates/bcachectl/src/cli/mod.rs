@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use check::CheckArgs;
+pub use check::{CheckArgs, LISTED_PER_CODE};
 pub use export::ExportArgs;
 pub use image::ImageArgs;
 pub use invalidate::InvalidateArgs;

@@ -1,25 +1,29 @@
 //! `bcachectl check`: whether a cache device is consistent, and how its backing devices stand. Never
 //! writes.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use bcache_cli::out::{Out, coloured};
+use bcache_cli::out::{Out, Style, coloured};
 use bcache_cli::progress::Progress;
-use bcache_cli::table::{self, Cell, Color};
+use bcache_cli::table::{self, Cell, Color, Table};
 use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
 use bcache_core::inspect::{Answer, Device, take_cache};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
-use bcache_core::ops::check::{CheckOptions, CheckProgress, Registration, Report, Severity, check};
+use bcache_core::ops::check::{
+    CheckOptions, CheckProgress, Code, FINDINGS_PER_CODE, Registration, Report, Severity, check,
+};
 use serde::Serialize;
 
-use crate::cli::CheckArgs;
+use crate::cli::{CheckArgs, LISTED_PER_CODE};
 use crate::exit::{CheckStatus, ExitError};
+use crate::render::and_more;
 use crate::scan;
 use crate::stakes::{self, AdviceReport, advice};
 
@@ -119,7 +123,11 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
     let options = CheckOptions {
         backing: subject.backing.iter().map(|device| device as &dyn ReadDevice).collect(),
         verify_clean: args.verify_clean,
-        findings_per_code: args.findings,
+        findings_per_code: args.findings.unwrap_or(if args.json {
+            FINDINGS_PER_CODE
+        } else {
+            LISTED_PER_CODE
+        }),
         in_use: !in_use.is_empty(),
         search_machine: Some(scan::backing_devices),
         ..CheckOptions::default()
@@ -234,31 +242,20 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
     for advice in advice(&report.advice) {
         writeln!(out, "{}", advice.sentence())?;
     }
-    if report.findings.is_empty() {
+    if report.counts.is_empty() {
         writeln!(out, "No problems found.")?;
         return Ok(());
     }
     writeln!(out)?;
-    let header = ["code", "severity", "place", "expected", "found"];
-    let mut rows = table::table(style, &header).rest_below();
+    let mut listed: BTreeMap<Code, u64> = BTreeMap::new();
     for finding in &report.findings {
-        let name = finding.severity().name();
-        let severity = match finding.severity() {
-            Severity::Untidy | Severity::NotChecked => Cell::new(name),
-            Severity::DataAtRisk => table::state(style, name, Color::Yellow),
-            Severity::KernelRefuses => table::state(style, name, Color::Red),
-        };
-        rows.add_row(vec![
-            Cell::new(format!("{} {}", finding.code().number(), finding.code().name())),
-            severity,
-            Cell::new(finding.place()),
-            Cell::prose(finding.expected()),
-            Cell::prose(finding.found()),
-        ]);
+        *listed.entry(finding.code()).or_default() += 1;
     }
-    writeln!(out, "{rows}")?;
+    if !report.findings.is_empty() {
+        writeln!(out, "{}", findings(style, report, &listed))?;
+    }
     for (code, count) in &report.counts {
-        let told = report.findings.iter().filter(|finding| finding.code() == *code).count() as u64;
+        let told = listed.get(code).copied().unwrap_or_default();
         let more =
             if told < *count { format!(" ({told} of {count} listed)") } else { String::new() };
         writeln!(
@@ -274,4 +271,36 @@ fn render(out: &mut Out, path: &Path, report: &Report) -> Result<()> {
         writeln!(out, "Parts could not be read or understood: there may be more than was found.")?;
     }
     Ok(())
+}
+
+/// The findings, and behind the last one of each code how many more of it there are. `listed` has how many
+/// of each are in the report.
+fn findings(style: Style, report: &Report, listed: &BTreeMap<Code, u64>) -> Table {
+    let header = ["code", "severity", "place", "expected", "found"];
+    let mut rows = table::table(style, &header).rest_below();
+    let mut left = listed.clone();
+    for finding in &report.findings {
+        let code = finding.code();
+        let name = finding.severity().name();
+        let severity = match finding.severity() {
+            Severity::Untidy | Severity::NotChecked => Cell::new(name),
+            Severity::DataAtRisk => table::state(style, name, Color::Yellow),
+            Severity::KernelRefuses => table::state(style, name, Color::Red),
+        };
+        rows.add_row(vec![
+            Cell::new(format!("{} {}", code.number(), code.name())),
+            severity,
+            Cell::new(finding.place()),
+            Cell::prose(finding.expected()),
+            Cell::prose(finding.found()),
+        ]);
+        let Some(left) = left.get_mut(&code) else { continue };
+        *left -= 1;
+        let told = listed.get(&code).copied().unwrap_or_default();
+        let count = report.counts.get(&code).copied().unwrap_or_default();
+        if *left == 0 && told < count {
+            rows.add_note(&and_more(count - told, code));
+        }
+    }
+    rows
 }
