@@ -102,6 +102,26 @@ fn what_cannot_be_mended_is_said_and_left() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A cause that spoils many places at once is summed up.
+#[test]
+fn what_is_left_of_one_cause_takes_a_few_lines() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    wipe_uuid_table(&fixture.cache, false)?;
+    let left = report(&repair(&fixture.cache, &["-n", "--json"])?)?;
+    let count = left["left"].as_array().context("left")?.len();
+    ensure!(count > 100, "{left}");
+    let backing = fixture.backing[0].to_str().context("UTF-8")?;
+    for arguments in [&["-n"][..], &["-n", backing]] {
+        let output = repair(&fixture.cache, arguments)?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(text.contains(&format!(": {count} problems\n")), "{text}");
+        let keys = text.lines().filter(|line| line.ends_with("which the uuid table does not have"));
+        assert_eq!(keys.count(), 5, "{text}");
+        ensure!(text.contains(&format!("\n  and {} more of key-no-volume\n", count - 5)), "{text}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_backing_superblock_is_repaired() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("multi-612")?;

@@ -1,6 +1,6 @@
 //! A repair, as text and as JSON.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -11,6 +11,9 @@ use bcache_core::ops::repair::{
 };
 use bcache_core::units::{Sectors, format_bytes};
 use serde::Serialize;
+
+use crate::cli::LISTED_PER_CODE;
+use crate::render::and_more;
 
 /// How far it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,8 +302,22 @@ pub fn text(
     if left > 0 {
         let why = if plan.anew.is_some() { "left as it is" } else { "repair cannot mend" };
         writeln!(out, "{why}: {}", plural(left, "problem"))?;
-        for problem in plan.left_with(accepted).take(10) {
-            writeln!(out, "  {problem}")?;
+        let mut counts: BTreeMap<_, u64> = BTreeMap::new();
+        for problem in plan.left_with(accepted) {
+            *counts.entry(problem.finding()).or_default() += 1;
+        }
+        let mut listed: BTreeMap<_, u64> = BTreeMap::new();
+        for problem in plan.left_with(accepted) {
+            let code = problem.finding();
+            let told = listed.entry(code).or_default();
+            *told += 1;
+            let more = counts.get(&code).map_or(0, |count| count.saturating_sub(*told));
+            if *told <= LISTED_PER_CODE as u64 {
+                writeln!(out, "  {problem}")?;
+            }
+            if *told == LISTED_PER_CODE as u64 && more > 0 {
+                writeln!(out, "  {}", and_more(more, code))?;
+            }
         }
         for advice in advice(plan, accepted) {
             writeln!(out, "{advice}")?;

@@ -30,6 +30,7 @@ impl Witness {
     }
 }
 
+/// What stands behind "known by".
 impl std::fmt::Display for Witness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -38,7 +39,28 @@ impl std::fmt::Display for Witness {
             Self::OlderTable => "an older table",
             Self::FoundTable => "a table that may be of another set",
             Self::Named => "a person's claim",
-            Self::OnlyOne => "no other device is left",
+            Self::OnlyOne => "elimination: no other volume and no other device is left",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::repair::Reason;
+
+    #[test]
+    fn a_reason_is_a_sentence_whatever_the_witness() {
+        for (witness, by) in [
+            (Witness::Slot, "its slot"),
+            (Witness::Data, "its data"),
+            (Witness::OlderTable, "an older table"),
+            (Witness::FoundTable, "a table that may be of another set"),
+            (Witness::Named, "a person's claim"),
+            (Witness::OnlyOne, "elimination: no other volume and no other device is left"),
+        ] {
+            let reason = Reason::UuidTable { known: [(3, witness)].into() };
+            assert_eq!(reason.to_string(), format!("uuid table: volume 3 is known by {by}"));
+        }
     }
 }
