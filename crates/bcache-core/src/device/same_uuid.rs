@@ -4,11 +4,12 @@
 //! the same bytes; of two copies, one is not what its user takes it for.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::sysfs::{BlockDir, Root};
+use super::sysfs::{BlockDir, DeviceNumber, Root};
 
 /// Layers that devices are followed up through; the kernel nests less deep.
 const LAYERS_MAX: u32 = 16;
@@ -65,43 +66,99 @@ fn loosest(root: &Root, paths: &[&Path]) -> Relation {
     loosest
 }
 
+/// Those of `others` that are copies of the device or file at `path`, where all of them carry its UUID.
+/// What is the same by another name, a layer or a path to the same disk is none, nor is a device of which
+/// sysfs does not know.
+pub fn copies_of<'p>(
+    root: &Root,
+    path: &Path,
+    others: impl IntoIterator<Item = &'p Path>,
+) -> Vec<PathBuf> {
+    let others = others.into_iter().filter(|other| !is_same_path(path, other));
+    let mut device = None;
+    others
+        .filter(|other| {
+            let device = device.get_or_insert_with(|| Node::of(root, path));
+            device.relation(&Node::of(root, other)) == Relation::Copies
+        })
+        .map(Path::to_owned)
+        .collect()
+}
+
+/// Whether two paths lead to one node or file.
+pub fn is_same_path(first: &Path, second: &Path) -> bool {
+    if first == second {
+        return true;
+    }
+    match (first.canonicalize(), second.canonicalize()) {
+        (Ok(first), Ok(second)) => first == second,
+        _ => false,
+    }
+}
+
 /// A device, or a file, with what is known of its place.
 struct Node {
-    /// Itself, and everything that is built on it.
+    /// Itself, and everything that is built on it or has the same bytes.
     up: Vec<String>,
     /// The serial number of its disk.
     serial: Option<String>,
     /// The file that it is or that it reads.
     file: Option<PathBuf>,
+    /// The disk that it is a partition of.
+    disk: Option<String>,
     /// First sector on its disk, for a partition.
     start: Option<String>,
+    /// Whether it is a block device that sysfs does not have.
+    is_unknown: bool,
 }
 
 impl Node {
     fn of(root: &Root, path: &Path) -> Self {
         let Some(device) = BlockDir::of_path(root, path) else {
+            let is_unknown = DeviceNumber::of_path(path).is_ok_and(|number| number.is_some());
             let file = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            return Self { up: Vec::new(), serial: None, file: Some(file), start: None };
+            let file = Some(file).filter(|_| !is_unknown);
+            return Self {
+                up: Vec::new(),
+                serial: None,
+                file,
+                disk: None,
+                start: None,
+                is_unknown,
+            };
         };
-        Self::of_device(&device)
+        Self::of_device(root, &device)
     }
 
-    fn of_device(device: &BlockDir) -> Self {
+    fn of_device(root: &Root, device: &BlockDir) -> Self {
         let mut up = Vec::new();
-        add_layers(device, LAYERS_MAX, &mut up);
-        let disk = device.disk().unwrap_or_else(|| device.clone());
+        add_layers(root, device, LAYERS_MAX, &mut up);
+        let partition_of = device.disk();
+        let disk = partition_of.as_ref().unwrap_or(device);
         Self {
             up,
             serial: ["wwid", "device/wwid"].iter().find_map(|name| disk.attribute(name)),
-            file: device.loop_backing_file(),
+            file: disk.loop_backing_file(),
             start: device.attribute("start"),
+            disk: partition_of.map(|disk| disk.name().to_owned()),
+            is_unknown: false,
         }
     }
 
     fn relation(&self, other: &Self) -> Relation {
-        let is_layered = self.up.iter().any(|name| other.up.contains(name));
-        let is_same_file = self.file.is_some() && self.file == other.file;
-        if is_layered || is_same_file {
+        let is_disk_of = |disk: &Self, partition: &Self| {
+            partition.disk.is_some() && disk.up.first() == partition.disk.as_ref()
+        };
+        let is_layered = self.up.iter().any(|name| other.up.contains(name))
+            || is_disk_of(self, other)
+            || is_disk_of(other, self);
+        // Two partitions of one image may be copies.
+        let are_apart = self.start.is_some() && other.start.is_some() && self.start != other.start;
+        let is_same_file = || match (&self.file, &other.file) {
+            (Some(first), Some(second)) => is_same_file(first, second),
+            _ => false,
+        };
+        if self.is_unknown || other.is_unknown || is_layered || !are_apart && is_same_file() {
             Relation::Layers
         } else if self.serial.is_some() && self.serial == other.serial && self.start == other.start
         {
@@ -112,15 +169,53 @@ impl Node {
     }
 }
 
-fn add_layers(device: &BlockDir, left: u32, up: &mut Vec<String>) {
+/// Whether two paths lead to one file, by any of its names.
+fn is_same_file(first: &Path, second: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().ok().map(|it| (it.dev(), it.ino()));
+    first == second || identity(first).is_some_and(|it| Some(it) == identity(second))
+}
+
+fn add_layers(root: &Root, device: &BlockDir, left: u32, up: &mut Vec<String>) {
     let name = device.name().to_owned();
     if left == 0 || up.contains(&name) {
         return;
     }
     up.push(name);
     for holder in device.holders() {
-        add_layers(&holder, left - 1, up);
+        add_layers(root, &holder, left - 1, up);
     }
+    // A loop device over a device has no place in its list of holders.
+    if let Some(below) = device.loop_backing_file().and_then(|file| device_at(root, &file)) {
+        add_layers(root, &below, left - 1, up);
+        for partition in below.partitions() {
+            add_layers(root, &partition, left - 1, up);
+        }
+    }
+    // What is built on a disk, a RAID 1 or a multipath device, has the same partitions.
+    if let (Some(disk), Some(number)) = (device.disk(), device.attribute("partition")) {
+        let mut on_disk = Vec::new();
+        add_layers(root, &disk, left - 1, &mut on_disk);
+        let layers = on_disk.iter().skip(1).filter_map(|name| BlockDir::by_name(root, name));
+        for layer in layers {
+            let is_it = |it: &BlockDir| it.attribute("partition").as_ref() == Some(&number);
+            let by_mapper = layer.attribute("dm/uuid");
+            let is_by_mapper =
+                by_mapper.is_some_and(|uuid| uuid.starts_with(&format!("part{number}-")));
+            let same = layer.partitions().into_iter().filter(is_it);
+            for same in same.chain(is_by_mapper.then_some(layer)) {
+                add_layers(root, &same, left - 1, up);
+            }
+        }
+    }
+}
+
+/// The device whose node is `file`.
+fn device_at(root: &Root, file: &Path) -> Option<BlockDir> {
+    let by_name = || {
+        let name = file.strip_prefix("/dev").ok()?.to_str()?;
+        BlockDir::by_name(root, name)
+    };
+    BlockDir::of_path(root, file).or_else(by_name)
 }
 
 #[cfg(test)]
@@ -130,7 +225,7 @@ mod tests {
 
     fn relation(tree: &Tree, names: &[&str]) -> Relation {
         let nodes: Vec<Node> =
-            names.iter().map(|name| Node::of_device(&tree.device(name))).collect();
+            names.iter().map(|name| Node::of_device(&tree.root(), &tree.device(name))).collect();
         let mut loosest = Relation::Layers;
         for (index, second) in nodes.iter().enumerate() {
             for first in &nodes[..index] {
@@ -183,6 +278,102 @@ mod tests {
         assert_eq!(relation(&tree, &["loop0", "loop1"]), Relation::Layers);
         tree.write("sys/devices/block/loop1/loop/backing_file", "/images/b");
         assert_eq!(relation(&tree, &["loop0", "loop1"]), Relation::Copies);
+    }
+
+    #[test]
+    fn a_loop_device_over_a_device_is_a_layer_of_it() {
+        let tree = Tree::new();
+        for (name, number) in [
+            ("sdzz", "8:0"),
+            ("sdzz/sdzz1", "8:1"),
+            ("sdzy", "8:16"),
+            ("loop0", "7:0"),
+            ("loop1", "7:1"),
+            ("loop2", "7:2"),
+            ("loop2/loop2p1", "259:0"),
+            ("loop2/loop2p2", "259:1"),
+            ("loop3", "7:3"),
+        ] {
+            tree.block(name, number, 4096);
+        }
+        tree.write("sys/devices/block/loop0/loop/backing_file", "/dev/sdzz");
+        tree.write("sys/devices/block/loop1/loop/backing_file", "/dev/loop0");
+        for (first, second) in [("loop0", "sdzz"), ("loop1", "sdzz"), ("loop0", "sdzz1")] {
+            assert_eq!(relation(&tree, &[first, second]), Relation::Layers, "{first} {second}");
+        }
+        assert_eq!(relation(&tree, &["loop0", "sdzy"]), Relation::Copies);
+        // A partition of an image, and a loop device over the image.
+        for name in ["loop2", "loop3"] {
+            tree.write(&format!("sys/devices/block/{name}/loop/backing_file"), "/images/a");
+        }
+        tree.write("sys/devices/block/loop2/loop2p1/start", "2048");
+        tree.write("sys/devices/block/loop2/loop2p2/start", "4096");
+        assert_eq!(relation(&tree, &["loop2p1", "loop3"]), Relation::Layers);
+        assert_eq!(relation(&tree, &["loop2p1", "loop2"]), Relation::Layers);
+        assert_eq!(relation(&tree, &["loop2p1", "loop2p2"]), Relation::Copies);
+    }
+
+    #[test]
+    fn a_disk_and_its_partition_are_layers_and_so_are_partitions_of_layers() {
+        let tree = Tree::new();
+        for (name, number) in [
+            ("sda", "8:0"),
+            ("sda/sda1", "8:1"),
+            ("sda/sda2", "8:2"),
+            ("sdb", "8:16"),
+            ("sdb/sdb1", "8:17"),
+            ("md0", "9:0"),
+            ("md0/md0p1", "259:0"),
+            ("sdc", "8:32"),
+            ("sdc/sdc1", "8:33"),
+            ("dm-0", "252:0"),
+            ("dm-1", "252:1"),
+            ("dm-2", "252:2"),
+        ] {
+            tree.block(name, number, 4096);
+        }
+        tree.write("sys/devices/block/sda/sda2/partition", "2");
+        assert_eq!(relation(&tree, &["sda", "sda1"]), Relation::Layers);
+        assert_eq!(relation(&tree, &["sda1", "sda2"]), Relation::Copies);
+        // A RAID 1 without a superblock at its start.
+        for disk in ["sda", "sdb"] {
+            tree.link("sys/devices/block/md0", &format!("sys/devices/block/{disk}/holders/md0"));
+        }
+        assert_eq!(relation(&tree, &["sda1", "md0p1", "sdb1"]), Relation::Layers);
+        assert_eq!(relation(&tree, &["sda2", "md0p1"]), Relation::Copies);
+        // A partition by device-mapper.
+        tree.link("sys/devices/block/dm-0", "sys/devices/block/sdc/holders/dm-0");
+        for (layer, uuid) in [("dm-1", "part1-mpath-x"), ("dm-2", "part2-mpath-x")] {
+            tree.link(
+                &format!("sys/devices/block/{layer}"),
+                &format!("sys/devices/block/dm-0/holders/{layer}"),
+            );
+            tree.write(&format!("sys/devices/block/{layer}/dm/uuid"), uuid);
+        }
+        assert_eq!(relation(&tree, &["sdc1", "dm-1"]), Relation::Layers);
+        assert_eq!(relation(&tree, &["sdc1", "dm-2"]), Relation::Copies);
+    }
+
+    #[test]
+    fn only_copies_are_told_of_a_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        };
+        let (a, b) = (path("a"), path("b"));
+        let (symlink, link) = (dir.path().join("symlink"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&a, &symlink).unwrap();
+        std::fs::hard_link(&a, &link).unwrap();
+        let root = Tree::new().root();
+        let all = [&a, &symlink, &link, &b];
+        assert_eq!(copies_of(&root, &a, all.map(PathBuf::as_path)), [b]);
+        // Devices that sysfs does not know.
+        let nodes = ["/dev/loop0", "/dev/loop1"].map(Path::new);
+        if nodes.iter().all(|it| it.exists()) {
+            assert!(copies_of(&root, nodes[0], [nodes[1]]).is_empty());
+        }
     }
 
     #[test]
