@@ -138,7 +138,7 @@ impl Node {
         Self {
             up,
             serial: ["wwid", "device/wwid"].iter().find_map(|name| disk.attribute(name)),
-            file: disk.loop_backing_file(),
+            file: bottom_file(root, disk),
             start: device.attribute("start"),
             disk: partition_of.map(|disk| disk.name().to_owned()),
             is_unknown: false,
@@ -167,6 +167,19 @@ impl Node {
             Relation::Copies
         }
     }
+}
+
+/// The file that a loop device reads, also through other loop devices.
+fn bottom_file(root: &Root, device: &BlockDir) -> Option<PathBuf> {
+    let mut file = device.loop_backing_file()?;
+    for _ in 0..LAYERS_MAX {
+        let below = device_at(root, &file).map(|it| it.disk().unwrap_or(it));
+        match below.and_then(|below| below.loop_backing_file()) {
+            Some(next) => file = next,
+            None => break,
+        }
+    }
+    Some(file)
 }
 
 /// Whether two paths lead to one file, by any of its names.
