@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use anyhow::Result;
-use bcache_core::device::scan::{self, Helper, QUIET_DEFAULT, Scan};
+use bcache_core::device::scan::{self, Helper, QUIET_DEFAULT, Scan, Scanned};
 use bcache_core::device::sysfs::Root;
 use bcache_core::device::{ReadDevice as _, SuperblockArea, open_read};
-use bcache_core::inspect::BackingDevice;
+use bcache_core::inspect::{BackingDevice, Seen};
 use bcache_core::layout::verdict::kernel_verdict;
 
 /// The hidden subcommand that [`serve`] is.
@@ -47,6 +47,16 @@ pub fn backing_devices() -> Vec<BackingDevice> {
             _ => None,
         })
         .collect()
+}
+
+/// The machine's devices that carry superblocks of bcache; what cannot be read is not at hand.
+pub fn seen() -> Vec<Seen> {
+    let found = machine().map_or(&[][..], |scan| &scan.devices);
+    let seen = |found: &Scanned| {
+        let superblock = found.area.superblock()?.clone();
+        Some(Seen { path: found.device.path.clone(), superblock })
+    };
+    found.iter().filter_map(seen).collect()
 }
 
 /// What the helper process does.

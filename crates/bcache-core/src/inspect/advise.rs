@@ -5,11 +5,10 @@
 
 use std::path::PathBuf;
 
-use uuid::Uuid;
-
 use crate::device::DeviceKind;
 use crate::inspect::advice::{Advice, Danger};
 use crate::inspect::backing::Standing;
+use crate::inspect::copies::Copied;
 use crate::inspect::device::{Contents, Device, Identity, OlderSet};
 use crate::inspect::doubt::Doubt;
 use crate::inspect::member::Member;
@@ -19,53 +18,50 @@ use crate::layout::superblock::{BDEV_DATA_START_DEFAULT, BackingState, Kind, Sup
 use crate::layout::verdict::{Verdict, kernel_verdict};
 use crate::units::Sectors;
 
-/// What can be done about `member`, one of `members`.
-pub(super) fn advise(member: &Member<'_>, members: &[Member<'_>]) -> Vec<Advice> {
-    let copies = copies(member, members);
+/// What can be done about `member`, one of `members`, of which there are `copies`.
+pub(super) fn advise(
+    member: &Member<'_>,
+    members: &[Member<'_>],
+    copies: &[Copied],
+) -> Vec<Advice> {
+    let copied = copied(member, copies);
     let mut advice = match member.device.kind() {
-        Some(Kind::Cache) => of_cache(member, members, copies.is_some()),
+        Some(Kind::Cache) => of_cache(member, members, copies),
         Some(Kind::Backing) => of_backing(member, members),
         None if member.device.remains_at.is_some() => {
             vec![Advice::DoNotWipe, Advice::CopyDevice { device: member.path().clone() }]
         }
         None => Vec::new(),
     };
-    if let Some((first, second)) = copies {
+    if let Some(copied) = copied {
         // What must not be done comes first.
         let is_warning =
             |it: &Advice| matches!(it, Advice::DoNotRegister { .. } | Advice::DoNotWipe);
         let at = advice.iter().take_while(|it| is_warning(it)).count();
-        let (first, second) = (first.clone(), second.clone());
+        let (first, second) = (copied.path.clone(), copied.other.clone());
         advice.insert(at, Advice::TakeCopyAway { first, second });
+        // The cache is here, twice.
+        advice.retain(|it| copied.kind != Kind::Cache || !matches!(it, Advice::BringCache { .. }));
     }
     advice
 }
 
-/// Two of `members` with one UUID: `member` itself, or owners of its volumes.
-fn copies<'m>(
-    member: &Member<'_>,
-    members: &'m [Member<'_>],
-) -> Option<(&'m PathBuf, &'m PathBuf)> {
-    let uuid = |it: &Member<'_>| {
-        // A superblock that is not its own says nothing of a device.
-        let own = it.device.superblock.as_ref().filter(|_| it.device.older_set.is_none());
-        own.map(Superblock::uuid)
-    };
-    let concerns = |uuid: Uuid| {
-        let is_owner = |it: &Volume| it.uuid == Some(uuid);
-        member.device.superblock.as_ref().is_some_and(|sb| sb.uuid() == uuid)
+/// The first of `copies` that concerns `member`: itself, an owner of its volumes, or its cache.
+fn copied<'c>(member: &Member<'_>, copies: &'c [Copied]) -> Option<&'c Copied> {
+    let superblock = member.device.superblock.as_ref();
+    let set_uuid = superblock
+        .filter(|sb| sb.kind() == Some(Kind::Backing) && sb.state() != BackingState::None)
+        .map(Superblock::set_uuid);
+    copies.iter().find(|copied| {
+        let is_owner = |it: &Volume| it.uuid == Some(copied.uuid);
+        superblock.is_some_and(|sb| sb.uuid() == copied.uuid)
             || member.volumes.0.iter().any(is_owner)
-    };
-    members.iter().enumerate().find_map(|(index, first)| {
-        let of_first = uuid(first).filter(|uuid| concerns(*uuid))?;
-        // The same device named twice is no copy.
-        let is_copy = |it: &&Member<'_>| uuid(it) == Some(of_first) && it.path() != first.path();
-        let second = members.iter().skip(index + 1).find(is_copy)?;
-        Some((first.path(), second.path()))
+            || copied.kind == Kind::Cache && Some(copied.set_uuid) == set_uuid
     })
 }
 
-fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Vec<Advice> {
+fn of_cache(member: &Member<'_>, members: &[Member<'_>], copies: &[Copied]) -> Vec<Advice> {
+    let has_copies = copied(member, copies).is_some();
     let device = &member.device;
     // What another set's superblock says of the size is not the device's.
     if let Some(needed) = device.cut_off.filter(|_| device.older_set.is_none()) {
@@ -73,8 +69,8 @@ fn of_cache(member: &Member<'_>, members: &[Member<'_>], has_copies: bool) -> Ve
     }
     let mendable = mendable(member, members);
     match member.stakes.answer {
-        Answer::None => nothing_dirty(member, members, mendable),
-        Answer::Present => dirty(member, members, mendable, has_copies),
+        Answer::None => nothing_dirty(member, members, mendable, has_copies),
+        Answer::Present => dirty(member, members, mendable, copies),
         Answer::Unknown => unknown(member, members, mendable),
     }
 }
@@ -117,6 +113,7 @@ fn nothing_dirty(
     member: &Member<'_>,
     members: &[Member<'_>],
     mendable: Vec<PathBuf>,
+    has_copies: bool,
 ) -> Vec<Advice> {
     let mut advice = Vec::new();
     let cache = member.path();
@@ -128,7 +125,7 @@ fn nothing_dirty(
     if (!mendable.is_empty() || is_lacking) && !member.in_use {
         advice.extend(repair(member, members, mendable));
     }
-    if member.device.registers() {
+    if member.device.registers() && !has_copies {
         for volume in &member.volumes.0 {
             if let (Some(device), Some(BackingState::Dirty)) =
                 (volume.backing(), volume.backing_state())
@@ -139,7 +136,7 @@ fn nothing_dirty(
         }
     }
     for volume in member.volumes.0.iter().filter(|volume| volume.is_flash_only()) {
-        advice.push(save_flash_only(member, volume));
+        advice.push(save_flash_only(member, volume, has_copies));
     }
     if member.claimed {
         advice.push(Advice::KeepOldSet);
@@ -150,10 +147,11 @@ fn nothing_dirty(
 }
 
 /// A flash-only volume is copied from the running set, or exported where there will be none.
-fn save_flash_only(member: &Member<'_>, volume: &Volume) -> Advice {
+fn save_flash_only(member: &Member<'_>, volume: &Volume, has_copies: bool) -> Advice {
     let entry = member.device.set().and_then(|it| it.set.uuids.get(volume.slot));
     let is_started = entry.is_some_and(|entry| entry.sectors.0 > 0);
-    if is_started && member.device.registers() && danger(member).is_none() {
+    let registers = member.device.registers() && danger(member).is_none() && !has_copies;
+    if is_started && registers {
         Advice::CopyFlashOnly { slot: volume.slot }
     } else {
         Advice::Export {
@@ -263,8 +261,9 @@ fn dirty(
     member: &Member<'_>,
     members: &[Member<'_>],
     mendable: Vec<PathBuf>,
-    has_copies: bool,
+    copies: &[Copied],
 ) -> Vec<Advice> {
+    let has_copies = copied(member, copies).is_some();
     let cache = member.path().clone();
     let device = &member.device;
     let danger = danger(member);
@@ -315,7 +314,9 @@ fn dirty(
     }
     for volume in volumes().filter(|it| !goes_on(it, set_block) || !sound || takes_none) {
         match (&volume.owner, volume.uuid) {
-            (Owner::FlashOnly, _) => advice.push(save_flash_only(member, volume)),
+            (Owner::FlashOnly, _) => {
+                advice.push(save_flash_only(member, volume, has_copies));
+            }
             (Owner::Missing, Some(uuid)) => {
                 advice.push(Advice::BringBacking { slot: volume.slot, uuid });
             }
@@ -338,7 +339,12 @@ fn dirty(
                 // Its offset is not the volume's.
                 let is_named = refused.is_none() && !has_wrong_offset(volume);
                 let data_offset = data_offset.filter(|_| !has_wrong_offset(volume));
-                let backing = path(volume).filter(|_| is_named);
+                // Of several devices that may be it, one that was not named is none to name.
+                let is_one = |path: &PathBuf| {
+                    members.iter().any(|it| it.path() == path)
+                        || !copies.iter().any(|it| Some(it.uuid) == volume.uuid)
+                };
+                let backing = path(volume).filter(|_| is_named).filter(is_one);
                 let back = backing.clone().filter(|_| {
                     may_be_newer
                         && may_write_back

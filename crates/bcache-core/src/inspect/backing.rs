@@ -29,6 +29,18 @@ pub struct BackingDevice {
 /// Lists the backing devices of the machine.
 pub type SearchMachine = fn() -> Vec<BackingDevice>;
 
+/// A block device of the machine that carries a superblock of bcache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its path.
+    pub path: PathBuf,
+    /// What it carries.
+    pub superblock: Superblock,
+}
+
+/// Lists the devices of the machine that carry superblocks of bcache.
+pub type SearchSeen = fn() -> Vec<Seen>;
+
 /// Backing devices by UUID: those that were named, and those of the machine.
 #[derive(Debug, Default)]
 pub struct BackingDevices {
@@ -36,12 +48,21 @@ pub struct BackingDevices {
     /// How to find more; called once, and only where a device is wanted that was not named.
     search: Option<SearchMachine>,
     machine: HashMap<Uuid, BackingDevice>,
+    /// How to find copies of the devices in the rest of the machine.
+    pub(super) seen: Option<SearchSeen>,
 }
 
 impl BackingDevices {
     /// Those that are added, and those that `search` finds.
     pub fn with_machine(search: SearchMachine) -> Self {
         Self { search: Some(search), ..Self::default() }
+    }
+
+    /// The same, where copies of the devices are looked for in what `seen` finds.
+    #[must_use]
+    pub fn beside_copies(mut self, seen: Option<SearchSeen>) -> Self {
+        self.seen = seen;
+        self
     }
 
     /// Adds a device, if it is a backing device whose superblock can be trusted. Of copies with one UUID,

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::inspect::advise::advise;
 use crate::inspect::apart::Apart;
 use crate::inspect::backing::{BackingDevices, Standing};
+use crate::inspect::copies::{self, Copied};
 use crate::inspect::device::Device;
 use crate::inspect::doubt::Doubt;
 use crate::inspect::member::{Member, Relation};
@@ -20,6 +21,8 @@ use crate::layout::superblock::{BackingState, Kind, Superblock};
 pub struct Group<'d> {
     /// The devices, in the order in which they were given.
     pub members: Vec<Member<'d>>,
+    /// Copies among them and the owners of their volumes, and of them in the rest of the machine.
+    pub copies: Vec<Copied>,
 }
 
 impl<'d> Group<'d> {
@@ -127,13 +130,15 @@ impl<'d> Group<'d> {
         for member in &mut members {
             member.claimed = claimed.contains(member.path());
         }
+        let looked_at: Vec<_> = members.iter().map(|it| (&it.device, &it.volumes)).collect();
+        let copies = copies::of_group(&looked_at, backing.seen);
         for index in 0..members.len() {
-            let advice = members.get(index).map(|member| advise(member, &members));
+            let advice = members.get(index).map(|member| advise(member, &members, &copies));
             if let (Some(member), Some(advice)) = (members.get_mut(index), advice) {
                 member.advice = advice;
             }
         }
-        Self { members }
+        Self { members, copies }
     }
 }
 

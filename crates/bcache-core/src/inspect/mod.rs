@@ -12,6 +12,7 @@ mod advice;
 mod advise;
 mod apart;
 mod backing;
+mod copies;
 mod cut_off;
 mod device;
 mod doubt;
@@ -23,7 +24,8 @@ mod volume;
 
 pub use advice::{Advice, Danger};
 pub use apart::Apart;
-pub use backing::{BackingDevice, BackingDevices, SearchMachine, Standing};
+pub use backing::{BackingDevice, BackingDevices, SearchMachine, SearchSeen, Seen, Standing};
+pub use copies::{Copied, of_device as copies_of_device};
 pub use cut_off::CutOff;
 pub use device::{Contents, Device, Identity, InspectError, OlderSet, SetContents, take_cache};
 pub use doubt::Doubt;

@@ -91,6 +91,8 @@ const ELSEWHERE: &[Code] = &[
     Code::BackingSetCovered,
     Code::BackingIsCache,
     Code::SuperblockGone,
+    Code::SuperblockCopied,
+    Code::BackingCopied,
 ];
 
 #[test]

@@ -14,13 +14,14 @@ use bcache_cli::table::{self, Cell, Color, Table};
 use bcache_core::cache_set::OpenError;
 use bcache_core::device::holders::holders_of;
 use bcache_core::device::{FileReader, ReadDevice, open_read};
-use bcache_core::inspect::{Answer, Device, take_cache};
+use bcache_core::inspect::{Answer, Device, Seen, copies_of_device, take_cache};
 use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::ops::check::{
     CheckOptions, CheckProgress, Code, FINDINGS_PER_CODE, Registration, Report, Severity, check,
 };
 use serde::Serialize;
 
+use super::copies;
 use crate::cli::{CheckArgs, LISTED_PER_CODE};
 use crate::exit::{CheckStatus, ExitError};
 use crate::render::and_more;
@@ -60,9 +61,20 @@ impl Subject {
             return Ok(Self { device, backing });
         }
         let named = backing.iter().find_map(|device| Some((device, superblock_of(device)?)));
-        if let Some((device, path)) = named.and_then(|(device, sb)| Some((device, cache_of(&sb)?)))
-        {
-            if let Ok(cache) = open_read(&path) {
+        let named = named.map(|(device, sb)| (device, caches_of(&sb)));
+        if let Some((device, caches)) = &named {
+            if caches.len() > 1 {
+                writeln!(
+                    io::stderr(),
+                    "bcachectl: warning: the cache set of {} is on {}: it is checked without them; name \
+                     the one that is meant, or take the other away",
+                    device.info().path.display(),
+                    copies::listed(caches)
+                )?;
+            }
+        }
+        if let Some((device, [path])) = named.as_ref().map(|(device, it)| (device, &it[..])) {
+            if let Ok(cache) = open_read(path) {
                 writeln!(
                     io::stderr(),
                     "note: the cache of {} is {}: both are checked",
@@ -91,20 +103,28 @@ fn superblock_of(device: &FileReader) -> Option<Superblock> {
     device.superblock.filter(|sb| sb.csum_ok() && sb.kind() == Some(Kind::Backing))
 }
 
-/// The only cache in the machine of the set that a backing device is attached to.
-fn cache_of(backing: &Superblock) -> Option<PathBuf> {
+/// The caches in the machine of the set that a backing device is attached to. Layers over one another and
+/// paths to one disk are one.
+fn caches_of(backing: &Superblock) -> Vec<PathBuf> {
     if backing.state() == BackingState::None {
-        return None;
+        return Vec::new();
     }
-    let found = scan::machine().map_or(&[][..], |scan| &scan.devices);
-    let mut caches = found.iter().filter(|found| {
-        found
-            .area
-            .superblock()
-            .is_some_and(|sb| sb.kind() == Some(Kind::Cache) && sb.set_uuid() == backing.set_uuid())
+    let mut seen = scan::seen();
+    seen.retain(|it| {
+        it.superblock.kind() == Some(Kind::Cache) && it.superblock.set_uuid() == backing.set_uuid()
     });
-    let only = caches.next()?;
-    caches.next().is_none().then(|| only.device.path.clone())
+    let mut caches: Vec<&Seen> = Vec::new();
+    for found in &seen {
+        let is_other = |known: &&Seen| {
+            let it = [(found.path.as_path(), &found.superblock)];
+            known.superblock.uuid() != found.superblock.uuid()
+                || !copies_of_device(&known.path, &known.superblock, it).is_empty()
+        };
+        if caches.iter().all(is_other) {
+            caches.push(found);
+        }
+    }
+    caches.into_iter().map(|it| it.path.clone()).collect()
 }
 
 fn check_device(args: &CheckArgs) -> Result<ExitCode> {
@@ -130,6 +150,7 @@ fn check_device(args: &CheckArgs) -> Result<ExitCode> {
         }),
         in_use: !in_use.is_empty(),
         search_machine: Some(scan::backing_devices),
+        search_copies: Some(scan::seen),
         ..CheckOptions::default()
     };
     let mut progress = Progress::new(path.display().to_string());

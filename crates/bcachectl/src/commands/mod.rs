@@ -1,6 +1,7 @@
 //! The commands.
 
 pub mod check;
+mod copies;
 pub mod export;
 mod holding;
 pub mod image;

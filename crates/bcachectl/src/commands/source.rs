@@ -14,7 +14,7 @@ use bcache_core::layout::superblock::{BackingState, Kind, Superblock};
 use bcache_core::layout::verdict::kernel_verdict;
 use bcache_core::units::Sectors;
 
-use super::holding;
+use super::{copies, holding};
 use crate::cli::export::VolumeArgs;
 use crate::scan;
 use crate::stakes::{VolumeReport, find_volume};
@@ -99,6 +99,10 @@ pub fn with_volume<T>(
         bail!("{} is a metadata image: it holds no data of volumes", cache_path.display());
     }
     let named = args.backing.as_deref().map(open_backing).transpose()?;
+    copies::warn(&device, "read")?;
+    if let Some(named) = &named {
+        copies::warn(&named.device, "read")?;
+    }
     let context = || cache_path.display().to_string();
     let options = ReadOptions { newest: NewestEntry::Greatest, ..ReadOptions::default() };
     let mut problems = Problems { progress: Some(Progress::new(context())), ..Problems::default() };
@@ -142,7 +146,7 @@ pub fn with_volume<T>(
         None => match &report.backing {
             Some(path) => {
                 sources.push(path.clone());
-                Some(open_backing(path)?)
+                Some(open_found(&report, path)?)
             }
             None => None,
         },
@@ -259,6 +263,22 @@ fn open_backing(path: &Path) -> Result<Named> {
     let superblock = superblock
         .with_context(|| format!("{} has no superblock of a backing device", path.display()))?;
     Ok(Named { device, superblock })
+}
+
+/// Opens a backing device that was not named. Of several that may be it, none is picked.
+fn open_found(report: &VolumeReport, path: &Path) -> Result<Named> {
+    let found = open_backing(path)?;
+    let mut copies = copies::in_machine(found.device.info(), &found.superblock);
+    if !copies.is_empty() {
+        copies.insert(0, path.to_owned());
+        bail!(
+            "{}: {} have the UUID of its backing device: one is a copy of the other. Name the one that is \
+             meant after the cache device, or take the copy away",
+            report.name(),
+            copies::listed(&copies)
+        );
+    }
+    Ok(found)
 }
 
 fn tell(path: &Path, problems: &Problems) -> Result<()> {

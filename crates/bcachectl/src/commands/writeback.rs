@@ -19,7 +19,7 @@ use bcache_core::ops::writeback::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{holding, undo};
+use super::{copies, holding, undo};
 use crate::cli::WritebackArgs;
 use crate::exit::{ExitError, Failure, NOT_KEPT};
 use crate::render::writeback as render;
@@ -51,6 +51,7 @@ pub fn run(args: &WritebackArgs) -> Result<ExitCode> {
     }
     let undo = undo::log(args.write.undo.as_deref(), "writeback")?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
+    warn_of_copies(&cache, &readers, "written")?;
     let bar = Bar::new(0);
     let plan = writeback::plan(&cache, &readers, &options, &mut |at| bar.reading(at));
     bar.clear();
@@ -92,6 +93,7 @@ fn dry_run(args: &WritebackArgs, options: &Options) -> Result<ExitCode> {
     let cache = open(&args.cache)?;
     let backing: Vec<FileReader> = args.backing.iter().map(open).collect::<Result<_>>()?;
     let readers: Vec<&dyn ReadDevice> = backing.iter().map(|it| it as &dyn ReadDevice).collect();
+    warn_of_copies(&cache, &readers, "read")?;
     let bar = Bar::new(0);
     let plan = writeback::plan(&cache, &readers, options, &mut |at| bar.reading(at));
     bar.clear();
@@ -100,6 +102,12 @@ fn dry_run(args: &WritebackArgs, options: &Options) -> Result<ExitCode> {
     let outcome = if nothing { render::Outcome::Nothing } else { render::Outcome::DryRun };
     show(args, &plan, options, outcome)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// All devices were named: that there are copies of them is told, and keeps nothing from being done.
+fn warn_of_copies(cache: &dyn ReadDevice, backing: &[&dyn ReadDevice], done: &str) -> Result<()> {
+    copies::warn(cache, done)?;
+    backing.iter().try_for_each(|device| copies::warn(*device, done))
 }
 
 pub(super) fn claim(path: &Path) -> Result<FileDevice> {

@@ -28,6 +28,10 @@ With --dirty-only the file holds only what no backing device has, each sector wh
      of the backing device to complete that. The backing device need not be present, and may have \
      run without its cache since. Where damage hides whether a sector is dirty, the map says * or -.
 
+If the backing device is not named, it is looked for in the machine. If there is a copy of it as well, \
+     export refuses to pick one: name it. If a device that you name has a copy in the machine, it is \
+     read, and a warning on standard error says so.
+
 Unlike the kernel, export does not go back to an older state where a damaged journal entry hides \
      newer ones.
 

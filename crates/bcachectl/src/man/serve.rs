@@ -9,6 +9,9 @@ pub(super) const BEFORE: Sections = &[(
      is no room for a copy of the volume. It reads what bcachectl-export(8) reads. The devices are \
      only read, and a device in use is refused.
 
+Like export, serve refuses to pick a backing device of which there is a copy in the machine, and warns of \
+     copies of devices that you name.
+
 Reading what export would leave out fails with an input/output error: data that is lost or \
      unreadable, and without --likely data that is only likely right. No data is made up. The volume \
      is read-only, and the client is told so when it connects.

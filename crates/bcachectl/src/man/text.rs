@@ -192,7 +192,8 @@ Of a cache device that is in use, everything is read that the kernel reads at re
      superblocks, and of a new cache the places where its journal will be. A warning says if an old \
      journal of the same set is there, which would become valid again.
 
-The output names the backing device of a volume if it is on the command line or in the machine.
+The output names the backing device of a volume if it is on the command line or in the machine. If there \
+     is a copy of a device in the machine, it names both.
 
 The lists (--prios, --journal, --uuids, --btree, --keys, --lookup) are printed while they are made, \
      and end early if the reader closes the pipe. Only --sort and --reverse keep 4 bytes per bucket \
@@ -372,6 +373,12 @@ If backing devices are named as well, check also tells whether they belong to th
      examines each of them alone: whether the kernel accepts it, and whether it lacks data that only \
      its cache has. With --verify-clean, check compares the clean data in the cache with the backing \
      devices, which reads both.
+
+check looks for copies of the devices in the rest of the machine: a cloned disk, a snapshot, a rescued \
+     image as a loop device. The kernel registers the one that it meets first. While there is a copy, check \
+     reports it and does not advise to register or write anything. Layers over one another, paths to one \
+     disk, a disk and its partitions, and loop devices over the same file or device are no copies. Of image \
+     files none is looked for.
 
 A device in use changes while it is read, which looks like damage; stop the set first.",
 )];

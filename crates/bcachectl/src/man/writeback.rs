@@ -30,6 +30,9 @@ writeback refuses a cache set with damage, even damage that the kernel ignores i
      because its data may be newer than the cache. If you know that nothing was written to such a \
      device, give --ran-alone with --detach: the dirty data in the cache then replaces what is there.
 
+If there is a copy in the machine of a device that you name, writeback uses the one that you named, and a \
+     warning on standard error says so: make sure that it is the right one.
+
 If the cache is full, the coldest buckets with clean data are invalidated first. If there are none, \
      the journal alone makes the data clean, and the kernel's next garbage collection does the rest.
 

@@ -109,6 +109,9 @@ codes! {
     SuperblockCoversSet = 108, "superblock-covers-set", DataAtRisk,
         "Behind the superblock is an older cache set, whose data may exist nowhere else.",
         "Do not register or format the device. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that: the older set is found then.";
+    SuperblockCopied = 109, "superblock-copied", DataAtRisk,
+        "Another device is a copy of the cache, or the cache is a copy of it.",
+        "Take the copy away before anything is registered or written: the kernel uses the one that it meets first, and udev offers it both.";
     JournalUnreadable = 201, "journal-unreadable", DataAtRisk,
         "A journal bucket cannot be read from the device.",
         "Copy the device to another one with a tool that goes on after errors and lists them, and check the copy: what could not be read is zeroes there.";
@@ -295,6 +298,9 @@ codes! {
     BackingIsCache = 718, "backing-is-cache", DataAtRisk,
         "Behind the superblock of a backing device is a cache set: the device is a cache.",
         "Do not register or format the device. Copy all of it, put zeroes over bytes 4096 to 8191 of the copy, and check that: its set is found then.";
+    BackingCopied = 719, "backing-copied", DataAtRisk,
+        "Another device is a copy of a backing device, or that is a copy of it.",
+        "Take the copy away before anything is registered or written: the kernel attaches the one that it meets first, and dirty data may go to the wrong one.";
 }
 
 impl std::fmt::Display for Code {

@@ -10,7 +10,9 @@ use crate::cache_set::journal::JournalProblem;
 use crate::cache_set::prios::PrioProblem;
 use crate::cache_set::uuids::UuidProblem;
 use crate::cache_set::{BtreeProblem, BucketProblem, Problem, SetRefusal};
+use crate::inspect::Copied;
 use crate::layout::bset::NodeError;
+use crate::layout::superblock::Kind;
 use crate::layout::verdict::{Refusal, Warning};
 use crate::ops::check::backing::BackingProblem;
 use crate::ops::check::code::{Code, Severity};
@@ -51,6 +53,9 @@ pub enum Detail {
         /// Sector of the journal entry.
         at: Sectors,
     },
+    /// Another device carries the same superblock.
+    #[error("{} and {} have the same UUID: one is a copy of the other", .0.path.display(), .0.other.display())]
+    Copied(Copied),
     /// The kernel accepts what it will choke on.
     #[error("{0}")]
     Warning(Warning),
@@ -104,6 +109,8 @@ impl Finding {
             Detail::MagicWiped => Code::SuperblockMagic,
             Detail::SuperblockGone => Code::SuperblockGone,
             Detail::CoversSet { .. } => Code::SuperblockCoversSet,
+            Detail::Copied(Copied { kind: Kind::Cache, .. }) => Code::SuperblockCopied,
+            Detail::Copied(_) => Code::BackingCopied,
             Detail::Geometry(_) | Detail::Warning(_) => Code::SuperblockHazard,
             Detail::Set(problem) => problem_code(problem),
             Detail::Backing(problem) => problem.code(),
@@ -137,6 +144,9 @@ impl Finding {
     /// Where it is.
     pub fn place(&self) -> Place {
         match &self.detail {
+            Detail::Copied(copied) if copied.kind == Kind::Backing => {
+                Place::Backing { path: copied.path.clone() }
+            }
             Detail::Refusal(_)
             | Detail::CutOff { .. }
             | Detail::Unsynced
@@ -144,6 +154,7 @@ impl Finding {
             | Detail::SuperblockGone
             | Detail::CoversSet { .. }
             | Detail::Geometry(_)
+            | Detail::Copied(_)
             | Detail::Warning(_) => Place::Superblock,
             Detail::Set(problem) => problem_place(problem),
             Detail::Backing(problem) => problem.place(),
@@ -164,6 +175,7 @@ impl Finding {
             | Detail::Warning(_) => "a superblock that the kernel works with".to_owned(),
             Detail::CutOff { needed, .. } => format!("a device of {needed}"),
             Detail::CoversSet { .. } => "the superblock of the set that is there".to_owned(),
+            Detail::Copied(_) => "one device with this UUID".to_owned(),
             Detail::Unsynced => "a cache that is marked as in use".to_owned(),
             Detail::Set(problem) => problem_expected(problem),
             Detail::Backing(problem) => problem.expected(),

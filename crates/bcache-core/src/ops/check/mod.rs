@@ -26,7 +26,7 @@ use crate::cache_set::{CacheSet, OpenError, Problem, Progress, ReadError, ReadOp
 use crate::device::ReadDevice;
 use crate::inspect::{
     Advice, Answer, BackingDevices, Contents, CutOff, Device, Doubt, Group, Identity, InspectError,
-    SearchMachine, Stakes, Volumes,
+    SearchMachine, SearchSeen, Stakes, Volumes,
 };
 use crate::layout::superblock::{BackingState, Kind, Superblock};
 use crate::layout::uuid_entry::UuidEntry;
@@ -51,6 +51,8 @@ pub struct CheckOptions<'d> {
     pub in_use: bool,
     /// How to find the machine's backing devices: owners of volumes that were not named.
     pub search_machine: Option<SearchMachine>,
+    /// How to find all devices of the machine that carry superblocks: copies of the ones that are checked.
+    pub search_copies: Option<SearchSeen>,
 }
 
 impl Default for CheckOptions<'_> {
@@ -62,6 +64,7 @@ impl Default for CheckOptions<'_> {
             findings_per_code: FINDINGS_PER_CODE,
             in_use: false,
             search_machine: None,
+            search_copies: None,
         }
     }
 }
@@ -296,9 +299,13 @@ pub fn check<'d>(
     cache.read_set(&options.read, &mut collector).map_err(from_inspect)?;
     check_contents(&cache, &mut collector);
     let devices = with_backing(cache, options, &mut collector)?;
-    let mut at_hand =
+    let at_hand =
         options.search_machine.map_or_else(BackingDevices::default, BackingDevices::with_machine);
+    let mut at_hand = at_hand.beside_copies(options.search_copies);
     let mut group = Group::new(devices, &mut at_hand);
+    for copied in std::mem::take(&mut group.copies) {
+        collector.add(Detail::Copied(copied));
+    }
     let mut gone = Vec::new();
     if let Some((cache, others)) = group.members.split_first() {
         gone = gone::of_set(cache, others, options.read.walk);
@@ -375,7 +382,11 @@ fn check_alone<'d>(
     mut collector: Collector<'_>,
 ) -> Result<Report, CheckError> {
     let devices = with_backing(first, options, &mut collector)?;
-    let group = Group::new(devices, &mut BackingDevices::default());
+    let mut at_hand = BackingDevices::default().beside_copies(options.search_copies);
+    let mut group = Group::new(devices, &mut at_hand);
+    for copied in std::mem::take(&mut group.copies) {
+        collector.add(Detail::Copied(copied));
+    }
     let mut stakes = Stakes::none();
     let mut advice = Vec::new();
     let (mut alone, mut strangers) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use bcache_core::device::probe::{UdevView, udev_view};
-use bcache_core::device::same_uuid::{Relation, same_uuid};
+use bcache_core::device::same_uuid::{Relation, is_same_path, same_uuid};
 use bcache_core::device::sysfs::Root;
 use bcache_core::device::{Content, ReadDevice, Signature, SignatureKind, volume_content};
 use bcache_core::units::Sectors;
@@ -78,11 +78,9 @@ pub(super) fn warn_of_same_uuid(reports: &mut [DeviceReport]) {
         return;
     }
     let mut all = named.clone();
-    for found in scan::machine().map_or(&[][..], |scan| &scan.devices) {
-        let Some(sb) = found.area.superblock() else { continue };
-        let path = &found.device.path;
-        if !named.iter().any(|(named, _)| same_file(named, path)) {
-            all.push((path.clone(), sb.uuid()));
+    for found in scan::seen() {
+        if !named.iter().any(|(named, _)| is_same_path(named, &found.path)) {
+            all.push((found.path, found.superblock.uuid()));
         }
     }
     for group in same_uuid(&Root::system(), &all) {
@@ -114,11 +112,4 @@ pub(super) fn warn_of_same_uuid(reports: &mut [DeviceReport]) {
 fn identity(report: &DeviceReport) -> Option<(PathBuf, Uuid)> {
     let uuid = report.superblock.as_ref().filter(|sb| sb.checksum == "ok")?.uuid.parse().ok()?;
     Some((report.path.clone(), uuid))
-}
-
-fn same_file(first: &Path, second: &Path) -> bool {
-    match (first.canonicalize(), second.canonicalize()) {
-        (Ok(first), Ok(second)) => first == second,
-        _ => first == second,
-    }
 }

@@ -158,7 +158,8 @@ fn show_named(args: &ShowArgs, format: Format) -> Result<ExitCode> {
         }
     }
     inside::warn_of_same_uuid(&mut reports);
-    let mut backing = BackingDevices::with_machine(scan::backing_devices);
+    let mut backing =
+        BackingDevices::with_machine(scan::backing_devices).beside_copies(Some(scan::seen));
     let group = Group::new(devices, &mut backing);
     let mut shown = Vec::new();
     for ((member, report), problems) in group.members.iter().zip(reports).zip(&problems) {
