@@ -356,6 +356,19 @@ fn findings_of_one_cause_take_a_few_rows() {
     let last = words.find(rows[4]).unwrap() + rows[4].len();
     let more = format!("\nand {} more of {name}\n", count - 5);
     assert!(words[last..].starts_with(&more), "{words}");
+
+    // The worst of each are those that are listed.
+    let listed = |most: &str| {
+        let options = ["--json", "--findings", most].map(OsStr::new);
+        let report = json(&check(options.into_iter().chain([fixture.cache.as_os_str()])));
+        let of_code = |it: &&Value| it["code"] == **name;
+        let findings: Vec<Value> =
+            report["findings"].as_array().unwrap().iter().filter(of_code).cloned().collect();
+        findings.iter().map(|it| it["severity"].to_string()).collect::<Vec<_>>()
+    };
+    let all = listed("1000000");
+    assert!(all[..20].contains(&"\"untidy\"".to_owned()), "{name}");
+    assert_eq!(listed("20"), ["\"data-at-risk\""; 20]);
 }
 
 /// A serial console has 80 columns: what is wrong is told whatever the width.

@@ -243,6 +243,12 @@ impl<'p> Collector<'p> {
         *count += 1;
         if *count <= self.per_code as u64 {
             self.findings.push(finding);
+            return;
+        }
+        // Of those of a code, some are worse than others.
+        let is_milder = |it: &&mut Finding| it.code() == code && it.severity() < severity;
+        if let Some(milder) = self.findings.iter_mut().rev().find(is_milder) {
+            *milder = finding;
         }
     }
 }
