@@ -816,7 +816,7 @@ fn the_image_of_a_cache_in_a_volume_is_no_cache() {
 #[test]
 fn dirty_data_in_a_slot_that_is_marked_as_detached() {
     for after in After::each(|fixture| {
-        After::overwrite(fixture, uuid_table(fixture), DETACHED_UUID.as_bytes())
+        After::overwrite(fixture, uuid_table(fixture), DETACHED_UUID.as_bytes());
     }) {
         let (cache, backing) = (&after.fixture.cache, &after.fixture.backing[0]);
         let said = Said::of(&[cache]);

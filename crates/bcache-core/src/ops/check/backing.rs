@@ -446,11 +446,11 @@ pub(super) fn check(
             let expected = relation.set_uuid;
             listener.problem(BackingProblem::OtherSet { path: path(), found, expected });
         }
-        Standing::Attached if state == BackingState::Stale => {
-            // A cache that was read whole and has nothing dirty of it has nothing that would be dropped.
-            if dirty.0 > 0 || !cache.doubts.is_empty() {
-                listener.problem(BackingProblem::Stale { path: path() });
-            }
+        // A cache that was read whole and has nothing dirty of it has nothing that would be dropped.
+        Standing::Attached
+            if state == BackingState::Stale && (dirty.0 > 0 || !cache.doubts.is_empty()) =>
+        {
+            listener.problem(BackingProblem::Stale { path: path() });
         }
         Standing::Attached if state != BackingState::Dirty && dirty.0 > 0 => {
             let (path, device) = (path(), member.device.handle);
@@ -490,13 +490,11 @@ pub(super) fn check(
 fn not_backing(member: &Member<'_>) -> BackingProblem {
     let path = member.path().clone();
     let superblock = member.device.superblock.as_ref();
-    match superblock.filter(|_| member.device.kind() == Some(Kind::Cache)) {
-        Some(sb) => BackingProblem::OtherCache { path, set_uuid: sb.set_uuid() },
-        None => {
-            let why = member.device.no_bcache().unwrap_or(OpenError::NotBcache);
-            BackingProblem::NotBacking { path, why }
-        }
+    if let Some(sb) = superblock.filter(|_| member.device.kind() == Some(Kind::Cache)) {
+        return BackingProblem::OtherCache { path, set_uuid: sb.set_uuid() };
     }
+    let why = member.device.no_bcache().unwrap_or(OpenError::NotBcache);
+    BackingProblem::NotBacking { path, why }
 }
 
 /// Judges a backing device whose cache is not here: what its superblock says of itself.
