@@ -99,6 +99,12 @@ const PRELUDE: &str = r#"
         register "$b"
         register "$c"
     }
+    # The devices of the other cases are copies of these, and not in this machine.
+    alone() {
+        mkdir -p /dev/hidden
+        for disk in /dev/vd*; do mv "$disk" /dev/hidden/; done
+        mv "/dev/hidden/$(basename "$b")" "/dev/hidden/$(basename "$c")" /dev/
+    }
 "#;
 
 const WHOLE: &str = "both; volume";
@@ -189,6 +195,22 @@ const FOLLOWED: &[Case] = &[
         damage: Some(released),
         advice: OF_RAN_ALONE,
         script: "follow write-back-ran-alone --yes; register $b; volume; state_is 'no cache'",
+        outcome: Outcome::Complete,
+    },
+    Case {
+        // The kernel gives the dirty data up as it attaches the device.
+        name: "given-up",
+        fixture: "dirty-61",
+        damage: Some(released),
+        advice: &["do-not-wipe", "export"],
+        script: "both; attach $b; wait_for 30 test -b /dev/bcache0; stop_all; advice
+            bcachectl check $c $b >/said || test $? = 4; grep uuid-detached-dirty /said
+            both; wait_for 30 test -b /dev/bcache0
+            bcachectl flush --timeout 60s $b; stop_all
+            bcachectl check $c $b >/said || test $? = 4; grep uuid-detached-dirty /said
+            follow export; restore; rm /exported*; register $b
+            wait_for 10 test -e /sys/block/$(basename $b)/bcache/running
+            echo 1 >/sys/block/$(basename $b)/bcache/running; volume",
         outcome: Outcome::Complete,
     },
     Case {
@@ -486,7 +508,7 @@ fn run(kernel: Kernel, cases: &[Case]) -> anyhow::Result<()> {
     for (index, it) in all.iter().enumerate() {
         let (backing, cache) = (Guest::disk_name(2 * index), Guest::disk_name(2 * index + 1));
         guest = guest.disk(&it.backing).disk(&it.cache).script(format!(
-            "stage {}\nb={backing}\nc={cache}\nadvice\n{}\nstop_all",
+            "stage {}\nb={backing}\nc={cache}\nalone\nadvice\n{}\nstop_all",
             it.case.name, it.case.script
         ));
     }
