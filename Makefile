@@ -28,17 +28,16 @@ demo:
 	tests/demo.sh
 
 # The whole test suite. The documentation's examples come first, so that the
-# last lines are the test runner's own counts. bcache-core must build without
-# any C library (feature blkid off). The fuzz targets have a lock file of their own,
-# which must be up to date. The allocator's concurrent code is checked on a model
-# checker's primitives, which make a build of their own.
+# last lines are the test runner's own counts. The fuzz targets have a lock file of their
+# own, which must be up to date. The allocator's concurrent code is checked on a model
+# checker's primitives, which make a build of their own: without any C library (feature
+# blkid off), so that bcache-core is known to build without one.
 check: deps kernels
 	$(CARGO) test --workspace --doc
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
-	$(CARGO) check -p bcache-core --no-default-features
 	$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml \
 		--filter-platform "$$(rustc -vV | sed -n 's/^host: //p')" >/dev/null
-	$(CARGO) test -p bcache-core --features model --test allocator_model
+	$(CARGO) test -p bcache-core --no-default-features --features model --test allocator_model
 	CARGO='$(CARGO)' tests/run.sh
 
 # The fuzz targets for a minute each, on the stable compiler.

@@ -338,7 +338,7 @@ fn the_dry_run_prints_what_is_written() -> anyhow::Result<()> {
         let options = Options { selection, skip_refused: false, walk: read.walk };
         let plan = plan(TrustedSet::read(&disk, &read, &mut |_| {})?, &options)?;
         let traced = TraceDevice::new(disk.snapshot());
-        run(&plan, &read, || Ok(&traced), &mut |_| {})?;
+        run(plan, &read, || Ok(&traced), &mut |_| {}).result?;
         let written: Vec<String> = traced
             .changes()
             .iter()

@@ -12,7 +12,7 @@ use bcache_core::layout::superblock::{
     BDEV_DATA_START_DEFAULT, BackingParams, CacheMode, CacheParams, Label, Replacement,
     SB_OFFSET_BYTES, Superblock,
 };
-use bcache_core::ops::invalidate::{Amount, Options, Selection, TrustedSet, plan, run};
+use bcache_core::ops::invalidate::{Amount, Finished, Options, Selection, TrustedSet, plan, run};
 use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{
     Invalidated, check_clean, invalidate, overwrite_buckets, run_invalidate, with_cache_set,
@@ -735,14 +735,14 @@ fn power_cuts(kernel: Kernel) -> anyhow::Result<()> {
         skip_refused: false,
         walk: read.walk,
     };
-    let plan = plan(TrustedSet::read(&disk, &read, &mut |_| {})?, &options)?;
-    let writes = plan.writes.as_ref().context("nothing to invalidate")?;
     let mut cases = vec![Case::copy(&scratch, "plain", &devices)?];
     let (mut old, mut new) = (0, 0);
     // The set, its flush, the entry, its flush; and no cut at all.
     for cut in 0..=4 {
         let device = SimDevice::new(&disk).with_power_cut_at(cut);
-        let result = run(&plan, &read, || Ok(&device), &mut |_| {});
+        let plan = plan(TrustedSet::read(&disk, &read, &mut |_| {})?, &options)?;
+        let Finished { chosen, result } = run(plan, &read, || Ok(&device), &mut |_| {});
+        let writes = chosen.writes.as_ref().context("nothing to invalidate")?;
         ensure!(result.is_err() == (cut < 4), "cut {cut}: {result:?}");
         let outcomes = [device.durable(), device.current(), device.crash(cut)];
         for (index, outcome) in outcomes.iter().enumerate() {
@@ -758,7 +758,7 @@ fn power_cuts(kernel: Kernel) -> anyhow::Result<()> {
             })?;
             if seq == writes.journal_seq {
                 new += 1;
-                overwrite_buckets(&image, plan.targets().map(|target| target.bucket.0))?;
+                overwrite_buckets(&image, chosen.targets().map(|target| target.bucket.0))?;
             } else {
                 old += 1;
             }

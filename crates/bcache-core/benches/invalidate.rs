@@ -31,8 +31,9 @@ fn invalidate(device: &dyn BlockDevice) -> (Duration, Duration, u64) {
     let set = TrustedSet::read(&device as &dyn ReadDevice, &read, &mut |_| {}).unwrap();
     let plan = plan(set, &options).unwrap();
     let planned = start.elapsed();
-    run(&plan, &read, || Ok(device), &mut |_| {}).unwrap();
-    (planned, start.elapsed(), plan.target_count())
+    let finished = run(plan, &read, || Ok(device), &mut |_| {});
+    finished.result.unwrap();
+    (planned, start.elapsed(), finished.chosen.target_count())
 }
 
 fn measure(path: &Path) {

@@ -145,6 +145,11 @@ impl Bucket {
             && self.gen_span() < crate::units::BUCKET_GC_GEN_MAX
     }
 
+    /// What marking its keys made of it.
+    pub(crate) const fn marked(self) -> Marked {
+        Marked(self.gc | if self.outgrown() { Marked::OUTGROWN } else { 0 })
+    }
+
     const fn set_mark(&mut self, mark: GcMark) {
         self.gc = self.gc & !MARK_MASK | mark.to_bits();
     }
@@ -155,6 +160,29 @@ impl Bucket {
         self.gc = self.gc & MARK_MASK | sum << SECTORS_SHIFT;
     }
 }
+
+/// What marking keys made of a bucket, in two bytes: [`Bucket::mark`], [`Bucket::sectors_used`], and
+/// whether pointers were outgrown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Marked(u16);
+
+impl Marked {
+    const OUTGROWN: u16 = 1 << 15;
+
+    pub(crate) const fn mark(self) -> GcMark {
+        GcMark::from_bits(self.0)
+    }
+
+    pub(crate) const fn sectors_used(self) -> u16 {
+        (self.0 & !Self::OUTGROWN) >> SECTORS_SHIFT
+    }
+
+    pub(crate) const fn outgrown(self) -> bool {
+        self.0 & Self::OUTGROWN != 0
+    }
+}
+
+const _: () = assert!(GC_SECTORS_USED_MAX << SECTORS_SHIFT < Marked::OUTGROWN);
 
 /// What marking a pointer found; each is told once for each pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +213,7 @@ pub enum MarkNote {
 }
 
 /// All buckets of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BucketTable {
     buckets: Vec<Bucket>,
     /// Of each bucket with markers of freed nodes, the oldest's gen.

@@ -58,8 +58,8 @@ fn what_must_not_go_is_refused_with_its_reason() {
     let named = |bucket: u64, last: u64| {
         let plan =
             plan_on(&sample.device, &options(Selection::Buckets(vec![bucket..=last]))).unwrap();
-        assert!(plan.stopped() && plan.writes.is_none());
-        let mut refused: Vec<_> = plan.refused().collect();
+        assert!(plan.chosen.stopped() && plan.chosen.writes.is_none());
+        let mut refused: Vec<_> = plan.chosen.refused().collect();
         assert!(!refused[0].1.to_string().is_empty() && !refused[0].1.instead().is_empty());
         (refused.len(), refused.remove(0))
     };
@@ -95,9 +95,12 @@ fn what_must_not_go_is_refused_with_its_reason() {
     // One that may go and one that may not: none goes, unless the refused one is to be skipped.
     let mut wanted = options(sample.buckets([CLEAN.start, DIRTY.start, BELOW_LIMIT]));
     let plan = plan_on(&sample.device, &wanted).unwrap();
-    assert_eq!((plan.stopped(), plan.target_count(), plan.refused_count()), (true, 2, 1));
+    assert_eq!(
+        (plan.chosen.stopped(), plan.chosen.target_count(), plan.chosen.refused_count()),
+        (true, 2, 1)
+    );
     let hash = sample.device.content_hash();
-    run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap();
+    run(plan, &read_options(), || Ok(&sample.device), &mut |_| {}).result.unwrap();
     assert_eq!(sample.device.content_hash(), hash);
     wanted.skip_refused = true;
     let gone = invalidate(&sample.device, &wanted).unwrap();
@@ -105,7 +108,7 @@ fn what_must_not_go_is_refused_with_its_reason() {
     assert_clean(&sample.device);
     // That was the last time for one of them.
     let again = plan_on(&sample.device, &options(sample.buckets([BELOW_LIMIT]))).unwrap();
-    let reasons: Vec<_> = again.refused().map(|(_, reason)| reason).collect();
+    let reasons: Vec<_> = again.chosen.refused().map(|(_, reason)| reason).collect();
     assert_eq!(reasons, [Reason::GenLimit { span: 96 }]);
 }
 
@@ -114,7 +117,7 @@ fn selections_name_what_they_say() {
     let sample = Sample::new();
     let select = |selection: Selection| {
         let plan = plan_on(&sample.device, &options(selection)).unwrap();
-        assert!(!plan.stopped());
+        assert!(!plan.chosen.stopped());
         targets(&plan)
     };
     // Sectors 1 before the end of one bucket to 1 after the start of the third.
@@ -144,8 +147,8 @@ fn selections_name_what_they_say() {
     assert_eq!(select(range(place - 4, 1)), [sample.data(replayed)]);
     let plan = plan_on(&sample.device, &options(range(0, 1 << 20))).unwrap();
     let dirty = (DIRTY.end - DIRTY.start) / 2 + REPLAY_DIRTY.end - REPLAY_DIRTY.start;
-    assert_eq!(plan.dirty_kept, Sectors(dirty * 4));
-    assert_eq!(plan.refused_count(), MIXED.end - MIXED.start);
+    assert_eq!(plan.chosen.dirty_kept, Sectors(dirty * 4));
+    assert_eq!(plan.chosen.refused_count(), MIXED.end - MIXED.start);
     for name in ["nobody", "7", ""] {
         let volume = Selection::Volume { volume: name.to_owned(), range: None };
         let error = plan_on(&sample.device, &options(volume)).unwrap_err();
@@ -178,7 +181,7 @@ fn policies_take_what_the_allocator_would() {
     let choose = |policy, count, seed| {
         let selection = Selection::Policy { policy, count, seed };
         let plan = plan_on(&sample.device, &options(selection)).unwrap();
-        let chain = plan.writes.as_ref().unwrap().chain.clone();
+        let chain = plan.chosen.writes.as_ref().unwrap().chain.clone();
         (targets(&plan), chain)
     };
     // So many that LRU has to go on from the unused buckets to those with data.
@@ -248,7 +251,7 @@ fn advice_is_given_for_each_kind_of_refusal() {
     let mut ranges: Vec<_> = named.iter().map(|&it| it..=it).collect();
     ranges.extend([0..=0, NBUCKETS + 5..=NBUCKETS + 5, NBUCKETS + 5..=NBUCKETS + 9]);
     let plan = plan_on(&sample.device, &options(Selection::Buckets(ranges))).unwrap();
-    let advice = plan.advice();
+    let advice = plan.chosen.advice();
     let kinds: Vec<_> =
         advice.iter().map(|Advice { kind, buckets, .. }| (*kind, *buckets)).collect();
     assert_eq!(
@@ -257,7 +260,7 @@ fn advice_is_given_for_each_kind_of_refusal() {
     );
     assert!(advice.iter().all(|it| !it.instead.is_empty()));
     let past = Reason::OutOfRange { first: NBUCKETS + 5, last: NBUCKETS + 9, nbuckets: NBUCKETS };
-    assert_eq!(plan.refused().last(), Some((BucketIndex(NBUCKETS + 5), past)));
+    assert_eq!(plan.chosen.refused().last(), Some((BucketIndex(NBUCKETS + 5), past)));
 }
 
 #[test]
@@ -267,13 +270,13 @@ fn a_policy_says_when_it_gives_up() {
     {
         let selection = Selection::Policy { policy, count, seed: 3 };
         let plan = plan_on(&sample.device, &options(selection)).unwrap();
-        let found = plan.target_count();
+        let found = plan.chosen.target_count();
         assert!(found < 3000);
-        assert_eq!(plan.gave_up, Some(GaveUp { found, wanted: count }), "{policy:?}");
+        assert_eq!(plan.chosen.gave_up, Some(GaveUp { found, wanted: count }), "{policy:?}");
     }
     let selection = Selection::Policy { policy: Policy::Random, count: 50, seed: 3 };
     let plan = plan_on(&sample.device, &options(selection)).unwrap();
-    assert_eq!((plan.target_count(), plan.gave_up), (50, None));
+    assert_eq!((plan.chosen.target_count(), plan.chosen.gave_up), (50, None));
 }
 
 #[test]

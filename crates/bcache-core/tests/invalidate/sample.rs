@@ -236,11 +236,17 @@ pub(crate) fn state_of(device: &dyn ReadDevice) -> State {
 }
 
 pub(crate) fn targets(plan: &InvalidatePlan<'_>) -> Vec<u64> {
-    plan.targets().map(|target| target.bucket.0).collect()
+    plan.chosen.targets().map(|target| target.bucket.0).collect()
 }
 
 pub(crate) fn invalidate(device: &MemoryDevice, options: &Options) -> Result<Vec<u64>, RunError> {
     let plan = plan_on(device, options).unwrap();
-    run(&plan, &read_options(), || Ok(device), &mut |_| {})?;
-    Ok(targets(&plan))
+    let planned = targets(&plan);
+    let finished = run(plan, &read_options(), || Ok(device), &mut |_| {});
+    // The lists are the same when the set has been read again.
+    assert_eq!(
+        finished.chosen.targets().map(|target| target.bucket.0).collect::<Vec<_>>(),
+        planned
+    );
+    finished.result.map(|()| planned)
 }

@@ -22,7 +22,9 @@ fn the_journal_is_never_overrun() {
         let before = state_of(&sample.device);
         let wanted = options(sample.buckets([CLEAN.start + u64::from(runs) % 90]));
         match plan_on(&sample.device, &wanted) {
-            Ok(plan) => run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap(),
+            Ok(plan) => {
+                run(plan, &read_options(), || Ok(&sample.device), &mut |_| {}).result.unwrap();
+            }
             Err(error) => break error,
         }
         runs += 1;
@@ -54,7 +56,7 @@ fn a_full_cache_has_no_room_for_a_chain() {
     // The bucket at the limit is unused too, and may serve.
     let error = all_but(1).unwrap_err();
     assert!(matches!(error, InvalidateError::TooFewUnused { needed: 3, found: 2 }), "{error:?}");
-    assert!(all_but(2).unwrap().writes.is_some());
+    assert!(all_but(2).unwrap().chosen.writes.is_some());
 }
 
 #[test]
@@ -104,8 +106,8 @@ fn entries_behind_a_damaged_one_stay_out_of_reach() {
         for bucket in CLEAN {
             let wanted = options(sample.buckets([bucket]));
             let plan = plan_on(&sample.device, &wanted).unwrap();
-            run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap();
-            places.push(plan.writes.as_ref().unwrap().place);
+            places.push(plan.chosen.writes.as_ref().unwrap().place);
+            run(plan, &read_options(), || Ok(&sample.device), &mut |_| {}).result.unwrap();
             let in_last =
                 places.iter().rev().take_while(|it| it.bucket == places[places.len() - 1].bucket);
             let (count, first) = (in_last.clone().count(), in_last.last().unwrap());
@@ -124,7 +126,7 @@ fn entries_behind_a_damaged_one_stay_out_of_reach() {
         let (before, hash) = (state_of(&sample.device), sample.device.content_hash());
         let wanted = options(sample.buckets([CLEAN.end - 1]));
         let error = plan_on(&sample.device, &wanted)
-            .map(|plan| run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}))
+            .map(|plan| run(plan, &read_options(), || Ok(&sample.device), &mut |_| {}))
             .unwrap_err();
         // The reader may find the entries first.
         assert!(
@@ -152,10 +154,10 @@ fn markers_of_freed_nodes_are_not_overrun() {
     let mut runs = 0;
     let reason = loop {
         let plan = plan_on(&sample.device, &wanted).unwrap();
-        if let Some((_, reason)) = plan.refused().next() {
+        if let Some((_, reason)) = plan.chosen.refused().next() {
             break reason;
         }
-        run(&plan, &read_options(), || Ok(&sample.device), &mut |_| {}).unwrap();
+        run(plan, &read_options(), || Ok(&sample.device), &mut |_| {}).result.unwrap();
         runs += 1;
         assert!(runs < 200);
     };

@@ -30,8 +30,8 @@ fn the_plan_is_what_is_written() {
         let sample = Sample::new();
         let plan = plan_on(&sample.device, &options(selection)).unwrap();
         let device = TraceDevice::new(&sample.device);
-        run(&plan, &read_options(), || Ok(&device), &mut |_| {}).unwrap();
         let whole = Plan { steps: plan.steps().collect() };
+        run(plan, &read_options(), || Ok(&device), &mut |_| {}).result.unwrap();
         whole.compare_with_trace(&device.events()).unwrap();
         assert_eq!(device.changes().len(), 3 + 1 + 1 + 1, "sets, flush, entry, flush");
     }
@@ -52,7 +52,7 @@ fn a_power_cut_leaves_the_old_state_or_the_new() {
         let old = state_of(&sample.device);
         let done = SimDevice::new(&sample.device);
         let plan = plan_on(&sample.device, &wanted).unwrap();
-        run(&plan, &read_options(), || Ok(&done), &mut |_| {}).unwrap();
+        run(plan, &read_options(), || Ok(&done), &mut |_| {}).result.unwrap();
         let new = state_of(&done.durable());
         assert_ne!(old, new);
         let changes = done.changes();
@@ -60,7 +60,8 @@ fn a_power_cut_leaves_the_old_state_or_the_new() {
         let (mut found_old, mut found_new, mut images) = (0, 0, 0u32);
         for cut in 0..=changes {
             let device = SimDevice::new(&sample.device).with_power_cut_at(cut);
-            let result = run(&plan, &read_options(), || Ok(&device), &mut |_| {});
+            let plan = plan_on(&sample.device, &wanted).unwrap();
+            let result = run(plan, &read_options(), || Ok(&device), &mut |_| {}).result;
             assert_eq!(result.is_err(), cut < changes, "cut {cut}: {result:?}");
             let mut outcomes: Vec<MemoryDevice> =
                 device.crash_images(CrashUnit::Write, 20).unwrap().collect();
@@ -103,7 +104,7 @@ fn an_error_says_what_the_device_holds() {
     let old = state_of(&sample.device);
     let count = |device: &FaultDevice<MemoryDevice>| {
         let plan = plan_on(device, &wanted)?;
-        Ok::<_, InvalidateError>(run(&plan, &read_options(), || Ok(device), &mut |_| {}))
+        Ok::<_, InvalidateError>(run(plan, &read_options(), || Ok(device), &mut |_| {}).result)
     };
     let whole = FaultDevice::new(sample.device.snapshot());
     count(&whole).unwrap().unwrap();
@@ -196,7 +197,7 @@ fn a_device_that_forgets_writes_is_found_out() {
         let old = state_of(&sample.device);
         let plan = plan_on(&sample.device, &options(Selection::AllClean)).unwrap();
         let device = ForgetfulDevice { inner: &sample.device, forgets, writes: AtomicU64::new(0) };
-        let error = run(&plan, &read_options(), || Ok(&device), &mut |_| {}).unwrap_err();
+        let error = run(plan, &read_options(), || Ok(&device), &mut |_| {}).result.unwrap_err();
         if forgets < 3 {
             assert!(matches!(error, RunError::VerifySets(_)), "{error:?}");
             assert_eq!(error.state(), DeviceState::Old);
@@ -275,7 +276,7 @@ fn a_wrong_gen_is_not_proven() {
             change,
             written: Mutex::default(),
         };
-        let error = run(&plan, &read_options(), || Ok(&device), &mut |_| {}).unwrap_err();
+        let error = run(plan, &read_options(), || Ok(&device), &mut |_| {}).result.unwrap_err();
         assert_eq!(error.state(), DeviceState::Undefined, "{error:?}");
         error
     };
@@ -306,7 +307,7 @@ fn a_device_that_changed_since_is_not_written() {
     let other = sample.device.snapshot();
     invalidate(&other, &options(Selection::Coldest(Amount::Count(1)))).unwrap();
     let hash = other.content_hash();
-    let error = run(&plan, &read_options(), || Ok(&other), &mut |_| {}).unwrap_err();
+    let error = run(plan, &read_options(), || Ok(&other), &mut |_| {}).result.unwrap_err();
     assert!(matches!(error, RunError::Changed { .. }), "{error:?}");
     assert_eq!((error.state(), other.content_hash()), (DeviceState::Unchanged, hash));
 }

@@ -12,7 +12,7 @@ use bcache_core::cache_set::{Progress, ReadOptions};
 use bcache_core::device::holders::Holder;
 use bcache_core::device::{DeviceError, file};
 use bcache_core::ops::invalidate::{
-    self, DeviceState, InvalidatePlan, Options, RunError, RunProgress, TrustedSet,
+    self, Chosen, DeviceState, Finished, InvalidatePlan, Options, RunError, RunProgress, TrustedSet,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -47,22 +47,23 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     drop(bar);
     let plan = invalidate::plan(set?, &options)?;
 
-    let nothing_left = names_buckets && plan.writes.is_none() && plan.refused_count() > 0;
-    if plan.stopped() || nothing_left {
+    let chosen = &plan.chosen;
+    let nothing_left = names_buckets && chosen.writes.is_none() && chosen.refused_count() > 0;
+    if chosen.stopped() || nothing_left {
         // Each bucket is told once: by the list for people, and else by the message.
-        return Err(match show(args, &plan, render::Outcome::Refused) {
-            Ok(()) if !args.write.script.json => refused(&plan, true),
+        return Err(match show(args, chosen, render::Outcome::Refused) {
+            Ok(()) if !args.write.script.json => refused(chosen, true),
             Err(error) if !is_broken_pipe(&error) => {
-                refused(&plan, false).context(format!("the list could not be written ({error:#})"))
+                refused(chosen, false).context(format!("the list could not be written ({error:#})"))
             }
-            _ => refused(&plan, false),
+            _ => refused(chosen, false),
         });
     }
     if args.write.dry_run {
-        show(args, &plan, render::Outcome::DryRun)?;
+        show_dry_run(args, &plan)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if plan.writes.is_some() && !args.write.script.yes && !confirm(path, &plan)? {
+    if chosen.writes.is_some() && !args.write.script.yes && !confirm(path, chosen)? {
         bail!("nothing was written");
     }
     let mut bar = Bar::new("writing");
@@ -72,18 +73,19 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
         RunProgress::Proving(progress) => bar.reading(progress),
     };
     let open = || file::open_write(path);
-    let done = invalidate::run_with_undo(&plan, &read, undo.as_ref(), open, &mut tell);
+    let Finished { chosen, result } =
+        invalidate::run_with_undo(plan, &read, undo.as_ref(), open, &mut tell);
     drop(bar);
     undo::tell(undo.as_ref());
-    if let Err(error) = done {
+    if let Err(error) = result {
         if args.write.script.json {
             // What failed before says more than that this could not be told.
-            let _ = show(args, &plan, render::Outcome::Failed(error.state()));
+            let _ = show(args, &chosen, render::Outcome::Failed(error.state()));
         }
         return Err(failure(path, error));
     }
-    match show(args, &plan, render::Outcome::Done) {
-        Err(error) if plan.writes.is_some() && !is_broken_pipe(&error) => {
+    match show(args, &chosen, render::Outcome::Done) {
+        Err(error) if chosen.writes.is_some() && !is_broken_pipe(&error) => {
             let what =
                 "the buckets are invalidated, which was proven; the report could not be written";
             Err(ExitError::wrap(Failure::Unreported, error.context(what)))
@@ -92,21 +94,31 @@ pub fn run(args: &InvalidateArgs) -> Result<ExitCode> {
     }
 }
 
-fn show(args: &InvalidateArgs, plan: &InvalidatePlan<'_>, outcome: render::Outcome) -> Result<()> {
+fn show(args: &InvalidateArgs, chosen: &Chosen<'_>, outcome: render::Outcome) -> Result<()> {
     let mut out = Out::stdout();
     if args.write.script.json {
-        render::json(&mut out, plan, outcome)?;
+        render::json(&mut out, chosen, outcome)?;
     } else {
-        render::text(&mut out, plan, outcome)?;
+        render::text(&mut out, chosen, outcome)?;
+    }
+    out.finish()
+}
+
+fn show_dry_run(args: &InvalidateArgs, plan: &InvalidatePlan<'_>) -> Result<()> {
+    let mut out = Out::stdout();
+    if args.write.script.json {
+        render::json(&mut out, &plan.chosen, render::Outcome::DryRun)?;
+    } else {
+        render::dry_run(&mut out, plan)?;
     }
     out.finish()
 }
 
 /// Asks on the terminal.
-fn confirm(path: &Path, plan: &InvalidatePlan<'_>) -> Result<bool> {
+fn confirm(path: &Path, chosen: &Chosen<'_>) -> Result<bool> {
     let mut stderr = io::stderr();
-    writeln!(stderr, "{}: {}", path.display(), render::headline(plan, render::Outcome::DryRun))?;
-    render::totals(&mut stderr, plan)?;
+    writeln!(stderr, "{}: {}", path.display(), render::headline(chosen, render::Outcome::DryRun))?;
+    render::totals(&mut stderr, chosen)?;
     Ok(confirm::go_on()?)
 }
 
@@ -128,14 +140,17 @@ fn in_use(error: DeviceError) -> anyhow::Error {
     })
 }
 
-fn refused(plan: &InvalidatePlan<'_>, is_listed: bool) -> anyhow::Error {
-    let count = plan.refused_count();
-    let skip =
-        if plan.target_count() > 0 { "; to invalidate the others, add --skip-refused" } else { "" };
+fn refused(chosen: &Chosen<'_>, is_listed: bool) -> anyhow::Error {
+    let count = chosen.refused_count();
+    let skip = if chosen.target_count() > 0 {
+        "; to invalidate the others, add --skip-refused"
+    } else {
+        ""
+    };
     if is_listed {
         return anyhow::anyhow!("nothing was written, {count} refused{skip}");
     }
-    let told: Vec<String> = plan
+    let told: Vec<String> = chosen
         .refused()
         .take(REFUSED_TOLD)
         .map(|(bucket, reason)| format!("bucket {bucket}: {reason}"))
@@ -145,7 +160,7 @@ fn refused(plan: &InvalidatePlan<'_>, is_listed: bool) -> anyhow::Error {
         more => format!("; and {more} more"),
     };
     let advice: Vec<String> =
-        plan.advice().iter().map(|it| format!("{}: {}", it.kind, it.instead)).collect();
+        chosen.advice().iter().map(|it| format!("{}: {}", it.kind, it.instead)).collect();
     anyhow::anyhow!(
         "nothing was written, {count} refused ({}{more}). What to do: {}{skip}",
         told.join("; "),

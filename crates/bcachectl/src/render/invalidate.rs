@@ -5,10 +5,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use bcache_core::cache_set::CacheSet;
-use bcache_core::ops::invalidate::{
-    DeviceState, GaveUp, InvalidatePlan, Target, Writes, volume_name,
-};
+use bcache_core::ops::invalidate::{Chosen, DeviceState, GaveUp, InvalidatePlan, Target, Writes};
 use bcache_core::ops::plan::Step;
 use bcache_core::units::{BucketIndex, SECTOR_BYTES, format_bytes};
 use serde::Serialize;
@@ -41,10 +38,10 @@ impl Outcome {
     }
 
     /// What was written, or would be; nothing where the cache is certainly as it was.
-    const fn writes<'p>(self, plan: &'p InvalidatePlan<'_>) -> Option<&'p Writes> {
+    const fn writes<'p>(self, chosen: &'p Chosen<'_>) -> Option<&'p Writes> {
         match self {
             Self::Refused | Self::Failed(DeviceState::Unchanged | DeviceState::Old) => None,
-            Self::DryRun | Self::Done | Self::Failed(_) => plan.writes.as_ref(),
+            Self::DryRun | Self::Done | Self::Failed(_) => chosen.writes.as_ref(),
         }
     }
 }
@@ -84,21 +81,21 @@ struct RefusedReport {
 }
 
 /// Writes the JSON object that the man page documents.
-pub fn json(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -> Result<()> {
-    let writes = outcome.writes(plan);
+pub fn json(out: &mut impl Write, chosen: &Chosen<'_>, outcome: Outcome) -> Result<()> {
+    let writes = outcome.writes(chosen);
     write!(out, "{{\"state\":\"{}\",\n\"invalidated\":", outcome.state())?;
-    let targets = plan.targets().filter(|_| writes.is_some()).map(TargetReport::from);
+    let targets = chosen.targets().filter(|_| writes.is_some()).map(TargetReport::from);
     list(out, targets)?;
     write!(out, ",\n\"refused\":")?;
-    let refused = plan.refused().map(|(bucket, reason)| RefusedReport {
+    let refused = chosen.refused().map(|(bucket, reason)| RefusedReport {
         bucket,
         reason: reason.to_string(),
         kind: reason.kind(),
     });
     list(out, refused)?;
     write!(out, ",\n\"advice\":")?;
-    list(out, plan.advice().iter())?;
-    let gave_up = plan.gave_up.map(|it| GaveUpReport { found: it.found, wanted: it.wanted });
+    list(out, chosen.advice().iter())?;
+    let gave_up = chosen.gave_up.map(|it| GaveUpReport { found: it.found, wanted: it.wanted });
     let chain = writes.map(|writes| writes.chain.as_slice()).unwrap_or_default();
     let seq = writes.map(|writes| writes.journal_seq);
     writeln!(
@@ -123,8 +120,8 @@ fn list(out: &mut impl Write, elements: impl Iterator<Item = impl Serialize>) ->
 }
 
 /// What happens, in one line.
-pub fn headline(plan: &InvalidatePlan<'_>, outcome: Outcome) -> String {
-    let count = plan.target_count();
+pub fn headline(chosen: &Chosen<'_>, outcome: Outcome) -> String {
+    let count = chosen.target_count();
     let buckets = if count == 1 { "1 bucket".to_owned() } else { format!("{count} buckets") };
     match outcome {
         _ if count == 0 => "nothing to invalidate".to_owned(),
@@ -136,31 +133,30 @@ pub fn headline(plan: &InvalidatePlan<'_>, outcome: Outcome) -> String {
 }
 
 /// Whose data goes, volume by volume, and what stays.
-pub fn totals(out: &mut impl Write, plan: &InvalidatePlan<'_>) -> Result<()> {
-    let set = plan.set();
-    for (&slot, taken) in &plan.survey.taken {
-        let cached = plan.survey.cached.get(&slot).copied().unwrap_or_default();
+pub fn totals(out: &mut impl Write, chosen: &Chosen<'_>) -> Result<()> {
+    for (&slot, taken) in &chosen.survey.taken {
+        let cached = chosen.survey.cached.get(&slot).copied().unwrap_or_default();
         writeln!(
             out,
             "  volume {slot} ({}): {} of {} cached",
-            volume_name(set, slot),
+            chosen.volume_name(slot),
             format_bytes(taken.cached_sectors.bytes()),
             format_bytes(cached.cached_sectors.bytes()),
         )?;
     }
-    if plan.dirty_kept.0 > 0 {
-        let kept = format_bytes(plan.dirty_kept.bytes());
+    if chosen.dirty_kept.0 > 0 {
+        let kept = format_bytes(chosen.dirty_kept.bytes());
         writeln!(out, "  {kept} of dirty data stay: the backing device lacks them")?;
     }
     Ok(())
 }
 
-/// Writes it for people.
-pub fn text(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -> Result<()> {
-    let set = plan.set();
-    if outcome == Outcome::DryRun && plan.target_count() > 0 {
+/// Writes for people what would happen: each bucket, and each step.
+pub fn dry_run(out: &mut impl Write, plan: &InvalidatePlan<'_>) -> Result<()> {
+    let chosen = &plan.chosen;
+    if chosen.target_count() > 0 {
         writeln!(out, "{:>10} {:>6} {:>9} {:>8}  volumes", "bucket", "prio", "gen", "sectors")?;
-        for target in plan.targets() {
+        for target in chosen.targets() {
             writeln!(
                 out,
                 "{:>10} {:>6} {:>9} {:>8}  {}",
@@ -168,61 +164,70 @@ pub fn text(out: &mut impl Write, plan: &InvalidatePlan<'_>, outcome: Outcome) -
                 target.prio.0,
                 format!("{}->{}", target.gen_before.0, target.gen_after.0),
                 target.sectors.0,
-                owners(plan, set, target.bucket)
+                owners(plan, target.bucket)
             )?;
         }
         writeln!(out)?;
     }
-    if plan.refused_count() > 0 {
-        writeln!(out, "refused:")?;
-        for (bucket, reason) in plan.refused() {
-            writeln!(out, "{:>10}  {reason}", bucket.0)?;
-        }
-        writeln!(out, "\nwhat to do instead:")?;
-        for advice in plan.advice() {
-            writeln!(out, "  {} ({}): {}", advice.kind, advice.buckets, advice.instead)?;
-        }
-        writeln!(out)?;
+    summary(out, chosen, Outcome::DryRun)?;
+    if chosen.writes.is_some() {
+        writeln!(out, "\nwould be written:")?;
     }
-    writeln!(out, "{}", headline(plan, outcome))?;
-    if let Some(GaveUp { found, wanted }) = plan.gave_up {
-        writeln!(out, "  the policy gave up after {found} of {wanted} buckets")?;
-    }
-    totals(out, plan)?;
-    if let Some(writes) = outcome.writes(plan) {
-        if outcome == Outcome::DryRun {
-            writeln!(out, "\nwould be written:")?;
-            for step in plan.steps() {
-                match step {
-                    Step::Write { kind, offset, data } => writeln!(
-                        out,
-                        "  {kind}: {} at sector {}",
-                        format_bytes(data.len() as u64),
-                        offset / SECTOR_BYTES
-                    )?,
-                    Step::Flush => writeln!(out, "  flush")?,
-                    Step::Zero { .. } | Step::Discard { .. } => {}
-                }
-            }
-        } else {
-            let chain: Vec<String> = writes.chain.iter().map(ToString::to_string).collect();
-            writeln!(
+    for step in plan.steps() {
+        match step {
+            Step::Write { kind, offset, data } => writeln!(
                 out,
-                "  new prio chain in bucket{} {}, journal entry {}",
-                if chain.len() == 1 { "" } else { "s" },
-                chain.join(", "),
-                writes.journal_seq
-            )?;
+                "  {kind}: {} at sector {}",
+                format_bytes(data.len() as u64),
+                offset / SECTOR_BYTES
+            )?,
+            Step::Flush => writeln!(out, "  flush")?,
+            Step::Zero { .. } | Step::Discard { .. } => {}
         }
     }
     Ok(())
 }
 
+/// Writes for people what has happened.
+pub fn text(out: &mut impl Write, chosen: &Chosen<'_>, outcome: Outcome) -> Result<()> {
+    summary(out, chosen, outcome)?;
+    if let Some(writes) = outcome.writes(chosen) {
+        let chain: Vec<String> = writes.chain.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "  new prio chain in bucket{} {}, journal entry {}",
+            if chain.len() == 1 { "" } else { "s" },
+            chain.join(", "),
+            writes.journal_seq
+        )?;
+    }
+    Ok(())
+}
+
+fn summary(out: &mut impl Write, chosen: &Chosen<'_>, outcome: Outcome) -> Result<()> {
+    if chosen.refused_count() > 0 {
+        writeln!(out, "refused:")?;
+        for (bucket, reason) in chosen.refused() {
+            writeln!(out, "{:>10}  {reason}", bucket.0)?;
+        }
+        writeln!(out, "\nwhat to do instead:")?;
+        for advice in chosen.advice() {
+            writeln!(out, "  {} ({}): {}", advice.kind, advice.buckets, advice.instead)?;
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "{}", headline(chosen, outcome))?;
+    if let Some(GaveUp { found, wanted }) = chosen.gave_up {
+        writeln!(out, "  the policy gave up after {found} of {wanted} buckets")?;
+    }
+    totals(out, chosen)
+}
+
 /// Whose data is in a bucket, by name.
-fn owners(plan: &InvalidatePlan<'_>, set: &CacheSet<'_>, bucket: BucketIndex) -> String {
-    let (slots, more) = plan.survey.volumes_of(bucket);
+fn owners(plan: &InvalidatePlan<'_>, bucket: BucketIndex) -> String {
+    let (slots, more) = plan.volumes_of(bucket);
     let mut names: Vec<String> =
-        slots.iter().map(|&slot| format!("{slot} ({})", volume_name(set, slot))).collect();
+        slots.iter().map(|&slot| format!("{slot} ({})", plan.chosen.volume_name(slot))).collect();
     if more {
         names.push("others".to_owned());
     }

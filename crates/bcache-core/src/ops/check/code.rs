@@ -255,7 +255,7 @@ codes! {
         "Name the right device; the list of the machine's devices has it.";
     BackingNotInTable = 704, "backing-not-in-table", DataAtRisk,
         "A backing device says that it is attached, and the uuid table does not have it.",
-        "Do not register both before a repair: the kernel would not find dirty data of the device, and may give it a slot with clean data of another.";
+        "Do not register both: the kernel would not find dirty data of the device, and may give it a slot with clean data of another. A repair enters the device in the table again where it can tell which slot is the device's.";
     BackingStateClean = 705, "backing-state-clean", DataAtRisk,
         "A backing device counts as clean, and the cache holds dirty data of it.",
         "Do not run the device without the cache: data would be lost.";

@@ -209,6 +209,7 @@ fn is_unreadable(error: &InvalidateError) -> bool {
         InvalidateError::NoCache { source, .. } => {
             matches!(source, ReadError::OutOfMemory { .. } | ReadError::Open(OpenError::Device(_)))
         }
+        InvalidateError::NoMemory(_) => true,
         _ => false,
     }
 }

@@ -26,10 +26,13 @@
 //! Afterwards the whole cache set is read again, and every bucket and volume must be as planned.
 //!
 //! Memory: 9 bytes a bucket for what the device holds and whose it is; 12 where more than seven volumes
-//! are cached. While the result is read again, 8 more. With the buffers of the reader that is 580 MB
-//! for 33.5 million buckets. The policies take 8 for the allocator's table, before that.
+//! are cached. Before the result is read again, that shrinks to 3 (see the module `before`), and the
+//! reading takes its own 8: with the buffers of the reader @MB@ MB for 33.5 million buckets. The policies
+//! take 8 for the allocator's table, before that.
 
+mod before;
 mod bits;
+mod chosen;
 mod error;
 mod refusal;
 mod rehearse;
@@ -40,11 +43,13 @@ mod trust;
 mod writes;
 
 pub use bits::BucketBits;
+pub use chosen::Chosen;
 pub use error::{DeviceState, InvalidateError, ProofError, RunError};
 pub use refusal::{DirtyShare, Reason};
-pub use run::{RunProgress, run, run_with_undo};
+pub use run::{Finished, RunProgress, run, run_with_undo};
 pub use select::{Amount, Selection};
-pub use survey::{Survey, volume_name};
+use survey::Owners;
+pub use survey::Survey;
 pub use trust::TrustedSet;
 pub(in crate::ops) use trust::{Unsound, blocks, read_sound};
 pub use writes::Writes;
@@ -104,19 +109,9 @@ pub struct Advice {
 /// An invalidation that is decided and not carried out.
 #[derive(Debug)]
 pub struct InvalidatePlan<'d> {
-    set: CacheSet<'d>,
-    targets: BucketBits,
-    refused: BucketBits,
-    out_of_range: Vec<(BucketIndex, Reason)>,
-    stopped: bool,
-    /// Dirty sectors that stay where a volume's clean data was asked for.
-    pub dirty_kept: Sectors,
-    /// Where the policy found fewer buckets than it was to take.
-    pub gave_up: Option<GaveUp>,
-    /// Whose data is where.
-    pub survey: Survey,
-    /// What is written; `None` where there is nothing to invalidate, or a named bucket is refused.
-    pub writes: Option<Writes>,
+    /// Which buckets it is about, and what would be written.
+    pub chosen: Chosen<'d>,
+    owners: Owners,
 }
 
 /// Plans the invalidation of what `options` say, or refuses it.
@@ -126,103 +121,44 @@ pub fn plan<'d>(
 ) -> Result<InvalidatePlan<'d>, InvalidateError> {
     let set = set.0;
     let selected = select::select(&set, &options.walk, &options.selection)?;
-    let select::Selected { targets, refused, out_of_range, dirty_kept, gave_up } = selected;
-    let survey = Survey::new(&set, &options.walk, &targets, &refused)?;
-    let any_refused = !refused.is_empty() || !out_of_range.is_empty();
-    let stopped = any_refused && options.selection.names_buckets() && !options.skip_refused;
-    let writes =
-        if stopped || targets.is_empty() { None } else { Some(writes::plan(&set, &targets)?) };
+    let (survey, owners) =
+        survey::survey(&set, &options.walk, &selected.targets, &selected.refused)?;
+    let stopped =
+        selected.any_refused() && options.selection.names_buckets() && !options.skip_refused;
+    let writes = if stopped || selected.targets.is_empty() {
+        None
+    } else {
+        Some(writes::plan(&set, &selected.targets)?)
+    };
     writes.iter().try_for_each(|writes| rehearse::rehearse(&set, writes))?;
-    Ok(InvalidatePlan {
-        set,
-        targets,
-        refused,
-        out_of_range,
-        stopped,
-        dirty_kept,
-        gave_up,
-        survey,
-        writes,
-    })
+    Ok(InvalidatePlan { chosen: Chosen::new(set, selected, stopped, survey, writes), owners })
 }
 
 impl<'d> InvalidatePlan<'d> {
     /// The cache set as it was read.
     pub const fn set(&self) -> &CacheSet<'d> {
-        &self.set
+        self.chosen.set()
     }
 
-    /// Whether nothing is to be written because a bucket that was named is refused.
-    pub const fn stopped(&self) -> bool {
-        self.stopped
+    /// The slots of the volumes that have data in `bucket`; the flag says that there are more.
+    pub fn volumes_of(&self, bucket: BucketIndex) -> (Vec<u32>, bool) {
+        self.owners.of(bucket)
     }
 
-    /// Number of buckets that may be invalidated.
-    pub const fn target_count(&self) -> u64 {
-        self.targets.len()
-    }
-
-    /// Whether a bucket is among those that may be invalidated.
-    pub(crate) fn is_target(&self, bucket: BucketIndex) -> bool {
-        self.targets.contains(bucket)
-    }
-
-    /// The buckets that may be invalidated, ascending.
-    pub fn targets(&self) -> impl Iterator<Item = Target> + '_ {
-        self.targets.iter().map(|number| {
-            let bucket = self.set.table.get(number).copied().unwrap_or_default();
-            let sectors = self.survey.sectors_of(number);
-            Target {
-                bucket: number,
-                prio: bucket.prio(),
-                gen_before: bucket.bucket_gen(),
-                gen_after: bucket.bucket_gen().next(),
-                sectors: Sectors(sectors.unwrap_or(u64::from(bucket.sectors_used()))),
-            }
-        })
-    }
-
-    /// What is written, step by step; nothing where [`Self::writes`] is `None`.
+    /// What is written, step by step; nothing where [`Chosen::writes`] is `None`.
     pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
-        self.writes.iter().flat_map(|writes| {
-            writes.sets(&self.set, &self.targets).chain(writes.commit.steps.iter().cloned())
+        let Chosen { writes, targets, .. } = &self.chosen;
+        writes.iter().flat_map(|writes| {
+            writes.sets(self.set(), targets).chain(writes.commit.steps.iter().cloned())
         })
     }
 
     /// Bytes that [`run`] reports as written by the time it has succeeded.
     pub fn write_bytes(&self) -> u64 {
-        let set_bytes = self.set.geometry().meta_bucket_bytes();
-        self.writes.as_ref().map_or(0, |writes| {
+        let set_bytes = self.set().geometry().meta_bucket_bytes();
+        self.chosen.writes.as_ref().map_or(0, |writes| {
             let sets = set_bytes.saturating_mul(writes.chain.len() as u64);
             sets.saturating_add(writes.commit.progress_bytes())
         })
-    }
-
-    /// Number of buckets that are refused; a range past the end of the device counts as one.
-    pub fn refused_count(&self) -> u64 {
-        self.refused.len() + self.out_of_range.len() as u64
-    }
-
-    /// The buckets that are refused, ascending, and why.
-    pub fn refused(&self) -> impl Iterator<Item = (BucketIndex, Reason)> + '_ {
-        let reasons = self.refused.iter().map(|number| {
-            let shares = || self.survey.shares_of(&self.set, number);
-            (number, refusal::reason(&self.set, number, shares))
-        });
-        reasons.chain(self.out_of_range.iter().cloned())
-    }
-
-    /// What can be done about the refused buckets: once for each kind of reason, in the order in
-    /// which they come.
-    pub fn advice(&self) -> Vec<Advice> {
-        let mut advice: Vec<Advice> = Vec::new();
-        for (_, reason) in self.refused() {
-            let (kind, instead) = (reason.kind(), reason.instead());
-            match advice.iter_mut().find(|known| known.kind == kind) {
-                Some(known) => known.buckets += 1,
-                None => advice.push(Advice { kind, buckets: 1, instead }),
-            }
-        }
-        advice
     }
 }

@@ -168,31 +168,45 @@ pub(super) fn is_legal(set: &CacheSet<'_>, number: BucketIndex, bucket: Bucket) 
         && set.table.freed_node_span(number) < BUCKET_GC_GEN_MAX
 }
 
-/// Why a bucket that is not legal is not; `shares` are told where it is dirty.
-pub(super) fn reason(
-    set: &CacheSet<'_>,
-    number: BucketIndex,
-    shares: impl FnOnce() -> Vec<DirtyShare>,
-) -> Reason {
-    let geometry = set.geometry();
-    let Some(bucket) = set.table.get(number) else {
-        return Reason::OutOfRange {
-            first: number.0,
-            last: number.0,
-            nbuckets: geometry.nbuckets(),
-        };
-    };
-    if number < geometry.first_bucket() {
-        return Reason::BeforeFirst { first_bucket: geometry.first_bucket() };
-    }
-    if bucket.mark() == GcMark::Dirty {
-        return Reason::Dirty { shares: shares() };
-    }
-    match set.metadata_role(number) {
-        Some(role) => Reason::Metadata { role },
-        None if bucket.gen_span() >= BUCKET_GC_GEN_MAX => {
-            Reason::GenLimit { span: bucket.gen_span() }
+/// Why a bucket of the device is not legal, in few bytes: there can be millions.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cause {
+    BeforeFirst,
+    Dirty,
+    Metadata(MetadataRole),
+    GenLimit(u8),
+    FreedNodeLimit(u8),
+}
+
+impl Cause {
+    /// Why `number` is not legal.
+    pub(super) fn of(set: &CacheSet<'_>, number: BucketIndex) -> Self {
+        let bucket = set.table.get(number).copied().unwrap_or_default();
+        if number < set.geometry().first_bucket() {
+            return Self::BeforeFirst;
         }
-        None => Reason::FreedNodeLimit { span: set.table.freed_node_span(number) },
+        if bucket.mark() == GcMark::Dirty {
+            return Self::Dirty;
+        }
+        match set.metadata_role(number) {
+            Some(role) => Self::Metadata(role),
+            None if bucket.gen_span() >= BUCKET_GC_GEN_MAX => Self::GenLimit(bucket.gen_span()),
+            None => Self::FreedNodeLimit(set.table.freed_node_span(number)),
+        }
+    }
+
+    /// The same as it is told; `shares` are those of a dirty bucket.
+    pub(super) fn reason(
+        self,
+        first_bucket: BucketIndex,
+        shares: impl FnOnce() -> Vec<DirtyShare>,
+    ) -> Reason {
+        match self {
+            Self::BeforeFirst => Reason::BeforeFirst { first_bucket },
+            Self::Dirty => Reason::Dirty { shares: shares() },
+            Self::Metadata(role) => Reason::Metadata { role },
+            Self::GenLimit(span) => Reason::GenLimit { span },
+            Self::FreedNodeLimit(span) => Reason::FreedNodeLimit { span },
+        }
     }
 }

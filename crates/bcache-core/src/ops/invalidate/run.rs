@@ -3,7 +3,10 @@
 use crate::cache_set::{CacheSet, GcMark, Progress, ReadOptions};
 use crate::device::{BlockDevice, DeviceError};
 use crate::ops::commit::is_unchanged;
-use crate::ops::invalidate::{InvalidatePlan, ProofError, RunError, TrustedSet, Writes};
+use crate::ops::invalidate::before::Before;
+use crate::ops::invalidate::{
+    Chosen, InvalidatePlan, ProofError, RunError, Survey, TrustedSet, Writes,
+};
 use crate::ops::plan::{apply, apply_each};
 use crate::ops::undo::{Saving, StepSink, UndoLog, Watch};
 use crate::ops::verify::{verify, verify_each};
@@ -18,57 +21,100 @@ pub enum RunProgress {
     Proving(Progress),
 }
 
+/// What became of a plan, and what it was about.
+#[derive(Debug)]
+#[must_use]
+pub struct Finished<'d> {
+    /// The buckets, as they were before.
+    pub chosen: Chosen<'d>,
+    /// Whether they are invalidated, which was proven.
+    pub result: Result<(), RunError>,
+}
+
 /// Writes what `plan` says to the device that `open` claims, and proves the result.
 ///
 /// `open` gives the device that the plan was made from, for writing and for this process alone. A
 /// plan without writes does nothing. [`RunError::state`] says what an error leaves.
-pub fn run<D: BlockDevice>(
-    plan: &InvalidatePlan<'_>,
+pub fn run<'d, D: BlockDevice>(
+    plan: InvalidatePlan<'d>,
     options: &ReadOptions,
     open: impl FnOnce() -> Result<D, DeviceError>,
     progress: &mut dyn FnMut(RunProgress),
-) -> Result<(), RunError> {
+) -> Finished<'d> {
     run_with_undo(plan, options, None, open, progress)
 }
 
 /// The same, where what is overwritten is saved to `undo` first.
-pub fn run_with_undo<D: BlockDevice>(
-    plan: &InvalidatePlan<'_>,
+pub fn run_with_undo<'d, D: BlockDevice>(
+    plan: InvalidatePlan<'d>,
     options: &ReadOptions,
     undo: Option<&UndoLog>,
     open: impl FnOnce() -> Result<D, DeviceError>,
     progress: &mut dyn FnMut(RunProgress),
-) -> Result<(), RunError> {
-    let Some(writes) = &plan.writes else { return Ok(()) };
+) -> Finished<'d> {
+    let written = write(&plan, undo, open, progress);
+    // Whose data is where is for the plan alone, and takes memory.
+    let InvalidatePlan { mut chosen, owners } = plan;
+    drop(owners);
+    let result = match written {
+        Ok(Some(device)) => prove(&mut chosen, &device, options, progress),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    Finished { chosen, result }
+}
+
+/// The device, where anything was written.
+fn write<D: BlockDevice>(
+    plan: &InvalidatePlan<'_>,
+    undo: Option<&UndoLog>,
+    open: impl FnOnce() -> Result<D, DeviceError>,
+    progress: &mut dyn FnMut(RunProgress),
+) -> Result<Option<D>, RunError> {
+    let (set, chosen) = (plan.set(), &plan.chosen);
+    let Some(writes) = &chosen.writes else { return Ok(None) };
     let device = open().map_err(RunError::Claim)?;
-    if !is_unchanged(plan.set(), &device).map_err(RunError::Claim)? {
+    if !is_unchanged(set, &device).map_err(RunError::Claim)? {
         return Err(RunError::Changed { path: device.info().path.clone() });
     }
     if let Some(undo) = undo {
         let steps = |sink: StepSink<'_>| plan.steps().try_for_each(|step| sink(&step));
-        let watch = Watch::of_cache(&plan.set().cache);
+        let watch = Watch::of_cache(&set.cache);
         undo.save(&[Saving { device: &device, watch, steps: &steps }]).map_err(RunError::Undo)?;
     }
     let mut written = |bytes| progress(RunProgress::Written(bytes));
-    let sets = || writes.sets(&plan.set, &plan.targets);
+    let sets = || writes.sets(set, &chosen.targets);
     let count = writes.sets_count();
     apply_each(sets(), count, &device, &mut written).map_err(RunError::Sets)?;
     verify_each(sets(), count, &device).map_err(RunError::VerifySets)?;
     apply(&writes.commit, &device, &mut written).map_err(RunError::Commit)?;
     verify(&writes.commit, &device).map_err(RunError::VerifyCommit)?;
+    Ok(Some(device))
+}
+
+/// Reads the cache set again.
+fn prove(
+    chosen: &mut Chosen<'_>,
+    device: &impl BlockDevice,
+    options: &ReadOptions,
+    progress: &mut dyn FnMut(RunProgress),
+) -> Result<(), RunError> {
+    chosen.shrink().map_err(|error| RunError::Reread(error.into()))?;
     let mut proving = |at| progress(RunProgress::Proving(at));
-    let result = TrustedSet::read(&device, options, &mut proving).map_err(RunError::Reread)?;
-    prove(plan, writes, result.set()).map_err(RunError::Proof)
+    let result = TrustedSet::read(device, options, &mut proving).map_err(RunError::Reread)?;
+    let (Some(writes), Some(before)) = (&chosen.writes, chosen.before()) else { return Ok(()) };
+    compare(chosen, writes, before, result.set()).map_err(RunError::Proof)
 }
 
 /// Compares the cache set as it is now with what it was and what was planned.
-fn prove(
-    plan: &InvalidatePlan<'_>,
+fn compare(
+    chosen: &Chosen<'_>,
     writes: &Writes,
+    before: &Before,
     after: &CacheSet<'_>,
 ) -> Result<(), ProofError> {
-    let before = plan.set();
-    let (old, new) = match (before.journal.newest(), after.journal.newest()) {
+    let set = chosen.set();
+    let (old, new) = match (set.journal.newest(), after.journal.newest()) {
         (Some(old), Some(new)) => (&old.jset, &new.jset),
         (_, new) => {
             let found = new.map_or(0, |entry| entry.jset.seq());
@@ -89,27 +135,28 @@ fn prove(
     if after.prios.buckets != writes.chain || after.prios.seq != writes.prio_seq {
         return Err(ProofError::Chain);
     }
-    prove_buckets(plan, writes, after)?;
-    prove_volumes(plan, after)
+    compare_buckets(chosen, writes, before, after)?;
+    compare_volumes(&chosen.survey, after)
 }
 
-fn prove_buckets(
-    plan: &InvalidatePlan<'_>,
+fn compare_buckets(
+    chosen: &Chosen<'_>,
     writes: &Writes,
+    before: &Before,
     after: &CacheSet<'_>,
 ) -> Result<(), ProofError> {
-    let before = plan.set();
     // In the order of the buckets, so that they can be passed along with them.
     let sorted = |chain: &[BucketIndex]| {
         let mut chain = chain.to_vec();
         chain.sort_unstable();
         chain.into_iter().peekable()
     };
-    let (mut old_chain, mut new_chain) = (sorted(&before.prios.buckets), sorted(&writes.chain));
-    let all = (0u64..).map(BucketIndex).zip(before.table.as_slice()).zip(after.table.as_slice());
-    for ((number, old), new) in all {
-        let is_target = plan.is_target(number);
-        let expected = if is_target { old.bucket_gen().next() } else { old.bucket_gen() };
+    let old_chain = &chosen.set().prios.buckets;
+    let (mut old_chain, mut new_chain) = (sorted(old_chain), sorted(&writes.chain));
+    let all = (0u64..).map(BucketIndex).zip(before.buckets()).zip(after.table.as_slice());
+    for ((number, (old_gen, old)), new) in all {
+        let is_target = chosen.is_target(number);
+        let expected = if is_target { old_gen.next() } else { old_gen };
         if new.bucket_gen() != expected {
             let (Gen(expected), Gen(found)) = (expected, new.bucket_gen());
             return Err(ProofError::BucketGen { bucket: number, expected, found });
@@ -140,8 +187,7 @@ fn prove_buckets(
     Ok(())
 }
 
-fn prove_volumes(plan: &InvalidatePlan<'_>, after: &CacheSet<'_>) -> Result<(), ProofError> {
-    let survey = &plan.survey;
+fn compare_volumes(survey: &Survey, after: &CacheSet<'_>) -> Result<(), ProofError> {
     for (&slot, old) in &survey.cached {
         let taken = survey.taken.get(&slot).copied().unwrap_or_default();
         let found = after.volumes.get(&slot).copied().unwrap_or_default();

@@ -136,6 +136,11 @@ pub(super) fn select(
 }
 
 impl Selected {
+    /// Whether something that was asked for is refused.
+    pub(super) fn any_refused(&self) -> bool {
+        !self.refused.is_empty() || !self.out_of_range.is_empty()
+    }
+
     fn take(&mut self, set: &CacheSet<'_>, number: BucketIndex) {
         let legal = set.table.get(number).is_some_and(|bucket| is_legal(set, number, *bucket));
         if legal { self.targets.insert(number) } else { self.refused.insert(number) }

@@ -65,18 +65,17 @@ impl Masks {
     }
 }
 
-impl Default for Masks {
-    fn default() -> Self {
-        Self::Narrow(Vec::new())
-    }
-}
-
-/// What is in the buckets.
-#[derive(Clone, Debug, Default)]
-pub struct Survey {
+/// Whose data is in the buckets.
+#[derive(Clone, Debug)]
+pub(super) struct Owners {
     /// The slots that the bits of the masks stand for.
     slots: Vec<u32>,
     masks: Masks,
+}
+
+/// How much data is in the buckets.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
     /// By bucket, where the kernel's own count of sectors ends too early.
     sectors: Option<Vec<u32>>,
     /// By slot: what is cached.
@@ -87,53 +86,19 @@ pub struct Survey {
     dirty: BTreeMap<(BucketIndex, u32), u64>,
 }
 
-impl Survey {
-    /// Looks at all that `set` has cached.
-    pub(super) fn new(
-        set: &CacheSet<'_>,
-        walk: &WalkOptions,
-        targets: &BucketBits,
-        refused: &BucketBits,
-    ) -> Result<Self, InvalidateError> {
-        let geometry = *set.geometry();
-        let masks = Masks::new(geometry.nbuckets(), set.volumes.len())?;
-        let large = geometry.bucket_size().0 > u64::from(GC_SECTORS_USED_MAX);
-        let mut survey = Self {
-            slots: set.volumes.keys().copied().take(masks.volumes()).collect(),
-            masks,
-            sectors: if large { Some(zeroed(geometry.nbuckets())?) } else { None },
-            ..Self::default()
-        };
-        for_each_extent(set, walk, &mut |key| {
-            let bit = survey.slots.binary_search(&key.inode()).unwrap_or(survey.masks.volumes());
-            let size = key.size();
-            add(survey.cached.entry(key.inode()).or_default(), key);
-            let mut is_taken = false;
-            for ptr in key.ptrs() {
-                let bucket = ptr.bucket(&geometry);
-                let index = usize::try_from(bucket.0).unwrap_or(usize::MAX);
-                survey.masks.set(index, bit);
-                if let Some(sum) = survey.sectors.as_mut().and_then(|all| all.get_mut(index)) {
-                    *sum = sum.saturating_add(u32::try_from(size.0).unwrap_or(u32::MAX));
-                }
-                is_taken |= targets.contains(bucket);
-                if key.dirty() && refused.contains(bucket) {
-                    let place = (bucket, key.inode());
-                    let room = survey.dirty.len() < DIRTY_DETAILS_MAX;
-                    if room || survey.dirty.contains_key(&place) {
-                        *survey.dirty.entry(place).or_default() += size.0;
-                    }
-                }
-            }
-            if is_taken {
-                add(survey.taken.entry(key.inode()).or_default(), key);
-            }
-        })?;
-        Ok(survey)
+impl Owners {
+    fn new(set: &CacheSet<'_>) -> Result<Self, TryReserveError> {
+        let masks = Masks::new(set.geometry().nbuckets(), set.volumes.len())?;
+        Ok(Self { slots: set.volumes.keys().copied().take(masks.volumes()).collect(), masks })
+    }
+
+    fn add(&mut self, bucket: usize, slot: u32) {
+        let bit = self.slots.binary_search(&slot).unwrap_or(self.masks.volumes());
+        self.masks.set(bucket, bit);
     }
 
     /// The slots of the volumes that have data in `bucket`; the flag says that there are more.
-    pub fn volumes_of(&self, bucket: BucketIndex) -> (Vec<u32>, bool) {
+    pub(super) fn of(&self, bucket: BucketIndex) -> (Vec<u32>, bool) {
         let mask = usize::try_from(bucket.0).map_or(0, |index| self.masks.get(index));
         let slots = self
             .slots
@@ -144,7 +109,48 @@ impl Survey {
             .collect();
         (slots, mask >> self.masks.volumes() & 1 == 1)
     }
+}
 
+/// Looks at all that `set` has cached.
+pub(super) fn survey(
+    set: &CacheSet<'_>,
+    walk: &WalkOptions,
+    targets: &BucketBits,
+    refused: &BucketBits,
+) -> Result<(Survey, Owners), InvalidateError> {
+    let geometry = *set.geometry();
+    let large = geometry.bucket_size().0 > u64::from(GC_SECTORS_USED_MAX);
+    let sectors = if large { Some(zeroed(geometry.nbuckets())?) } else { None };
+    let mut survey = Survey { sectors, ..Survey::default() };
+    let mut owners = Owners::new(set)?;
+    for_each_extent(set, walk, &mut |key| {
+        let size = key.size();
+        add(survey.cached.entry(key.inode()).or_default(), key);
+        let mut is_taken = false;
+        for ptr in key.ptrs() {
+            let bucket = ptr.bucket(&geometry);
+            let index = usize::try_from(bucket.0).unwrap_or(usize::MAX);
+            owners.add(index, key.inode());
+            if let Some(sum) = survey.sectors.as_mut().and_then(|all| all.get_mut(index)) {
+                *sum = sum.saturating_add(u32::try_from(size.0).unwrap_or(u32::MAX));
+            }
+            is_taken |= targets.contains(bucket);
+            if key.dirty() && refused.contains(bucket) {
+                let place = (bucket, key.inode());
+                let room = survey.dirty.len() < DIRTY_DETAILS_MAX;
+                if room || survey.dirty.contains_key(&place) {
+                    *survey.dirty.entry(place).or_default() += size.0;
+                }
+            }
+        }
+        if is_taken {
+            add(survey.taken.entry(key.inode()).or_default(), key);
+        }
+    })?;
+    Ok((survey, owners))
+}
+
+impl Survey {
     /// Sectors in use in `bucket`, where the kernel's count of them is capped.
     pub(super) fn sectors_of(&self, bucket: BucketIndex) -> Option<u64> {
         let index = usize::try_from(bucket.0).ok()?;
@@ -183,7 +189,7 @@ fn zeroed<T: Copy + Default>(nbuckets: u64) -> Result<Vec<T>, TryReserveError> {
 }
 
 /// How to call the volume in `slot`: its label, or else its uuid.
-pub fn volume_name(set: &CacheSet<'_>, slot: u32) -> String {
+pub(super) fn volume_name(set: &CacheSet<'_>, slot: u32) -> String {
     match set.uuids.get(slot) {
         Some(entry) if entry.is_detached() => "detached".to_owned(),
         Some(entry) if entry.is_empty() => "unknown".to_owned(),

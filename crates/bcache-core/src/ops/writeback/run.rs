@@ -151,9 +151,9 @@ impl<'r> Run<'r> {
             RunProgress::Proving(at) => progress(WritebackProgress::Reading(at)),
         };
         let (read, open) = (&self.options.read, || Ok(self.cache));
-        invalidate::run_with_undo(&plan, read, self.undo, open, &mut tell)
-            .map_err(WritebackRunError::Room)?;
-        Ok(plan.target_count())
+        let finished = invalidate::run_with_undo(plan, read, self.undo, open, &mut tell);
+        finished.result.map_err(WritebackRunError::Room)?;
+        Ok(finished.chosen.target_count())
     }
 
     /// Data, then the cache, then the backing superblocks.
