@@ -27,7 +27,7 @@
 //!
 //! Memory: 9 bytes a bucket for what the device holds and whose it is; 12 where more than seven volumes
 //! are cached. Before the result is read again, that shrinks to 3 (see the module `before`), and the
-//! reading takes its own 8: with the buffers of the reader @MB@ MB for 33.5 million buckets. The policies
+//! reading takes its own 8: with the buffers of the reader 397 MB for 33.5 million buckets. The policies
 //! take 8 for the allocator's table, before that.
 
 mod before;
