@@ -24,12 +24,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         walk: read.walk,
     };
     let plan = invalidate::plan(set, &options)?;
-    for target in plan.targets() {
+    for target in plan.chosen.targets() {
         println!(
             "bucket {}: gen {} to {}, {} of clean data",
             target.bucket, target.gen_before, target.gen_after, target.sectors
         );
     }
-    println!("{} buckets; nothing was written", plan.target_count());
+    println!("{} buckets; nothing was written", plan.chosen.target_count());
     Ok(())
 }

@@ -16,8 +16,8 @@ use crate::units::{BucketIndex, Sectors};
 pub struct Chosen<'d> {
     /// As it was read; its table of buckets is empty where there is a `before`.
     set: CacheSet<'d>,
-    /// What was in the table, once the set is read again.
-    before: Option<Before>,
+    /// What was in the table, once the set was read again.
+    pub(super) before: Option<Before>,
     pub(super) targets: BucketBits,
     refused: BucketBits,
     out_of_range: Vec<(BucketIndex, Reason)>,
@@ -62,15 +62,10 @@ impl<'d> Chosen<'d> {
 
     /// Gives back most of the memory before the set is read again: of its table of buckets stays what the
     /// proof and the lists need.
-    pub(super) fn shrink(&mut self) -> Result<(), TryReserveError> {
-        self.before = Some(Before::new(&self.set, &self.targets, &self.refused)?);
+    pub(super) fn shrink(&mut self) -> Result<Before, TryReserveError> {
+        let before = Before::new(&self.set, &self.targets, &self.refused)?;
         self.set.table = BucketTable::default();
-        Ok(())
-    }
-
-    /// What the buckets were, once the set is read again.
-    pub(super) const fn before(&self) -> Option<&Before> {
-        self.before.as_ref()
+        Ok(before)
     }
 
     /// How to call the volume in `slot`: its label, or else its uuid.

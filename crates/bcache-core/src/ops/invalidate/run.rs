@@ -52,27 +52,26 @@ pub fn run_with_undo<'d, D: BlockDevice>(
     open: impl FnOnce() -> Result<D, DeviceError>,
     progress: &mut dyn FnMut(RunProgress),
 ) -> Finished<'d> {
-    let written = write(&plan, undo, open, progress);
+    let Some(writes) = plan.chosen.writes.clone() else {
+        return Finished { chosen: plan.chosen, result: Ok(()) };
+    };
+    let written = write(&plan, &writes, undo, open, progress);
     // Whose data is where is for the plan alone, and takes memory.
     let InvalidatePlan { mut chosen, owners } = plan;
     drop(owners);
-    let result = match written {
-        Ok(Some(device)) => prove(&mut chosen, &device, options, progress),
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
+    let result = written.and_then(|device| prove(&mut chosen, &writes, &device, options, progress));
     Finished { chosen, result }
 }
 
-/// The device, where anything was written.
+/// Writes, and reads back what was written; the device.
 fn write<D: BlockDevice>(
     plan: &InvalidatePlan<'_>,
+    writes: &Writes,
     undo: Option<&UndoLog>,
     open: impl FnOnce() -> Result<D, DeviceError>,
     progress: &mut dyn FnMut(RunProgress),
-) -> Result<Option<D>, RunError> {
+) -> Result<D, RunError> {
     let (set, chosen) = (plan.set(), &plan.chosen);
-    let Some(writes) = &chosen.writes else { return Ok(None) };
     let device = open().map_err(RunError::Claim)?;
     if !is_unchanged(set, &device).map_err(RunError::Claim)? {
         return Err(RunError::Changed { path: device.info().path.clone() });
@@ -89,21 +88,24 @@ fn write<D: BlockDevice>(
     verify_each(sets(), count, &device).map_err(RunError::VerifySets)?;
     apply(&writes.commit, &device, &mut written).map_err(RunError::Commit)?;
     verify(&writes.commit, &device).map_err(RunError::VerifyCommit)?;
-    Ok(Some(device))
+    Ok(device)
 }
 
 /// Reads the cache set again.
 fn prove(
     chosen: &mut Chosen<'_>,
+    writes: &Writes,
     device: &impl BlockDevice,
     options: &ReadOptions,
     progress: &mut dyn FnMut(RunProgress),
 ) -> Result<(), RunError> {
-    chosen.shrink().map_err(|error| RunError::Reread(error.into()))?;
+    let before = chosen.shrink().map_err(|error| RunError::Reread(error.into()))?;
     let mut proving = |at| progress(RunProgress::Proving(at));
-    let result = TrustedSet::read(device, options, &mut proving).map_err(RunError::Reread)?;
-    let (Some(writes), Some(before)) = (&chosen.writes, chosen.before()) else { return Ok(()) };
-    compare(chosen, writes, before, result.set()).map_err(RunError::Proof)
+    let after = TrustedSet::read(device, options, &mut proving).map_err(RunError::Reread);
+    let proof = after
+        .and_then(|after| compare(chosen, writes, &before, after.set()).map_err(RunError::Proof));
+    chosen.before = Some(before);
+    proof
 }
 
 /// Compares the cache set as it is now with what it was and what was planned.
