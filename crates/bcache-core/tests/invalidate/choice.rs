@@ -1,12 +1,14 @@
 //! Which buckets go, and which do not.
 
+use std::collections::BTreeSet;
+
 use bcache_core::allocator::Policy;
 use bcache_core::allocator::replacement::lru::bucket_prio;
 use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::cache_set::{CacheDevice, CacheSet, GcMark, MetadataRole, NoVisitor};
 use bcache_core::inspect::FindVolumeError;
 use bcache_core::ops::invalidate::{
-    Advice, Amount, GaveUp, InvalidateError, Reason, Selection, run,
+    Advice, Amount, GaveUp, InvalidateError, Options, Reason, Selection, run,
 };
 use bcache_core::units::{BucketIndex, Sectors};
 use proptest::prelude::*;
@@ -48,6 +50,31 @@ fn clean_data_goes_and_nothing_else() {
     let hash = sample.device.content_hash();
     assert!(invalidate(&sample.device, &options(Selection::AllClean)).unwrap().is_empty());
     assert_eq!(sample.device.content_hash(), hash);
+}
+
+/// The lists come when all is over, and the plan's table of buckets is gone by then.
+#[test]
+fn what_is_told_at_the_end_is_what_was_planned() {
+    let sample = Sample::new();
+    let node = sample.built.root.1.ptrs()[0].bucket(&sample.built.geometry).0;
+    let named = vec![0..=sample.data(BELOW_LIMIT), node..=node, NBUCKETS..=NBUCKETS + 5];
+    let wanted = Options { skip_refused: true, ..options(Selection::Buckets(named)) };
+    let plan = plan_on(&sample.device, &wanted).unwrap();
+    let kinds: BTreeSet<&str> = plan.chosen.refused().map(|(_, reason)| reason.kind()).collect();
+    let expected = [
+        "before the first bucket",
+        "btree",
+        "dirty",
+        "gen limit",
+        "journal",
+        "out of range",
+        "prios",
+        "uuids",
+    ];
+    assert_eq!(kinds, BTreeSet::from(expected));
+    // Compares the lists.
+    let gone = invalidate(&sample.device, &wanted).unwrap();
+    assert!(gone.len() > 300, "{}", gone.len());
 }
 
 #[test]
