@@ -438,3 +438,23 @@ fn a_second_cache_is_refused() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// A new cache has nothing to repair. What the backing device lacks is not there, and that is said.
+#[test]
+fn a_new_cache_beside_an_incomplete_backing_device() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("dirty-61")?;
+    let backing = fixture.backing[0].to_str().context("a path")?;
+    let new = fixture.cache.with_file_name("new.img");
+    File::create(&new)?.set_len(128 << 20)?;
+    let made =
+        run(["make", "--cache", "--yes"].map(OsStr::new).into_iter().chain([new.as_os_str()]))?;
+    ensure!(made.status.success(), "{made:?}");
+    let alone = repair(&new, &["--dry-run"])?;
+    let text = String::from_utf8_lossy(&alone.stdout).into_owned();
+    ensure!(alone.status.success() && text.contains("nothing to repair"), "{alone:?}");
+    let both = repair(&new, &["--dry-run", backing])?;
+    let text = String::from_utf8_lossy(&both.stdout).into_owned();
+    ensure!(text.contains("of which this cache holds nothing"), "{both:?}");
+    ensure!(!text.contains("nothing to repair") && both.status.code() == Some(4), "{both:?}");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bcache_core::allocator::{
     AllocError, Allocator, AllocatorIo, AllocatorThread, BucketTable, Config, Found, Lifecycle,
-    Mark, PrioSetPlan, Reserve, ReuseReason, ThreadError, TraceEvent, Tracer,
+    Mark, PrioSetPlan, PrioWriteError, Reserve, ReuseReason, ThreadError, TraceEvent, Tracer,
 };
 use bcache_core::units::{BucketIndex, Gen, Geometry, Prio, Sectors};
 
@@ -108,6 +108,24 @@ fn a_chain_is_durable_before_the_entry_that_names_it_and_that_before_anything_is
     assert_eq!(shared.core().prio_chains().current(), [head, middle, last]);
     let reason = shared.core().next_ready().map(|ready| ready.reason);
     assert!(matches!(reason, None | Some(ReuseReason::GenDurable)), "{reason:?}");
+}
+
+/// Callers may take the last free buckets once a chain is begun.
+#[test]
+fn a_chain_that_finds_no_bucket_says_how_many_it_needs() {
+    let shared = allocator(config(3000));
+    let refiller = shared.refiller().unwrap();
+    refiller.prio_write_begin().unwrap();
+    let mut taken = Vec::new();
+    while let Some(bucket) = shared.core().bucket_alloc(Reserve::Prio).unwrap() {
+        taken.push(bucket);
+    }
+    let next = refiller.prio_write_next();
+    let expected = Err(PrioWriteError::TooFewBuckets { needed: 3, available: 0 });
+    assert_eq!(next, expected);
+    shared.core().bucket_free(taken[0]).unwrap();
+    refiller.prio_write_abort(false).unwrap();
+    shared.core().check().unwrap();
 }
 
 #[test]

@@ -35,6 +35,24 @@ const LEAD: usize = 160;
 /// Buckets that are worth a pass and a prio write.
 const WORTH_A_PASS: usize = 96;
 
+/// Whether `free_inc`, which holds `used` of `capacity` buckets, is to be filled; a chain has `chain` sets.
+///
+/// At a quarter, in a large cache at three eighths: there a pass and its chain take longer than as
+/// fast a caller as can be needs to empty a reserve (with a quarter, a closed loop on 1,048,576
+/// buckets has 5 % less), and a chain is little beside the buckets that it makes ready. In a small
+/// one at [`LEAD`] if that leaves as much room as is worth the writes. A chain of prio sets takes
+/// free buckets itself: to fill what is missing only because of the last chain would never end.
+fn is_low(capacity: usize, used: usize, chain: usize) -> bool {
+    let share = if capacity > 4 * LEAD { capacity * 3 / 8 } else { capacity / 4 };
+    let lead = share.max(capacity.saturating_sub(WORTH_A_PASS).min(LEAD));
+    used <= lead && capacity - used > 2 * chain
+}
+
+/// Whether a `free_inc` of `capacity` lasts no longer than a pass and its chain.
+const fn is_small(capacity: usize) -> bool {
+    capacity < LEAD
+}
+
 impl Refiller<'_> {
     /// Everything in `free_inc` may be overwritten from now on, for this reason.
     pub fn make_ready(&self, reason: ReuseReason) {
@@ -57,23 +75,15 @@ impl AllocatorCore {
         self.is_low(&lock(&self.free_inc))
     }
 
-    /// At a quarter, in a large cache at three eighths: there a pass and its chain take longer than as
-    /// fast a caller as can be needs to empty a reserve (with a quarter, a closed loop on 1,048,576
-    /// buckets has 5 % less), and a chain is little beside the buckets that it makes ready. In a small
-    /// one at [`LEAD`] if that leaves as much room as is worth the writes. A chain of prio sets takes
-    /// free buckets itself: to fill what is missing only because of the last chain would never end.
     fn is_low(&self, free_inc: &FreeInc) -> bool {
-        let (capacity, used) = (free_inc.fifo().capacity(), free_inc.fifo().used());
-        let share = if capacity > 4 * LEAD { capacity * 3 / 8 } else { capacity / 4 };
-        let lead = share.max(capacity.saturating_sub(WORTH_A_PASS).min(LEAD));
-        used <= lead && capacity - used > 2 * self.sizes.prio
+        is_low(free_inc.fifo().capacity(), free_inc.fifo().used(), self.sizes.prio)
     }
 
     /// Whether all queues together hold little more than goes during a pass and its chain. The reserves are
     /// then to be full when one begins: with `free_inc` of 15 and data written as fast as can be, a quarter
     /// fewer allocations wait than where callers fetch for themselves. (A model's cache is to do without.)
     pub(crate) fn is_small(&self) -> bool {
-        !cfg!(feature = "model") && self.sizes.free_inc < LEAD
+        !cfg!(feature = "model") && is_small(self.sizes.free_inc)
     }
 
     /// Whether nothing in `free_inc` may be handed out.
@@ -115,5 +125,53 @@ impl AllocatorCore {
         }
         self.nothing_ready.store(free_inc.ready().is_none(), Ordering::SeqCst);
         PushedBatch { count, last, end, low: self.is_low(&free_inc) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Allocator;
+    use super::super::Config;
+    use super::*;
+    use crate::units::{Geometry, Sectors};
+
+    #[test]
+    fn free_inc_is_filled_before_it_is_empty() {
+        for (capacity, chain, most) in [
+            (15, 1, 3),
+            // What a chain takes is not worth another.
+            (15, 6, 2),
+            (200, 50, 99),
+            (100, 1, 25),
+            (200, 1, 104),
+            (300, 1, 160),
+            (640, 1, 160),
+            (641, 1, 240),
+            (2048, 1, 768),
+        ] {
+            assert!(is_low(capacity, most, chain), "{most} of {capacity}, {chain}");
+            assert!(!is_low(capacity, most + 1, chain), "{} of {capacity}, {chain}", most + 1);
+        }
+        assert!(is_small(LEAD - 1) && !is_small(LEAD) && !is_small(LEAD + 1));
+    }
+
+    #[test]
+    fn the_thread_is_told_what_is_in_free_inc() {
+        let geometry = |nbuckets| Geometry::new(nbuckets, 3, Sectors(8), Sectors(8)).unwrap();
+        for (nbuckets, is_small) in [(3000, true), (200_000, false)] {
+            let allocator = Allocator::new(Config::new(geometry(nbuckets))).unwrap();
+            allocator.gc_finish(&[]).unwrap();
+            let (core, refiller) = (allocator.core(), allocator.refiller().unwrap());
+            assert_eq!(core.is_small(), is_small);
+            let looks =
+                || (core.free_inc_is_low(), core.free_inc_is_full(), core.nothing_is_ready());
+            assert_eq!(looks(), (true, false, true));
+            refiller.invalidate().unwrap();
+            assert_eq!(looks(), (false, true, true));
+            refiller.make_ready(ReuseReason::NotSynced);
+            assert_eq!(looks(), (false, true, false));
+            assert!(matches!(refiller.push_ready(), PushStep::Pushed(..)));
+            assert_eq!(looks(), (false, false, false));
+        }
     }
 }

@@ -96,7 +96,12 @@ pub fn plan_with_claims(
     let found = expect_superblock(cache)?;
     let mended = match superblock_of_set(cache, backing, &found, options)? {
         Ok(mended) => mended,
-        Err(left) => return Ok(RepairPlan::without_set(Vec::new(), left, claims)),
+        Err(mut left) => {
+            if !backing.is_empty() {
+                left.extend(left::beside(cache, backing, &[], options));
+            }
+            return Ok(RepairPlan::without_set(Vec::new(), left, claims));
+        }
     };
     let code = mended.as_ref().map(|(code, _)| *code);
     let fix = mended.as_ref().map(|(code, sb)| superblock_fix(*code, None, &found, sb));
