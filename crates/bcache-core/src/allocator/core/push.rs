@@ -168,8 +168,10 @@ mod tests {
             assert_eq!(looks(), (true, false, true));
             refiller.invalidate().unwrap();
             assert_eq!(looks(), (false, true, true));
+            assert_eq!(core.ready_len(), 0);
             refiller.make_ready(ReuseReason::NotSynced);
             assert_eq!(looks(), (false, true, false));
+            assert_eq!(core.ready_len(), core.free_inc_contents().len());
             assert!(matches!(refiller.push_ready(), PushStep::Pushed(..)));
             assert_eq!(looks(), (false, false, false));
         }
