@@ -3,7 +3,7 @@
 //! Both get the same events; after each, what they answered must be equal, and after every sweep
 //! and every few steps all of their state. LRU's order among buckets of equal `bucket_prio` is free:
 //! the reference checks that the allocator's victims have the values, in the order, that its own heap
-//! yields, and then invalidates those.
+//! yields, and then invalidates those. With `kernel_heap` they are the very same.
 //!
 //! `DIFF_SEED` and `DIFF_EVENTS` repeat or lengthen a run.
 
@@ -90,6 +90,7 @@ struct Counts {
     inconsistent_keys: u64,
     gen_limited: u64,
     exact_sweeps: u64,
+    heap_passes: u64,
     wrapped_victims: u64,
 }
 
@@ -122,6 +123,7 @@ impl Pair {
         let geometry = Geometry::new(nbuckets, first, Sectors(bucket_size), Sectors(8)).unwrap();
         let mut config = Config::new(geometry);
         config.policy = policy;
+        config.kernel_heap = seed % 4 == 1;
         let numbers = rng.random();
         config.seed = Some(numbers);
         config.reclaim_in_gc = rng.random();
@@ -389,6 +391,10 @@ impl Pair {
                 victims.iter().map(|&b| self.reference.bucket_prio(b)).collect()
             };
             assert_eq!(values(&victims), values(&expected), "bucket_prio of the victims");
+            if self.core().config().kernel_heap {
+                assert_eq!(victims, expected);
+                self.counts.heap_passes += 1;
+            }
             let wrapped = values(&victims).iter().any(|&prio| prio > 1 << 31);
             self.counts.wrapped_victims += u64::from(wrapped);
             for b in victims {
@@ -662,6 +668,7 @@ fn allocator_and_reference_agree_step_by_step() {
         ("inconsistent keys", total.inconsistent_keys),
         ("buckets at the gen limit", total.gen_limited),
         ("sweeps with min_prio over 32768", total.exact_sweeps),
+        ("passes with the kernel's heap", total.heap_passes),
     ] {
         assert!(count > 0, "the run had no {what}");
     }
@@ -686,6 +693,7 @@ fn add(total: &mut Counts, counts: &Counts) {
     total.inconsistent_keys += counts.inconsistent_keys;
     total.gen_limited += counts.gen_limited;
     total.exact_sweeps += counts.exact_sweeps;
+    total.heap_passes += counts.heap_passes;
     total.wrapped_victims += counts.wrapped_victims;
 }
 
