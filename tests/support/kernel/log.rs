@@ -450,13 +450,31 @@ fn complains(line: &str) -> bool {
         "call trace",
     ];
     let line = line.to_lowercase();
-    WORDS.iter().any(|word| line.contains(word))
+    // Only where one begins: a UUID may end with "bad".
+    let begins = |at: usize| !line[..at].ends_with(|before: char| before.is_ascii_alphanumeric());
+    WORDS.iter().any(|word| line.match_indices(word).any(|(at, _)| begins(at)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::Fixture;
+
+    #[test]
+    fn a_complaint_is_a_word() {
+        let line =
+            "bcache: cache_set_free() Cache set 7794a962-c77b-4ee5-9fb8-063b50434bad unregistered";
+        assert!(!complains(line));
+        for line in [
+            "bcache: bch_journal_read() bad checksum",
+            "bcache: register_bcache() error : Bad magic",
+            "------------[ cut here ]------------ WARNING: CPU: 0",
+            "bcache: bch_cache_set_error() error on 7794a962: IO error reading",
+            "I/O error, dev vdb, sector 8",
+        ] {
+            assert!(complains(line), "{line}");
+        }
+    }
 
     #[test]
     fn clean_fixture() -> anyhow::Result<()> {
