@@ -17,9 +17,8 @@ tests() {
 # All is built first, so that neither side waits for the other's compiler.
 tests --lib --bins --tests --no-run
 
-# One guest more than there are processors: while one waits, the others compute; three more once the other
-# tests have ended. The suites run in two rows, about equally long, so that others go on where one waits
-# for its last guest.
+# One guest more than there are processors: while one waits, the others compute. The suites run in two
+# rows, about equally long, so that others go on where one waits for its last guest.
 threads=$(($(nproc) + 1))
 mkdir "$folder/guests"
 first='reader running invalidate bench make'
@@ -50,7 +49,6 @@ kernels second $second >"$folder/log-second" &
     status=0
     BCACHE_TEST_KERNELS=beside tests --lib --bins --tests || status=$?
     echo "$status" >"$folder/status"
-    : >"$folder/guests/alone"
 } | tee "$folder/log"
 echo
 echo "The tests that boot kernels:"

@@ -414,14 +414,11 @@ fn option_value(path: &Path) -> anyhow::Result<String> {
 }
 
 /// A place for a guest, where `$BCACHE_TEST_GUESTS` names a folder that several test programs share: one
-/// more than there are processors, or three once a file `alone` says that other tests have ended. With one
-/// more, the processors were idle by half then: guests sleep.
+/// more than there are processors.
 fn place() -> anyhow::Result<Option<Flock<File>>> {
     let Some(folder) = std::env::var_os("BCACHE_TEST_GUESTS") else { return Ok(None) };
-    let processors = std::thread::available_parallelism()?.get();
+    let count = std::thread::available_parallelism()?.get() + 1;
     loop {
-        let alone = Path::new(&folder).join("alone").exists();
-        let count = processors + if alone { 3 } else { 1 };
         for index in 0..count {
             let file = File::create(Path::new(&folder).join(index.to_string()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
