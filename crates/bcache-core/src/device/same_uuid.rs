@@ -49,14 +49,14 @@ pub fn same_uuid(root: &Root, devices: &[(PathBuf, Uuid)]) -> Vec<SameUuid> {
         .filter(|(_, paths)| paths.len() > 1)
         .map(|(uuid, paths)| SameUuid {
             uuid,
-            relation: loosest(root, &paths),
+            relation: loosest(paths.iter().map(|path| Node::of(root, path))),
             devices: paths.into_iter().map(Path::to_owned).collect(),
         })
         .collect()
 }
 
-fn loosest(root: &Root, paths: &[&Path]) -> Relation {
-    let devices: Vec<Node> = paths.iter().map(|path| Node::of(root, path)).collect();
+fn loosest(devices: impl Iterator<Item = Node>) -> Relation {
+    let devices: Vec<Node> = devices.collect();
     let mut loosest = Relation::Layers;
     for (index, second) in devices.iter().enumerate() {
         for first in devices.iter().take(index) {
@@ -237,22 +237,36 @@ mod tests {
     use super::*;
 
     fn relation(tree: &Tree, names: &[&str]) -> Relation {
-        let nodes: Vec<Node> =
-            names.iter().map(|name| Node::of_device(&tree.root(), &tree.device(name))).collect();
-        let mut loosest = Relation::Layers;
-        for (index, second) in nodes.iter().enumerate() {
-            for first in &nodes[..index] {
-                assert_eq!(first.relation(second), second.relation(first));
-                loosest = loosest.max(first.relation(second));
+        let node = |name: &&str| Node::of_device(&tree.root(), &tree.device(name));
+        let found = loosest(names.iter().map(node));
+        assert_eq!(loosest(names.iter().rev().map(node)), found);
+        for first in names {
+            for second in names {
+                let (first, second) = (node(first), node(second));
+                assert_eq!(first.relation(&second), second.relation(&first));
             }
         }
-        loosest
+        found
+    }
+
+    /// A tree with these block devices, each by its name and number.
+    fn tree_of(devices: &[(&str, &str)]) -> Tree {
+        let tree = Tree::new();
+        for (name, number) in devices {
+            tree.block(name, number, 4096);
+        }
+        tree
+    }
+
+    fn file(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        path
     }
 
     #[test]
     fn layers_paths_and_copies_are_told_apart() {
-        let tree = Tree::new();
-        for (name, number) in [
+        let tree = tree_of(&[
             ("sda", "8:0"),
             ("sdb", "8:16"),
             ("sdc", "8:32"),
@@ -263,9 +277,7 @@ mod tests {
             ("dm-0", "252:0"),
             ("loop0", "7:0"),
             ("loop1", "7:1"),
-        ] {
-            tree.block(name, number, 4096);
-        }
+        ]);
         // Two paths of a multipath device.
         for path in ["sda", "sdb"] {
             let holder = format!("sys/devices/block/{path}/holders/dm-0");
@@ -295,8 +307,7 @@ mod tests {
 
     #[test]
     fn a_loop_device_over_a_device_is_a_layer_of_it() {
-        let tree = Tree::new();
-        for (name, number) in [
+        let tree = tree_of(&[
             ("sdzz", "8:0"),
             ("sdzz/sdzz1", "8:1"),
             ("sdzy", "8:16"),
@@ -306,9 +317,7 @@ mod tests {
             ("loop2/loop2p1", "259:0"),
             ("loop2/loop2p2", "259:1"),
             ("loop3", "7:3"),
-        ] {
-            tree.block(name, number, 4096);
-        }
+        ]);
         tree.write("sys/devices/block/loop0/loop/backing_file", "/dev/sdzz");
         tree.write("sys/devices/block/loop1/loop/backing_file", "/dev/loop0");
         for (first, second) in [("loop0", "sdzz"), ("loop1", "sdzz"), ("loop0", "sdzz1")] {
@@ -328,8 +337,7 @@ mod tests {
 
     #[test]
     fn a_disk_and_its_partition_are_layers_and_so_are_partitions_of_layers() {
-        let tree = Tree::new();
-        for (name, number) in [
+        let tree = tree_of(&[
             ("sda", "8:0"),
             ("sda/sda1", "8:1"),
             ("sda/sda2", "8:2"),
@@ -342,9 +350,7 @@ mod tests {
             ("dm-0", "252:0"),
             ("dm-1", "252:1"),
             ("dm-2", "252:2"),
-        ] {
-            tree.block(name, number, 4096);
-        }
+        ]);
         tree.write("sys/devices/block/sda/sda2/partition", "2");
         assert_eq!(relation(&tree, &["sda", "sda1"]), Relation::Layers);
         assert_eq!(relation(&tree, &["sda1", "sda2"]), Relation::Copies);
@@ -370,12 +376,7 @@ mod tests {
     #[test]
     fn only_copies_are_told_of_a_device() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, name).unwrap();
-            path
-        };
-        let (a, b) = (path("a"), path("b"));
+        let (a, b) = (file(&dir, "a"), file(&dir, "b"));
         let (symlink, link) = (dir.path().join("symlink"), dir.path().join("link"));
         std::os::unix::fs::symlink(&a, &symlink).unwrap();
         std::fs::hard_link(&a, &link).unwrap();
@@ -392,12 +393,7 @@ mod tests {
     #[test]
     fn groups_are_by_uuid_and_keep_their_order() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, name).unwrap();
-            path
-        };
-        let (a, b, c) = (path("a"), path("b"), path("c"));
+        let [a, b, c] = ["a", "b", "c"].map(|name| file(&dir, name));
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let root = Tree::new();
         let groups =

@@ -27,6 +27,16 @@ pub struct Copied {
     pub other: PathBuf,
 }
 
+impl Copied {
+    /// Whether both tell of the same two devices, by whatever names and in whatever order.
+    fn is_same_pair(&self, it: &Self) -> bool {
+        let is = |first: &Path, second: &Path| {
+            is_same_path(&self.path, first) && is_same_path(&self.other, second)
+        };
+        is(&it.path, &it.other) || is(&it.other, &it.path)
+    }
+}
+
 /// A device that is looked at.
 struct Used<'d> {
     path: &'d Path,
@@ -64,19 +74,8 @@ pub(super) fn of_group(
         let among = used.iter().skip(index + 1).map(|it| (it.path, it.superblock));
         let in_machine = machine.iter().map(|it| (it.path.as_path(), &it.superblock));
         let others = among.chain(in_machine.filter(|_| device.is_block));
-        let found = of_device(device.path, device.superblock, others);
-        // Each pair is told once, by whatever names.
-        let is_told = |it: &Copied| {
-            copies.iter().any(|told| {
-                let is = |first: &Path, second: &Path| {
-                    is_same_path(&told.path, first) && is_same_path(&told.other, second)
-                };
-                is(&it.path, &it.other) || is(&it.other, &it.path)
-            })
-        };
-        let new: Vec<Copied> = found.into_iter().filter(|it| !is_told(it)).collect();
-        for found in new {
-            if !copies.contains(&found) {
+        for found in of_device(device.path, device.superblock, others) {
+            if !copies.iter().any(|told| told.is_same_pair(&found)) {
                 copies.push(found);
             }
         }

@@ -37,11 +37,11 @@ const WORTH_A_PASS: usize = 96;
 
 /// Whether `free_inc`, which holds `used` of `capacity` buckets, is to be filled; a chain has `chain` sets.
 ///
-/// At a quarter, in a large cache at three eighths: there a pass and its chain take longer than as
-/// fast a caller as can be needs to empty a reserve (with a quarter, a closed loop on 1,048,576
-/// buckets has 5 % less), and a chain is little beside the buckets that it makes ready. In a small
-/// one at [`LEAD`] if that leaves as much room as is worth the writes. A chain of prio sets takes
-/// free buckets itself: to fill what is missing only because of the last chain would never end.
+/// At a quarter. In a large cache at three eighths: there a fast caller empties a reserve before a pass
+/// and its chain are done, and a chain is little beside the buckets that it makes ready. With a
+/// quarter, a closed loop on 1,048,576 buckets has 5 % less. In a small one at [`LEAD`], if that leaves
+/// as much room as is worth the writes. A chain of prio sets takes free buckets itself: to fill what is
+/// missing only because of the last chain would never end.
 fn is_low(capacity: usize, used: usize, chain: usize) -> bool {
     let share = if capacity > 4 * LEAD { capacity * 3 / 8 } else { capacity / 4 };
     let lead = share.max(capacity.saturating_sub(WORTH_A_PASS).min(LEAD));
