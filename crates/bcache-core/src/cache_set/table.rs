@@ -17,7 +17,6 @@ const SECTORS_SHIFT: u32 = 2;
 const FLAG_PINNED: u8 = 1;
 const FLAG_GEN_UNKNOWN: u8 = 1 << 1;
 const FLAG_NODE_VISITED: u8 = 1 << 2;
-const FLAG_OUTGROWN: u8 = 1 << 3;
 
 /// Extents whose buckets are looked up together ([`BucketTable::warm`]) before they are taken one by one.
 pub(crate) const WARM_KEYS: usize = 64;
@@ -79,7 +78,7 @@ impl std::fmt::Display for GcMark {
 #[expect(clippy::struct_field_names, reason = "`gen` is reserved: bucket_gen is its name here")]
 pub struct Bucket {
     prio: Prio,
-    gc: u16,
+    marked: Marked,
     bucket_gen: Gen,
     last_gc: Gen,
     flags: u8,
@@ -111,25 +110,18 @@ impl Bucket {
 
     /// GC mark.
     pub const fn mark(&self) -> GcMark {
-        GcMark::from_bits(self.gc)
+        self.marked.mark()
     }
 
     /// Sectors that valid keys use, at most 8191 (`GC_SECTORS_USED`).
     pub const fn sectors_used(&self) -> u16 {
-        self.gc >> SECTORS_SHIFT
+        self.marked.sectors_used()
     }
 
     /// Whether a key of the journal's replay range points into it: the kernel holds a pin on it
     /// until the key is replayed.
     pub const fn pinned(&self) -> bool {
         self.flags & FLAG_PINNED != 0
-    }
-
-    /// Whether pointers marked it that a newer one has made stale since. They count in
-    /// [`Self::mark`] and [`Self::sectors_used`], as with the kernel, and no more once the newer gen
-    /// is in the prio set.
-    pub(crate) const fn outgrown(self) -> bool {
-        self.flags & FLAG_OUTGROWN != 0
     }
 
     /// Whether the prio set with its gen could not be read, and no pointer told it either.
@@ -147,23 +139,28 @@ impl Bucket {
 
     /// What marking its keys made of it.
     pub(crate) const fn marked(self) -> Marked {
-        Marked(self.gc | if self.outgrown() { Marked::OUTGROWN } else { 0 })
+        self.marked
     }
 
     const fn set_mark(&mut self, mark: GcMark) {
-        self.gc = self.gc & !MARK_MASK | mark.to_bits();
+        self.marked.set_mark(mark);
     }
 
     fn add_sectors(&mut self, sectors: u64) {
-        let sum = u64::from(self.sectors_used()).saturating_add(sectors);
-        let sum = u16::try_from(sum).unwrap_or(u16::MAX).min(GC_SECTORS_USED_MAX);
-        self.gc = self.gc & MARK_MASK | sum << SECTORS_SHIFT;
+        self.marked.add_sectors(sectors);
+    }
+
+    /// Notes that a newer pointer makes those stale that were counted.
+    const fn outgrow(&mut self) {
+        if !matches!(self.mark(), GcMark::Unused) {
+            self.marked.0 |= Marked::OUTGROWN;
+        }
     }
 }
 
 /// What marking keys made of a bucket, in two bytes: [`Bucket::mark`], [`Bucket::sectors_used`], and
 /// whether pointers were outgrown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marked(u16);
 
 impl Marked {
@@ -177,8 +174,21 @@ impl Marked {
         (self.0 & !Self::OUTGROWN) >> SECTORS_SHIFT
     }
 
+    /// Whether pointers marked the bucket that a newer one has made stale since. They count in
+    /// [`Self::mark`] and [`Self::sectors_used`], as with the kernel, and no more once the newer gen
+    /// is in the prio set.
     pub(crate) const fn outgrown(self) -> bool {
         self.0 & Self::OUTGROWN != 0
+    }
+
+    const fn set_mark(&mut self, mark: GcMark) {
+        self.0 = self.0 & !MARK_MASK | mark.to_bits();
+    }
+
+    fn add_sectors(&mut self, sectors: u64) {
+        let sum = u64::from(self.sectors_used()).saturating_add(sectors);
+        let sum = u16::try_from(sum).unwrap_or(u16::MAX).min(GC_SECTORS_USED_MAX);
+        self.0 = self.0 & (Self::OUTGROWN | MARK_MASK) | sum << SECTORS_SHIFT;
     }
 }
 
@@ -276,9 +286,7 @@ impl BucketTable {
             bucket.flags &= !FLAG_GEN_UNKNOWN;
             (bucket.bucket_gen, bucket.last_gc) = (newest, newest);
         } else if newest.gen_after(bucket.bucket_gen) != 0 {
-            if bucket.mark() != GcMark::Unused {
-                bucket.flags |= FLAG_OUTGROWN;
-            }
+            bucket.outgrow();
             bucket.bucket_gen = newest;
         }
     }
@@ -336,9 +344,7 @@ impl BucketTable {
             let stale = bucket.bucket_gen.gen_after(ptr_gen);
             if stale == 0 {
                 if bucket.bucket_gen != ptr_gen {
-                    if bucket.mark() != GcMark::Unused {
-                        bucket.flags |= FLAG_OUTGROWN;
-                    }
+                    bucket.outgrow();
                     note(MarkNote::Newer { bucket: number, from: bucket.bucket_gen, to: ptr_gen });
                     bucket.bucket_gen = ptr_gen;
                 }
