@@ -10,7 +10,7 @@ pub use bcache_cli::exit::ExitError;
 pub enum Failure {
     /// Refused, or failed before anything was written to a device.
     Refused = 1,
-    /// The command line makes no sense (clap's own status, too).
+    /// Usage error (clap's own status, too).
     Usage = 2,
     /// Failed after a device was written to.
     Partial = 3,

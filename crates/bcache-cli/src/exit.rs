@@ -6,7 +6,7 @@ use bcache_core::device::DeviceError;
 
 /// Refused, or failed before anything was written.
 pub const REFUSED: u8 = 1;
-/// The command line makes no sense.
+/// Usage error.
 pub const USAGE: u8 = 2;
 
 /// An error that ends the command with a status of its own.

@@ -9,7 +9,7 @@ pub use bcache_cli::exit::ExitError;
 pub enum Failure {
     /// Refused, or failed before anything was written.
     Refused,
-    /// The command line makes no sense (clap's own status, too).
+    /// Usage error (clap's own status, too).
     Usage,
     /// Failed after writing had begun: at least one device has changed.
     Partial,

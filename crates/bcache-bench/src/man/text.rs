@@ -114,7 +114,7 @@ more_threads_than_cpus, pace_not_kept :: The writers got in each other's way, or
 
 1 :: Refused, or failed before anything was written to a device.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed after a device was written to.
 
@@ -210,7 +210,7 @@ pub(super) const DEVICE_AFTER: Sections = &[
 
 1 :: Refused, or failed before anything was written to a device.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed after a device was written to. Also: the report could not be printed or exported; each \
          is tried even if the other fails.",
@@ -268,7 +268,7 @@ pub(super) const COMPARE_AFTER: Sections = &[
 
 1 :: A report could not be read, or the settings differ.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 4 :: Something has become worse.",
     ),
@@ -304,7 +304,7 @@ pub(super) const PLOT_AFTER: Sections = &[
 1 :: A report could not be read, has nothing to draw, or the picture could not be written, or would \
          have replaced a report.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     (
         "EXAMPLES",

@@ -68,7 +68,7 @@ const SHOW_AFTER: Sections = &[
         "EXIT STATUS",
         "0 :: The superblock was printed.
 
-1 :: The command line makes no sense.
+1 :: Usage error.
 
 2 :: The device cannot be read, or has no bcache superblock, or its checksum is wrong and -f was \
          not given.
@@ -104,7 +104,7 @@ const BCACHE_AFTER: Sections = &[
         "EXIT STATUS",
         "0 :: Done. Also: a subcommand that is not known, after a summary of those that are.
 
-1 :: Not done, or a command line that makes no sense.",
+1 :: Not done, or a usage error.",
     ),
     (
         "EXAMPLES",
@@ -206,7 +206,7 @@ const STATUS_AFTER: Sections = &[
 
 1 :: A file of the kernel could not be written.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     ("EXAMPLES", "    bcache-status --sub-status --all"),
     SEE_ALSO,

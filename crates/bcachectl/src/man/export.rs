@@ -55,7 +55,7 @@ pub(super) const AFTER: Sections = &[
 
 1 :: Refused, or failed before anything was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Writing failed: the output is incomplete.
 

@@ -46,7 +46,7 @@ image restore --json prints one object with image, path, created (true or false)
 
 1 :: Refused, or failed before anything was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Writing failed: the image is incomplete, or the device has no superblock.
 

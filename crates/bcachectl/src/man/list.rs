@@ -26,7 +26,7 @@ pub(super) const AFTER: Sections = &[
 
 1 :: One could not, or did not answer.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     (
         "EXAMPLES",

@@ -140,7 +140,7 @@ dirty_sectors_after :: The same once all changes are made. With problems left, t
 
 1 :: Refused, or failed, and nothing was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed after writing had begun. Each change stands by itself; run the command again.
 

@@ -11,7 +11,7 @@ const STATUS: (&str, &str) = (
 
 1 :: Refused, and nothing was written; or the kernel rejected it.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: The kernel was told, but something else happened; the message says what.
 
@@ -308,7 +308,7 @@ const GET_AFTER: Sections = &[
 
 1 :: No such device, set or setting, or the kernel did not answer.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     ("EXAMPLES", "    bcachectl get bcache0 sequential_cutoff"),
     FILES,
@@ -433,7 +433,7 @@ findings :: code, severity (danger, warning, note), text, way_out (a list of ste
 1 :: The kernel's files could not be read, there is no such device, or something did not answer and \
      is not shown.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 4 :: A device or set is in a state that loses data, or has returned wrong data; the output says what \
      to do.",
@@ -515,7 +515,7 @@ const TOP_AFTER: Sections = &[
 
 1 :: The terminal or the kernel's files could not be used.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     (
         "EXAMPLES",

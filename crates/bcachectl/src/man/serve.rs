@@ -35,7 +35,7 @@ pub(super) const AFTER: Sections = &[
 
 1 :: Refused, or failed.
 
-2 :: The command line makes no sense.",
+2 :: Usage error.",
     ),
     (
         "EXAMPLES",

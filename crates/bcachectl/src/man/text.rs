@@ -45,7 +45,7 @@ pub(super) const MAIN_AFTER: Sections = &[
 
 1 :: Refused, or failed before anything was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed after writing had begun; the message says what became of each device.
 
@@ -135,7 +135,7 @@ pub(super) const MAKE_AFTER: Sections = &[
 
 1 :: Refused or failed, and nothing was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed after writing had begun. The message names the devices that are formatted, the one in \
          an undefined state, those not written, and new image files, which are removed again. Also: \
@@ -314,7 +314,7 @@ The rows that --format ndjson and csv print, one list at a time, are those objec
 1 :: Some device could not be read, carries no bcache superblock, or one with a bad checksum; or a \
          cache set is damaged, cut short or empty, so that keys may be missing from what is shown.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 With --dirty, for scripts:
 
@@ -322,7 +322,7 @@ With --dirty, for scripts:
 
 1 :: This cannot be determined.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 4 :: There is dirty data on a cache device, or a backing device needs some that is on its cache.
 
@@ -410,7 +410,7 @@ untidy :: Nothing is lost, and the kernel does not mind. A power failure leaves 
     ),
     (
         "EXIT STATUS",
-        "The sum of these, as fsck(8) has them, or 2 where the command line makes no sense:
+        "The sum of these, as fsck(8) has them, or 2 on a usage error:
 
 0 :: No errors. Findings of severity untidy are listed but are not errors, even if one of them \
          leaves open whether data is at risk.
@@ -509,7 +509,7 @@ journal_seq :: The number of the new journal entry, or null.",
 1 :: Refused, or failed, and nothing is invalidated: the cache is as it was. Only unused buckets may \
          have been written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: The device failed after it was sent the journal entry and before the entry was durable. The \
          cache is entirely as it was or entirely as planned, and sound either way.

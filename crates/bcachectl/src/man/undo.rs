@@ -54,7 +54,7 @@ pub(super) const AFTER: Sections = &[
 
 1 :: Refused, or failed, and nothing was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed halfway. Run the command again.
 

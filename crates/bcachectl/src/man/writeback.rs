@@ -74,7 +74,7 @@ steps :: With --dry-run, the writes to the cache in their order: a list of objec
 
 1 :: Refused, or failed, and nothing was written.
 
-2 :: The command line makes no sense.
+2 :: Usage error.
 
 3 :: Failed halfway. The cache still has all dirty data, or is marked clean after all of it reached \
          the backing devices. Run the command again.

@@ -307,11 +307,7 @@ pub fn check<'d>(
     let devices = with_backing(cache, options, &mut collector)?;
     let at_hand =
         options.search_machine.map_or_else(BackingDevices::default, BackingDevices::with_machine);
-    let mut at_hand = at_hand.beside_copies(options.search_copies);
-    let mut group = Group::new(devices, &mut at_hand);
-    for copied in std::mem::take(&mut group.copies) {
-        collector.add(Detail::Copied(copied));
-    }
+    let mut group = grouped(devices, at_hand, options, &mut collector);
     let mut gone = Vec::new();
     if let Some((cache, others)) = group.members.split_first() {
         gone = gone::of_set(cache, others, options.read.walk);
@@ -377,6 +373,20 @@ fn with_backing<'d>(
     Ok(devices)
 }
 
+/// `devices` and their copies, of which `collector` is told.
+fn grouped<'d>(
+    devices: Vec<(Device<'d>, bool)>,
+    at_hand: BackingDevices,
+    options: &CheckOptions<'d>,
+    collector: &mut Collector<'_>,
+) -> Group<'d> {
+    let mut group = Group::new(devices, &mut at_hand.beside_copies(options.search_copies));
+    for copied in std::mem::take(&mut group.copies) {
+        collector.add(Detail::Copied(copied));
+    }
+    group
+}
+
 fn is_backing(device: &dyn ReadDevice) -> bool {
     Device::read_superblock(device).is_ok_and(|it| it.kind() == Some(Kind::Backing))
 }
@@ -388,11 +398,7 @@ fn check_alone<'d>(
     mut collector: Collector<'_>,
 ) -> Result<Report, CheckError> {
     let devices = with_backing(first, options, &mut collector)?;
-    let mut at_hand = BackingDevices::default().beside_copies(options.search_copies);
-    let mut group = Group::new(devices, &mut at_hand);
-    for copied in std::mem::take(&mut group.copies) {
-        collector.add(Detail::Copied(copied));
-    }
+    let group = grouped(devices, BackingDevices::default(), options, &mut collector);
     let mut stakes = Stakes::none();
     let mut advice = Vec::new();
     let (mut alone, mut strangers) = (Vec::new(), Vec::new());

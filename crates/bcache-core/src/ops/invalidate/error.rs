@@ -71,8 +71,8 @@ pub enum InvalidateError {
     Volume(#[from] FindVolumeError),
     /// Too few unused buckets for the new prio chain.
     #[error(
-        "a new prio chain needs {needed} unused buckets that are not to be invalidated, and there \
-         are {found}; leave unused buckets out of the list, or register the cache with the kernel \
+        "too few unused buckets that are not to be invalidated: a new prio chain needs {needed}, \
+         the cache has {found}; leave unused buckets out of the list, or register the cache with the kernel \
          and stop it again: its allocator frees some"
     )]
     TooFewUnused {

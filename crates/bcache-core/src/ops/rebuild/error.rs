@@ -44,7 +44,7 @@ pub enum RebuildError {
     #[error(transparent)]
     Extents(#[from] ExtentsError),
     /// There are too few buckets that nothing points to.
-    #[error("the new metadata needs {needed} unused buckets, and there are {found}")]
+    #[error("too few unused buckets: the new metadata needs {needed}, the cache has {found}")]
     TooFewUnused {
         /// Buckets for btree, uuid table and prio chain.
         needed: u64,

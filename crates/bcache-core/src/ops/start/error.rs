@@ -104,7 +104,8 @@ pub enum InUseError {
     Journal(#[from] JournalProblem),
     /// Too few buckets hold nothing.
     #[error(
-        "a chain of prio sets needs {needed} buckets that nothing points to, there are {found}"
+        "too few buckets that nothing points to: a chain of prio sets needs {needed}, the cache has \
+         {found}"
     )]
     TooFewUnused {
         /// Buckets of a chain.
