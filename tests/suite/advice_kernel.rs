@@ -92,7 +92,7 @@ const PRELUDE: &str = r#"
         md5 /dev/bcache0
     }
     exported() {
-        md5sum /exported | sed 's/^/MD5 /'
+        md5 /exported
         rm /exported*
     }
     both() {
@@ -503,6 +503,7 @@ fn run(kernel: Kernel, cases: &[Case]) -> anyhow::Result<()> {
     let mut guest = Guest::new(kernel)
         .binary(binary("bcachectl")?)
         .memory_mib(1024)
+        .sums_by_host()
         .timeout(Duration::from_secs(900))
         .script(PRELUDE);
     for (index, it) in all.iter().enumerate() {

@@ -267,7 +267,8 @@ fn in_use(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let mut data = vec![0; 1 << 20];
     rand_pcg::Pcg64::seed_from_u64(11).fill_bytes(&mut data);
-    let mut guest = Guest::new(kernel).file("/data", data).timeout(Duration::from_secs(600));
+    let mut guest =
+        Guest::new(kernel).file("/data", data).sums_by_host().timeout(Duration::from_secs(600));
     let (mut all, mut disks) = (Vec::new(), 0);
     for name in Fixture::names()? {
         let fixture = Fixture::unpack(&name)?;

@@ -278,6 +278,7 @@ fn disks() -> anyhow::Result<()> {
             read_only: index == 4,
             snapshot: index == 5,
             discard: index != 6,
+            sparse: index == 7,
         };
         guest = guest.disk_with(&image, options);
         let name = Guest::disk_name(index).replace("/dev/", "");

@@ -88,7 +88,8 @@ fn fixtures(kernel: Kernel) -> anyhow::Result<()> {
     }
     let mut random = vec![0; 1 << 20];
     rand_pcg::Pcg64::seed_from_u64(9).fill_bytes(&mut random);
-    let mut guest = Guest::new(kernel).file("/data", random).timeout(Duration::from_secs(900));
+    let mut guest =
+        Guest::new(kernel).file("/data", random).sums_by_host().timeout(Duration::from_secs(900));
     let mut disks = 0;
     for case in &all {
         guest = guest.script(format!("stage {}", case.name));

@@ -33,15 +33,16 @@ pub fn md5_of_device(path: &Path) -> anyhow::Result<String> {
     let sb = read_superblock(&device)?.context("no superblock")?;
     let start = sb.data_offset();
     let size = device.info().size() - start;
-    sum(size, &mut |offset, part| Ok(device.read_at(start.bytes() + offset, part)?))
+    sum(size.bytes(), &mut |offset, part| Ok(device.read_at(start.bytes() + offset, part)?))
 }
 
 fn md5(mut reader: VolumeReader<'_, '_>, size: Sectors) -> anyhow::Result<String> {
-    sum(size, &mut |offset, part| Ok(reader.read_at(offset, part)?))
+    sum(size.bytes(), &mut |offset, part| Ok(reader.read_at(offset, part)?))
 }
 
-fn sum(
-    size: Sectors,
+/// The MD5 sum of so many bytes.
+pub(crate) fn sum(
+    bytes: u64,
     read_at: &mut dyn FnMut(u64, &mut [u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
     let mut md5sum = Command::new("md5sum")
@@ -52,8 +53,8 @@ fn sum(
     let mut pipe = md5sum.stdin.take().context("md5sum's input")?;
     let mut chunk = AlignedBuf::zeroed(CHUNK_BYTES);
     let mut offset = 0;
-    while offset < size.bytes() {
-        let len = usize::try_from(size.bytes() - offset)?.min(chunk.len());
+    while offset < bytes {
+        let len = usize::try_from(bytes - offset)?.min(chunk.len());
         let part = chunk.get_mut(..len).context("a part of the chunk")?;
         read_at(offset, part)?;
         pipe.write_all(part).context("write to md5sum")?;

@@ -24,13 +24,15 @@ pub use log::{
     BackingFigures, CacheFigures, Capture, Log, PriorityStats, SetFigures, rounded_size,
 };
 
+use crate::volume::sum;
 use crate::{cache_dir, workspace_root};
 use anyhow::{Context as _, bail, ensure};
 use initramfs::Tree;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -42,6 +44,9 @@ use std::time::{Duration, Instant};
 /// panic before it has begun. Ciphers, which bcache does not use, are not tested at each boot.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 nokaslr mitigations=off \
                             no_timer_check cryptomgr.notests";
+
+/// Size of the disk from which the host makes sums; zeros on it take no room.
+const SUMS_BYTES: u64 = 64 << 30;
 
 /// A series of stock kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -158,11 +163,19 @@ pub struct DiskOptions {
     pub snapshot: bool,
     /// Whether a discard punches a hole into the image; else the guest sees a disk without discard.
     pub discard: bool,
+    /// Whether zeros that the guest writes become holes of the image.
+    pub sparse: bool,
 }
 
 impl Default for DiskOptions {
     fn default() -> Self {
-        Self { logical_block_size: 512, read_only: false, snapshot: false, discard: true }
+        Self {
+            logical_block_size: 512,
+            read_only: false,
+            snapshot: false,
+            discard: true,
+            sparse: false,
+        }
     }
 }
 
@@ -203,6 +216,7 @@ pub struct Guest {
     script: String,
     memory_mib: u32,
     timeout: Duration,
+    sums_by_host: bool,
 }
 
 impl Guest {
@@ -221,6 +235,7 @@ impl Guest {
             script: String::new(),
             memory_mib: 512,
             timeout: Duration::from_secs(180),
+            sums_by_host: false,
         }
     }
 
@@ -295,6 +310,14 @@ impl Guest {
         self
     }
 
+    /// Lets the host make the sums of whole devices, from copies on one more disk. The guest is emulated,
+    /// and summing takes it far longer than copying.
+    #[must_use]
+    pub fn sums_by_host(mut self) -> Self {
+        self.sums_by_host = true;
+        self
+    }
+
     /// The name of the `index`th disk in the guest: `/dev/vda`, ..., `/dev/vdz`, `/dev/vdaa`, ...
     pub fn disk_name(index: usize) -> String {
         let letter = |value: usize| char::from(b"abcdefghijklmnopqrstuvwxyz"[value % 26]);
@@ -326,11 +349,21 @@ impl Guest {
             .arg(image)
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", COMMAND_LINE]);
+            .arg("-append");
+        let mut disks = self.disks.clone();
+        let sums = work.path().join("sums");
+        if self.sums_by_host {
+            File::create(&sums)?.set_len(SUMS_BYTES).context("a disk for the sums")?;
+            let name = Self::disk_name(disks.len());
+            command.arg(format!("{COMMAND_LINE} sums={}", name.trim_start_matches("/dev/")));
+            disks.push((sums.clone(), DiskOptions { sparse: true, ..DiskOptions::default() }));
+        } else {
+            command.arg(COMMAND_LINE);
+        }
         for file in [&console_file, &output_file] {
             command.arg("-serial").arg(format!("file:{}", option_value(file)?));
         }
-        for (index, (image, options)) in self.disks.iter().enumerate() {
+        for (index, (image, options)) in disks.iter().enumerate() {
             command.args(disk_arguments(index, image, *options)?);
         }
         let qemu_log = File::create(&qemu_file).context("create QEMU's log")?;
@@ -343,7 +376,10 @@ impl Guest {
         let text = |path: &Path| {
             fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
         };
-        let (console, output) = (text(&console_file), text(&output_file));
+        let (console, mut output) = (text(&console_file), text(&output_file));
+        if self.sums_by_host {
+            output = with_sums(&output, &sums)?;
+        }
         // A signal is not a panic of the guest's.
         let ended = exit.map(|status| format!("QEMU ended with {status}"));
         let qemu = text(&qemu_file) + &ended.unwrap_or_default();
@@ -391,8 +427,10 @@ fn disk_arguments(index: usize, image: &Path, options: DiskOptions) -> anyhow::R
     );
     let on_off = |on: bool| if on { "on" } else { "off" };
     let drive = format!(
-        "if=none,id=disk{index},format=raw,cache=unsafe,discard={},read-only={},snapshot={},file={}",
+        "if=none,id=disk{index},format=raw,cache=unsafe,discard={},detect-zeroes={},read-only={},\
+         snapshot={},file={}",
         if options.discard { "unmap" } else { "ignore" },
+        if options.sparse { "unmap" } else { "off" },
         on_off(options.read_only),
         on_off(options.snapshot),
         option_value(image)?
@@ -436,6 +474,25 @@ fn was_silent(console: &str, took: Duration) -> bool {
     let stamp = |line: &str| line.strip_prefix('[')?.split(']').next()?.trim().parse().ok();
     let last: f64 = console.lines().rev().find_map(stamp).unwrap_or(0.0);
     last + 60.0 < took.as_secs_f64()
+}
+
+/// What a guest printed, with the sums of what it copied to the disk `sums`.
+fn with_sums(output: &str, sums: &Path) -> anyhow::Result<String> {
+    let copies = File::open(sums)?;
+    let mut text = String::new();
+    for line in output.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["COPIED", at_mib, bytes, device] = words[..] {
+            let (at, bytes) = (at_mib.parse::<u64>()? << 20, bytes.parse()?);
+            let sum = sum(bytes, &mut |offset, part| {
+                copies.read_exact_at(part, at + offset).context("read a copy")
+            })?;
+            writeln!(text, "MD5 {sum}  {device}")?;
+        } else {
+            writeln!(text, "{line}")?;
+        }
+    }
+    Ok(text)
 }
 
 /// Waits for QEMU to end; kills it when time is over (`None`).
