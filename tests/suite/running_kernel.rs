@@ -590,7 +590,7 @@ fn replaced(run: &GuestRun) -> anyhow::Result<()> {
 /// A flush that is interrupted puts its settings back, and completes when it is repeated.
 fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
-    let script = r"
+    let script = r#"
         register /dev/vda
         register /dev/vdb
         wait_for 10 test -e /sys/block/vda/bcache/cache
@@ -600,12 +600,15 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
         echo 0 >/sys/fs/bcache/$set/congested_write_threshold_us
         echo 33 >/sys/block/vda/bcache/writeback_percent
         echo 17 >/sys/block/vda/bcache/writeback_delay
-        # New writes keep it dirty.
+        # New writes keep it dirty: one goes on where the other is between two rounds.
         touch /writing
-        while [ -e /writing ]; do
-            dd if=/dev/urandom of=/dev/bcache0 bs=4k count=500 oflag=direct 2>/dev/null
-        done &
-        writer=$!
+        keep_writing() {
+            while [ -e /writing ]; do
+                dd if=/dev/urandom of=/dev/bcache0 bs=4k count=500 seek=$1 oflag=direct 2>/dev/null
+            done
+        }
+        keep_writing 0 & writers=$!
+        keep_writing 500 & writers="$writers $!"
         wait_for 10 grep -q dirty /sys/block/vda/bcache/state
         for signal in INT TERM; do
             /bin/bcachectl flush vda >/flushed 2>&1 &
@@ -624,14 +627,14 @@ fn interrupted(kernel: Kernel) -> anyhow::Result<()> {
         ctl late flush --timeout 2 vda
         figure percent_late /sys/block/vda/bcache/writeback_percent
         rm /writing
-        wait $writer
+        wait $writers
         md5 /dev/bcache0 2048000
         ctl again flush vda
         figure state /sys/block/vda/bcache/state
         figure delay /sys/block/vda/bcache/writeback_delay
         md5 /dev/bcache0 2048000
         ctl begun detach vda
-        wait_for 20 test ! -e /sys/block/vda/bcache/cache";
+        wait_for 20 test ! -e /sys/block/vda/bcache/cache"#;
     let new = scratch.sparse("new", 256 << 20)?;
     let full = scratch.sparse("full", 64 << 20)?;
     std::fs::OpenOptions::new().write(true).open(&full)?.write_at(b"something", 4096)?;
