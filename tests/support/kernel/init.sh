@@ -19,9 +19,9 @@ echo "LAB-BEGIN $(uname -r)"
 while read -r module; do
     insmod "/modules/$module" || echo "insmod $module: failed"
 done </modules/order
-# Where `md5` copies devices to: its own node, as scripts rename those in /dev.
-sums=$(sed -n 's/.* sums=\([a-z]*\).*/\1/p' /proc/cmdline)
-if [ -n "$sums" ]; then
+# Where `md5` copies devices to (sums=DISK on the command line comes as a variable):
+# its own node, as scripts rename those in /dev.
+if [ -n "${sums:-}" ]; then
     IFS=: read -r major minor <"/sys/block/$sums/dev"
     mknod /sums b "$major" "$minor"
 fi

@@ -55,11 +55,13 @@ md5() {
         md5_at=$(cat /sums.next 2>/dev/null || echo 0)
         if [ -b "$1" ]; then
             md5_bytes=$(blockdev --getsize64 "$1")
-            dd if="$1" of=/sums bs=1M seek="$md5_at" iflag=direct oflag=direct conv=notrunc 2>/dev/null
+            md5_from=iflag=direct
         else
             md5_bytes=$(stat -c %s "$1")
-            dd if="$1" of=/sums bs=1M seek="$md5_at" oflag=direct conv=notrunc 2>/dev/null
+            md5_from=
         fi
+        # shellcheck disable=SC2086
+        dd if="$1" $md5_from of=/sums bs=1M seek="$md5_at" oflag=direct conv=notrunc 2>/dev/null
         echo "$((md5_at + md5_bytes / 1048576 + 1))" >/sums.next
         echo "COPIED $md5_at $md5_bytes $1"
     elif [ -n "${2:-}" ]; then

@@ -182,7 +182,8 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         })
     };
     let hangs = device.superblock.as_ref().is_some_and(|sb| sb.replacement().is_none());
-    let has_no_entry = |it: &Volume| it.owner == Owner::Unknown && it.usage.dirty_sectors.0 > 0;
+    let dirty_without_entry =
+        |it: &Volume| it.owner == Owner::Unknown && it.usage.dirty_sectors.0 > 0;
     if device.doubts.contains(&Doubt::OlderSet) {
         Some(Danger::CoversSet)
     } else if unsynced || device.doubts.contains(&Doubt::OldJournal) {
@@ -193,7 +194,7 @@ fn danger(member: &Member<'_>) -> Option<Danger> {
         Some(Danger::OlderState)
     } else if device.doubts.contains(&Doubt::UuidTable)
         || device.doubts.contains(&Doubt::UuidSlot)
-        || member.volumes.0.iter().any(has_no_entry)
+        || member.volumes.0.iter().any(dirty_without_entry)
     {
         Some(Danger::NoTable)
     } else if device.doubts.contains(&Doubt::Btree) && device.registers() {

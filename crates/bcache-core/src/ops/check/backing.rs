@@ -409,10 +409,10 @@ pub(super) fn check(
         let has_none = is_read || matches!(cache.contents, Contents::New);
         // What it holds of nobody may be this device's.
         let ownerless = set.and_then(|set| {
-            let is_unreached = |(slot, usage): &(&u32, &VolumeUsage)| {
+            let dirty_unreached = |(slot, usage): &(&u32, &VolumeUsage)| {
                 usage.dirty_sectors.0 > 0 && !set.uuids.is_reached(**slot)
             };
-            let (&slot, usage) = set.volumes.iter().find(is_unreached)?;
+            let (&slot, usage) = set.volumes.iter().find(dirty_unreached)?;
             Some((slot, usage.dirty_sectors))
         });
         if ownerless.is_some() && set_uuid == relation.set_uuid && state != BackingState::None {

@@ -72,8 +72,8 @@ pub enum InvalidateError {
     /// Too few unused buckets for the new prio chain.
     #[error(
         "too few unused buckets that are not to be invalidated: a new prio chain needs {needed}, \
-         the cache has {found}; leave unused buckets out of the list, or register the cache with the kernel \
-         and stop it again: its allocator frees some"
+         the cache has {found}; leave unused buckets out of the list, or register the cache with \
+         the kernel and stop it again: its allocator frees some"
     )]
     TooFewUnused {
         /// Buckets of a chain.
