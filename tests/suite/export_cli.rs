@@ -441,3 +441,16 @@ fn a_device_that_ran_without_its_cache_gives_dirty_data_only() {
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     assert!(map(&scratch.path("dirty.img.map")).iter().any(|run| run.2 == '+'));
 }
+
+/// A stream that breaks off is named in words, not as `-`.
+#[test]
+fn a_stream_that_cannot_be_written_is_incomplete() {
+    let fixture = Fixture::unpack("dirty-61").unwrap();
+    let mut command = tool::bcachectl().unwrap();
+    command.arg("export").args([&fixture.cache, &fixture.backing[0]]).args(["-o", "-"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
+    let said = "writing standard output failed; it is incomplete: No space left";
+    assert!(errors(&output).contains(said), "{}", errors(&output));
+}

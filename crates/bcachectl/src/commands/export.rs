@@ -127,7 +127,9 @@ fn copy(
     let (report, map) = match report {
         Ok(done) => done,
         Err(error) => {
-            let what = format!("writing {} failed; it is incomplete", args.output.display());
+            let output =
+                if stream { "standard output".into() } else { args.output.display().to_string() };
+            let what = format!("writing {output} failed; it is incomplete");
             return Err(ExitError::wrap(Failure::Partial, error.context(what)));
         }
     };
