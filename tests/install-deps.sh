@@ -6,7 +6,7 @@ set -eu
 build='gcc libc6-dev pkg-config libblkid-dev libclang-dev'
 # Debian 13's udevadm, which guests run, needs libsystemd-shared.
 test='qemu-system-x86 busybox-static kmod cpio xz-utils mount mandoc bcache-tools e2fsprogs dmsetup
-qemu-utils nbd-client libsystemd-shared'
+qemu-utils nbd-client gddrescue libsystemd-shared'
 package='mmdebstrap lintian'
 
 # The oldest compiler that the workspace builds with (rust-version in Cargo.toml).

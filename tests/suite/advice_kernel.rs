@@ -2,9 +2,11 @@
 //! stands, and the volume is what it should be. Where the advice is not to do
 //! something, doing it loses data.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -12,17 +14,17 @@ use bcache_core::device::{ReadDevice as _, open_read};
 use bcache_core::layout::superblock::{BackingState, SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use bcache_tests::cache::{bucket_byte, with_cache_set};
 use bcache_tests::image::write_at;
+use bcache_tests::need::find_program;
 use bcache_tests::volume::{md5_of_backing, md5_of_device, md5_of_flash_only};
 use bcache_tests::{Fixture, Guest, Kernel, Log, Need, Scratch, binary, main_with, trial};
 use uuid::Uuid;
 
 fn main() -> ExitCode {
+    let needs = &[Need::Guest, Need::Program("ddrescue", "gddrescue")];
     let mut trials = Vec::new();
     for kernel in Kernel::ALL {
         for (part, cases) in [("followed", FOLLOWED), ("safe", SAFE), ("warned", WARNED)] {
-            trials.push(trial(format!("{part}_{kernel}"), &[Need::Guest], move || {
-                run(kernel, cases)
-            }));
+            trials.push(trial(format!("{part}_{kernel}"), needs, move || run(kernel, cases)));
         }
     }
     main_with(trials)
@@ -78,10 +80,7 @@ const PRELUDE: &str = r#"
     }
     # restore: puts what was exported where the map says that it belongs.
     restore() {
-        grep '+$' /exported.map | grep '^0x' | grep -v '+ *1$' | while read -r at size status; do
-            dd if=/exported of="$b" bs=512 skip=$((at / 512)) seek=$(((at + 8192) / 512)) \
-                count=$((size / 512)) conv=notrunc 2>/dev/null
-        done
+        ddrescue --domain-mapfile=/exported.map --output-position=8192 --force /exported "$b" >/dev/null
         sync
     }
     state_is() {
@@ -477,13 +476,28 @@ struct Prepared {
     sum: String,
 }
 
+/// The sum of a fixture's first or flash-only volume as the kernel left it; made once for all trials.
+fn original_sum(fixture: &Fixture, flash_only: bool) -> anyhow::Result<String> {
+    static SUMS: Mutex<BTreeMap<(String, bool), String>> = Mutex::new(BTreeMap::new());
+    let mut sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (fixture.name.clone(), flash_only);
+    if let Some(sum) = sums.get(&key) {
+        return Ok(sum.clone());
+    }
+    let sum = with_cache_set(&fixture.cache, |set| {
+        if flash_only {
+            return md5_of_flash_only(set, 2);
+        }
+        let backing = fixture.backing.first().context("a backing device")?;
+        md5_of_backing(set, &open_read(backing)?)
+    })?;
+    Ok(sums.entry(key).or_insert(sum).clone())
+}
+
 fn prepare(scratch: &Scratch, case: Case) -> anyhow::Result<Prepared> {
     let fixture = Fixture::unpack(case.fixture)?;
     let backing = fixture.backing.first().context("a backing device")?;
-    let sum = with_cache_set(&fixture.cache, |set| match case.outcome {
-        Outcome::FlashOnly => md5_of_flash_only(set, 2),
-        _ => md5_of_backing(set, &open_read(backing)?),
-    })?;
+    let sum = original_sum(&fixture, case.outcome == Outcome::FlashOnly)?;
     let kept = |what: &str, from: &Path| {
         let to = scratch.path(&format!("{}.{what}", case.name));
         fs::rename(from, &to).or_else(|_| fs::copy(from, &to).map(drop))?;
@@ -502,6 +516,7 @@ fn run(kernel: Kernel, cases: &[Case]) -> anyhow::Result<()> {
         cases.iter().map(|case| prepare(&scratch, *case)).collect::<anyhow::Result<_>>()?;
     let mut guest = Guest::new(kernel)
         .binary(binary("bcachectl")?)
+        .binary(find_program("ddrescue").context("ddrescue")?)
         .memory_mib(1024)
         .sums_by_host()
         .timeout(Duration::from_secs(900))
