@@ -69,6 +69,13 @@ for row in first second third; do
 done
 wait
 status=0
+# A suite that runs in no row would go unnoticed.
+left=$(grep -c '^running beside the other tests' "$folder/log" || true)
+ran=$(cat "$folder"/log-* | grep -c '^ *Running suite/')
+if [ "$left" != "$ran" ]; then
+    echo "run.sh: $left suites that boot kernels were left for later, $ran ran" >&2
+    status=1
+fi
 for file in "$folder/status" "$folder"/status-*; do
     [ "$(cat "$file")" = 0 ] || status=$(cat "$file")
 done

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, ensure};
 use bcache_core::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES, Superblock};
+use bcache_tests::image::Contents;
 use bcache_tests::need::find_program;
 use bcache_tests::superblocks::vary;
 use bcache_tests::{Fixture, Need, Scratch, binary, main_with, trial};
@@ -510,13 +511,13 @@ fn force() -> anyhow::Result<()> {
             });
             write_superblock(&image, &sb)?;
         }
-        let before = std::fs::read(&image)?;
+        let before = Contents::of(&image)?;
         let kind = if device == "c" { "-C" } else { "-B" };
         let ended = run(Ours, &folder, &format!("make-bcache --force {kind} {device}"))?;
         ensure!(ended.status == Some(i32::from(dirty)), "{device}, dirty {dirty}: {ended:#?}");
         if dirty {
             ensure!(ended.error.contains("dirty"), "{ended:#?}");
-            ensure!(std::fs::read(&image)? == before, "{device} was written to");
+            ensure!(Contents::of(&image)? == before, "{device} was written to");
         }
         let wiped = run(Ours, &folder, &format!("make-bcache --wipe-bcache {kind} {device}"))?;
         ensure!(wiped.status == Some(i32::from(dirty)), "{wiped:#?}");

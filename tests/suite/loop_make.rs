@@ -6,7 +6,7 @@ use bcache_core::device::testkit::partition_table;
 use bcache_core::layout::superblock::Superblock;
 use bcache_core::units::Sectors;
 use bcache_tests::fault::{FullLoop, with_writes_refused_from};
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::need::find_program;
 use bcache_tests::terminal::Terminal;
 use bcache_tests::tool::{bcachectl, number, run, show, text};
@@ -53,7 +53,7 @@ fn stderr(output: &Output) -> String {
 /// Runs `bcachectl make` and demands that it refuses, naming each of `words`, with the image as it
 /// was; also where every override is given.
 fn refused(image: &Path, arguments: &[&Path], words: &[&str]) -> anyhow::Result<()> {
-    let before = fs::read(image)?;
+    let before = Contents::of(image)?;
     for options in [&["-B"] as &[_], &["--wipe-bcache", "--force", "--yes", "-B"], &["-n", "-C"]] {
         let output = bcachectl()?.arg("make").args(options).args(arguments).output()?;
         let said = stderr(&output);
@@ -63,7 +63,7 @@ fn refused(image: &Path, arguments: &[&Path], words: &[&str]) -> anyhow::Result<
         }
         ensure!(said.lines().count() == 1, "{said}");
     }
-    ensure!(fs::read(image)? == before, "the image was written");
+    ensure!(Contents::of(image)? == before, "the image was written");
     Ok(())
 }
 
@@ -74,7 +74,7 @@ fn sector_sizes() -> anyhow::Result<()> {
         let backing = scratch.sparse("backing", 9 * MIB)?;
         let cache = LoopDevice::attach(&cache, sector_size)?;
         let backing_loop = LoopDevice::attach(&backing, 512)?;
-        let before = fs::read(&backing)?;
+        let before = Contents::of(&backing)?;
         // The blocks of both are those of the one with the larger sectors.
         let make = |options: &[&str]| -> anyhow::Result<Output> {
             let mut command = bcachectl()?;
@@ -86,7 +86,7 @@ fn sector_sizes() -> anyhow::Result<()> {
                 let output = make(&options)?;
                 ensure!(output.status.code() == Some(1) && stderr(&output).contains(word));
             }
-            ensure!(fs::read(&backing)? == before, "a refused make wrote");
+            ensure!(Contents::of(&backing)? == before, "a refused make wrote");
         }
         let output = make(&[])?;
         ensure!(output.status.success(), "{}", stderr(&output));

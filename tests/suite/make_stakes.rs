@@ -3,11 +3,11 @@
 
 use bcache_core::layout::superblock::{SB_BYTES, SB_OFFSET_BYTES, Superblock};
 use bcache_tests::fixture::Fixture;
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::terminal::Terminal;
 use bcache_tests::{Scratch, tool};
 use serde_json::Value;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -37,14 +37,14 @@ fn dirty_sectors(image: &Path) -> u64 {
 
 /// Refuses it with each of the words, and leaves the image as it is.
 fn refuse(arguments: &[&str], image: &Path, words: &[&str]) {
-    let before = fs::read(image).unwrap();
+    let before = Contents::of(image).unwrap();
     let output = make(arguments, image);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
     for word in words {
         assert!(said.contains(word), "{arguments:?}: no {word:?} in {said}");
     }
-    assert!(fs::read(image).unwrap() == before, "{arguments:?} wrote");
+    assert!(Contents::of(image).unwrap() == before, "{arguments:?} wrote");
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn on_a_terminal_it_asks() {
         ] {
             write_at(&image, offset, bytes).unwrap();
         }
-        let before = fs::read(&image).unwrap();
+        let before = Contents::of(&image).unwrap();
         let terminal = Terminal::new(80).unwrap();
         terminal.type_keys(answer).unwrap();
         let mut command = tool::bcachectl().unwrap();
@@ -189,7 +189,7 @@ fn on_a_terminal_it_asks() {
         let said = said(&output);
         assert_eq!(output.status.success(), written, "{answer:?}: {said}");
         assert_eq!(said.contains("my-swap"), options.is_empty(), "{answer:?}: {said}");
-        assert_eq!(fs::read(&image).unwrap() != before, written, "{answer:?}: {said}");
+        assert_eq!(Contents::of(&image).unwrap() != before, written, "{answer:?}: {said}");
     }
 }
 

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use bcache_tests::Fixture;
 use bcache_tests::cache::{flip, with_cache_set};
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::tool::run;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ fn what_the_kernel_wrote_is_restored() -> anyhow::Result<()> {
     for name in ["crashhot-61", "multi-612", "dirty-61"] {
         let fixture = Fixture::unpack(name)?;
         let image = &fixture.cache;
-        let sound = std::fs::read(image)?;
+        let sound = Contents::of(image)?;
         let (node, prio, entry) = with_cache_set(image, |set| {
             let newest = set.journal.newest().context("no entry")?;
             let at = set.geometry().bucket_to_sector(newest.place.bucket).bytes();
@@ -44,7 +44,7 @@ fn what_the_kernel_wrote_is_restored() -> anyhow::Result<()> {
             flip(image, byte, mask)?;
         }
         write_at(image, 4096 + 24, &[0; 16])?;
-        let damaged = std::fs::read(image)?;
+        let damaged = Contents::of(image)?;
 
         let output = repair(image, &["--dry-run", "--json"])?;
         let planned = report(&output)?;
@@ -53,7 +53,7 @@ fn what_the_kernel_wrote_is_restored() -> anyhow::Result<()> {
             (Some(0), &"planned".into()),
             "{name}"
         );
-        ensure!(std::fs::read(image)? == damaged, "{name}: a dry run wrote");
+        ensure!(Contents::of(image)? == damaged, "{name}: a dry run wrote");
         let changes = planned["changes"].as_array().context("no changes")?;
         assert_eq!(changes.len(), 4, "{name}: {planned}");
         ensure!(changes.iter().all(|it| it["class"] == "certain"), "{name}: {planned}");
@@ -62,7 +62,7 @@ fn what_the_kernel_wrote_is_restored() -> anyhow::Result<()> {
         let output = repair(image, &["--yes", "--json"])?;
         assert_eq!(output.status.code(), Some(0), "{name}: {}", report(&output)?);
         assert_eq!(report(&output)?["changes"], planned["changes"], "{name}");
-        ensure!(std::fs::read(image)? == sound, "{name}: not what the kernel wrote");
+        ensure!(Contents::of(image)? == sound, "{name}: not what the kernel wrote");
         let output = repair(image, &["--yes"])?;
         ensure!(output.status.success());
         ensure!(
@@ -79,13 +79,13 @@ fn what_cannot_be_mended_is_said_and_left() -> anyhow::Result<()> {
     let image = &fixture.cache;
     let root = with_cache_set(image, |set| Ok(set.root.ptrs()[0].offset().bytes()))?;
     write_at(image, root, &[0x5a; 512])?;
-    let damaged = std::fs::read(image)?;
+    let damaged = Contents::of(image)?;
     let output = repair(image, &["--yes", "--json"])?;
     assert_eq!(output.status.code(), Some(4));
     let told = report(&output)?;
     ensure!(told["state"] == "nothing" && told["changes"] == Value::Array(Vec::new()), "{told}");
     ensure!(told["left"].as_array().is_some_and(|left| !left.is_empty()), "{told}");
-    ensure!(std::fs::read(image)? == damaged, "something was written");
+    ensure!(Contents::of(image)? == damaged, "something was written");
 
     // With the magic gone as well, its repair is not certain: the kernel would take the set.
     write_at(image, 4096 + 24, &[0; 16])?;
@@ -95,7 +95,7 @@ fn what_cannot_be_mended_is_said_and_left() -> anyhow::Result<()> {
     ensure!(text.contains("--accept superblock-magic"), "{text}");
     let output = repair(image, &["--yes", "--accept", "superblock-magic"])?;
     assert_eq!(output.status.code(), Some(4));
-    ensure!(std::fs::read(image)? == damaged, "the magic is not back");
+    ensure!(Contents::of(image)? == damaged, "the magic is not back");
     for (arguments, code) in [(&["--accept", "nonsense"][..], 2), (&[], 1)] {
         assert_eq!(repair(image, arguments)?.status.code(), Some(code), "{arguments:?}");
     }
@@ -125,7 +125,7 @@ fn what_is_left_of_one_cause_takes_a_few_lines() -> anyhow::Result<()> {
 #[test]
 fn a_backing_superblock_is_repaired() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("multi-612")?;
-    let sound = std::fs::read(&fixture.backing[1])?;
+    let sound = Contents::of(&fixture.backing[1])?;
     flip(&fixture.backing[1], 4096 + 60, 4)?;
     let backing: Vec<&str> = fixture
         .backing
@@ -134,7 +134,7 @@ fn a_backing_superblock_is_repaired() -> anyhow::Result<()> {
         .collect::<Result<_, _>>()?;
     let output = repair(&fixture.cache, &[&backing[..], &["--yes", "--json"]].concat())?;
     assert_eq!(output.status.code(), Some(0), "{}", report(&output)?);
-    ensure!(std::fs::read(&fixture.backing[1])? == sound);
+    ensure!(Contents::of(&fixture.backing[1])? == sound);
     Ok(())
 }
 
@@ -143,12 +143,12 @@ fn a_backing_superblock_is_repaired() -> anyhow::Result<()> {
 fn a_backing_device_is_repaired_alone() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("dirty-61")?;
     let backing = &fixture.backing[0];
-    let sound = std::fs::read(backing)?;
+    let sound = Contents::of(backing)?;
     let name = backing.to_str().context("UTF-8")?;
     let log = fixture.cache.with_file_name("repair.undo");
     write_at(backing, 4096 + 24, &[0; 16])?;
     flip(backing, 4096 + 73, 8)?;
-    let damaged = std::fs::read(backing)?;
+    let damaged = Contents::of(backing)?;
     let checked = run([OsStr::new("check"), backing.as_os_str()])?;
     let advised = format!("bcachectl repair --dry-run {name}\n");
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
@@ -161,39 +161,39 @@ fn a_backing_device_is_repaired_alone() -> anyhow::Result<()> {
     assert_eq!(planned["changes"][0]["class"], "certain", "{planned}");
     assert_eq!(planned["changes"][0]["device"], name, "{planned}");
     assert_eq!(planned["dirty_sectors_after"], Value::Null, "{planned}");
-    ensure!(std::fs::read(backing)? == damaged, "a dry run wrote");
+    ensure!(Contents::of(backing)? == damaged, "a dry run wrote");
 
     let undo = log.to_str().context("UTF-8")?;
     let output = repair(backing, &["--yes", "--undo", undo])?;
     ensure!(output.status.success(), "{output:?}");
-    ensure!(std::fs::read(backing)? == sound, "not what the kernel wrote");
+    ensure!(Contents::of(backing)? == sound, "not what the kernel wrote");
     let output = run([OsStr::new("undo"), log.as_os_str(), OsStr::new("--yes")])?;
-    ensure!(output.status.success() && std::fs::read(backing)? == damaged, "{output:?}");
+    ensure!(output.status.success() && Contents::of(backing)? == damaged, "{output:?}");
     // Named with its cache, in any order.
     let cache = fixture.cache.to_str().context("UTF-8")?;
     let output = repair(backing, &[cache, "--yes", "--json"])?;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(report(&output)?["dirty_sectors_before"], report(&output)?["dirty_sectors_after"]);
-    ensure!(std::fs::read(backing)? == sound, "not what the kernel wrote");
+    ensure!(Contents::of(backing)? == sound, "not what the kernel wrote");
     let output = repair(backing, &["--dry-run"])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!((output.status.code(), text), (Some(0), format!("{name}: nothing to repair\n")));
 
     // The cache knows the device; alone it does not know itself.
     write_at(backing, 4096, &[0x55; 8])?;
-    let damaged = std::fs::read(backing)?;
+    let damaged = Contents::of(backing)?;
     let output = repair(backing, &["--yes", "--accept", "superblock-checksum"])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(4), "{text}");
     ensure!(text.contains("Name the cache of the device, too"), "{text}");
-    ensure!(std::fs::read(backing)? == damaged, "something was written");
+    ensure!(Contents::of(backing)? == damaged, "something was written");
     for claim in [["--owner", "0=x"], ["--flash-only", "0=1G"]] {
         let output = repair(backing, &[&claim[..], &["--dry-run"]].concat())?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(1) && text.contains("none was named"), "{text}");
     }
     let output = repair(backing, &[cache, "--yes", "--accept", "superblock-checksum"])?;
-    ensure!(output.status.success() && std::fs::read(backing)? == sound, "{output:?}");
+    ensure!(output.status.success() && Contents::of(backing)? == sound, "{output:?}");
     Ok(())
 }
 
@@ -207,7 +207,7 @@ fn a_backing_superblock_that_is_gone_is_made_again() -> anyhow::Result<()> {
     let sound = std::fs::read(backing)?;
     write_at(backing, 0, &vec![0x5a; 34 * 512])?;
     write_at(backing, (sound.len() - 33 * 512) as u64, &vec![0x5a; 33 * 512])?;
-    let damaged = std::fs::read(backing)?;
+    let damaged = Contents::of(backing)?;
     let checked = run([OsStr::new("check"), backing.as_os_str(), cache.as_os_str()])?;
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
     let advised = format!("bcachectl repair --dry-run {} {name}\n", cache.display());
@@ -216,7 +216,7 @@ fn a_backing_superblock_that_is_gone_is_made_again() -> anyhow::Result<()> {
     // Alone, nothing tells what it was.
     let output = repair(backing, &["--yes"])?;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    ensure!(std::fs::read(backing)? == damaged, "something was written");
+    ensure!(Contents::of(backing)? == damaged, "something was written");
 
     let output = repair(cache, &[name, "--yes", "--json"])?;
     let done = report(&output)?;
@@ -296,7 +296,7 @@ fn what_holds_something_else_now_is_not_certain() -> anyhow::Result<()> {
         swap[4086..].copy_from_slice(b"SWAPSPACE2");
         write_at(backing, 0, &swap)?;
         write_at(backing, wiped.start, &vec![0; usize::try_from(wiped.end - wiped.start)?])?;
-        let damaged = std::fs::read(backing)?;
+        let damaged = Contents::of(backing)?;
         let name = backing.to_str().context("UTF-8")?;
         let output = repair(&fixture.cache, &[name, "--yes", "--json"])?;
         let planned = report(&output)?;
@@ -305,7 +305,7 @@ fn what_holds_something_else_now_is_not_certain() -> anyhow::Result<()> {
         assert_eq!((change["code"].as_str(), change["class"].as_str()), (Some(code), Some(class)));
         let reasons = change["reasons"].to_string();
         ensure!(reasons.contains("something else now") && reasons.contains("swap"), "{planned}");
-        ensure!(std::fs::read(backing)? == damaged, "{code}: made without being accepted");
+        ensure!(Contents::of(backing)? == damaged, "{code}: made without being accepted");
         let output = repair(&fixture.cache, &[name, "--yes", "--accept", code])?;
         ensure!(output.status.success(), "{output:?}");
     }
@@ -337,14 +337,14 @@ fn the_set_uuid_is_that_of_a_backing_device() -> anyhow::Result<()> {
         let path = backing.to_str().context("UTF-8")?;
         wipe_uuid_table(cache, noise)?;
         write_at(cache, 4096, &[0; 512])?;
-        let damaged = std::fs::read(cache)?;
+        let damaged = Contents::of(cache)?;
         let accept = ["--yes", "--accept", "superblock-gone", "--accept", "uuid-table", "--json"];
 
         let output = repair(cache, &accept)?;
         assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(text.contains("only the backing devices of that set"), "{name}: {text}");
-        ensure!(std::fs::read(cache)? == damaged, "{name}: something was written");
+        ensure!(Contents::of(cache)? == damaged, "{name}: something was written");
 
         let checked = run([OsStr::new("check"), cache.as_os_str(), backing.as_os_str()])?;
         let text = String::from_utf8_lossy(&checked.stdout).into_owned();

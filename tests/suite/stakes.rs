@@ -18,7 +18,7 @@ use bcache_core::layout::uuid_entry::UuidEntry;
 use bcache_core::units::BucketIndex;
 use bcache_tests::cache::{bucket_byte, flip, with_cache_set};
 use bcache_tests::fixture::Fixture;
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::{Scratch, tool};
 use proptest::prelude::*;
 use serde_json::Value;

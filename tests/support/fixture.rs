@@ -2,9 +2,11 @@
 //! kernel's own figures and messages from that run.
 
 use crate::image::{Scratch, write_sparse};
+use crate::kept;
 use crate::kernel::Log;
 use anyhow::{Context as _, ensure};
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
 /// One set of images, unpacked into a folder that vanishes with the value.
@@ -123,12 +125,15 @@ pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// Unpacks `NAME.zst` as `NAME` into the scratch folder.
+/// Unpacks `NAME.zst` as `NAME` into the scratch folder. That takes a while: it is done once, and copied.
 pub fn unpack(packed: &Path, scratch: &Scratch) -> anyhow::Result<PathBuf> {
     let name = packed.file_stem().context("a file name")?.to_string_lossy();
-    let file = File::open(packed).with_context(|| format!("open {}", packed.display()))?;
-    let path = scratch.path(&name);
-    write_sparse(zstd::Decoder::new(file)?, &path)
-        .with_context(|| format!("unpack {}", packed.display()))?;
-    Ok(path)
+    let bytes = fs::read(packed).with_context(|| format!("read {}", packed.display()))?;
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let image = kept(format!("images/{:016x}", hasher.finish()), |file| {
+        write_sparse(zstd::Decoder::new(&bytes[..])?, file)
+            .with_context(|| format!("unpack {}", packed.display()))
+    })?;
+    scratch.copy(&name, &image)
 }

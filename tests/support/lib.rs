@@ -22,6 +22,7 @@ pub use kernel::{DiskOptions, Guest, GuestRun, Kernel, Log, ScriptEnd};
 pub use need::{Need, main_with, trial};
 
 use anyhow::{Context as _, bail};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// The top of the workspace.
@@ -35,6 +36,28 @@ pub fn workspace_root() -> PathBuf {
 pub fn cache_dir() -> PathBuf {
     std::env::var_os("BCACHE_TEST_CACHE")
         .map_or_else(|| workspace_root().join(".cache"), PathBuf::from)
+}
+
+/// A file below the cache folder that tests keep for each other; `make` writes it when it is not there.
+pub(crate) fn kept(
+    name: impl AsRef<Path>,
+    make: impl FnOnce(&mut File) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let path = cache_dir().join(name);
+    if !path.exists() {
+        let write = || {
+            let folder = path.parent().context("a folder")?;
+            fs::create_dir_all(folder)?;
+            // Another test may be writing the same: each writes a file of its own, and the name changes
+            // hands in one step.
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            make(file.as_file_mut())?;
+            file.persist(&path)?;
+            anyhow::Ok(())
+        };
+        write().with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(path)
 }
 
 /// A program of this workspace, from the same build as the running test.

@@ -868,7 +868,7 @@ fn a_disk_is_not_its_partition() {
         write_at(&disk, 1 << 20, &data).unwrap();
         let size = Sectors(data.len() as u64 / 512);
         write_at(&disk, 0, &partition_table(Sectors(2048), size)).unwrap();
-        let before = fs::read(&disk).unwrap();
+        let before = Contents::of(&disk).unwrap();
 
         let said = Said::of(&[cache, &disk]);
         assert!(!said.advice().contains(&"repair"), "{}", said.check);
@@ -880,7 +880,7 @@ fn a_disk_is_not_its_partition() {
             let text = String::from_utf8_lossy(&done.stdout);
             assert!(done.status.code() == Some(4) && text.contains("partition 1"), "{done:?}");
         }
-        assert!(fs::read(&disk).unwrap() == before);
+        assert!(Contents::of(&disk).unwrap() == before);
         let alone = run(&["check"], &[&disk]);
         let error = String::from_utf8_lossy(&alone.stderr);
         assert!(error.contains("partition 1: name the partition"), "{error}");

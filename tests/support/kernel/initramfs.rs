@@ -4,7 +4,7 @@
 //! every run and is kept in the cache folder; the second is built for each run.
 
 use super::Kernel;
-use crate::cache_dir;
+use crate::kept;
 use crate::need::find_program;
 use anyhow::{Context as _, bail, ensure};
 use std::collections::BTreeSet;
@@ -125,28 +125,21 @@ pub(super) fn base(kernel: Kernel, extra_modules: &[String]) -> anyhow::Result<V
     let modules = modules(kernel, extra_modules)?;
     let mut hasher = DefaultHasher::new();
     (kernel.release()?, &modules, fs::metadata(&busybox)?.modified()?).hash(&mut hasher);
-    let kept = cache_dir().join("kernels").join(format!("{kernel}-{:016x}.cpio", hasher.finish()));
-    if let Ok(archive) = fs::read(&kept) {
-        return Ok(archive);
-    }
-    let tree = Tree::new()?;
-    tree.copy(&busybox, "/bin/busybox")?;
-    let mut order = String::new();
-    for module in &modules {
-        let name = module.file_name().context("a module's name")?.to_string_lossy();
-        let plain = name.trim_end_matches(".xz").trim_end_matches(".zst");
-        tree.file(&format!("/modules/{plain}"), &module_bytes(module)?, 0o644)?;
-        order.push_str(plain);
-        order.push('\n');
-    }
-    tree.file("/modules/order", order.as_bytes(), 0o644)?;
-    let archive = tree.archive()?;
-    // Another test may be writing the same archive: each writes its own file, and the name
-    // changes hands in one step.
-    let mut file = tempfile::NamedTempFile::new_in(cache_dir().join("kernels"))?;
-    file.write_all(&archive)?;
-    file.persist(&kept).with_context(|| format!("write {}", kept.display()))?;
-    Ok(archive)
+    let kept = kept(format!("kernels/{kernel}-{:016x}.cpio", hasher.finish()), |file| {
+        let tree = Tree::new()?;
+        tree.copy(&busybox, "/bin/busybox")?;
+        let mut order = String::new();
+        for module in &modules {
+            let name = module.file_name().context("a module's name")?.to_string_lossy();
+            let plain = name.trim_end_matches(".xz").trim_end_matches(".zst");
+            tree.file(&format!("/modules/{plain}"), &module_bytes(module)?, 0o644)?;
+            order.push_str(plain);
+            order.push('\n');
+        }
+        tree.file("/modules/order", order.as_bytes(), 0o644)?;
+        Ok(file.write_all(&tree.archive()?)?)
+    })?;
+    fs::read(&kept).with_context(|| format!("read {}", kept.display()))
 }
 
 /// The files of the modules and of what they depend on, in the order in which they load.

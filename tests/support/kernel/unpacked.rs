@@ -3,6 +3,7 @@
 //! A guest without KVM takes two seconds to unpack the kernel, at each boot. What is unpacked is the same
 //! kernel, byte for byte.
 
+use crate::kept;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -22,22 +23,15 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// The ELF note by which QEMU finds the entry: its type, 18, and name.
 const PVH_NOTE: &[u8] = b"\x12\0\0\0Xen\0";
 
-/// The kernel that is packed in `image`, kept beside the release that `folder` holds.
+/// The kernel that is packed in `image`, kept in `folder` of the cache.
 ///
 /// # Errors
 /// When it cannot be unpacked, or is none that QEMU boots.
 pub(super) fn unpacked(image: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
-    let kept = folder.join("vmlinux");
-    if kept.exists() {
-        return Ok(kept);
-    }
-    let bytes = fs::read(image)?;
-    let kernel = unpack(&bytes).with_context(|| format!("unpack {}", image.display()))?;
-    // Tests that run at once each have a file of their own until it is whole.
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&kernel)?;
-    file.persist(&kept)?;
-    Ok(kept)
+    kept(folder.join("vmlinux"), |file| {
+        let kernel = unpack(&fs::read(image)?);
+        Ok(file.write_all(&kernel.with_context(|| format!("unpack {}", image.display()))?)?)
+    })
 }
 
 fn unpack(image: &[u8]) -> anyhow::Result<Vec<u8>> {

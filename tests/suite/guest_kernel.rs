@@ -13,7 +13,6 @@ use bcache_tests::{
     DiskOptions, Fixture, Guest, GuestRun, Kernel, LoopDevice, Need, Scratch, ScriptEnd, Verdict,
     main_with, trial,
 };
-use libtest_mimic::Trial;
 use rand::{RngCore as _, SeedableRng as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
         ));
         trials.push(trial(format!("refusals_{kernel}"), &[Need::Guest], move || refusals(kernel)));
         trials.push(trial(format!("verdicts_{kernel}"), &[Need::Guest], move || verdicts(kernel)));
-        trials.extend(fixtures(kernel));
+        trials.push(trial(format!("fixtures_{kernel}"), &[Need::Guest], move || fixtures(kernel)));
     }
     main_with(trials)
 }
@@ -225,46 +224,50 @@ fn verdicts(kernel: Kernel) -> anyhow::Result<()> {
 
 /// The kernel reads each fixture image without a complaint, and the volumes hold what they held when
 /// the image was taken.
-fn fixtures(kernel: Kernel) -> Vec<Trial> {
-    let one = move |name: &str| {
-        let fixture = Fixture::unpack(name)?;
-        let mut guest = Guest::new(kernel);
-        let snapshot = DiskOptions { snapshot: true, ..Default::default() };
-        for disk in fixture.disks() {
-            guest = guest.disk_with(disk, snapshot);
-        }
+fn fixtures(kernel: Kernel) -> anyhow::Result<()> {
+    let fixtures: Vec<Fixture> =
+        Fixture::names()?.iter().map(|name| Fixture::unpack(name)).collect::<Result<_, _>>()?;
+    let mut guest = Guest::new(kernel);
+    let mut disks = 0;
+    for fixture in &fixtures {
+        let of_this = fixture.disks();
+        let names = (disks..disks + of_this.len()).map(Guest::disk_name);
+        disks += of_this.len();
+        let (caches, backing): (Vec<_>, Vec<_>) =
+            names.zip(&of_this).partition(|(_, path)| **path == fixture.cache);
+        guest = guest.script(format!("stage {}", fixture.name));
         // Backing devices first: their bcache devices are numbered in the order of registration,
         // before those of the set's own volumes.
-        let disks = fixture.disks().len();
-        let cache = Guest::disk_name(usize::from(disks > 1));
-        for device in (0..disks).map(Guest::disk_name).filter(|device| *device != cache) {
+        for (device, _) in backing.iter().chain(&caches) {
             guest = guest.script(format!("register {device}"));
         }
-        guest = guest.script(format!("register {cache}\nset_figures"));
-        let volumes = fixture.log.md5_devices();
-        for device in &volumes {
+        guest = guest.script("set_figures");
+        for device in fixture.log.md5_devices() {
             guest = guest.script(format!("wait_for 20 test -b {device}\nmd5 {device}"));
         }
-        let run = guest.script("stop_all").run()?.ok()?.without_errors()?;
-        for device in volumes {
+        guest = guest.script("stop_all");
+        for disk in of_this {
+            guest = guest.disk_with(disk, DiskOptions { snapshot: true, ..Default::default() });
+        }
+    }
+    let run = guest.sums_by_host().run()?.ok()?.without_errors()?;
+    for fixture in &fixtures {
+        let log = run.log.stage(&fixture.name).context("no stage")?;
+        for device in fixture.log.md5_devices() {
             ensure!(
-                run.log.md5(device) == fixture.log.md5(device),
-                "{device}: {:?} when the image was taken, {:?} now\n{}",
+                log.md5(device) == fixture.log.md5(device),
+                "{}, {device}: {:?} when the image was taken, {:?} now\n{}",
+                fixture.name,
                 fixture.log.md5s(device),
-                run.log.md5(device),
+                log.md5(device),
                 run.tail()
             );
         }
         let nbuckets = |figures: bcache_tests::kernel::SetFigures| figures.caches[0].nbuckets;
-        let (now, then) = (run.log.set_figures()?, fixture.log.set_figures()?);
-        ensure!(nbuckets(now) == nbuckets(then), "{}", run.tail());
-        Ok(())
-    };
-    let names = Fixture::names().expect("the fixtures are part of the source");
-    let named = |name: String| {
-        trial(format!("fixture_{name}_{kernel}"), &[Need::Guest], move || one(&name))
-    };
-    names.into_iter().map(named).collect()
+        let (now, then) = (log.set_figures()?, fixture.log.set_figures()?);
+        ensure!(nbuckets(now) == nbuckets(then), "{}\n{}", fixture.name, run.tail());
+    }
+    Ok(())
 }
 
 fn disks() -> anyhow::Result<()> {
