@@ -17,14 +17,13 @@ use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{
     Invalidated, check_clean, invalidate, overwrite_buckets, run_invalidate, with_cache_set,
 };
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::{
     DiskOptions, Fixture, Guest, GuestRun, Kernel, Log, Need, Scratch, binary, main_with, trial,
 };
 use rand::{RngCore as _, SeedableRng as _};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -93,9 +92,6 @@ struct Judgement {
 /// Larger than any volume without a backing device.
 const DUMP_BYTES: u64 = 256 << 20;
 
-/// Bytes that are compared at once.
-const CHUNK_BYTES: usize = 1 << 20;
-
 /// Boots a kernel that registers the devices of each case, tells their figures, copies their volumes
 /// and stops them again.
 ///
@@ -109,16 +105,16 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
     rand_pcg::Pcg64::seed_from_u64(7).fill_bytes(&mut random);
     let mut guest = Guest::new(kernel).file("/data", random).timeout(Duration::from_secs(600));
     let mut disks = 0;
-    let mut disk = |guest: Guest, image: &Path, snapshot: bool| {
+    let mut disk = |guest: Guest, image: &Path, options: DiskOptions| {
         disks += 1;
-        let options = DiskOptions { snapshot, ..DiskOptions::default() };
         (guest.disk_with(image, options), Guest::disk_name(disks - 1))
     };
     for case in cases {
         let Devices { cache, backing, volumes } = &case.devices;
         guest = guest.script(format!("stage {}", case.name));
         for image in backing.iter().chain([cache]) {
-            let (with_disk, name) = disk(guest, image, !case.writes_on);
+            let options = DiskOptions { snapshot: !case.writes_on, ..DiskOptions::default() };
+            let (with_disk, name) = disk(guest, image, options);
             guest = with_disk.script(format!("register {name}"));
         }
         for volume in volumes {
@@ -137,7 +133,8 @@ fn judge(kernel: Kernel, cases: &[Case]) -> anyhow::Result<Judgement> {
                 None => DUMP_BYTES,
             };
             let dump = scratch.sparse(&dump_name(case, index), size)?;
-            let (with_disk, name) = disk(guest, &dump, false);
+            let options = DiskOptions { sparse: true, ..DiskOptions::default() };
+            let (with_disk, name) = disk(guest, &dump, options);
             let copy = "bs=1M iflag=direct oflag=direct 2>/dev/null";
             guest = with_disk
                 .script(cutoff(volume, 4096))
@@ -173,22 +170,12 @@ impl Judgement {
     /// Whether the volumes of two cases read the same, and not as if nothing had been copied.
     fn same_volumes(&self, case: &Case, than: &Case) -> anyhow::Result<bool> {
         for index in 0..case.devices.volumes.len() {
-            let open = |case| File::open(self.scratch.path(&dump_name(case, index)));
-            let (mut one, mut other) = (open(case)?, open(than)?);
-            let (mut ours, mut theirs) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
-            let mut empty = true;
-            loop {
-                let got = one.read(&mut ours)?;
-                other.read_exact(&mut theirs[..got])?;
-                if got == 0 {
-                    break;
-                }
-                if ours[..got] != theirs[..got] {
-                    return Ok(false);
-                }
-                empty &= ours[..got].iter().all(|&byte| byte == 0);
+            let contents = |case| Contents::of(&self.scratch.path(&dump_name(case, index)));
+            let ours = contents(case)?;
+            if ours != contents(than)? {
+                return Ok(false);
             }
-            ensure!(!empty, "{}: nothing was copied", dump_name(case, index));
+            ensure!(!ours.is_zero(), "{}: nothing was copied", dump_name(case, index));
         }
         Ok(true)
     }

@@ -112,6 +112,11 @@ impl Contents {
         Self::read(path).with_context(|| format!("read {}", path.display()))
     }
 
+    /// Whether nothing but zeroes is there.
+    pub fn is_zero(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
     fn read(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();

@@ -23,6 +23,7 @@ pub use need::{Need, main_with, trial};
 
 use anyhow::{Context as _, bail};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The top of the workspace.
@@ -52,6 +53,8 @@ pub(crate) fn kept(
             // hands in one step.
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             make(file.as_file_mut())?;
+            // As any other new file: a copy is read by tests that give up root.
+            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
             file.persist(&path)?;
             anyhow::Ok(())
         };
