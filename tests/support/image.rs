@@ -197,3 +197,28 @@ impl Drop for LoopDevice {
 fn losetup() -> anyhow::Result<Command> {
     Ok(Command::new(find_program("losetup").context("losetup is missing (package mount)")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_differ_in_a_byte_wherever_it_is() -> anyhow::Result<()> {
+        const SIZE: u64 = 3 * BLOCK_BYTES as u64 + 100;
+        let scratch = Scratch::new()?;
+        let (one, other) = (scratch.sparse("one", SIZE)?, scratch.sparse("other", SIZE)?);
+        assert!(Contents::of(&one)?.is_zero());
+        // Zeroes that were written are what a hole is.
+        write_at(&one, 0, &vec![0; usize::try_from(SIZE)?])?;
+        assert_eq!(Contents::of(&one)?, Contents::of(&other)?);
+        for at in [0, BLOCK_BYTES as u64 - 1, 2 * BLOCK_BYTES as u64 + 7, SIZE - 1] {
+            write_at(&one, at, &[1])?;
+            assert_ne!(Contents::of(&one)?, Contents::of(&other)?, "{at}");
+            write_at(&other, at, &[1])?;
+            assert_eq!(Contents::of(&one)?, Contents::of(&other)?, "{at}");
+        }
+        File::options().write(true).open(&other)?.set_len(SIZE + 1)?;
+        assert_ne!(Contents::of(&one)?, Contents::of(&other)?);
+        Ok(())
+    }
+}

@@ -80,6 +80,11 @@ pub(crate) const fn index_at(position: usize) -> usize {
     position - position % SQUARE + position % LINE * APART + position % SQUARE / LINE
 }
 
+/// Which stripe lock a position has.
+const fn stripe_of(position: usize) -> usize {
+    position / CHUNK % STRIPES
+}
+
 /// All of one bucket, as it was at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
@@ -192,7 +197,7 @@ impl BucketTable {
     /// The stripe lock of a position. The index is always in range, so the first stripe is never a
     /// stand-in for another.
     fn stripe(&self, position: usize) -> Option<BriefGuard<'_>> {
-        self.stripes.get(position / CHUNK % STRIPES).map(|stripe| stripe.0.lock())
+        self.stripes.get(stripe_of(position)).map(|stripe| stripe.0.lock())
     }
 
     /// Changes a hot word under its stripe lock; gives back what it was.
@@ -565,6 +570,48 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_has_one_lock_and_the_next_ones_others() {
+        for start in (0..3 * STRIPES).map(|chunk| chunk * CHUNK) {
+            assert!((start..start + CHUNK).all(|at| stripe_of(at) == stripe_of(start)));
+            let locks: std::collections::HashSet<_> =
+                (0..STRIPES).map(|chunk| stripe_of(start + chunk * CHUNK)).collect();
+            assert_eq!(locks.len(), STRIPES, "{start}");
+        }
+        let table = BucketTable::new(100 * CHUNK as u64, 2).unwrap();
+        assert!((0..table.hot.len()).all(|at| table.stripe(at).is_some()));
+    }
+
+    #[test]
+    fn a_bucket_takes_as_many_bytes_as_is_said() {
+        let table = table();
+        let bytes = size_of_val(table.hot.as_slice()) + size_of_val(table.cold.as_slice());
+        assert_eq!(bytes, BucketTable::BYTES_PER_BUCKET * table.hot.len());
+    }
+
+    #[test]
+    fn the_greatest_distance_of_a_gen_and_how_many_are_as_far() {
+        let table = table();
+        assert_eq!(table.gc_gens(1), (0, 0));
+        for bucket in [5, 5, 5, 6, 7, 7].map(BucketIndex) {
+            table.inc_gen(bucket).unwrap();
+        }
+        assert_eq!([1, 2, 3, 4].map(|high| table.gc_gens(high)), [(3, 3), (3, 2), (3, 1), (3, 0)]);
+    }
+
+    #[test]
+    fn a_loaded_gen_is_the_last_gc_too() {
+        let mut table = table();
+        table.inc_gen(BUCKET).unwrap();
+        table.load(BUCKET, Prio(77), Gen(200)).unwrap();
+        let is = table.bucket(BUCKET).unwrap();
+        assert_eq!((is.prio, is.bucket_gen, is.last_gc), (Prio(77), Gen(200), Gen(200)));
+        assert_eq!(
+            table.hint(BUCKET).map(|(hot, cold)| (hot.prio(), cold.gc_gen())),
+            Some((Prio(77), 0))
+        );
+    }
+
+    #[test]
     fn what_is_no_bucket_is_never_one() {
         let table = BucketTable::new(300, 40).unwrap();
         assert_eq!(table.gc_finish().avail_nbuckets, 260);
@@ -572,6 +619,11 @@ mod tests {
         assert_eq!(table.hot().iter().filter(may_go).count(), 260);
         assert_eq!(table.hot_by_bucket().filter(may_go).count(), 260);
         assert!(table.unreclaimable_bits_follow());
+        let hot = &table.hot[position_of(50)];
+        let word = Hot(hot.load(Ordering::Relaxed));
+        hot.store(word.with_unreclaimable(!word.unreclaimable()).0, Ordering::Relaxed);
+        assert!(!table.unreclaimable_bits_follow());
+        hot.store(word.0, Ordering::Relaxed);
         table.gc_start(true);
         assert_eq!(table.hot().iter().filter(may_go).count(), 260);
         let least = table.rescale(std::num::NonZeroU16::MIN);
