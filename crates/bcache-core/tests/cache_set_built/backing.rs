@@ -2,13 +2,13 @@
 
 use bcache_core::cache_set::testkit::{SetBuilder, backing_volume};
 use bcache_core::cache_set::{NoVisitor, ReadOptions, read_superblock};
-use bcache_core::device::BlockDevice;
 use bcache_core::device::testkit::{Fault, FaultDevice, Lasting, MemoryDevice, Trigger};
-use bcache_core::inspect::{BackingDevices, Device, Doubt, Group};
+use bcache_core::device::{BlockDevice, ReadDevice};
+use bcache_core::inspect::{Advice, BackingDevices, Device, Doubt, Group};
 use bcache_core::layout::superblock::{
     BackingParams, BackingState, CacheMode, Label, SB_OFFSET_BYTES, Superblock,
 };
-use bcache_core::ops::check::{CheckOptions, Code, Registration, Severity, check};
+use bcache_core::ops::check::{CheckOptions, Code, Place, Registration, Severity, check};
 use bcache_core::units::{BucketIndex, Sectors};
 
 use crate::sample::{DATA_BUCKETS, EXTENT, Sample, data_key};
@@ -33,6 +33,29 @@ pub(crate) fn backing(
     let device = MemoryDevice::new(600 << 20);
     device.write_at(SB_OFFSET_BYTES, sb.as_bytes()).unwrap();
     device
+}
+
+/// Beside the cache, or beside a backing device: it may be either, and is to be copied.
+#[test]
+fn a_device_that_cannot_be_read_may_be_anything() {
+    let sample = Sample::new();
+    let trigger = Trigger::Overlaps { operation: None, offset: SB_OFFSET_BYTES, len: 512 };
+    let unreadable = FaultDevice::new(backing(BackingState::Dirty, |_| {}))
+        .with(Fault::new(trigger).lasting(Lasting::Always));
+    let path = &unreadable.info().path;
+    let first: [&dyn ReadDevice; 2] = [&sample.device, &backing(BackingState::Dirty, |_| {})];
+    for device in first {
+        let options = CheckOptions { backing: vec![&unreadable], ..CheckOptions::default() };
+        let report = check(device, &options, &mut |_| {}).unwrap();
+        let said = report.findings.iter().find(|it| it.code() == Code::BackingUnreadable).unwrap();
+        assert_eq!(said.place(), Place::Device { path: path.clone() });
+        let copy = Advice::CopyDevice { device: path.clone() };
+        let at = report.advice.iter().position(|it| *it == copy).unwrap();
+        let is_warning =
+            |it: &Advice| matches!(it, Advice::DoNotRegister { .. } | Advice::DoNotWipe);
+        assert!(report.advice[..at].iter().all(is_warning), "{:?}", report.advice);
+        assert!(report.incomplete && report.unread);
+    }
 }
 
 #[test]

@@ -290,8 +290,9 @@ impl BackingProblem {
 
     pub(super) fn place(&self) -> Place {
         match self {
-            Self::Unreadable { path, .. }
-            | Self::NotBacking { path, .. }
+            // It may as well be the cache.
+            Self::Unreadable { path, .. } => Place::Device { path: path.clone() },
+            Self::NotBacking { path, .. }
             | Self::IsCache { path, .. }
             | Self::SuperblockGone { path, .. }
             | Self::OtherCache { path, .. }
@@ -324,8 +325,8 @@ impl BackingProblem {
 
     pub(super) fn expected(&self) -> String {
         match self {
-            Self::Unreadable { .. }
-            | Self::NotBacking { .. }
+            Self::Unreadable { .. } => "a superblock that can be read".to_owned(),
+            Self::NotBacking { .. }
             | Self::IsCache { .. }
             | Self::SuperblockGone { .. }
             | Self::Refused { .. } => "a backing device that the kernel takes".to_owned(),

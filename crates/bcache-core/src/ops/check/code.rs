@@ -245,8 +245,8 @@ codes! {
         "A flash-only volume has extents that count as clean: the kernel may drop them.",
         "Copy the volume off before the cache is used again.";
     BackingUnreadable = 701, "backing-unreadable", NotChecked,
-        "A backing device cannot be read, or is none.",
-        "Name the right device; the list of the machine's devices has it. If this is the right one and its superblock is gone, a repair with its cache makes that again.";
+        "A device cannot be read, or is no backing device.",
+        "A device that cannot be read may be the cache, too: copy it to another one with a tool that goes on after errors and lists them, and check the copy. Else name the right device; the list of the machine's devices has it. If this is the right one and its superblock is gone, a repair with its cache makes that again.";
     BackingRefused = 702, "backing-refused", KernelRefuses,
         "The kernel refuses a backing device's superblock.",
         "Where the disk has larger blocks than the superblock says, nothing is damaged: copy the device to a disk with blocks as small, or put a loop device with smaller blocks over it. Else a repair restores what its checksum proves, or what its cache confirms.";

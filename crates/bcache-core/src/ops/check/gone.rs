@@ -64,6 +64,6 @@ pub(super) fn advise(cache: &mut Member<'_>, gone: &[Gone]) {
     advice.insert(at, Advice::Repair { devices });
 }
 
-const fn is_warning(advice: &Advice) -> bool {
+pub(super) const fn is_warning(advice: &Advice) -> bool {
     matches!(advice, Advice::DoNotRegister { .. } | Advice::DoNotWipe | Advice::CopyDevice { .. })
 }

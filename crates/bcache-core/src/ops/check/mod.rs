@@ -13,6 +13,7 @@ mod gone;
 mod place;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -119,7 +120,7 @@ pub struct DirtyVolume {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackingAlone {
     /// Its path.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// What its superblock says of its state; `None` where that cannot be trusted.
     pub state: Option<BackingState>,
 }
@@ -128,7 +129,7 @@ pub struct BackingAlone {
 #[derive(Debug)]
 pub struct Stranger {
     /// Its path.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// What it is instead.
     pub why: OpenError,
 }
@@ -194,6 +195,8 @@ struct Collector<'p> {
     first_refusal: Option<(Code, String)>,
     incomplete: bool,
     unread: bool,
+    /// Devices that were named and of which no superblock could be read.
+    unreadable: Vec<PathBuf>,
     at_risk: bool,
     worst: Option<Severity>,
     cut_off: CutOff,
@@ -209,6 +212,7 @@ impl<'p> Collector<'p> {
             first_refusal: None,
             incomplete: false,
             unread: false,
+            unreadable: Vec::new(),
             at_risk: false,
             worst: None,
             cut_off: CutOff::default(),
@@ -349,7 +353,7 @@ pub fn check<'d>(
         alone: Vec::new(),
         strangers: Vec::new(),
         volumes: cache.volumes,
-        advice: cache.advice,
+        advice: with_copies(cache.advice, collector.unreadable),
     })
 }
 
@@ -365,6 +369,7 @@ fn with_backing<'d>(
             Ok(device) => devices.push((device, false)),
             Err(InspectError::Device(source)) => {
                 let path = backing.info().path.clone();
+                collector.unreadable.push(path.clone());
                 collector.add(BackingProblem::Unreadable { path, source });
             }
             Err(error) => return Err(from_inspect(error)),
@@ -441,8 +446,15 @@ fn check_alone<'d>(
         alone,
         strangers,
         volumes: Volumes::default(),
-        advice,
+        advice: with_copies(advice, collector.unreadable),
     })
+}
+
+/// What can be done, with the copies of devices that cannot be read behind what must not be done.
+fn with_copies(mut advice: Vec<Advice>, unreadable: Vec<PathBuf>) -> Vec<Advice> {
+    let at = advice.iter().take_while(|it| gone::is_warning(it)).count();
+    advice.splice(at..at, unreadable.into_iter().map(|device| Advice::CopyDevice { device }));
+    advice
 }
 
 fn from_inspect(error: InspectError) -> CheckError {

@@ -56,6 +56,11 @@ pub enum Place {
     Bucket(BucketIndex),
     /// All buckets.
     Buckets,
+    /// A device of which nobody knows what it is.
+    Device {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A backing device.
     Backing {
         /// Its path.
@@ -95,6 +100,7 @@ impl fmt::Display for Place {
             Self::Key { origin, key } => write!(f, "key {key:?} in {origin}"),
             Self::Bucket(bucket) => write!(f, "bucket {bucket}"),
             Self::Buckets => f.write_str("buckets"),
+            Self::Device { path } => write!(f, "device {}", path.display()),
             Self::Backing { path } => write!(f, "backing device {}", path.display()),
             Self::Volume { slot, start, sectors } => {
                 write!(f, "volume in slot {slot}, sectors {start}+{sectors}")
