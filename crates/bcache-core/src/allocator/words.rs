@@ -216,44 +216,72 @@ impl Cold {
 mod tests {
     use super::*;
 
+    /// Each bit alone and all but it, and gens at the limit.
+    fn words() -> impl Iterator<Item = u32> {
+        let limits = [0x5f, 0x60, 0x8000_005f, 0x8000_0060, 0xfa03, 0x03fa];
+        (0..32).flat_map(|bit| [1 << bit, !(1 << bit)]).chain(limits).chain([0, u32::MAX])
+    }
+
+    // The bits are written out here as in the tables above: the code has names for them.
+
     #[test]
-    fn fields_of_a_hot_word_do_not_touch_each_other() {
-        let word = Hot(0)
-            .with_prio(Prio(0xabcd))
-            .with_sectors_used(8191)
-            .with_mark(Mark::Dirty)
-            .with_unreclaimable(true);
-        assert_eq!(
-            (word.prio(), word.sectors_used(), word.mark(), word.unreclaimable()),
-            (Prio(0xabcd), 8191, Mark::Dirty, true)
-        );
-        let word =
-            word.with_sectors_used(8192).with_mark(Mark::Reclaimable).with_unreclaimable(false);
-        assert_eq!(
-            (word.prio(), word.sectors_used(), word.mark(), word.excluded()),
-            (Prio(0xabcd), 0, Mark::Reclaimable, false)
-        );
-        assert!(word.with_mark(Mark::Metadata).excluded());
+    fn a_hot_word_has_each_field_in_its_bits() {
+        let marks = [Mark::None, Mark::Dirty, Mark::Reclaimable, Mark::Metadata];
+        for word in words() {
+            let hot = Hot(word);
+            assert_eq!(u32::from(hot.prio().0), word >> 16, "{word:x}");
+            assert_eq!(hot.mark(), marks[(word >> 14 & 3) as usize], "{word:x}");
+            assert_eq!(hot.unreclaimable(), word >> 13 & 1 == 1, "{word:x}");
+            assert_eq!(hot.excluded(), word & 0x6000 != 0, "{word:x}");
+            assert_eq!(u32::from(hot.sectors_used()), word & 8191, "{word:x}");
+
+            assert_eq!(hot.with_prio(Prio(0x1234)).0, word & 0xffff | 0x1234_0000, "{word:x}");
+            for (mark, bits) in marks.into_iter().zip(0..) {
+                assert_eq!(hot.with_mark(mark).0, word & !0xc000 | bits << 14, "{word:x}");
+            }
+            assert_eq!(hot.with_unreclaimable(true).0, word | 0x2000, "{word:x}");
+            assert_eq!(hot.with_unreclaimable(false).0, word & !0x2000, "{word:x}");
+            // Of 16 bits the field has 13.
+            assert_eq!(hot.with_sectors_used(0xfabc).0, word & !0x1fff | 0x1abc, "{word:x}");
+        }
     }
 
     #[test]
-    fn fields_of_a_cold_word_do_not_touch_each_other() {
-        let mut word = Cold(0).with_gen(Gen(3)).with_last_gc(Gen(250)).with_gc_move(true);
-        for _ in 0..0x3ffe {
-            word = word.pinned().unwrap();
+    fn a_cold_word_has_each_field_in_its_bits() {
+        for word in words() {
+            let cold = Cold(word);
+            let (bucket_gen, last_gc, pins) = (word & 255, word >> 8 & 255, word >> 16 & 0x3fff);
+            let is_free = pins == 0x3fff;
+            let gc_gen = (bucket_gen + 256 - last_gc) % 256;
+            assert_eq!(u32::from(cold.bucket_gen().0), bucket_gen, "{word:x}");
+            assert_eq!(u32::from(cold.last_gc().0), last_gc, "{word:x}");
+            assert_eq!(u32::from(cold.gc_gen()), gc_gen, "{word:x}");
+            assert_eq!(cold.is_free(), is_free, "{word:x}");
+            assert_eq!(u32::from(cold.pins()), if is_free { 1 } else { pins }, "{word:x}");
+            assert_eq!(cold.gc_move(), word >> 30 & 1 == 1, "{word:x}");
+            assert_eq!(cold.reclaimable_in_gc(), word >> 31 == 1, "{word:x}");
+            let kept = pins != 0 || gc_gen >= 96;
+            assert_eq!(cold.unreclaimable(true), kept, "{word:x}");
+            assert_eq!(cold.unreclaimable(false), kept || word >> 31 == 0, "{word:x}");
+
+            assert_eq!(cold.with_gen(Gen(0x5a)).0, word & !0xff | 0x5a, "{word:x}");
+            assert_eq!(cold.with_last_gc(Gen(0x5a)).0, word & !0xff00 | 0x5a00, "{word:x}");
+            assert_eq!(cold.with_gc_move(true).0, word | 1 << 30, "{word:x}");
+            assert_eq!(cold.with_gc_move(false).0, word & !(1 << 30), "{word:x}");
+            assert_eq!(cold.with_reclaimable_in_gc(true).0, word | 1 << 31, "{word:x}");
+            assert_eq!(cold.with_reclaimable_in_gc(false).0, word & !(1 << 31), "{word:x}");
+
+            assert_eq!(cold.freed().0, word | 0x3fff_0000, "{word:x}");
+            let allocated = is_free.then_some(word & !0x3fff_0000 | 0x1_0000);
+            assert_eq!(cold.allocated().map(|it| it.0), allocated, "{word:x}");
+            // 0x3ffe is as many as can be counted.
+            let pinned = (pins < 0x3ffe).then(|| word + 0x1_0000);
+            assert_eq!(cold.pinned().map(|it| it.0), pinned, "{word:x}");
+            let unpinned = (pins != 0 && !is_free).then(|| word - 0x1_0000);
+            assert_eq!(cold.unpinned().map(|it| it.0), unpinned, "{word:x}");
         }
-        assert!(word.pinned().is_none() && !word.is_free());
-        assert_eq!((word.bucket_gen(), word.gc_gen(), word.pins()), (Gen(3), 9, 0x3ffe));
-        assert!(word.gc_move() && !word.reclaimable_in_gc() && word.unreclaimable(true));
-        let word = word.with_reclaimable_in_gc(true).with_gc_move(false);
-        assert_eq!((word.pins(), word.reclaimable_in_gc()), (0x3ffe, true));
-        assert!(Cold(0).unpinned().is_none());
-        assert!(Cold(0).unreclaimable(false) && !Cold(0).unreclaimable(true));
-        assert!(
-            Cold(0).with_gen(Gen(96)).unreclaimable(true)
-                && !Cold(0).with_gen(Gen(95)).unreclaimable(true)
-        );
     }
+
     #[test]
     fn a_free_bucket_has_the_pin_of_its_list_and_takes_no_other() {
         let free = Cold(0).with_gen(Gen(7)).freed();
