@@ -182,7 +182,7 @@ fn refusals(kernel: Kernel) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every superblock of the verdict fixtures, offered again: both kernels say what 6.1 once said.
+/// Every superblock of the verdict fixtures, offered again: each kernel says what 6.1 once said.
 fn verdicts(kernel: Kernel) -> anyhow::Result<()> {
     let scratch = Scratch::new()?;
     let device = scratch.sparse("device", Verdict::DEVICE_SIZE)?;

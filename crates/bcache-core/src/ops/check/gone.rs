@@ -60,10 +60,17 @@ pub(super) fn advise(cache: &mut Member<'_>, gone: &[Gone]) {
         }
         _ => true,
     });
-    let at = advice.iter().take_while(|it| is_warning(it)).count();
-    advice.insert(at, Advice::Repair { devices });
+    add_behind_warnings(advice, [Advice::Repair { devices }]);
 }
 
-pub(super) const fn is_warning(advice: &Advice) -> bool {
-    matches!(advice, Advice::DoNotRegister { .. } | Advice::DoNotWipe | Advice::CopyDevice { .. })
+/// Adds to `advice`, behind what must not be done and what is to be copied before anything else.
+pub(super) fn add_behind_warnings(
+    advice: &mut Vec<Advice>,
+    added: impl IntoIterator<Item = Advice>,
+) {
+    let is_warning = |it: &&Advice| {
+        matches!(it, Advice::DoNotRegister { .. } | Advice::DoNotWipe | Advice::CopyDevice { .. })
+    };
+    let at = advice.iter().take_while(is_warning).count();
+    advice.splice(at..at, added);
 }

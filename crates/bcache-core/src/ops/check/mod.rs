@@ -452,8 +452,8 @@ fn check_alone<'d>(
 
 /// What can be done, with the copies of devices that cannot be read behind what must not be done.
 fn with_copies(mut advice: Vec<Advice>, unreadable: Vec<PathBuf>) -> Vec<Advice> {
-    let at = advice.iter().take_while(|it| gone::is_warning(it)).count();
-    advice.splice(at..at, unreadable.into_iter().map(|device| Advice::CopyDevice { device }));
+    let copies = unreadable.into_iter().map(|device| Advice::CopyDevice { device });
+    gone::add_behind_warnings(&mut advice, copies);
     advice
 }
 
