@@ -4,7 +4,7 @@
 //! and no system call. With another clocksource it is a system call and far coarser, which
 //! [`ClockQuality`] shows and a warning of the report says.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,22 +12,78 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
+    #[cfg(test)]
+    by_hand: Option<&'static by_hand::Hand>,
 }
 
 impl Clock {
     /// A clock that is at 0 now.
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+            #[cfg(test)]
+            by_hand: None,
+        }
     }
 
     /// Nanoseconds since the start.
     pub fn now_ns(&self) -> u64 {
+        #[cfg(test)]
+        if let Some(hand) = self.by_hand {
+            return hand.read();
+        }
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The same as an [`Instant`].
     pub fn instant(&self, at_ns: u64) -> Instant {
-        self.start + std::time::Duration::from_nanos(at_ns)
+        self.start + Duration::from_nanos(at_ns)
+    }
+
+    /// Puts the thread to sleep for at least `time`.
+    pub fn sleep(&self, time: Duration) {
+        #[cfg(test)]
+        if let Some(hand) = self.by_hand {
+            return hand.sleep(time);
+        }
+        std::thread::sleep(time);
+    }
+}
+
+/// A clock that only its readings and sleeps move: what a test says of time holds on a machine of any
+/// speed, however busy.
+#[cfg(test)]
+mod by_hand {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::{Clock, Duration};
+
+    #[derive(Debug)]
+    pub(super) struct Hand {
+        now_ns: AtomicU64,
+        oversleeps_ns: u64,
+    }
+
+    impl Hand {
+        pub(super) fn read(&self) -> u64 {
+            self.now_ns.fetch_add(Clock::READING_NS, Ordering::Relaxed)
+        }
+
+        pub(super) fn sleep(&self, time: Duration) {
+            let time_ns = u64::try_from(time.as_nanos()).unwrap();
+            self.now_ns.fetch_add(time_ns + self.oversleeps_ns, Ordering::Relaxed);
+        }
+    }
+
+    impl Clock {
+        /// What a reading of a clock by hand takes.
+        pub(crate) const READING_NS: u64 = 10;
+
+        /// A clock on which a sleep ends `oversleeps_ns` late.
+        pub(crate) fn by_hand(oversleeps_ns: u64) -> Self {
+            let hand = Box::leak(Box::new(Hand { now_ns: AtomicU64::new(0), oversleeps_ns }));
+            Self { by_hand: Some(hand), ..Self::start() }
+        }
     }
 }
 

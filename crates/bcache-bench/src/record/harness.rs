@@ -133,7 +133,14 @@ impl<'a, W: Worker + Send> Crew<'a, W> {
         load: &Load<'a>,
         worker: impl Fn(u32) -> Result<W, W::Error>,
     ) -> Result<Self, W::Error> {
-        let clock = Clock::start();
+        Self::with_clock(Clock::start(), load, worker)
+    }
+
+    fn with_clock(
+        clock: Clock,
+        load: &Load<'a>,
+        worker: impl Fn(u32) -> Result<W, W::Error>,
+    ) -> Result<Self, W::Error> {
         let threads = u64::from(load.threads.max(1));
         let member = |thread: u32| {
             let of_thread = u64::from(thread);
@@ -334,15 +341,25 @@ mod tests {
     #[test]
     fn a_stop_ends_it() {
         let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(30));
-                stop.store(true, Ordering::Relaxed);
-            });
-            let until = Until::Elapsed(Duration::from_secs(600));
-            let driven = drive_empty(&Load { stop: &stop, ..load(2, until) });
-            assert!(driven.operations > 0);
-        });
+        let load = Load { stop: &stop, ..load(2, Until::Elapsed(Duration::from_secs(600))) };
+        let (driven, _) = drive(&load, |_| Ok(Stopping { stop: &stop })).unwrap();
+        // One thread may not have had its first turn yet.
+        assert!(driven.operations > 10, "{driven:?}");
+    }
+
+    struct Stopping<'a> {
+        stop: &'a AtomicBool,
+    }
+
+    impl Worker for Stopping<'_> {
+        type Error = ();
+
+        fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, ()> {
+            if context.tick.index == 10 {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            Ok(true)
+        }
     }
 
     #[derive(Debug)]
@@ -389,7 +406,7 @@ mod tests {
 
         fn operate(&mut self, context: &mut Context<'_>) -> Result<bool, ()> {
             self.intended_ns.push(context.tick.intended_ns);
-            std::thread::sleep(Duration::from_millis(3));
+            context.clock.sleep(Duration::from_millis(3));
             context.record_whole(Measure::Discard);
             Ok(true)
         }
@@ -402,35 +419,40 @@ mod tests {
     fn between_turns_the_clock_stands_still() {
         let pace = Pace::Open { per_second: NonZeroU64::new(100).unwrap() };
         let load = Load { pace, ..load(1, Until::Elapsed(5 * TURN)) };
-        let mut crew = Crew::new(&load, |_| Ok(Slow::default())).unwrap();
+        let clock = Clock::by_hand(0);
+        let mut crew = Crew::with_clock(clock, &load, |_| Ok(Slow::default())).unwrap();
         for turn in 0..5 {
             crew.turn(TURN, turn == 4).unwrap();
-            // Longer than a busy machine makes a thread wait.
-            std::thread::sleep(PAUSE);
+            clock.sleep(PAUSE);
         }
         let (driven, workers) = crew.finish();
         assert_eq!(driven.operations, 10);
-        assert!(driven.elapsed >= 5 * TURN, "{driven:?}");
+        assert!((5 * TURN..6 * TURN).contains(&driven.elapsed), "{driven:?}");
         // Each pause lies between two operations, and is in no latency.
         let pause_ns = u64::try_from(PAUSE.as_nanos()).unwrap();
         let gaps = workers[0].intended_ns.windows(2).map(|pair| pair[1] - pair[0]);
         assert_eq!(gaps.filter(|gap| *gap > pause_ns).count(), 4);
-        assert!(driven.recording.get(Measure::Discard).unwrap().max() < pause_ns);
+        assert!(driven.recording.get(Measure::Discard).unwrap().max() < 4_000_000);
     }
 
     #[test]
     fn what_a_turn_has_no_time_for_is_left_to_the_next_and_the_last_makes_up_for_it() {
         let pace = Pace::Open { per_second: NonZeroU64::new(1000).unwrap() };
         let load = Load { pace, ..load(1, Until::Elapsed(2 * TURN)) };
-        let mut crew = Crew::new(&load, |_| Ok(Slow::default())).unwrap();
+        let clock = Clock::by_hand(0);
+        let mut crew = Crew::with_clock(clock, &load, |_| Ok(Slow::default())).unwrap();
         crew.turn(TURN, false).unwrap();
-        assert!(crew.workers().all(|slow| slow.intended_ns.len() < 10));
+        // The seventh begins at 18 ms.
+        assert!(crew.workers().all(|slow| slow.intended_ns.len() == 7));
         let last = crew.turn(TURN, true).unwrap();
-        assert!(last >= 3 * TURN, "{last:?}");
+        // What is late by then begins as soon as the threads are let go.
+        let begun_early = last + Duration::from_nanos(LEAD_NS);
+        assert!((33 * 3..34 * 3).contains(&begun_early.as_millis()), "{last:?}");
         let (driven, _) = crew.finish();
         assert_eq!(driven.operations, 40);
-        // The last one was late by what the others took.
-        assert!(driven.recording.get(Measure::Discard).unwrap().max() >= 60_000_000);
+        // The last one was late by what the others took: due at 39 ms, it ended at 119 or so.
+        let max_ns = driven.recording.get(Measure::Discard).unwrap().max();
+        assert!((75_000_000..90_000_000).contains(&max_ns), "{max_ns}");
     }
 
     struct Once;

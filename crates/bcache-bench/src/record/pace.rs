@@ -170,7 +170,7 @@ impl Pacer {
             if left_ns <= SPIN_NS {
                 break;
             }
-            std::thread::sleep(Duration::from_nanos((left_ns - SPIN_NS).min(SLEEP_NS_MAX)));
+            self.clock.sleep(Duration::from_nanos((left_ns - SPIN_NS).min(SLEEP_NS_MAX)));
             now_ns = self.clock.now_ns();
         }
         let spins_from_ns = now_ns;
@@ -218,70 +218,115 @@ mod tests {
         }
     }
 
+    /// Of a reading or two.
+    const SOON_NS: u64 = 10 * Clock::READING_NS;
+
     #[test]
     fn a_stall_is_charged_to_every_operation_it_held_up() {
-        let clock = Clock::start();
+        let clock = Clock::by_hand(0);
         // A tick each millisecond; the first operation takes 20 ms.
-        let mut pacer = begun(clock, open(1000), clock.now_ns());
-        let mut latencies = Vec::new();
-        for index in 0..15 {
+        let mut pacer = begun(clock, open(1000), 0);
+        for index in 0..30 {
             let tick = pacer.tick(u64::MAX, true, || false).unwrap();
-            assert_eq!(tick.index, index);
+            assert_eq!((tick.index, tick.intended_ns), (index, index * 1_000_000));
             if index == 0 {
-                std::thread::sleep(Duration::from_millis(20));
+                clock.sleep(Duration::from_millis(20));
             }
-            latencies.push(tick.latency_ns(&clock));
+            let least = 20_u64.saturating_sub(index) * 1_000_000;
+            let latency = tick.latency_ns(&clock);
+            assert!((least..least + 50 * SOON_NS).contains(&latency), "{index}: {latency}");
         }
-        for (held_up, latency) in (0u64..).zip(&latencies) {
-            assert!(*latency >= (20 - held_up) * 1_000_000, "{held_up}: {latency}");
-        }
+        // The 20th tick came when the stall was over.
         let counts = pacer.counts();
-        assert!(counts.late >= 14 && counts.late_ns_max >= 19_000_000, "{counts:?}");
+        assert!((19..=20).contains(&counts.late), "{counts:?}");
+        assert!(
+            (19_000_000..19_000_000 + 10 * SOON_NS).contains(&counts.late_ns_max),
+            "{counts:?}"
+        );
     }
 
     #[test]
-    fn a_tick_never_comes_early() {
-        let clock = Clock::start();
-        let mut pacer = begun(clock, open(2000), clock.now_ns());
-        for _ in 0..20 {
-            let tick = pacer.tick(u64::MAX, true, || false).unwrap();
-            assert!(clock.now_ns() >= tick.intended_ns);
+    fn it_sleeps_until_shortly_before_a_tick_and_spins_from_there() {
+        for oversleeps_ns in [0, 60_000, 99_000, 300_000] {
+            let clock = Clock::by_hand(oversleeps_ns);
+            let mut pacer = begun(clock, open(2000), 0);
+            for _ in 0..20 {
+                let tick = pacer.tick(u64::MAX, true, || false).unwrap();
+                let late_ns = clock.now_ns().checked_sub(tick.intended_ns).expect("not early");
+                assert!(late_ns < oversleeps_ns.saturating_sub(SPIN_NS) + SOON_NS, "{late_ns}");
+            }
+            // The first tick is at once. A sleep that is longer than what is left leaves nothing to spin.
+            let spun_ns = 19 * SPIN_NS.saturating_sub(oversleeps_ns);
+            let counts = pacer.counts();
+            assert!(counts.spun_ns.abs_diff(spun_ns) < 20 * SOON_NS, "{oversleeps_ns}: {counts:?}");
         }
-        assert!(pacer.counts().spun_ns > 0);
+    }
+
+    #[test]
+    fn ticks_closer_together_than_the_spinning_leave_no_sleep() {
+        // A sleep would be noticed by how late it makes the next tick.
+        let clock = Clock::by_hand(1_000_000_000);
+        let mut pacer = begun(clock, open(20_000), 0);
+        for index in 0..20 {
+            let tick = pacer.tick(u64::MAX, true, || false).unwrap();
+            assert_eq!(tick.intended_ns, index * 50_000);
+        }
+        assert!(clock.now_ns() < 20 * 50_000 + SOON_NS);
+        assert_eq!(pacer.counts().late, 0);
     }
 
     #[test]
     fn a_closed_loop_counts_from_the_beginning_of_the_operation() {
-        let clock = Clock::start();
+        let clock = Clock::by_hand(0);
         let mut pacer = begun(clock, Pace::Closed, 0);
-        let before = clock.now_ns();
-        let tick = pacer.tick(u64::MAX, true, || false).unwrap();
-        assert!((before..=clock.now_ns()).contains(&tick.intended_ns));
+        for index in 0..3 {
+            let before = clock.now_ns();
+            let tick = pacer.tick(u64::MAX, true, || false).unwrap();
+            assert_eq!(tick.index, index);
+            assert!((before..=clock.now_ns()).contains(&tick.intended_ns));
+            clock.sleep(Duration::from_millis(1));
+        }
         assert_eq!(pacer.tick(u64::MAX, true, || true), None);
+        assert_eq!(pacer.counts(), PaceCounts::default());
     }
 
     #[test]
     fn no_tick_comes_at_the_end_or_after_it() {
-        let clock = Clock::start();
-        let begin_ns = clock.now_ns();
-        let end_ns = begin_ns + 30_000_000;
+        let clock = Clock::by_hand(0);
+        let end_ns = 30_000_000;
         // The second of its ticks is meant to come long after the end.
-        let mut pacer = begun(clock, open(1), begin_ns);
+        let mut pacer = begun(clock, open(1), 0);
         assert!(pacer.tick(end_ns, true, || false).is_some());
-        let late = pacer.counts().late;
         assert_eq!(pacer.tick(end_ns, true, || false), None);
+        // It waited for the end, and for no more.
         let ended_ns = clock.now_ns();
-        assert!((end_ns..begin_ns + 900_000_000).contains(&ended_ns), "{}", ended_ns - begin_ns);
-        assert_eq!(pacer.counts().late, late);
-        let mut closed = begun(clock, Pace::Closed, begin_ns);
+        assert!((end_ns..end_ns + SOON_NS).contains(&ended_ns), "{ended_ns}");
+        assert_eq!(pacer.counts().late, 0);
+        let mut closed = begun(clock, Pace::Closed, 0);
         assert_eq!(closed.tick(end_ns, true, || false), None);
+        assert!(clock.now_ns() < end_ns + 2 * SOON_NS);
+    }
+
+    #[test]
+    fn what_is_late_at_the_end_is_made_up_for_only_where_told() {
+        let clock = Clock::by_hand(0);
+        let mut pacer = begun(clock, open(1000), 0);
+        clock.sleep(Duration::from_millis(5));
+        let end_ns = 2_500_000;
+        assert_eq!(pacer.tick(end_ns, false, || false), None);
+        for index in 0..3 {
+            assert_eq!(pacer.tick(end_ns, true, || false).map(|tick| tick.index), Some(index));
+        }
+        assert_eq!(pacer.tick(end_ns, true, || false), None);
     }
 
     #[test]
     fn a_wait_ends_when_told_to_stop() {
-        let clock = Clock::start();
-        let mut pacer = begun(clock, open(1), clock.now_ns() + 3_600_000_000_000);
-        let stop_at = clock.now_ns() + 120_000_000;
+        let clock = Clock::by_hand(0);
+        let mut pacer = begun(clock, open(1), 3_600_000_000_000);
+        let stop_at = 120_000_000;
         assert_eq!(pacer.tick(u64::MAX, true, || clock.now_ns() >= stop_at), None);
+        // Soon: after the sleep in which it was told.
+        assert!(clock.now_ns() < stop_at + SLEEP_NS_MAX + SOON_NS);
     }
 }
