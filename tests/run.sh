@@ -17,17 +17,18 @@ tests() {
 # All is built first, so that neither side waits for the other's compiler.
 tests --lib --bins --tests --no-run
 
-# One guest more than there are processors: while one waits, the others compute. The suites run in three
+# One guest more than there are processors: while one waits, the others compute. The suites run in four
 # rows, so that others go on where one waits for its last guest. Those whose guests wait most come
 # first, while there are other tests that compute. Within a row, cargo goes by name.
 threads=$(($(nproc) + 1))
 mkdir "$folder/guests"
 first='reader replay running'
-second='invalidate make repair scan verdict'
-third=$(
+second='invalidate make repair'
+third='verdict scan writeback'
+fourth=$(
     for suite in tests/suite/*_kernel.rs; do
         suite=$(basename "$suite" _kernel.rs)
-        case " $first $second " in *" $suite "*) ;; *) echo "$suite" ;; esac
+        case " $first $second $third " in *" $suite "*) ;; *) echo "$suite" ;; esac
     done
 )
 # kernels ROW SUITE...
@@ -49,6 +50,8 @@ kernels first $first >"$folder/log-first" &
 kernels second $second >"$folder/log-second" &
 # shellcheck disable=SC2086
 kernels third $third >"$folder/log-third" &
+# shellcheck disable=SC2086
+kernels fourth $fourth >"$folder/log-fourth" &
 {
     status=0
     BCACHE_TEST_KERNELS=beside tests --lib --bins --tests || status=$?
@@ -56,7 +59,7 @@ kernels third $third >"$folder/log-third" &
 } | tee "$folder/log"
 echo
 echo "The tests that boot kernels:"
-for row in first second third; do
+for row in first second third fourth; do
     # From the beginning, and until they have ended.
     tail -n +1 -f "$folder/log-$row" &
     tail=$!

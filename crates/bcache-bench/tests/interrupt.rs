@@ -51,8 +51,9 @@ fn parent(signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
-    // Both at once: what timeout(1) sends to a process and to its group.
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    // Both at once: what timeout(1) sends to a process and to its group. A stopped process takes none,
+    // so that they wait for it together however busy the machine is.
+    for signal in [Signal::SIGSTOP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT] {
         kill(pid, signal).unwrap();
     }
     assert_eq!(lines.next().unwrap().unwrap(), "stopping");

@@ -164,8 +164,7 @@ fn reads_stay_within_the_area_too() {
     // A device that ends with the area: a read past it would fail.
     let device = MemoryDevice::new((AREA.start + AREA.size).bytes());
     let live = Live::new(2);
-    let length = Length::Elapsed(Duration::from_millis(100));
-    let terms = Terms { pace: Pace::Closed, length, stop: &GO, live: &live };
+    let terms = Terms { pace: Pace::Closed, length: amount(64 << 20), stop: &GO, live: &live };
     let workload = workload("4k=1,12k=1,64k=1", 50.0);
     let run = fixed_addresses(&device, &PLACES, &workload, &terms).unwrap();
     assert!(run.counters.read_bytes > 0 && run.counters.written_bytes > 0);
