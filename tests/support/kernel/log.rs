@@ -57,7 +57,7 @@ impl Log {
     /// Reads what the script printed and, where it was kept apart, the kernel's console.
     pub fn parse(output: &str, console: &str) -> Self {
         let mut log = Self::default();
-        let mut lines = output.lines().map(|line| line.trim_end_matches('\r')).peekable();
+        let mut lines = output.lines().peekable();
         while let Some(line) = lines.next() {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
             match word {
@@ -408,6 +408,23 @@ fn chosen(line: &str) -> anyhow::Result<&str> {
     Ok(inside.with_context(|| format!("no choice in {line:?}"))?.0)
 }
 
+/// What a terminal shows of what a guest printed. A program that takes long, as all do on a busy host,
+/// draws its progress there: on a line that it wipes at last, and the next one that prints goes on in it.
+pub(super) fn shown(output: &str) -> String {
+    let mut text = String::with_capacity(output.len());
+    for line in output.lines() {
+        let line = line.trim_end_matches('\r');
+        let mut parts = line.rsplit('\r').next().unwrap_or_default().split("\x1b[");
+        text.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            let after = part.trim_start_matches(|c: char| c.is_ascii_digit() || ";?".contains(c));
+            text.extend(after.chars().skip(1));
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn is_table_row(line: &str) -> bool {
     line.contains(":\t")
 }
@@ -547,6 +564,17 @@ mod tests {
     }
 
     #[test]
+    fn progress_on_a_terminal_hides_no_line() {
+        let printed = "LAB-BEGIN 6.1\r\nreplay \u{2591} 1/9\r\x1b[2Kreplay \u{2588} 9/9\r\x1b[2KCAPTURE report\r\n\
+                       \x1b[1;31m{\x1b[0m}\r\n\r\nCAPTURE-END 0\r\n\x1b[?25hLAB-STATUS 0\r\n";
+        let shown = shown(printed);
+        assert_eq!(shown, "LAB-BEGIN 6.1\nCAPTURE report\n{}\n\nCAPTURE-END 0\nLAB-STATUS 0\n");
+        let log = Log::parse(&shown, "");
+        let report = Capture { output: "{}\n".to_owned(), status: Some(0) };
+        assert_eq!(log.capture("report"), Some(&report));
+    }
+
+    #[test]
     fn stages_captures_and_registrations() {
         let output = "LAB-BEGIN 6.1\r\nSTAGE one\r\nREGISTER /dev/vda accepted\r\nSYSFS a\r\n1\r\n\
                       text\r\nCAPTURE show\r\n{\r\n}\r\n\r\nCAPTURE-END 3\r\nSTAGE two\r\n\
@@ -555,7 +583,7 @@ mod tests {
                        [ 2.2] LAB-REGISTER /dev/vda\r\n[ 2.3] bcache: register_bdev() registered\r\n\
                        [ 3.0] LAB-STAGE two\r\n[ 3.1] LAB-REGISTER /dev/vda\r\n\
                        [ 3.2] bcache: register_bcache() error : Bad checksum\r\n";
-        let log = Log::parse(output, console);
+        let log = Log::parse(&shown(output), console);
         assert_eq!(log.figure("a"), Some("2"));
         assert_eq!(log.errors(), ["[ 3.2] bcache: register_bcache() error : Bad checksum"]);
         assert_eq!(log.register_error("/dev/vda"), Some("Bad checksum"));

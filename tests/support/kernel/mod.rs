@@ -378,7 +378,7 @@ impl Guest {
         let text = |path: &Path| {
             fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
         };
-        let (console, mut output) = (text(&console_file), text(&output_file));
+        let (console, mut output) = (text(&console_file), log::shown(&text(&output_file)));
         if self.sums_by_host {
             output = with_sums(&output, &sums)?;
         }
