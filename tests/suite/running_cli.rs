@@ -291,11 +291,19 @@ fn an_interrupt_ends_the_wait() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Its helper is at it, then.
+        let begun = Instant::now();
+        let helpers = loop {
+            let helpers = helpers_of(child.id());
+            if !helpers.is_empty() {
+                break helpers;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{arguments:?}: no helper");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(helpers.len(), 1, "{arguments:?}");
+        // It is at it, then.
         std::thread::sleep(Duration::from_millis(300));
         assert!(child.try_wait().unwrap().is_none(), "{arguments:?}");
-        let helpers = helpers_of(child.id());
-        assert_eq!(helpers.len(), 1, "{arguments:?}");
         let begun = Instant::now();
         let pid = i32::try_from(child.id()).unwrap();
         kill(nix::unistd::Pid::from_raw(pid), Signal::SIGINT).unwrap();
