@@ -24,7 +24,7 @@ threads=$(($(nproc) + 1))
 mkdir "$folder/guests"
 first='reader replay running'
 second='invalidate make repair'
-third='verdict scan writeback'
+third='kinds scan serve verdict writeback'
 fourth=$(
     for suite in tests/suite/*_kernel.rs; do
         suite=$(basename "$suite" _kernel.rs)

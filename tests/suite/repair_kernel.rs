@@ -14,7 +14,7 @@ use bcache_core::layout::superblock::{
 };
 use bcache_core::units::{BucketIndex, Sectors};
 use bcache_tests::cache::{check_clean, flip, with_cache_set};
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::tool::run;
 use bcache_tests::volume::md5_of_backing;
 use bcache_tests::{DiskOptions, Fixture, Guest, Kernel, Need, Scratch, main_with, trial};
@@ -484,14 +484,14 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
     let told = if damage.told { told(cache)? } else { Vec::new() };
     let told: Vec<&str> = told.iter().map(String::as_str).collect();
     (damage.make)(cache)?;
-    let damaged = std::fs::read(cache)?;
+    let damaged = Contents::of(cache)?;
 
     // Nothing is done that was not accepted or said, and a dry run writes nothing.
     if damage.told {
         let accept = damage.accept.iter().flat_map(|code| ["--accept", code]);
         let output = repair(&devices, &accept.chain(["--yes"]).collect::<Vec<_>>())?;
         assert_eq!(output.status.code(), Some(4));
-        ensure!(std::fs::read(cache)? == damaged, "made without being told whose it is");
+        ensure!(Contents::of(cache)? == damaged, "made without being told whose it is");
     }
     if damage.told {
         let paths = [cache].into_iter().chain(&devices.backing).map(|path| path.as_os_str());
@@ -505,13 +505,13 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
     }
     let output = repair(&devices, &[&told[..], &["--dry-run"]].concat())?;
     let planned = report(&output)?;
-    ensure!(std::fs::read(cache)? == damaged, "a dry run wrote");
+    ensure!(Contents::of(cache)? == damaged, "a dry run wrote");
     ensure!(!planned["dirty_sectors_after"].is_null(), "{planned}");
     if !damage.accept.is_empty() {
         assert_eq!(output.status.code(), Some(4), "{planned}");
         let output = repair(&devices, &[&told[..], &["--yes"]].concat())?;
         assert_eq!(output.status.code(), Some(4));
-        ensure!(std::fs::read(cache)? == damaged, "made without being accepted");
+        ensure!(Contents::of(cache)? == damaged, "made without being accepted");
     }
     let accept = damage.accept.iter().flat_map(|code| ["--accept", code]);
     let arguments: Vec<&str> = accept.chain(["--yes"]).chain(told).collect();
@@ -520,9 +520,9 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
     let with_undo = [&arguments[..], &["--undo", log.to_str().context("a path")?]].concat();
     let output = repair(&devices, &with_undo)?;
     assert_eq!(output.status.code(), Some(0), "{}", report(&output)?);
-    ensure!(std::fs::read(cache)? != damaged, "nothing was written");
+    ensure!(Contents::of(cache)? != damaged, "nothing was written");
     undo(&log)?;
-    ensure!(std::fs::read(cache)? == damaged, "not undone");
+    ensure!(Contents::of(cache)? == damaged, "not undone");
     let output = repair(&devices, &arguments)?;
     let done = report(&output)?;
     assert_eq!((output.status.code(), &done["state"]), (Some(0), &"done".into()), "{done}");
@@ -531,10 +531,10 @@ fn case(scratch: &Scratch, damage: &Damage) -> anyhow::Result<Case> {
         assert_eq!(anew["class"], damage.class, "{done}");
     }
     check_clean(cache)?;
-    let repaired = std::fs::read(cache)?;
+    let repaired = Contents::of(cache)?;
     let again = repair(&devices, &["--yes"])?;
     assert_eq!((again.status.code(), &report(&again)?["state"]), (Some(0), &"nothing".into()));
-    ensure!(std::fs::read(cache)? == repaired, "the second repair wrote");
+    ensure!(Contents::of(cache)? == repaired, "the second repair wrote");
     let after = sums(cache, &devices.backing)?;
     if damage.whole {
         assert_eq!(after, before, "{done}");
@@ -560,15 +560,15 @@ fn made_and_undone(scratch: &Scratch) -> anyhow::Result<Case> {
     let before = sums(&devices.cache, &devices.backing)?;
     let backing = devices.backing.first().context("no backing device")?;
     for (kind, device) in [("--cache", &devices.cache), ("--bdev", backing)] {
-        let was = std::fs::read(device)?;
+        let was = Contents::of(device)?;
         let log = scratch.path(&format!("{name}{kind}.undo"));
         let make = ["make", "--yes", "--wipe-bcache", "--lose-dirty-data", "--undo"];
         let paths = [log.as_os_str(), OsStr::new(kind), device.as_os_str()];
         let output = run(make.iter().map(OsStr::new).chain(paths))?;
         ensure!(output.status.success(), "make: {}", String::from_utf8_lossy(&output.stderr));
-        ensure!(std::fs::read(device)? != was, "nothing was written");
+        ensure!(Contents::of(device)? != was, "nothing was written");
         undo(&log)?;
-        ensure!(std::fs::read(device)? == was, "not undone");
+        ensure!(Contents::of(device)? == was, "not undone");
     }
     let Devices { cache, backing } = devices;
     Ok(Case { name, cache, backing, sums: before, flash_only: false })
@@ -633,7 +633,7 @@ fn headless(scratch: &Scratch, damage: &Headless) -> anyhow::Result<Case> {
     let sums = sums(&devices.cache, &devices.backing)?;
     let backing = devices.backing.get(damage.device).context("no backing device")?;
     (damage.overwrite)(backing)?;
-    let damaged = std::fs::read(backing)?;
+    let damaged = Contents::of(backing)?;
     let log = scratch.path(&format!("{name}.undo"));
     let arguments = ["--yes", "--accept", "superblock-gone"];
     let with_undo = [&arguments[..], &["--undo", log.to_str().context("a path")?]].concat();
@@ -642,7 +642,7 @@ fn headless(scratch: &Scratch, damage: &Headless) -> anyhow::Result<Case> {
     assert_eq!((output.status.code(), &done["left"]), (Some(0), &Value::Array(vec![])), "{done}");
     assert_eq!(done["changes"][0]["class"], damage.class, "{done}");
     undo(&log)?;
-    ensure!(std::fs::read(backing)? == damaged, "not undone");
+    ensure!(Contents::of(backing)? == damaged, "not undone");
     assert_eq!(repair(&devices, &arguments)?.status.code(), Some(0));
     let again = repair(&devices, &["--yes"])?;
     assert_eq!((again.status.code(), &report(&again)?["state"]), (Some(0), &"nothing".into()));
