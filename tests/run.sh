@@ -22,15 +22,6 @@ tests --lib --bins --tests --no-run
 # first, while there are other tests that compute. Within a row, cargo goes by name.
 threads=$(($(nproc) + 1))
 mkdir "$folder/guests"
-first='reader replay running'
-second='invalidate make repair'
-third='kinds scan serve verdict writeback'
-fourth=$(
-    for suite in tests/suite/*_kernel.rs; do
-        suite=$(basename "$suite" _kernel.rs)
-        case " $first $second $third " in *" $suite "*) ;; *) echo "$suite" ;; esac
-    done
-)
 # kernels ROW SUITE...
 kernels() {
     row=$1
@@ -43,15 +34,25 @@ kernels() {
     BCACHE_TEST_GUESTS=$folder/guests tests "$@" -- --test-threads="$threads" || status=$?
     echo "$status" >"$folder/status-$row"
 }
-# The lists are words, one a suite.
-# shellcheck disable=SC2086
-kernels first $first >"$folder/log-first" &
-# shellcheck disable=SC2086
-kernels second $second >"$folder/log-second" &
-# shellcheck disable=SC2086
-kernels third $third >"$folder/log-third" &
-# shellcheck disable=SC2086
-kernels fourth $fourth >"$folder/log-fourth" &
+rows=0
+listed=
+# row SUITE...: runs them beside all else.
+row() {
+    rows=$((rows + 1))
+    listed="$listed $*"
+    kernels "$rows" "$@" >"$folder/log-$rows" &
+}
+row reader replay running
+row invalidate make repair
+row kinds scan serve verdict writeback
+# The others: words, one a suite.
+# shellcheck disable=SC2046
+row $(
+    for suite in tests/suite/*_kernel.rs; do
+        suite=$(basename "$suite" _kernel.rs)
+        case "$listed " in *" $suite "*) ;; *) echo "$suite" ;; esac
+    done
+)
 {
     status=0
     BCACHE_TEST_KERNELS=beside tests --lib --bins --tests || status=$?
@@ -59,7 +60,7 @@ kernels fourth $fourth >"$folder/log-fourth" &
 } | tee "$folder/log"
 echo
 echo "The tests that boot kernels:"
-for row in first second third fourth; do
+for row in $(seq "$rows"); do
     # From the beginning, and until they have ended.
     tail -n +1 -f "$folder/log-$row" &
     tail=$!

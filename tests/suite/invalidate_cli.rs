@@ -11,7 +11,7 @@ use bcache_core::ops::plan::Step;
 use bcache_core::units::format_bytes;
 use bcache_tests::cache::{Invalidated, check_clean, invalidate, run_invalidate, with_cache_set};
 use bcache_tests::fault::{FAULT_UNIT_BYTES, FullLoop, ShortLoop, with_writes_refused_from};
-use bcache_tests::image::write_at;
+use bcache_tests::image::{Contents, write_at};
 use bcache_tests::need::unmet;
 use bcache_tests::terminal::Terminal;
 use bcache_tests::tool::bcachectl;
@@ -37,11 +37,11 @@ fn clean_buckets(image: &Path) -> anyhow::Result<Vec<u64>> {
 #[test]
 fn dry_run_shows_all_and_writes_nothing() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("dirty-61")?;
-    let before = std::fs::read(&fixture.cache)?;
+    let before = Contents::of(&fixture.cache)?;
     let clean = clean_buckets(&fixture.cache)?;
     let mut planned = invalidate(&fixture.cache, &["--all-clean", "--dry-run"])?;
     let text = run_invalidate(&fixture.cache, &["--all-clean", "--dry-run"])?;
-    ensure!(std::fs::read(&fixture.cache)? == before, "a dry run wrote");
+    ensure!(Contents::of(&fixture.cache)? == before, "a dry run wrote");
     let numbers = |report: &Invalidated| -> Vec<u64> {
         report.invalidated.iter().map(|bucket| bucket.bucket).collect()
     };
@@ -71,7 +71,7 @@ fn dry_run_shows_all_and_writes_nothing() -> anyhow::Result<()> {
 #[test]
 fn refusals_name_the_reason_and_the_way_out() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("dirty-61")?;
-    let before = std::fs::read(&fixture.cache)?;
+    let before = Contents::of(&fixture.cache)?;
     let clean = clean_buckets(&fixture.cache)?;
     let (dirty, node) = with_cache_set(&fixture.cache, |set| {
         let dirty = set.table.as_slice().iter().position(|it| it.mark() == GcMark::Dirty);
@@ -94,7 +94,7 @@ fn refusals_name_the_reason_and_the_way_out() -> anyhow::Result<()> {
         ensure!(report.prio_chain.is_empty() && report.refused.len() == 4, "{report:?}");
         ensure!(report.refused.iter().all(|it| !it.reason.is_empty()), "{report:?}");
     }
-    ensure!(std::fs::read(&fixture.cache)? == before, "a refused run wrote");
+    ensure!(Contents::of(&fixture.cache)? == before, "a refused run wrote");
     let report = invalidate(&fixture.cache, &["--bucket", &list, "--skip-refused"])?;
     assert_eq!((report.invalidated.len(), report.refused.len()), (1, 4));
     assert_eq!(report.invalidated[0].bucket, clean[0]);
@@ -138,13 +138,13 @@ fn a_device_in_use_is_refused() -> anyhow::Result<()> {
     ensure!(message.contains(&format!("losetup --detach {name}")), "{message}");
     // Nor may it be written by way of one loop device while another reads it.
     let second = LoopDevice::attach(&fixture.cache, 512)?;
-    let before = std::fs::read(&fixture.cache)?;
+    let before = Contents::of(&fixture.cache)?;
     for (path, other) in [(device.path(), second.path()), (second.path(), device.path())] {
         let (code, message) = said(&run_invalidate(path, &["--all-clean", "--yes"])?);
         let other = format!("losetup --detach {}", other.display());
         ensure!(code == Some(1) && message.contains(&other), "{message}");
     }
-    ensure!(std::fs::read(&fixture.cache)? == before, "a refused run wrote");
+    ensure!(Contents::of(&fixture.cache)? == before, "a refused run wrote");
     drop(second);
     // The loop device itself is free.
     let report = invalidate(device.path(), &["--coldest", "5"])?;
@@ -186,7 +186,7 @@ fn at_the_question(
 #[test]
 fn it_asks_on_a_terminal() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("clean-612")?;
-    let before = std::fs::read(&fixture.cache)?;
+    let before = Contents::of(&fixture.cache)?;
     let answer = |answer: &str, arguments: &[&str]| {
         let output = at_the_question(&fixture.cache, arguments, answer, || Ok(()))?;
         Ok::<_, anyhow::Error>(said(&output))
@@ -194,10 +194,10 @@ fn it_asks_on_a_terminal() -> anyhow::Result<()> {
     let (code, message) = answer("n\n", &["--coldest", "3"])?;
     ensure!(code == Some(1) && message.contains("3 buckets would be invalidated"), "{message}");
     ensure!(message.contains("Go on?") && message.contains("nothing was written"), "{message}");
-    ensure!(std::fs::read(&fixture.cache)? == before, "a no was taken for a yes");
+    ensure!(Contents::of(&fixture.cache)? == before, "a no was taken for a yes");
     let (code, message) = answer("y\n", &["--coldest", "3"])?;
     ensure!(code == Some(0) && message.contains("Go on?"), "{message}");
-    ensure!(std::fs::read(&fixture.cache)? != before, "a yes was taken for a no");
+    ensure!(Contents::of(&fixture.cache)? != before, "a yes was taken for a no");
     let (code, message) = answer("", &["--coldest", "3", "--yes"])?;
     ensure!(code == Some(0) && !message.contains("Go on?"), "{message}");
     check_clean(&fixture.cache)
@@ -207,14 +207,14 @@ fn it_asks_on_a_terminal() -> anyhow::Result<()> {
 #[test]
 fn without_a_terminal_it_wants_yes() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("clean-612")?;
-    let before = std::fs::read(&fixture.cache)?;
+    let before = Contents::of(&fixture.cache)?;
     for arguments in [&["--coldest", "3"][..], &["--all-clean", "--json"]] {
         let output = run_invalidate(&fixture.cache, arguments)?;
         let (code, message) = said(&output);
         ensure!(code == Some(1) && message.contains("--yes"), "{message}");
         ensure!(message.contains("nothing was written") && output.stdout.is_empty(), "{message}");
     }
-    ensure!(std::fs::read(&fixture.cache)? == before, "it wrote");
+    ensure!(Contents::of(&fixture.cache)? == before, "it wrote");
     let output = run_invalidate(&fixture.cache, &["--coldest", "3", "--dry-run"])?;
     assert_eq!(output.status.code(), Some(0));
     Ok(())
@@ -249,12 +249,12 @@ fn a_report_that_nobody_gets() -> anyhow::Result<()> {
     assert_eq!((code, message.as_str()), (Some(0), ""));
     assert_eq!(left()?, before - 9);
     // A refusal stays one.
-    let bytes = std::fs::read(&fixture.cache)?;
+    let bytes = Contents::of(&fixture.cache)?;
     for stdout in [closed()?, full()?] {
         let (code, message) = said(&run(&["--bucket", "0,9000", "--yes"], stdout)?);
         ensure!(code == Some(1) && message.contains("2 refused"), "{code:?}: {message}");
     }
-    ensure!(std::fs::read(&fixture.cache)? == bytes, "a refused run wrote");
+    ensure!(Contents::of(&fixture.cache)? == bytes, "a refused run wrote");
     check_clean(&fixture.cache)
 }
 

@@ -673,12 +673,12 @@ fn up_to_the_gen_limit(kernel: Kernel) -> anyhow::Result<()> {
             cases.push(Case::copy(&scratch, &format!("run{run}"), &devices)?);
         }
     }
-    let hash = std::fs::read(&image)?;
+    let before = Contents::of(&image)?;
     let refused = run_invalidate(&image, &["--bucket", &name, "--yes"])?;
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     let message = String::from_utf8_lossy(&refused.stdout);
     ensure!(message.contains("gen span 96 is at the limit of 96"), "{message}");
-    ensure!(std::fs::read(&image)? == hash, "a refused run wrote");
+    ensure!(Contents::of(&image)? == before, "a refused run wrote");
     // A kernel that writes on from there, and collects garbage as the refusal advises.
     let last = Devices { cache: image.clone(), ..devices.clone() };
     let last = Case::copy(&scratch, "goes-on", &last)?.writing_on(&scratch)?;

@@ -19,6 +19,7 @@
 //! piece. Registrations and stages leave a mark in it (`LAB-REGISTER DEVICE`, `LAB-STAGE NAME`), and every
 //! ten seconds there is a `LAB-ALIVE`.
 
+use anstream::adapter::strip_str;
 use anyhow::{Context as _, bail};
 use std::str::FromStr;
 
@@ -414,12 +415,8 @@ pub(super) fn shown(output: &str) -> String {
     let mut text = String::with_capacity(output.len());
     for line in output.lines() {
         let line = line.trim_end_matches('\r');
-        let mut parts = line.rsplit('\r').next().unwrap_or_default().split("\x1b[");
-        text.push_str(parts.next().unwrap_or_default());
-        for part in parts {
-            let after = part.trim_start_matches(|c: char| c.is_ascii_digit() || ";?".contains(c));
-            text.extend(after.chars().skip(1));
-        }
+        let last = line.rsplit('\r').next().unwrap_or_default();
+        text.extend(strip_str(last));
         text.push('\n');
     }
     text

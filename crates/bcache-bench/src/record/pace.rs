@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    /// Of a reading or two.
+    /// What a few readings take at most.
     const SOON_NS: u64 = 10 * Clock::READING_NS;
 
     #[test]
