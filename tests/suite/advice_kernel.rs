@@ -517,7 +517,6 @@ fn run(kernel: Kernel, cases: &[Case]) -> anyhow::Result<()> {
     let mut guest = Guest::new(kernel)
         .binary(binary("bcachectl")?)
         .binary(find_program("ddrescue").context("ddrescue")?)
-        .memory_mib(1024)
         .sums_by_host()
         .timeout(Duration::from_secs(900))
         .script(PRELUDE);

@@ -178,7 +178,6 @@ fn udev(kernel: Kernel) -> anyhow::Result<()> {
         .file("/usr/lib/udev/rules.d/69-bcache.rules", rules)
         .file("/etc/bcachectl.toml", settings)
         .timeout(Duration::from_secs(400))
-        .memory_mib(1024)
         .script(SCRIPT.replace("@exporter@", programs::EXPORTER))
         .script(programs::KBD);
     guest = programs::add(guest, &scratch)?;

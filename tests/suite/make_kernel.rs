@@ -241,11 +241,8 @@ fn caches(kernel: Kernel, cases: &[Case]) -> anyhow::Result<()> {
     let made = cases.iter().map(|case| case.make(&scratch)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut data = vec![0; DATA_BYTES];
     rand_pcg::Pcg64::seed_from_u64(2).fill_bytes(&mut data);
-    let mut guest = Guest::new(kernel)
-        .file("/data", data)
-        .script(CYCLE)
-        .memory_mib(768)
-        .timeout(Duration::from_secs(600));
+    let mut guest =
+        Guest::new(kernel).file("/data", data).script(CYCLE).timeout(Duration::from_secs(600));
     for (index, Made { case, cache, backing, .. }) in made.iter().enumerate() {
         let options = DiskOptions {
             logical_block_size: case.logical_block_size,

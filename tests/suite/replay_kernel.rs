@@ -329,7 +329,6 @@ fn compare_once(kernel: Kernel, cell: &Cell, points: f64) -> anyhow::Result<()> 
         .disk(&cache)
         .disk(&backing)
         .disk(&recorded)
-        .memory_mib(1024)
         .script(script)
         .timeout(Duration::from_secs(400))
         .run()?
@@ -403,7 +402,6 @@ fn record(kernel: Kernel) -> anyhow::Result<()> {
     let run = Guest::new(kernel)
         .binary(binary("bcache-bench")?)
         .disk(&disk)
-        .memory_mib(512)
         .script(RECORD_SCRIPT)
         .timeout(Duration::from_secs(200))
         .run()?

@@ -146,7 +146,7 @@ fn judged_by(kernel: Kernel) -> anyhow::Result<()> {
     ensure!(bytes.len() == records.len() * SB_BYTES);
     let file = scratch.path("records");
     std::fs::write(&file, bytes)?;
-    let mut guest = Guest::new(kernel).memory_mib(1024).timeout(Duration::from_secs(500));
+    let mut guest = Guest::new(kernel).timeout(Duration::from_secs(500));
     guest = guest.script(
         "
         # offer NUMBER DISK DEVICE

@@ -132,7 +132,7 @@ pub fn unpack(packed: &Path, scratch: &Scratch) -> anyhow::Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     let image = kept(format!("images/{:016x}", hasher.finish()), |file| {
-        write_sparse(zstd::Decoder::new(&bytes[..])?, file)
+        write_sparse(zstd::Decoder::new(&bytes[..])?, file.as_file_mut())
             .with_context(|| format!("unpack {}", packed.display()))
     })?;
     scratch.copy(&name, &image)

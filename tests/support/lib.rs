@@ -22,9 +22,10 @@ pub use kernel::{DiskOptions, Guest, GuestRun, Kernel, Log, ScriptEnd};
 pub use need::{Need, main_with, trial};
 
 use anyhow::{Context as _, bail};
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// The top of the workspace.
 pub fn workspace_root() -> PathBuf {
@@ -42,7 +43,7 @@ pub fn cache_dir() -> PathBuf {
 /// A file below the cache folder that tests keep for each other; `make` writes it when it is not there.
 pub(crate) fn kept(
     name: impl AsRef<Path>,
-    make: impl FnOnce(&mut File) -> anyhow::Result<()>,
+    make: impl FnOnce(&mut NamedTempFile) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
     let path = cache_dir().join(name);
     if !path.exists() {
@@ -51,8 +52,8 @@ pub(crate) fn kept(
             fs::create_dir_all(folder)?;
             // Another test may be writing the same: each writes a file of its own, and the name changes
             // hands in one step.
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            make(file.as_file_mut())?;
+            let mut file = NamedTempFile::new_in(folder)?;
+            make(&mut file)?;
             // As any other new file: a copy is read by tests that give up root.
             file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
             file.persist(&path)?;

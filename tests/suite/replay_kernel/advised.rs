@@ -235,13 +235,8 @@ pub(super) fn follow(kernel: Kernel) -> anyhow::Result<()> {
     for mib in SSD_MIB {
         guest = guest.disk(scratch.sparse(&format!("ssd{mib}"), mib << 20)?);
     }
-    let run = guest
-        .memory_mib(1024)
-        .script(script)
-        .timeout(Duration::from_secs(400))
-        .run()?
-        .ok()?
-        .without_errors()?;
+    let run =
+        guest.script(script).timeout(Duration::from_secs(400)).run()?.ok()?.without_errors()?;
     let capture = run.log.capture("report").context("a report")?;
     let report: serde_json::Value = serde_json::from_str(&capture.output)?;
     let answer = &report["answer"];

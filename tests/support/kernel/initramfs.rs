@@ -1,21 +1,18 @@
 //! The guest's root: busybox, the modules for bcache and the disks, and what a test adds.
-//!
-//! The kernel takes several cpio archives one after the other. The first holds what is the same in
-//! every run and is kept in the cache folder; the second is built for each run.
 
-use super::Kernel;
-use crate::kept;
+use super::{Guest, Kernel};
 use crate::need::find_program;
 use anyhow::{Context as _, bail, ensure};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "bcache"];
+pub(super) const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "bcache"];
+pub(super) const INIT: &[u8] = include_bytes!("init.sh");
 
 /// A tree of files that becomes a cpio archive.
 pub(super) struct Tree {
@@ -49,6 +46,19 @@ impl Tree {
             self.copy(&library, &library.to_string_lossy())?;
         }
         Ok(())
+    }
+
+    /// Adds modules of the kernel, and the order to load them in.
+    fn modules(&self, modules: &[PathBuf]) -> anyhow::Result<()> {
+        let mut order = String::new();
+        for module in modules {
+            let name = module.file_name().context("a module's name")?.to_string_lossy();
+            let plain = name.trim_end_matches(".xz").trim_end_matches(".zst");
+            self.file(&format!("/modules/{plain}"), &module_bytes(module)?, 0o644)?;
+            order.push_str(plain);
+            order.push('\n');
+        }
+        self.file("/modules/order", order.as_bytes(), 0o644)
     }
 
     fn copy(&self, from: &Path, to: &str) -> anyhow::Result<()> {
@@ -113,40 +123,60 @@ fn libraries(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     Ok(text.lines().filter_map(word).collect())
 }
 
-/// The archive that is the same in every run of a kernel with these modules beside bcache and the
-/// disks: busybox, the modules, and the order to load them in.
-pub(super) fn base(kernel: Kernel, extra_modules: &[String]) -> anyhow::Result<Vec<u8>> {
-    let busybox = find_program("busybox").context("busybox is missing (busybox-static)")?;
+/// What a kernel boots with until it waits for its disks: busybox, and the modules for bcache and disks.
+pub(super) fn base(kernel: Kernel) -> anyhow::Result<Vec<u8>> {
+    let busybox = busybox()?;
     ensure!(
         libraries(&busybox)?.is_empty(),
         "{} is not static: install busybox-static",
         busybox.display()
     );
-    let modules = modules(kernel, extra_modules)?;
-    let mut hasher = DefaultHasher::new();
-    (kernel.release()?, &modules, fs::metadata(&busybox)?.modified()?).hash(&mut hasher);
-    let kept = kept(format!("kernels/{kernel}-{:016x}.cpio", hasher.finish()), |file| {
-        let tree = Tree::new()?;
-        tree.copy(&busybox, "/bin/busybox")?;
-        let mut order = String::new();
-        for module in &modules {
-            let name = module.file_name().context("a module's name")?.to_string_lossy();
-            let plain = name.trim_end_matches(".xz").trim_end_matches(".zst");
-            tree.file(&format!("/modules/{plain}"), &module_bytes(module)?, 0o644)?;
-            order.push_str(plain);
-            order.push('\n');
-        }
-        tree.file("/modules/order", order.as_bytes(), 0o644)?;
-        Ok(file.write_all(&tree.archive()?)?)
-    })?;
-    fs::read(&kept).with_context(|| format!("read {}", kept.display()))
+    let tree = Tree::new()?;
+    tree.copy(&busybox, "/bin/busybox")?;
+    tree.file("/init", INIT, 0o755)?;
+    tree.modules(&modules(kernel, &MODULES)?)?;
+    tree.archive()
+}
+
+/// Busybox on this machine.
+pub(super) fn busybox() -> anyhow::Result<PathBuf> {
+    find_program("busybox").context("busybox is missing (busybox-static)")
+}
+
+/// What a guest is given beside its disks, as one more disk: its script, and what that needs.
+pub(super) fn own(guest: &Guest, sums: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let tree = Tree::new()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    tree.file("/now", now.to_string().as_bytes(), 0o644)?;
+    if let Some(disk) = sums {
+        tree.file("/sums.disk", disk.as_bytes(), 0o644)?;
+    }
+    tree.file("/begin.sh", include_bytes!("begin.sh"), 0o644)?;
+    tree.file("/prelude.sh", include_bytes!("prelude.sh"), 0o644)?;
+    tree.file("/script.sh", guest.script.as_bytes(), 0o644)?;
+    if !guest.modules.is_empty() {
+        let there = modules(guest.kernel, &MODULES)?;
+        let mut more = modules(guest.kernel, &guest.modules)?;
+        more.retain(|module| !there.contains(module));
+        tree.modules(&more)?;
+    }
+    for binary in &guest.binaries {
+        tree.program(binary)?;
+    }
+    for (path, bytes) in &guest.files {
+        tree.file(path, bytes, 0o755)?;
+    }
+    let mut disk = tree.archive()?;
+    // The kernel looks for partition tables, some of which are behind the first sectors.
+    disk.resize(disk.len().next_multiple_of(64 << 10), 0);
+    Ok(disk)
 }
 
 /// The files of the modules and of what they depend on, in the order in which they load.
-fn modules(kernel: Kernel, extra: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+fn modules(kernel: Kernel, names: &[impl AsRef<str>]) -> anyhow::Result<Vec<PathBuf>> {
     let modprobe = find_program("modprobe").context("modprobe is missing (package kmod)")?;
     let mut files = Vec::new();
-    for module in MODULES.into_iter().chain(extra.iter().map(String::as_str)) {
+    for module in names.iter().map(AsRef::as_ref) {
         let output = Command::new(&modprobe)
             // This machine's own modprobe.d must not have a say in it.
             .args(["--show-depends", "--config", "/dev/null", "--set-version"])

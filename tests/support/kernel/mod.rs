@@ -16,9 +16,9 @@
 //! A script is run by busybox's shell with `set -e`. Disks are vda, vdb, ... in the order in which
 //! they were given; all functions of `prelude.sh` are there.
 
+mod booted;
 mod initramfs;
 mod log;
-mod unpacked;
 
 pub use log::{
     BackingFigures, CacheFigures, Capture, Log, PriorityStats, SetFigures, rounded_size,
@@ -27,7 +27,6 @@ pub use log::{
 use crate::volume::sum;
 use crate::{cache_dir, workspace_root};
 use anyhow::{Context as _, bail, ensure};
-use initramfs::Tree;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fmt::{self, Write as _};
@@ -39,13 +38,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-/// The guest kernel's options. On a busy host its check of the timer finds too few ticks, and it would
-/// panic before it has begun. Ciphers, which bcache does not use, are not tested at each boot. A program
-/// has the same addresses whenever it runs: QEMU's translation of it serves again (a third of the time of
-/// the guests that run bcachectl).
-const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 nokaslr norandmaps mitigations=off \
-                            no_timer_check cryptomgr.notests";
 
 /// Size of the disk from which the host makes sums; zeros on it take no room.
 const SUMS_BYTES: u64 = 64 << 30;
@@ -134,12 +126,7 @@ impl Kernel {
         let release = self.release()?;
         let places = [format!("boot/vmlinuz-{release}"), format!("lib/modules/{release}/vmlinuz")];
         let found = places.iter().map(|place| self.folder().join(place)).find(|path| path.exists());
-        let packed = found.with_context(|| format!("no kernel in {}", self.folder().display()))?;
-        // One that is packed otherwise boots all the same, only later.
-        Ok(unpacked::unpacked(&packed, &self.folder()).unwrap_or_else(|error| {
-            eprintln!("{self} unpacks itself at each boot: {error:#}");
-            packed
-        }))
+        found.with_context(|| format!("no kernel in {}", self.folder().display()))
     }
 }
 
@@ -216,17 +203,18 @@ pub struct Guest {
     files: Vec<(String, Vec<u8>)>,
     modules: Vec<String>,
     script: String,
-    memory_mib: u32,
     timeout: Duration,
     sums_by_host: bool,
 }
 
 impl Guest {
-    /// Slots of the PCI root bus that are free for disks, and functions in each.
-    const SLOTS: std::ops::Range<usize> = 2..0x1f;
+    /// The first slot of the PCI root bus that is free for disks, and functions in each.
+    const FIRST_SLOT: usize = 2;
     const FUNCTIONS: usize = 8;
+    /// Slots 2 to 0x1d; in 0x1e is the disk with the guest's files.
+    const MOST_DISKS: usize = (0x1e - Self::FIRST_SLOT) * Self::FUNCTIONS;
 
-    /// A machine with this kernel, 512 MiB of memory, three minutes of time and nothing else.
+    /// A machine with this kernel, 1 GiB of memory, three minutes of time and nothing else.
     pub fn new(kernel: Kernel) -> Self {
         Self {
             kernel,
@@ -235,7 +223,6 @@ impl Guest {
             files: Vec::new(),
             modules: Vec::new(),
             script: String::new(),
-            memory_mib: 512,
             timeout: Duration::from_secs(180),
             sums_by_host: false,
         }
@@ -298,13 +285,6 @@ impl Guest {
         (0..volumes).fold(guest, write).script("stop_all")
     }
 
-    /// Gives it another amount of memory.
-    #[must_use]
-    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
-        self.memory_mib = memory_mib;
-        self
-    }
-
     /// Gives it another amount of time; then it is killed.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -334,40 +314,27 @@ impl Guest {
     /// # Errors
     /// When it cannot be started, and [`Stalled`]. How the script ended is in the result.
     pub fn run(&self) -> anyhow::Result<GuestRun> {
-        let image = self.kernel.image()?;
+        let state = booted::state(self.kernel)?;
         let work = tempfile::tempdir().context("a folder for the guest")?;
-        let initramfs = work.path().join("initramfs");
-        fs::write(&initramfs, self.initramfs()?).context("write the guest's initramfs")?;
-        let console_file = work.path().join("console");
-        let output_file = work.path().join("output");
-        let qemu_file = work.path().join("qemu");
-
-        let mut command = Command::new("qemu-system-x86_64");
-        command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-machine", "q35,accel=tcg", "-smp", "1"])
-            .args(["-m", &self.memory_mib.to_string()])
-            .arg("-kernel")
-            .arg(image)
-            .arg("-initrd")
-            .arg(&initramfs)
-            .arg("-append");
+        let [console_file, output_file, qemu_file, sums, own] =
+            ["console", "output", "qemu", "sums", "own"].map(|name| work.path().join(name));
+        let mut command = booted::machine(&console_file, &output_file)?;
+        booted::begin(&mut command, &state);
         let mut disks = self.disks.clone();
-        let sums = work.path().join("sums");
+        let mut sums_disk = None;
         if self.sums_by_host {
             File::create(&sums)?.set_len(SUMS_BYTES).context("a disk for the sums")?;
-            let name = Self::disk_name(disks.len());
-            command.arg(format!("{COMMAND_LINE} sums={}", name.trim_start_matches("/dev/")));
+            sums_disk = Some(Self::disk_name(disks.len()));
             disks.push((sums.clone(), DiskOptions { sparse: true, ..DiskOptions::default() }));
-        } else {
-            command.arg(COMMAND_LINE);
         }
-        for file in [&console_file, &output_file] {
-            command.arg("-serial").arg(format!("file:{}", option_value(file)?));
-        }
+        let root = initramfs::own(self, sums_disk.as_deref())?;
+        fs::write(&own, root).context("write the guest's files")?;
         for (index, (image, options)) in disks.iter().enumerate() {
+            ensure!(index < Self::MOST_DISKS, "a guest has room for {} disks", Self::MOST_DISKS);
             command.args(disk_arguments(index, image, *options)?);
         }
+        let read_only = DiskOptions { read_only: true, ..DiskOptions::default() };
+        command.args(disk_arguments(Self::MOST_DISKS, &own, read_only)?);
         let qemu_log = File::create(&qemu_file).context("create QEMU's log")?;
         command.stdin(Stdio::null()).stdout(qemu_log.try_clone()?).stderr(qemu_log);
 
@@ -400,22 +367,6 @@ impl Guest {
         }
         Ok(run)
     }
-
-    fn initramfs(&self) -> anyhow::Result<Vec<u8>> {
-        let mut archive = initramfs::base(self.kernel, &self.modules)?;
-        let tree = Tree::new()?;
-        tree.file("/init", include_bytes!("init.sh"), 0o755)?;
-        tree.file("/prelude.sh", include_bytes!("prelude.sh"), 0o644)?;
-        tree.file("/script.sh", self.script.as_bytes(), 0o644)?;
-        for binary in &self.binaries {
-            tree.program(binary)?;
-        }
-        for (path, bytes) in &self.files {
-            tree.file(path, bytes, 0o755)?;
-        }
-        archive.extend(tree.archive()?);
-        Ok(archive)
-    }
 }
 
 /// How QEMU asks the host for a disk's data: by io_uring where the host lets it, else by threads. With it and
@@ -433,12 +384,7 @@ fn aio() -> &'static str {
 /// QEMU's options for a disk. Eight disks share a PCI slot, as functions of one device, so that far
 /// more than the bus has slots find room.
 fn disk_arguments(index: usize, image: &Path, options: DiskOptions) -> anyhow::Result<[String; 4]> {
-    let slot = Guest::SLOTS.start + index / Guest::FUNCTIONS;
-    ensure!(
-        Guest::SLOTS.contains(&slot),
-        "a guest has room for {} disks",
-        Guest::SLOTS.len() * Guest::FUNCTIONS
-    );
+    let slot = Guest::FIRST_SLOT + index / Guest::FUNCTIONS;
     let on_off = |on: bool| if on { "on" } else { "off" };
     let drive = format!(
         "if=none,id=disk{index},format=raw,cache=unsafe,discard={},detect-zeroes={},read-only={},\
@@ -644,10 +590,13 @@ mod tests {
     #[test]
     fn disks_fill_the_bus_and_no_more() -> anyhow::Result<()> {
         let options = DiskOptions::default();
-        let last = Guest::SLOTS.len() * Guest::FUNCTIONS - 1;
         assert!(disk_arguments(0, Path::new("a,b"), options)?[1].ends_with("file=a,,b"));
-        assert!(disk_arguments(last, Path::new("a"), options)?[3].contains("addr=0x1e.0x7"));
-        assert!(disk_arguments(last + 1, Path::new("a"), options).is_err());
+        let address =
+            |index| anyhow::Ok(disk_arguments(index, Path::new("a"), options)?[3].clone());
+        assert!(address(0)?.contains("addr=0x2.0x0"));
+        assert!(address(Guest::MOST_DISKS - 1)?.contains("addr=0x1d.0x7"));
+        // Where init.sh looks for the guest's files.
+        assert!(address(Guest::MOST_DISKS)?.contains("addr=0x1e.0x0"));
         Ok(())
     }
 }
