@@ -43,8 +43,8 @@ row() {
     kernels "$rows" "$@" >"$folder/log-$rows" &
 }
 row reader replay running
-row invalidate make repair
-row kinds scan serve verdict writeback
+row invalidate repair
+row kinds make scan serve verdict writeback
 # The others: words, one a suite.
 # shellcheck disable=SC2046
 row $(

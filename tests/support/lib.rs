@@ -22,6 +22,7 @@ pub use kernel::{DiskOptions, Guest, GuestRun, Kernel, Log, ScriptEnd};
 pub use need::{Need, main_with, trial};
 
 use anyhow::{Context as _, bail};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -46,19 +47,24 @@ pub(crate) fn kept(
     make: impl FnOnce(&mut NamedTempFile) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
     let path = cache_dir().join(name);
+    let write = || {
+        let folder = path.parent().context("a folder")?;
+        fs::create_dir_all(folder)?;
+        // Who wants the same waits until it is there.
+        let lock = Flock::lock(fs::File::open(folder)?, FlockArg::LockExclusive);
+        let _lock = lock.map_err(|(_, error)| error)?;
+        if path.exists() {
+            return Ok(());
+        }
+        // A test that is ended leaves no part of it.
+        let mut file = NamedTempFile::new_in(folder)?;
+        make(&mut file)?;
+        // As any other new file: a copy is read by tests that give up root.
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.persist(&path)?;
+        anyhow::Ok(())
+    };
     if !path.exists() {
-        let write = || {
-            let folder = path.parent().context("a folder")?;
-            fs::create_dir_all(folder)?;
-            // Another test may be writing the same: each writes a file of its own, and the name changes
-            // hands in one step.
-            let mut file = NamedTempFile::new_in(folder)?;
-            make(&mut file)?;
-            // As any other new file: a copy is read by tests that give up root.
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-            file.persist(&path)?;
-            anyhow::Ok(())
-        };
         write().with_context(|| format!("write {}", path.display()))?;
     }
     Ok(path)
