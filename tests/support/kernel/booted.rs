@@ -3,10 +3,10 @@
 //! A guest without KVM boots for more than two seconds of processor time, from the state for half a second.
 //! The machine waits in `init.sh` for its disks, and finds them where a disk is that it boots with.
 
-use super::{Kernel, initramfs};
+use super::{Kernel, Stalled, initramfs};
 use crate::kept;
-use anyhow::{Context as _, ensure};
-use std::fs;
+use anyhow::{Context as _, bail, ensure};
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,8 @@ pub(super) fn state(kernel: Kernel) -> anyhow::Result<PathBuf> {
 /// Boots a kernel and writes the state of its machine.
 fn boot(kernel: Kernel, state: &Path) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("a folder for the machine")?;
-    let [root, console, output] = ["root", "console", "output"].map(|name| work.path().join(name));
+    let [root, console, output, monitor] =
+        ["root", "console", "output", "monitor"].map(|name| work.path().join(name));
     fs::write(&root, initramfs::base(kernel)?)?;
     let mut qemu = machine(&console, &output)?
         .arg("-kernel")
@@ -76,27 +77,30 @@ fn boot(kernel: Kernel, state: &Path) -> anyhow::Result<()> {
         .args(["-append", COMMAND_LINE, "-monitor", "stdio"])
         .env("BCACHE_TEST_STATE", state)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(File::create(&monitor)?)
         .spawn()
         .context("run qemu-system-x86_64 (package qemu-system-x86)")?;
-    let mut monitor = qemu.stdin.take().context("QEMU's monitor")?;
-    let said = |file: &Path| fs::read_to_string(file).unwrap_or_default();
+    let mut commands = qemu.stdin.take().context("QEMU's monitor")?;
+    let said = |file: &Path| {
+        fs::read(file).map_or_else(|e| e.to_string(), |it| String::from_utf8_lossy(&it).into())
+    };
     let started = Instant::now();
     while !said(&output).contains(BOOTED) && qemu.try_wait()?.is_none() {
         if started.elapsed() > LIMIT {
             qemu.kill()?;
+            qemu.wait()?;
+            bail!(Stalled(said(&console)));
         }
         sleep(Duration::from_millis(20));
     }
-    // QEMU takes the second command when it has done the first.
-    let commands = "migrate \"exec:exec cat >\\\"$BCACHE_TEST_STATE\\\"\"\nquit\n";
-    let asked = monitor.write_all(commands.as_bytes());
-    let status = qemu.wait().context("wait for QEMU")?;
+    // QEMU takes a command when it has done the one before.
+    let migrate = "migrate \"exec:exec cat >\\\"$BCACHE_TEST_STATE\\\"\"";
+    let asked = commands.write_all(format!("{migrate}\ninfo migrate\nquit\n").as_bytes());
+    let status = super::wait(qemu, LIMIT)?;
+    let said = [console, output, monitor].map(|file| said(&file)).join("\n");
     ensure!(
-        status.success() && asked.is_ok(),
-        "QEMU: {status}\n{}{}",
-        said(&console),
-        said(&output)
+        asked.is_ok() && said.contains("Migration status: completed"),
+        "QEMU: {status:?}\n{said}"
     );
     Ok(())
 }
