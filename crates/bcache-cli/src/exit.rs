@@ -31,12 +31,15 @@ impl ExitError {
     }
 }
 
+/// What a device answered, where that is the reason.
+pub fn device_error(error: &anyhow::Error) -> Option<&DeviceError> {
+    let inner = error.downcast_ref::<ExitError>().map_or(error, |exit| &exit.error);
+    inner.chain().find_map(|cause| cause.downcast_ref())
+}
+
 /// An error with its causes in one line, and that root can, where a device kept its user out.
 pub fn told(error: &anyhow::Error) -> String {
-    let inner = error.downcast_ref::<ExitError>().map_or(error, |exit| &exit.error);
-    let denied = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<DeviceError>().is_some_and(DeviceError::is_permission_denied)
-    };
-    let needs_root = inner.chain().any(denied) && !nix::unistd::geteuid().is_root();
+    let denied = device_error(error).is_some_and(DeviceError::is_permission_denied);
+    let needs_root = denied && !nix::unistd::geteuid().is_root();
     format!("{error:#}{}", if needs_root { ": run this as root" } else { "" })
 }

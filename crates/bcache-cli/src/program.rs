@@ -21,6 +21,8 @@ pub struct Program {
     pub name: &'static str,
     /// Makes its parser.
     pub command: fn() -> Command,
+    /// What its user is to do about an error, in lines; often nothing.
+    pub advise: fn(&anyhow::Error) -> Vec<String>,
 }
 
 impl Program {
@@ -79,6 +81,9 @@ impl Program {
             }
             Err(error) => {
                 self.say(&told(&error));
+                for line in (self.advise)(&error) {
+                    let _ = writeln!(io::stderr(), "{line}");
+                }
                 ExitError::status_of(&error)
             }
         }

@@ -16,7 +16,8 @@ use crate::device::run::OnDevices;
 use crate::man;
 
 /// The command.
-const PROGRAM: Program = Program { name: "bcache-bench", command: cli::command };
+const PROGRAM: Program =
+    Program { name: "bcache-bench", command: cli::command, advise: |_| Vec::new() };
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {

@@ -23,10 +23,11 @@ use bcache_cli::program::Program;
 use crate::cli::{self, Cli, Command};
 use crate::compat;
 use crate::exit::Failure;
-use crate::{ask, man, scan};
+use crate::{ask, man, scan, stakes};
 
 /// The command.
-const PROGRAM: Program = Program { name: "bcachectl", command: cli::command };
+const PROGRAM: Program =
+    Program { name: "bcachectl", command: cli::command, advise: stakes::about_error };
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {

@@ -4,6 +4,8 @@ use std::fs;
 use std::iter;
 use std::path::{Path, PathBuf};
 
+use bcache_cli::exit::device_error;
+use bcache_core::device::{DeviceError, Operation};
 use bcache_core::inspect::{Advice, Danger};
 use serde::Serialize;
 
@@ -29,6 +31,21 @@ impl AdviceReport {
             None => self.text.clone(),
         }
     }
+}
+
+/// What to do where a device does not give what is on it.
+pub fn about_unread(error: &anyhow::Error) -> Vec<AdviceReport> {
+    match device_error(error) {
+        Some(DeviceError::Io { path, operation: Operation::Read, .. }) => {
+            advice(&[Advice::DoNotWipe, Advice::CopyDevice { device: path.clone() }])
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The same in sentences.
+pub fn about_error(error: &anyhow::Error) -> Vec<String> {
+    about_unread(error).iter().map(AdviceReport::sentence).collect()
 }
 
 /// Advice in words, in its order.
@@ -304,4 +321,40 @@ fn register_and_detach(cache: &Path, backing: &[PathBuf]) -> (String, Option<Str
     let detach =
         backing.iter().map(|path| format!("bcachectl detach --wait {}", shell_quoted(path)));
     (text.to_owned(), Some(iter::once(register).chain(detach).collect::<Vec<_>>().join(" && ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use bcache_core::inspect::InspectError;
+    use bcache_core::ops::repair::RepairError;
+
+    use super::*;
+    use crate::exit::{CheckStatus, ExitError};
+
+    fn failed(operation: Operation) -> DeviceError {
+        let source = io::Error::from_raw_os_error(nix::libc::EIO);
+        DeviceError::Io { path: "/dev/a b".into(), operation, offset: 4096, len: 4096, source }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_copied_before_anything_else() {
+        let errors: [anyhow::Error; 3] = [
+            InspectError::from(failed(Operation::Read)).into(),
+            RepairError::from(failed(Operation::Read)).into(),
+            ExitError::wrap(
+                CheckStatus::Failed,
+                anyhow::Error::from(InspectError::from(failed(Operation::Read)))
+                    .context("/dev/a b"),
+            ),
+        ];
+        for error in errors {
+            let [keep, copy] = &about_error(&error)[..] else { panic!("{error:#}") };
+            assert!(keep.starts_with("Do NOT wipe or format"), "{keep}");
+            assert!(copy.ends_with(": ddrescue '/dev/a b' COPY MAP"), "{copy}");
+        }
+        assert!(about_error(&InspectError::from(failed(Operation::Write)).into()).is_empty());
+        assert!(about_error(&anyhow::anyhow!("no such device")).is_empty());
+    }
 }

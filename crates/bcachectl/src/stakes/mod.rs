@@ -4,7 +4,7 @@
 mod advice;
 mod volume;
 
-pub use advice::{AdviceReport, advice};
+pub use advice::{AdviceReport, about_error, about_unread, advice};
 pub use volume::{VolumeReport, find_volume};
 
 use bcache_core::cache_set::OpenError;

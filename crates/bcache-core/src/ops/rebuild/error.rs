@@ -114,8 +114,8 @@ pub enum CommitError {
     #[error("the device changed since it was read")]
     Changed,
     /// The device could not be read again before the first write.
-    #[error(transparent)]
-    Device(DeviceError),
+    #[error("the device cannot be read")]
+    Device(#[source] DeviceError),
     /// The extents could not be read a second time, while nodes were written.
     #[error(transparent)]
     Extents(ExtentsError),

@@ -11,7 +11,7 @@ use crate::ops::repair::ClaimError;
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// A device could not be read.
-    #[error(transparent)]
+    #[error("the device cannot be read")]
     Device(#[from] DeviceError),
     /// There is no cache superblock, nor what is left of one.
     #[error("{}: no cache set that could be repaired", path.display())]

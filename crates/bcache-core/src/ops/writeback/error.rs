@@ -265,8 +265,8 @@ pub enum WritebackState {
 #[derive(Debug, thiserror::Error)]
 pub enum WritebackRunError {
     /// The cache could not be read again before the first write.
-    #[error(transparent)]
-    Device(DeviceError),
+    #[error("the cache cannot be read")]
+    Device(#[source] DeviceError),
     /// The cache is not what the plan was made from.
     #[error("{}: the device changed since it was read", path.display())]
     Changed {

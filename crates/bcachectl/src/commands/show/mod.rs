@@ -28,6 +28,7 @@ use self::deep::{Problems, Shown};
 use crate::cli::ShowArgs;
 use crate::exit::{ExitError, Failure};
 use crate::render::device::{DeviceReport, RunningReport};
+use crate::stakes::{AdviceReport, about_unread};
 use crate::{ask, scan};
 
 /// A device that could not be shown.
@@ -35,11 +36,18 @@ use crate::{ask, scan};
 struct ErrorReport {
     path: String,
     error: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    advice: Vec<AdviceReport>,
 }
 
 impl ErrorReport {
     fn new(path: &Path, error: &anyhow::Error) -> Self {
-        Self { path: path.display().to_string(), error: told(error) }
+        Self { advice: about_unread(error), ..Self::without_advice(path, told(error)) }
+    }
+
+    fn without_advice(path: &Path, error: String) -> Self {
+        Self { path: path.display().to_string(), error, advice: Vec::new() }
     }
 }
 
@@ -97,7 +105,7 @@ impl Status {
         let path = &shown.report.path;
         if let Some(error) = shown.report.running.as_ref().and_then(|it| it.silence(path)) {
             // What is on the device was read: --dirty can tell.
-            self.errors.push(ErrorReport { path: path.display().to_string(), error });
+            self.errors.push(ErrorReport::without_advice(path, error));
         }
         if let Some(error) = shown.take_error() {
             self.fail(ErrorReport::new(&shown.report.path, &error));
@@ -112,6 +120,9 @@ impl Status {
     fn end(&self, args: &ShowArgs) -> Result<ExitCode> {
         for error in &self.errors {
             writeln!(io::stderr(), "bcachectl: {}", error.error)?;
+            for advice in &error.advice {
+                writeln!(io::stderr(), "{}", advice.sentence())?;
+            }
         }
         if args.dirty {
             return Ok(if self.dirty {

@@ -29,7 +29,7 @@ struct Report {
 
 impl Report {
     fn fail(&mut self, device: &MachineDevice, error: String) {
-        self.errors.push(ErrorReport { path: device.path.display().to_string(), error });
+        self.errors.push(ErrorReport::without_advice(&device.path, error));
     }
 }
 
