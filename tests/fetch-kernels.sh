@@ -152,7 +152,8 @@ fetch() {
     release=${package#linux-image-}
     depmod -b "$work" "$release"
     echo "$release" >"$work/release"
-    rm -rf "$into"
+    # With it go the states of machines that have booted it.
+    rm -rf "$into" "$into"-*.state
     mv "$work" "$into"
     trap - EXIT
     tell "$1"

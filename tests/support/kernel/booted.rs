@@ -58,7 +58,8 @@ pub(super) fn state(kernel: Kernel) -> anyhow::Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (kernel.release()?, version, busybox).hash(&mut hasher);
     (MACHINE, COMMAND_LINE, initramfs::MODULES, initramfs::INIT).hash(&mut hasher);
-    kept(format!("kernels/{kernel}-{:016x}.state", hasher.finish()), |file| {
+    // The script that fetches kernels knows them by this name.
+    kept(format!("kernels/{}-{:016x}.state", kernel.name(), hasher.finish()), |file| {
         boot(kernel, file.path()).with_context(|| format!("boot kernel {kernel}"))
     })
 }
