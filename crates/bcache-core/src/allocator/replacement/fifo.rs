@@ -31,3 +31,19 @@ impl FifoCursor {
         super::random::propose(count, table.nbuckets(), || self.next(table), take)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cursor_goes_round_from_the_first_bucket_to_the_last() {
+        let table = BucketTable::new(13, 10).unwrap();
+        let mut cursor = FifoCursor::default();
+        let buckets: Vec<u64> = (0..7).map(|_| cursor.next(&table).0).collect();
+        assert_eq!(buckets, [10, 11, 12, 10, 11, 12, 10]);
+        for (at, bucket) in [(9, 10), (10, 10), (12, 12), (13, 10), (u64::MAX, 10)] {
+            assert_eq!(FifoCursor(at).next(&table), BucketIndex(bucket), "{at}");
+        }
+    }
+}

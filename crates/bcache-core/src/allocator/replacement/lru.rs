@@ -612,6 +612,40 @@ mod tests {
         }
     }
 
+    /// With keys of 32 bits, and with a `min_prio` that wants an exact sweep.
+    #[test]
+    fn the_next_best_take_the_place_of_what_is_refused() {
+        for min_prio in [0, 40_000] {
+            let buckets: Vec<_> = (0..400).map(|i| (400 - i, 9, Mark::Reclaimable)).collect();
+            let table = table(&buckets, 1);
+            let wanted = |refuses: fn(u64) -> bool| {
+                let mut best = Vec::new();
+                let mut tried = 0;
+                let take = |victim: Victim| {
+                    tried += 1;
+                    !refuses(victim.bucket().0)
+                };
+                let push = |victim: Victim| best.push(victim.bucket().0);
+                let mut scratch = Scratch::default();
+                let selected =
+                    select_and_take(&table, min_prio, 10, &mut scratch, || 10, take, push);
+                assert_eq!(selected, Selected { taken: best.len(), refused: tried - best.len() });
+                (best, selected.refused)
+            };
+            // The last bucket has the least prio.
+            let order = |refuses: fn(u64) -> bool| {
+                (1..=400).rev().filter(move |&it| !refuses(it)).take(10).collect::<Vec<u64>>()
+            };
+            let odd: fn(u64) -> bool = |bucket| bucket % 2 == 1;
+            let first: fn(u64) -> bool = |bucket| bucket == 400;
+            assert_eq!(wanted(|_| false), (order(|_| false), 0));
+            assert_eq!(wanted(first), (order(first), 1));
+            assert_eq!(wanted(odd), (order(odd), 9));
+            let (best, refused) = wanted(|_| true);
+            assert!(best.is_empty() && refused >= 10, "{refused}");
+        }
+    }
+
     #[test]
     fn bucket_prio_wraps_as_the_kernels() {
         assert_eq!(bucket_prio(Prio(0), 10, 0), 40960);
