@@ -588,11 +588,15 @@ mod tests {
             ("all equal", &|_| 7),
             ("cold at the end only", &|i| if i + 3000 > len { 1 } else { 30000 }),
         ];
-        for (name, prio) in orders {
-            let buckets: Vec<_> = (0..len).map(|i| (prio(i), 9, Mark::Reclaimable)).collect();
-            let table = table(&buckets, 1);
-            for count in [1, 511, 5000, 100_000, 200_000] {
-                assert_eq!(selected(&table, 0, count), sorted(&table, 0, count), "{name} {count}");
+        // With such a `min_prio` an exact sweep decides; with one sector each, ranks follow one another.
+        for (min_prio, sectors) in [(0, 9), (40_000, 1)] {
+            for (name, prio) in orders {
+                let bucket = |i| (prio(i), sectors, Mark::Reclaimable);
+                let table = table(&(0..len).map(bucket).collect::<Vec<_>>(), 1);
+                for count in [1, 511, 5000, 100_000, 200_000] {
+                    let expected = sorted(&table, min_prio, count);
+                    assert_eq!(selected(&table, min_prio, count), expected, "{name} {count}");
+                }
             }
         }
     }
