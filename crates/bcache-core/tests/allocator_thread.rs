@@ -472,6 +472,43 @@ fn an_idle_cache_writes_nothing() {
     }
 }
 
+/// What is ready is to last until `free_inc` is full again: the thread does not wait until it is empty.
+#[test]
+fn free_inc_is_refilled_before_it_is_empty() {
+    let geometry = Geometry::new(65_536, 3, Sectors(64), Sectors(8)).unwrap();
+    let setup = Setup::new(Config::new(geometry));
+    let core = setup.shared.core();
+    let sizes = core.sizes();
+    let chains = || core.prio_chains().seq();
+    let wait_until = |what: &str, done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            let left = core.free_inc_contents().len();
+            assert!(start.elapsed() < Duration::from_secs(30), "{what}: {left} left");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let allocator = AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap();
+    // But for what a chain of prio sets takes.
+    let enough = sizes.free_inc - 2 * sizes.prio;
+    let is_full = || core.free_inc_contents().len() >= enough && core.next_ready().is_some();
+    wait_until("filled", &is_full);
+    let before = chains();
+    // A quarter is left at least, in which nothing has to wait.
+    for _ in 0..sizes.none + sizes.free_inc * 7 / 16 {
+        setup.shared.bucket_alloc(Reserve::None, true).unwrap();
+    }
+    wait_until("filled again", &|| chains() > before);
+    assert!(allocator.stop().is_ok());
+}
+
+#[test]
+fn a_thread_that_is_dropped_has_ended() {
+    let setup = Setup::new(config(3000));
+    drop(AllocatorThread::start(&setup.shared, setup.io(u32::MAX)).unwrap());
+    assert!(!setup.shared.has_thread() && setup.shared.refiller().is_ok());
+}
+
 /// Everything at once on every policy: afterwards the table and the lists are consistent.
 #[test]
 fn allocations_hits_gcs_and_rescalings_at_once() {

@@ -318,6 +318,7 @@ impl Sweep<'_> {
         let mut masks = [0u64; BLOCK_GROUPS];
         let mut candidates = [0u16; GROUP * BLOCK_GROUPS + 1];
         for (block, words) in self.words.chunks(GROUP * block_groups).enumerate() {
+            // A table is whole groups.
             let groups = words.len() / GROUP;
             vector::victims(
                 words,
@@ -356,9 +357,6 @@ impl Sweep<'_> {
             }
             for &place in candidates.iter().take(found) {
                 self.collect(start + usize::from(place), threshold);
-            }
-            for place in groups * GROUP..words.len() {
-                self.collect(start + place, threshold);
             }
             if self.pile.collected.len() >= room {
                 // More may be wanted by the end of the sweep.
@@ -598,6 +596,18 @@ mod tests {
                     assert_eq!(selected(&table, min_prio, count), expected, "{name} {count}");
                 }
             }
+        }
+    }
+
+    /// What comes after the threshold has fallen, and ranks just below it, is among the best.
+    #[test]
+    fn what_just_passes_a_lowered_threshold_is_taken() {
+        let prio = |i: u16| if i >= 2400 { 9 } else { 10 + i % 2 * 10 };
+        let buckets: Vec<_> = (0..2700).map(|i| (prio(i), 1, Mark::Reclaimable)).collect();
+        let table = table(&buckets, 1);
+        for (min_prio, count) in [(0, 512), (0, 1024), (40_000, 1024)] {
+            let expected = sorted(&table, min_prio, count);
+            assert_eq!(selected(&table, min_prio, count), expected, "{min_prio} {count}");
         }
     }
 

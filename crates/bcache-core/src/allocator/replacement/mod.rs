@@ -114,3 +114,19 @@ pub fn victims(
     }
     taken
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_have_the_names_of_sysfs() {
+        for (replacement, name) in [
+            (Replacement::Lru, "lru"),
+            (Replacement::Fifo, "fifo"),
+            (Replacement::Random, "random"),
+        ] {
+            assert_eq!(Policy::from(replacement).name(), name);
+        }
+    }
+}
