@@ -4,12 +4,13 @@ use std::fs;
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use bcache_cli::exit::device_error;
+use bcache_cli::exit::{REFUSED, device_error};
 use bcache_core::device::{DeviceError, Operation};
 use bcache_core::inspect::{Advice, Danger};
 use serde::Serialize;
 
 use super::size;
+use crate::exit::{CheckStatus, ExitError};
 use crate::render::device::shell_quoted;
 
 /// One thing to do, or not to do.
@@ -33,10 +34,13 @@ impl AdviceReport {
     }
 }
 
-/// What to do where a device does not give what is on it.
+/// What to do where a device does not give what is on it. Once something was written, what was there before
+/// may be what was not wanted: the error says how the device stands, and there is nothing to add.
 pub fn about_unread(error: &anyhow::Error) -> Vec<AdviceReport> {
+    let status = error.downcast_ref::<ExitError>().map_or(REFUSED, |exit| exit.status);
+    let is_untouched = [REFUSED, CheckStatus::Failed as u8].contains(&status);
     match device_error(error) {
-        Some(DeviceError::Io { path, operation: Operation::Read, .. }) => {
+        Some(DeviceError::Io { path, operation: Operation::Read, .. }) if is_untouched => {
             advice(&[Advice::DoNotWipe, Advice::CopyDevice { device: path.clone() }])
         }
         _ => Vec::new(),
@@ -331,7 +335,7 @@ mod tests {
     use bcache_core::ops::repair::RepairError;
 
     use super::*;
-    use crate::exit::{CheckStatus, ExitError};
+    use crate::exit::Failure;
 
     fn failed(operation: Operation) -> DeviceError {
         let source = io::Error::from_raw_os_error(nix::libc::EIO);
@@ -356,5 +360,10 @@ mod tests {
         }
         assert!(about_error(&InspectError::from(failed(Operation::Write)).into()).is_empty());
         assert!(about_error(&anyhow::anyhow!("no such device")).is_empty());
+        // As where what was formatted cannot be read back.
+        for written in [Failure::Partial, Failure::Unproven, Failure::Undefined] {
+            let error = ExitError::wrap(written, InspectError::from(failed(Operation::Read)));
+            assert!(about_error(&error).is_empty());
+        }
     }
 }
