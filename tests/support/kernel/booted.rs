@@ -1,7 +1,7 @@
 //! A kernel that has booted: QEMU's state of its machine, kept in the cache folder. All guests begin there.
 //!
 //! A guest without KVM boots for more than two seconds of processor time, from the state for half a second.
-//! The machine waits in `init.sh` for its disks, and finds them where a disk is that it boots with.
+//! The machine waits in `init.sh` for its disks, and finds them as if they had been plugged in.
 
 use super::{Kernel, Stalled, initramfs};
 use crate::kept;
@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 nokaslr norandmaps
 const MACHINE: &str = "-nodefaults -no-user-config -display none -no-reboot -machine q35,accel=tcg -smp 1 \
                        -m 1024";
 
-/// What a machine says that has booted.
+/// What `init.sh` says when the machine waits for disks.
 const BOOTED: &str = "LAB-BOOTED";
 
 /// How long it may take to boot.
@@ -52,15 +53,22 @@ pub(super) fn begin(command: &mut Command, state: &Path) {
 /// # Errors
 /// When the kernel cannot be fetched, does not boot, or a program is missing.
 pub(super) fn state(kernel: Kernel) -> anyhow::Result<PathBuf> {
-    let version = Command::new("qemu-system-x86_64").arg("--version").output();
-    let version = version.context("run qemu-system-x86_64 (package qemu-system-x86)")?.stdout;
     let busybox = fs::metadata(initramfs::busybox()?)?.modified()?;
     let mut hasher = DefaultHasher::new();
-    (kernel.release()?, version, busybox).hash(&mut hasher);
+    (kernel.release()?, version(), busybox).hash(&mut hasher);
     (MACHINE, COMMAND_LINE, initramfs::MODULES, initramfs::INIT).hash(&mut hasher);
     // The script that fetches kernels knows them by this name.
     kept(format!("kernels/{}-{:016x}.state", kernel.name(), hasher.finish()), |file| {
         boot(kernel, file.path()).with_context(|| format!("boot kernel {kernel}"))
+    })
+}
+
+/// What QEMU says of itself, asked once; nothing where it cannot be run, which shows when a machine is to.
+fn version() -> &'static [u8] {
+    static VERSION: OnceLock<Vec<u8>> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let said = Command::new("qemu-system-x86_64").arg("--version").output();
+        said.map_or_else(|_| Vec::new(), |it| it.stdout)
     })
 }
 

@@ -144,12 +144,13 @@ pub(super) fn busybox() -> anyhow::Result<PathBuf> {
 }
 
 /// What a guest is given beside its disks, as one more disk: its script, and what that needs.
-pub(super) fn own(guest: &Guest, sums: Option<&str>) -> anyhow::Result<Vec<u8>> {
+pub(super) fn own(guest: &Guest) -> anyhow::Result<Vec<u8>> {
     let tree = Tree::new()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     tree.file("/now", now.to_string().as_bytes(), 0o644)?;
-    if let Some(disk) = sums {
-        tree.file("/sums.disk", disk.as_bytes(), 0o644)?;
+    if guest.sums_by_host {
+        // It comes behind the test's disks.
+        tree.file("/sums.disk", Guest::disk_name(guest.disks.len()).as_bytes(), 0o644)?;
     }
     tree.file("/begin.sh", include_bytes!("begin.sh"), 0o644)?;
     tree.file("/prelude.sh", include_bytes!("prelude.sh"), 0o644)?;

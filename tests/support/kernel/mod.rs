@@ -321,20 +321,12 @@ impl Guest {
         let mut command = booted::machine(&console_file, &output_file)?;
         booted::begin(&mut command, &state);
         let mut disks = self.disks.clone();
-        let mut sums_disk = None;
         if self.sums_by_host {
             File::create(&sums)?.set_len(SUMS_BYTES).context("a disk for the sums")?;
-            sums_disk = Some(Self::disk_name(disks.len()));
             disks.push((sums.clone(), DiskOptions { sparse: true, ..DiskOptions::default() }));
         }
-        let root = initramfs::own(self, sums_disk.as_deref())?;
-        fs::write(&own, root).context("write the guest's files")?;
-        for (index, (image, options)) in disks.iter().enumerate() {
-            ensure!(index < Self::MOST_DISKS, "a guest has room for {} disks", Self::MOST_DISKS);
-            command.args(disk_arguments(index, image, *options)?);
-        }
-        let read_only = DiskOptions { read_only: true, ..DiskOptions::default() };
-        command.args(disk_arguments(Self::MOST_DISKS, &own, read_only)?);
+        fs::write(&own, initramfs::own(self)?).context("write the guest's files")?;
+        command.args(disks_arguments(&disks, &own)?);
         let qemu_log = File::create(&qemu_file).context("create QEMU's log")?;
         command.stdin(Stdio::null()).stdout(qemu_log.try_clone()?).stderr(qemu_log);
 
@@ -379,6 +371,19 @@ fn aio() -> &'static str {
             .output();
         if probe.is_ok_and(|it| it.status.success()) { "io_uring" } else { "threads" }
     })
+}
+
+/// QEMU's options for the test's disks, and for the one with the guest's files behind them.
+fn disks_arguments(disks: &[(PathBuf, DiskOptions)], own: &Path) -> anyhow::Result<Vec<String>> {
+    let most = Guest::MOST_DISKS;
+    ensure!(disks.len() <= most, "a guest has room for {most} disks");
+    let read_only = DiskOptions { read_only: true, ..DiskOptions::default() };
+    let mut arguments = Vec::new();
+    for (index, (image, options)) in disks.iter().enumerate() {
+        arguments.extend(disk_arguments(index, image, *options)?);
+    }
+    arguments.extend(disk_arguments(most, own, read_only)?);
+    Ok(arguments)
 }
 
 /// QEMU's options for a disk. Eight disks share a PCI slot, as functions of one device, so that far
@@ -591,12 +596,18 @@ mod tests {
     fn disks_fill_the_bus_and_no_more() -> anyhow::Result<()> {
         let options = DiskOptions::default();
         assert!(disk_arguments(0, Path::new("a,b"), options)?[1].ends_with("file=a,,b"));
-        let address =
-            |index| anyhow::Ok(disk_arguments(index, Path::new("a"), options)?[3].clone());
-        assert!(address(0)?.contains("addr=0x2.0x0"));
-        assert!(address(Guest::MOST_DISKS - 1)?.contains("addr=0x1d.0x7"));
-        // Where init.sh looks for the guest's files.
-        assert!(address(Guest::MOST_DISKS)?.contains("addr=0x1e.0x0"));
+        let of = |count: usize| {
+            let disks = vec![(PathBuf::from("a"), options); count];
+            disks_arguments(&disks, Path::new("own"))
+        };
+        let all = of(Guest::MOST_DISKS)?;
+        assert!(all[3].contains("drive=disk0,addr=0x2.0x0"));
+        let [.., last, _, _, _, own] = &all[..] else { panic!("{all:?}") };
+        assert!(last.contains("addr=0x1d.0x7"), "{last}");
+        // Where init.sh looks for the guest's files, however many disks there are.
+        assert!(own.contains("addr=0x1e.0x0"), "{own}");
+        assert_eq!(of(0)?.last(), Some(own));
+        assert!(of(Guest::MOST_DISKS + 1).is_err());
         Ok(())
     }
 }

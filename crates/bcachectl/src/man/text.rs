@@ -210,7 +210,8 @@ pub(super) const SHOW_AFTER: Sections = &[
     (
         "JSON",
         "With --json the output is one object with devices, and errors where a device could not be \
-         read: path, error, and advice where something can be done. Numbers are numbers, never text. Each device has:
+         read: path, error, and advice where something can be done. Numbers are numbers, \
+         never text. Each device has:
 
 path :: As it was given; bytes that are not UTF-8 are replaced.
 

@@ -46,4 +46,15 @@ mod tests {
             assert_eq!(FifoCursor(at).next(&table), BucketIndex(bucket), "{at}");
         }
     }
+
+    #[test]
+    fn it_gives_up_after_as_many_as_there_are() {
+        let table = BucketTable::new(1000, 10).unwrap();
+        let mut looked = 0;
+        let found = FifoCursor(0).select(&table, 1, &mut |_| {
+            looked += 1;
+            false
+        });
+        assert_eq!((found, looked), (Found::GaveUp, 1000));
+    }
 }
